@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: MPL-2.0 */
+#ifndef DW_CRC32C_H
+#define DW_CRC32C_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* CRC-32C (Castagnoli, RFC 3720 appendix B.4) of `bytes` bytes at p, continuing from `crc`
+ * (0 to begin). Uses the processor's instruction where it has one, else a table. */
+uint32_t dw_crc32c(uint32_t crc, const void *p, size_t bytes);
+
+#endif

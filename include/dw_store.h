@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: MPL-2.0 */
+#ifndef DW_STORE_H
+#define DW_STORE_H
+
+#include "dw_alloc.h"
+#include "dw_error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* The delay store: the messages pending on one delayed exchange, on one replica.
+ *
+ * Write once, read once in due order, delete. Records live in append-only partition files, one
+ * partition a slice of due time; in memory there are a wheel, an id index and a key index over
+ * 32-byte entries, about 50 bytes a pending message whatever its size.
+ *
+ * Raft's log stands in front of the store and replays what a crash took, so nothing here is
+ * fsynced but by a checkpoint. Every change carries the Raft index that it comes from; one at or
+ * below dw_store_applied() is a no-op that answers as if it had found nothing to do.
+ *
+ * Threads: the calls under "writer" come from one thread at a time (they may move between
+ * threads). Those under "anyone" may come from any thread at any time until dw_store_release().
+ * The store takes its own lock, for bounded work in memory only: no call holds it over a system
+ * call. A call that may read, write or fsync a file is marked [I/O].
+ *
+ * Times are ms since the epoch, at most DW_DUE_MAX; the store never reads a clock. */
+
+typedef struct dw_store dw_store;
+
+enum dw_level { DW_LOG_INFO, DW_LOG_WARNING, DW_LOG_ERROR };
+
+/* System calls, so that tests can fail each of them. Same contract as the calls they are named
+ * for: -1 and errno on failure. */
+struct dw_io;
+extern const struct dw_io dw_io_posix;
+
+struct dw_config {
+    uint64_t now_ms;             /* the wheel begins here */
+    uint32_t max_record_bytes;   /* a larger body is DW_ETOOBIG; 1 to 2^31-1 */
+    uint32_t max_open_files;     /* file descriptors kept open, 8 to 4096 */
+    const struct dw_alloc *alloc; /* NULL: dw_alloc_libc */
+    const struct dw_io *io;       /* NULL: dw_io_posix */
+    /* Told of what an operator should know (recovery, corruption: file and offset). May be NULL.
+     * Called from any thread that calls the store, never with the store's lock held. */
+    void (*log)(void *ctx, enum dw_level level, const char *message);
+    void *log_ctx;
+};
+
+struct dw_recovery {
+    uint64_t applied;         /* Raft index that the store is at; 0: it is new */
+    uint64_t pending;         /* messages */
+    uint64_t corrupt_records; /* reported and skipped */
+    uint64_t cut_bytes;       /* cut from the tails of files: Raft's log has them */
+    uint32_t rebuilt_indexes; /* partitions whose index file was rebuilt from the records */
+    uint32_t partitions;
+};
+
+/* Opens the store in directory `dir` (made if missing, mode 0700), at its last durable checkpoint.
+ * Files that the checkpoint does not name are removed, longer ones are cut to what it names.
+ * [I/O] DW_OK, DW_ENOMEM, DW_EIO, DW_EACCES, DW_EVERSION, DW_EINVAL;
+ * DW_ECORRUPT if the manifest itself is unreadable: dw_store_restore() from a snapshot then. */
+int dw_store_open(const char *dir, const struct dw_config *config, dw_store **out,
+                  struct dw_recovery *report);
+
+/* The Raft index of the last durable checkpoint in `dir`, 0 if there is none. Opens nothing.
+ * [I/O] DW_OK, DW_EIO, DW_EACCES, DW_ECORRUPT, DW_EVERSION */
+int dw_store_peek_applied(const char *dir, uint64_t *applied);
+
+/* Replaces whatever is in `dir` by the checkpoint in `snapshot_dir` (hard links, or copies across
+ * file systems). The store must not be open. [I/O] */
+int dw_store_restore(const char *dir, const char *snapshot_dir);
+
+/* Checks the checkpoint in `snapshot_dir` without opening it: manifest whole, every file there and
+ * at least as long as named. [I/O] */
+int dw_store_validate(const char *snapshot_dir, uint64_t *applied);
+
+/* Stops all use: what is under way ends first, every later call answers DW_ECLOSED. Buffers not
+ * yet written are dropped (Raft's log has them). From any thread, any number of times. */
+void dw_store_close(dw_store *store);
+
+/* Frees the memory. After dw_store_close(), once no thread can call any more. NULL is allowed. */
+void dw_store_release(dw_store *store);
+
+/* -------------------------------------------------------------------- writer
+ * A batch, as it stands in a Raft entry (little-endian, no padding, 1 to 65,535 records):
+ *
+ *   u32 length      of the body in bytes, at least 1
+ *   u16 flags       bit 0: `when` is absolute; others 0
+ *   u16 encoding    the caller's; stored and given back
+ *   u64 when        ms of delay after base_ms, or ms since the epoch
+ *   u64 key_hash    0: no key
+ *   body
+ *
+ * due = base_ms + when, or when; cut to DW_DUE_MAX. A record's id is index << 16 | its position. */
+
+struct dw_inserted {
+    uint32_t count;    /* records */
+    uint64_t bytes;    /* of their bodies */
+    uint64_t next_due; /* of the whole store now, DW_NEVER if nothing is pending */
+    uint64_t buffered; /* bytes waiting for dw_store_flush() */
+};
+
+/* Inserts a batch, all of it or nothing. Memory only.
+ * DW_OK, DW_ENOMEM, DW_EFULL, DW_ETOOBIG, DW_EINVAL (a malformed batch), DW_ECLOSED */
+int dw_store_insert(dw_store *store, uint64_t index, uint64_t base_ms, const void *batch,
+                    size_t bytes, struct dw_inserted *out);
+
+/* Checks a batch as insert would, without a store. */
+int dw_batch_check(const void *batch, size_t bytes, uint32_t max_record_bytes, uint32_t *count);
+
+/* Removes the records with these ids, in whatever state, delivered or cancelled; ids that are not
+ * there are passed over. *removed: how many were there. Memory only.
+ * DW_OK, DW_ENOMEM (nothing changed), DW_ECLOSED */
+int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t n,
+                    uint64_t *removed);
+
+/* Gives pending record `id` a new due time. Its record is rewritten where that time belongs.
+ * [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EIO, DW_ECORRUPT, DW_ECLOSED */
+int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t due);
+
+/* Notes that `index` was applied and concerned the store in nothing. */
+void dw_store_note(dw_store *store, uint64_t index);
+
+/* Writes the buffers to the partition files (no fsync). On failure they are kept, and the next
+ * call tries again. [I/O] DW_OK, DW_EIO, DW_ENOSPC, DW_EACCES, DW_ECLOSED */
+int dw_store_flush(dw_store *store);
+
+/* One step of upkeep, of at most some max_bytes of record bodies: splits a coarse partition whose
+ * time nears, rewrites one that is more than half dead, looks ahead in the wheel. *more: call
+ * again soon. [I/O] as dw_store_flush() */
+int dw_store_maintain(dw_store *store, uint64_t now_ms, size_t max_bytes, bool *more);
+
+typedef struct dw_checkpoint dw_checkpoint;
+
+/* Begins a checkpoint of everything up to dw_store_applied(): flushes, and notes which files and
+ * how much of each make it up. One at a time (a second answers DW_EINVAL). [I/O] as flush */
+int dw_store_checkpoint(dw_store *store, dw_checkpoint **out);
+uint64_t dw_checkpoint_applied(const dw_checkpoint *checkpoint);
+
+/* Anyone: fsyncs the files and the directory, writes the manifest and renames it into place; then,
+ * if snapshot_dir is not NULL, hard-links the files there and writes the manifest there, last,
+ * likewise fsynced. After it the store can be opened at this index again. Partitions with nothing
+ * pending are unlinked only once a durable manifest does without them.
+ * [I/O] DW_OK, DW_EIO, DW_ENOSPC, DW_EACCES, DW_ECLOSED */
+int dw_checkpoint_finish(dw_checkpoint *checkpoint, const char *snapshot_dir);
+
+/* Ends it, finished or not, and frees it. NULL is allowed. Before dw_store_release(). */
+void dw_checkpoint_release(dw_checkpoint *checkpoint);
+
+/* -------------------------------------------------------------------- anyone */
+
+struct dw_record {
+    uint64_t id;
+    uint64_t due;      /* as inserted or rescheduled, never the time of a retry */
+    uint64_t key_hash;
+    uint32_t length;   /* of the body, bytes */
+    uint16_t encoding;
+};
+
+/* Where take, read and page put what they find. */
+struct dw_sink {
+    /* Memory for the body of a record of r->length bytes, which the store then fills; NULL: no
+     * memory, and the record stays pending. */
+    void *(*body)(void *ctx, const struct dw_record *r);
+    /* The body given out last is whole. */
+    void (*done)(void *ctx, const struct dw_record *r);
+    /* The record cannot be read (r->id, due, key_hash, length as far as known); `file` and
+     * `offset` say where it is. It is handed out all the same: settle it to be rid of it. The
+     * memory from body(), if it was asked for, is not used. */
+    void (*corrupt)(void *ctx, const struct dw_record *r, const char *file, uint64_t offset);
+    void *ctx;
+};
+
+/* Takes the next records due at now_ms or before, in (due, id) order: at most max_n of them, and
+ * no further one once max_bytes of bodies are reached (at least one). They stay pending, but are
+ * not handed out again until dw_store_postpone() or dw_store_untake(). *next_due: of what is left
+ * to hand out, DW_NEVER if nothing; at or before now_ms: call again. Never early.
+ * [I/O] DW_OK, DW_ENOMEM, DW_EIO, DW_ECLOSED; on an error what was not handed out stays. */
+int dw_store_take(dw_store *store, uint64_t now_ms, uint32_t max_n, uint64_t max_bytes,
+                  const struct dw_sink *sink, uint64_t *next_due);
+
+/* Hands record `id`, taken before, out again at `until`. For this opening of the store only.
+ * DW_OK, DW_ENOENT (gone, or not taken), DW_ENOMEM, DW_ECLOSED */
+int dw_store_postpone(dw_store *store, uint64_t id, uint64_t until);
+
+/* Makes everything taken be handed out again, at its due time: for a reader that starts afresh.
+ * DW_OK, DW_ENOMEM (some may remain taken), DW_ECLOSED */
+int dw_store_untake(dw_store *store);
+
+/* When the next record is to be handed out; DW_NEVER if none. Exact. */
+uint64_t dw_store_next_due(dw_store *store);
+
+/* The Raft index of the last change. */
+uint64_t dw_store_applied(dw_store *store);
+
+struct dw_stat {
+    uint64_t pending;       /* messages, those taken included */
+    uint64_t pending_bytes; /* of their bodies */
+    uint64_t taken;         /* handed out, not yet settled */
+    uint64_t next_due;      /* DW_NEVER if none */
+    uint64_t applied;
+    uint64_t checkpoint_applied; /* the last durable checkpoint's */
+    uint64_t buffered;           /* bytes waiting for dw_store_flush() */
+    uint64_t file_bytes;         /* in partition files */
+    uint64_t dead_bytes;         /* of these, of records no longer pending */
+    uint64_t memory_bytes;       /* held by wheel, indexes, slab and buffers */
+    uint64_t corrupt_records;    /* met since the store was opened */
+    uint32_t partitions;
+    uint32_t open_files;
+    uint64_t histogram[48]; /* as dw_wheel_histogram() */
+};
+
+/* O(1), without the store's lock (a sequence lock over a copy that the other calls publish). */
+int dw_store_stat(dw_store *store, struct dw_stat *out);
+
+/* Shows pending record `id`, body included. [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EIO, DW_ECLOSED;
+ * a corrupt one comes through sink->corrupt. */
+int dw_store_read(dw_store *store, uint64_t id, const struct dw_sink *sink);
+
+/* The first max_n pending records after the cursor (after_due, after_id), in (due, id) order,
+ * without bodies: length, encoding and so on as in out[]. *n: how many. (0, 0) begins. Records that
+ * come and go meanwhile may be shown or not; what stays throughout is shown exactly once.
+ * Visits every entry, in steps that let go of the lock. DW_OK, DW_ENOMEM, DW_ECLOSED */
+int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
+                  uint32_t max_n, uint32_t *n);
+
+/* The ids of at most max pending records with this key hash; *n: how many there are in all. */
+int dw_store_find(dw_store *store, uint64_t key_hash, uint64_t *ids, uint32_t max, uint64_t *n);
+
+/* errno behind the last DW_EIO, DW_ENOSPC or DW_EACCES that this thread got. */
+int dw_store_errno(void);
+
+/* Walks everything in memory and checks every invariant; NULL, or what is wrong. For tests. */
+const char *dw_store_check(dw_store *store);
+
+#endif
