@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MPL-2.0
+#
+# make demo     see it work          make check   run every test
+# make dist     build the plugin     make bench   measure it against other ways
+# make build    compile              make deps    install what all of these need (Debian, root)
+
+BROKER_SERIES := 3.10
+BROKER_HOME ?= $(lastword $(sort $(wildcard /usr/lib/rabbitmq/lib/rabbitmq_server-$(BROKER_SERIES).*)))
+PYTHON ?= /usr/bin/python3
+REBAR3 ?= rebar3
+CLANG_FORMAT ?= clang-format-14
+CC := gcc
+
+APP := rabbitmq_delay_wheel
+VERSION := $(shell sed -n 's/.*{vsn, "\(.*\)"}.*/\1/p' erl_src/$(APP).app.src)
+NIF := priv/rabbit_delay_store.so
+EZ := dist/$(BROKER_SERIES)/$(APP)-$(VERSION).ez
+
+export ERL_LIBS = $(BROKER_HOME)/plugins
+export REBAR_OFFLINE := 1
+export REBAR_GLOBAL_CONFIG_DIR := $(CURDIR)/_build/global
+export LC_ALL := C.UTF-8
+
+.PHONY: deps deps-build deps-demo build nif erl dist demo demo-stop bench format clean \
+        check check-c check-erl check-integration check-static \
+        suites-c suites-erl suites-integration suites-static c-tests
+.DELETE_ON_ERROR:
+
+build: deps-build
+	@$(MAKE) --no-print-directory nif erl
+
+# What is missing is installed before anything looks for it; hence the second make in `build`.
+deps:
+	@scripts/deps check
+deps-build:
+	@scripts/deps build
+deps-demo:
+	@scripts/deps demo
+
+# ---------------------------------------------------------------------------- C
+C_CORE := $(filter-out c_src/dw_nif.c,$(wildcard c_src/*.c))
+C_ALL := $(wildcard c_src/*.c c_src/*.h include/*.h tests/c/*.c tests/c/*.h tests/bench/*.c)
+# Programs of one module's tests each; what has no main is support for them.
+C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
+C_TESTS_THREADED := $(filter %_threads,$(C_TESTS))
+C_SUPPORT := $(filter-out tests/c/test_%,$(wildcard tests/c/*.c))
+
+C_STANDARD := -std=c11 -D_GNU_SOURCE -Iinclude -Ic_src
+C_WARNINGS := -Wall -Wextra -Wpedantic -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
+              -Wpointer-arith -Wvla
+CORE_WARNINGS := $(C_WARNINGS) -Wconversion
+C_HARDENED := -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection -fcf-protection
+C_NIF_FLAGS := $(C_STANDARD) -O2 -g -fPIC -fvisibility=hidden $(C_HARDENED) \
+               -ffile-prefix-map=$(CURDIR)=. -I$(or $(ERL_INCLUDE),/usr/lib/erlang/usr/include)
+LIBCK := $(firstword $(wildcard /usr/lib/*/libck.a /usr/lib/libck.a))
+
+NIF_OBJECTS := $(patsubst c_src/%.c,_build/c/nif/%.o,$(C_CORE) c_src/dw_nif.c)
+
+nif: $(NIF)
+
+_build/c/nif/%.o: c_src/%.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(C_NIF_FLAGS) $(CORE_WARNINGS) -MMD -MP -c -o $@ $<
+
+$(NIF): $(NIF_OBJECTS)
+	$(CC) -shared -Wl,-z,relro,-z,now,-z,noexecstack,--as-needed -o $@ $^ $(LIBCK) -lpthread
+
+# The core and its tests in three flavours.
+c_flags_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+                -fno-sanitize-recover=all
+c_flags_tsan := -O1 -g -fsanitize=thread
+c_flags_plain := -O2 -g
+
+define flavour
+_build/c/$(1)/core/%.o: c_src/%.c Makefile
+	@mkdir -p $$(@D)
+	$$(CC) $$(C_STANDARD) $$(c_flags_$(1)) $$(CORE_WARNINGS) -MMD -MP -c -o $$@ $$<
+
+_build/c/$(1)/tests/%.o: tests/c/%.c Makefile
+	@mkdir -p $$(@D)
+	$$(CC) $$(C_STANDARD) -Itests/c $$(c_flags_$(1)) $$(C_WARNINGS) -MMD -MP -c -o $$@ $$<
+
+_build/c/$(1)/libdw.a: $$(patsubst c_src/%.c,_build/c/$(1)/core/%.o,$$(C_CORE)) \
+                       $$(patsubst tests/c/%.c,_build/c/$(1)/tests/%.o,$$(C_SUPPORT))
+	@rm -f $$@
+	ar rcs $$@ $$^
+
+_build/c/$(1)/test_%: _build/c/$(1)/tests/test_%.o _build/c/$(1)/libdw.a
+	$$(CC) $$(c_flags_$(1)) -o $$@ $$^ -lcmocka $$(LIBCK) -lpthread -lm
+endef
+$(foreach f,asan tsan plain,$(eval $(call flavour,$(f))))
+.PRECIOUS: _build/c/%.o
+
+C_TEST_PROGRAMS := $(C_TESTS:%=_build/c/asan/%) $(C_TESTS:%=_build/c/plain/%) \
+                   $(C_TESTS_THREADED:%=_build/c/tsan/%)
+c-tests: $(C_TEST_PROGRAMS)
+
+-include $(wildcard _build/c/*/*.d _build/c/*/*/*.d)
+
+# ------------------------------------------------------------------------ Erlang
+erl:
+	$(REBAR3) compile
+
+# -------------------------------------------------------------------------- dist
+dist: build
+	@$(MAKE) --no-print-directory $(EZ)
+
+.PHONY: $(EZ)
+$(EZ):
+	@rm -rf dist/$(BROKER_SERIES) && mkdir -p $(@D)
+	escript scripts/ez $(APP) $(VERSION) $@
+
+# -------------------------------------------------------------------------- demo
+demo: deps-demo dist
+	@$(PYTHON) demo/demo.py
+
+demo-stop:
+	@$(PYTHON) demo/demo.py --stop
+
+bench: deps dist
+	$(PYTHON) tests/bench/bench.py
+
+# ------------------------------------------------------------------------- tests
+# A suite that fails does not keep the others from running: what failed stands in the sum.
+RUN := $(PYTHON) tests/tally run
+SUM := $(PYTHON) tests/tally sum
+RESULTS := _build/results
+
+check: deps
+	@rm -rf $(RESULTS)
+	@$(MAKE) --no-print-directory dist suites-static suites-c suites-erl suites-integration
+	@$(SUM)
+
+check-static check-c check-erl check-integration: check-%: deps
+	@rm -f $(RESULTS)/$*-*.json
+	@$(MAKE) --no-print-directory $(if $(filter c,$*),,dist) suites-$*
+	@$(SUM) $*-
+
+suites-c:
+	@$(RUN) c-compile -- $(MAKE) --no-print-directory -k c-tests
+	@for t in $(C_TESTS); do \
+	    CMOCKA_MESSAGE_OUTPUT=xml CMOCKA_XML_FILE=$(RESULTS)/c-$$t/%g.xml \
+	        $(RUN) c-asan-$$t --junit "$(RESULTS)/c-$$t/*.xml" -- _build/c/asan/$$t || exit; \
+	    $(RUN) c-valgrind-$$t -- tests/c/under_valgrind _build/c/plain/$$t || exit; \
+	done
+	@for t in $(C_TESTS_THREADED); do \
+	    $(RUN) c-tsan-$$t -- _build/c/tsan/$$t || exit; \
+	done
+
+suites-erl:
+	@mkdir -p $(RESULTS)/eunit
+	@$(RUN) erl-eunit --junit "$(RESULTS)/eunit/*.xml" -- $(REBAR3) eunit
+
+suites-integration:
+	@$(RUN) integration-pytest --junit "$(RESULTS)/pytest/*.xml" -- \
+	    $(PYTHON) -m pytest -q -p no:cacheprovider --junitxml=$(RESULTS)/pytest/integration.xml \
+	    tests/integration
+
+suites-static:
+	@$(RUN) static-format -- $(CLANG_FORMAT) --dry-run -Werror $(C_ALL)
+	@$(RUN) static-licence -- tests/static/licence
+	@$(RUN) static-dist -- $(PYTHON) tests/static/dist.py $(EZ)
+	@$(RUN) static-rebuild -- tests/static/rebuild $(EZ)
+	@$(RUN) static-xref -- $(REBAR3) xref
+	@$(RUN) static-dialyzer -- $(REBAR3) dialyzer
+
+format:
+	$(CLANG_FORMAT) -i $(C_ALL)
+
+clean:
+	rm -rf _build dist $(NIF)
