@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Fixtures: a broker that most tests share, brokers of one's own for tests that break theirs."""
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+from client import Client
+from management import Management
+from private_broker import PrivateBroker
+
+# The suite also runs against another implementation of the exchange type, for comparison:
+# DELAY_PLUGIN names the plugin and DELAY_PLUGIN_DIR the directory that holds it.
+PLUGIN = os.environ.get("DELAY_PLUGIN", "rabbitmq_delay_wheel")
+PLUGIN_DIRS = [os.environ["DELAY_PLUGIN_DIR"]] if "DELAY_PLUGIN_DIR" in os.environ else None
+
+# Statistics every second, so that a test which reads rates need not wait for five.
+QUICK_STATISTICS = ["collect_statistics_interval = 1000"]
+
+
+@pytest.fixture(scope="session")
+def brokers():
+    """Makes brokers, which are ended and deleted with the session; KEEP_BROKERS=1 in the
+    environment leaves their directories, logs included."""
+    root = tempfile.mkdtemp(prefix="delay-wheel-tests-")
+    made = []
+
+    def make(name, conf=(), enable=(PLUGIN,), start=True, plugin_dirs=None, **options):
+        broker = PrivateBroker(os.path.join(root, name), plugin_dirs=plugin_dirs or PLUGIN_DIRS,
+                               enable=enable, conf=[*QUICK_STATISTICS, *conf], **options)
+        made.append(broker)
+        if start:
+            broker.start()
+        return broker
+
+    yield make
+    for broker in made:
+        broker.end()
+    if not os.environ.get("KEEP_BROKERS"):
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def broker(brokers):
+    """The broker that most tests share: none of them may harm it."""
+    return brokers("shared", enable=(PLUGIN, "rabbitmq_management",
+                                     "rabbitmq_consistent_hash_exchange", "rabbitmq_prometheus"))
+
+
+@pytest.fixture(scope="session")
+def management(broker):
+    return Management(broker)
+
+
+@pytest.fixture
+def client(broker):
+    client = Client(broker)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def another_client(broker):
+    client = Client(broker)
+    yield client
+    client.close()

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Keys in rabbitmq.conf: what they do, and what a wrong value does."""
+
+import pika
+import pika.exceptions
+import pytest
+
+import wire
+from client import Client
+from conftest import PLUGIN
+from management import Management, eventually
+
+
+def refused(client, *args, **kwargs):
+    """True if the publish was refused in one of the ways that a publisher can see."""
+    try:
+        client.publish(*args, **kwargs)
+    except pika.exceptions.NackError:
+        return True
+    except pika.exceptions.ChannelClosedByBroker as closed:
+        return closed.reply_code == 406
+    return False
+
+
+def test_a_message_over_the_limit_is_refused_and_the_rest_goes_on(limited):
+    client = Client(limited)
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"small", delay=1000)
+    assert refused(client, exchange, body=bytes(1 << 20), delay=300)
+    client.publish(exchange, body=b"small too", delay=1000)
+    assert client.texts(queue, 2) == ["small", "small too"]
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def limited(brokers):
+    """A broker whose every limit of ours is set, and whose WAL and snapshots are small."""
+    broker = brokers("limited", conf=[
+        "delayed_message.max_message_size = 100000",
+        "delayed_message.max_delay = 20000",
+        "delayed_message.unusable_delay = route_now",
+        "delayed_message.in_flight.messages = 10",
+        "delayed_message.in_flight.bytes = 10000",
+        "delayed_message.wal_size = 4194304",
+        "delayed_message.snapshot_interval.messages = 1000",
+        "delayed_message.snapshot_interval.bytes = 1000000",
+    ], enable=(PLUGIN, "rabbitmq_management"))
+    yield broker
+    broker.end()
+
+
+def test_unusable_delays_are_routed_at_once_where_so_configured(limited):
+    client = Client(limited)
+    exchange, queue = client.delayed_and_queue()
+    for header in (20001, "soon", True):
+        client.publish(exchange, body=str(header).encode(), delay=header)
+    assert client.texts_until_marker(queue) == ["20001", "soon", "True"]
+    client.close()
+
+
+def test_an_exchange_argument_goes_before_the_configuration(limited):
+    client = Client(limited)
+    exchange = client.delayed(arguments={"x-delay-unusable": "reject", "x-delay-max": 30000})
+    client.publish(exchange, delay=25000)
+    code, text = client.refusal(exchange, delay=30001)
+    assert code == 406 and "30000" in text
+    client.close()
+
+
+def test_a_small_limit_in_flight_delays_nothing_for_good(limited):
+    client = Client(limited)
+    exchange, queue = client.delayed_and_queue()
+    with wire.Publisher(limited) as publisher:
+        publisher.publish(exchange, "k", [f"{n:05}" * 200 for n in range(3000)],
+                          headers={"x-delay": 500})
+    got = [delivery.text[:5] for delivery in client.collect(queue, 3000, within=60)]
+    assert sorted(got) == [f"{n:05}" for n in range(3000)]
+    client.close()
+
+
+def test_a_memory_alarm_blocks_publishers_of_delayed_messages(limited):
+    client = Client(limited)
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"before", delay=100)
+    publisher = wire.Publisher(limited)
+    limited.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        management = Management(limited)
+        eventually(lambda: management.get("nodes")[0]["mem_alarm"], bool)
+        publisher.send(exchange, "k", ["during"], headers={"x-delay": 100})
+        with pytest.raises(wire.Unanswered):
+            publisher.await_answers(2)
+        assert client.texts(queue, 1) == ["before"]
+    finally:
+        limited.ctl("set_vm_memory_high_watermark", "0.6")
+    publisher.await_answers(30)
+    assert publisher.confirmed == {1}
+    assert client.texts(queue, 1) == ["during"]
+    publisher.close()
+    client.close()
+
+

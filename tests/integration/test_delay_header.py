@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: MPL-2.0
+"""What a publisher may write as a delay, in which AMQP type, and what it may not."""
+
+import time
+
+import pytest
+
+import wire
+from client import assert_on_time, lateness
+
+MAXIMUM = 315360000000
+
+DELAYS = [
+    ("signed byte", wire.signed_byte(127), 127),
+    ("unsigned byte", wire.unsigned_byte(255), 255),
+    ("signed short", wire.signed_short(400), 400),
+    ("unsigned short", wire.unsigned_short(400), 400),
+    ("signed int", wire.signed_int(400), 400),
+    ("unsigned int", wire.unsigned_int(400), 400),
+    ("signed long", wire.signed_long(400), 400),
+    ("signed long written L", wire.also_signed_long(400), 400),
+    ("float", wire.single_float(400.75), 400),
+    ("double", wire.double_float(400.999), 400),
+    ("decimal", wire.decimal(40075, 2), 400),
+    ("decimal without scale", wire.decimal(400, 0), 400),
+    ("numeric string", "400", 400),
+    ("numeric bytes", wire.byte_array(b"400"), 400),
+]
+
+AT_ONCE = [
+    ("zero", 0, 0),
+    ("zero, unsigned long int", wire.unsigned_int(0), 0),
+    ("zero, string", "0", 0),
+    ("less than a millisecond, double", wire.double_float(0.9), 0),
+    ("less than a millisecond, decimal", wire.decimal(9, 1), 0),
+    ("negative byte", wire.signed_byte(-128), -128),
+    ("negative short", wire.signed_short(-300), -300),
+    ("negative int", -5000, -5000),
+    ("most negative long", wire.signed_long(-2**63), -2**63),
+    ("negative string", "-5000", -5000),
+    ("negative double", wire.double_float(-5000.5), -5000),
+    ("huge negative double", wire.double_float(-1e300), None),
+]
+
+UNUSABLE = [
+    ("one over the maximum", wire.signed_long(MAXIMUM + 1)),
+    ("largest long", wire.signed_long(2**63 - 1)),
+    ("over the maximum, string", str(MAXIMUM + 1)),
+    ("huge string", "9" * 40),
+    ("very long string of digits", "9" * 100_000),
+    ("over the maximum, double", wire.double_float(float(MAXIMUM) + 1024)),
+    ("huge double", wire.double_float(1e300)),
+    ("huge float", wire.single_float(3e38)),
+    ("word", "soon"),
+    ("empty string", ""),
+    ("very long word", "x" * 100_000),
+    ("number and unit", "5s"),
+    ("string that is not UTF-8", wire.long_string(b"\xff\xfe\x00")),
+    ("bytes", wire.byte_array(b"\x00\xff\x13\x88")),
+    ("true", True),
+    ("false", False),
+    ("table", {"ms": 5000}),
+    ("array", [5000]),
+    ("timestamp", wire.timestamp(5)),
+]
+
+
+def named(cases):
+    return [pytest.param(*rest, id=name) for name, *rest in cases]
+
+
+def as_number(value):
+    """A header's value as a number, whatever the type it came in."""
+    return int(float(value)) if not isinstance(value, int) else value
+
+
+@pytest.mark.parametrize("header, delay", named(DELAYS))
+def test_every_numeric_type_delays(client, header, delay):
+    exchange, queue = client.delayed_and_queue()
+    published = client.publish(exchange, body=b"later", delay=header)
+    client.publish(exchange, body=b"at once")
+    first, second = client.collect(queue, 2)
+    assert (first.text, second.text) == ("at once", "later")
+    assert_on_time(second, published, delay)
+    assert as_number(second.headers["x-delay"]) == -delay
+
+
+@pytest.mark.parametrize("header, value", named(AT_ONCE))
+def test_zero_and_negative_delays_route_at_once(client, header, value):
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"at once", delay=header)
+    client.publish("", queue, b"after it")
+    first, second = client.collect(queue, 2)
+    assert (first.text, second.text) == ("at once", "after it")
+    if value is not None:
+        assert int(float(first.headers["x-delay"])) == value
+
+
+@pytest.mark.parametrize("headers", [
+    pytest.param({}, id="no headers"), pytest.param({"other": 5000}, id="another header"),
+    pytest.param({"x-delay": None}, id="void")])
+def test_without_the_header_a_message_is_routed_at_once(client, headers):
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"at once", headers=headers)
+    client.publish("", queue, b"after it")
+    first, second = client.collect(queue, 2)
+    assert (first.text, second.text) == ("at once", "after it")
+    assert first.headers == headers
+
+
+@pytest.mark.parametrize("header", named(UNUSABLE))
+def test_an_unusable_delay_is_a_clear_channel_error(client, header):
+    exchange, queue = client.delayed_and_queue()
+    code, text = client.refusal(exchange, body=b"refused", delay=header)
+    assert code == 406
+    assert "x-delay" in text
+    assert str(MAXIMUM) in text
+    assert client.connection.is_open
+    assert client.texts_until_marker(queue) == []
+
+
+def test_the_error_names_the_value(client):
+    exchange = client.delayed()
+    assert "'soon'" in client.refusal(exchange, delay="soon")[1].replace('"', "'")
+    assert str(MAXIMUM + 1) in client.refusal(exchange, delay=wire.signed_long(MAXIMUM + 1))[1]
+
+
+def test_the_maximum_itself_is_accepted(client, management):
+    exchange = client.delayed()
+    client.publish(exchange, body=b"in ten years", delay=wire.signed_long(MAXIMUM))
+    assert management.messages_delayed(exchange) == 1
+
+
+@pytest.mark.parametrize("delay", [2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**38])
+def test_delays_beyond_32_bits_are_not_cut(client, management, delay):
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"in weeks", delay=wire.signed_long(delay))
+    client.publish(exchange, body=b"soon", delay=300)
+    assert client.texts(queue, 1) == ["soon"]
+    assert management.messages_delayed(exchange) == 1
+
+
+def test_an_exchange_may_set_a_lower_maximum(client):
+    exchange = client.delayed(arguments={"x-delay-max": 10000})
+    client.publish(exchange, delay=10000)
+    code, text = client.refusal(exchange, delay=10001)
+    assert code == 406
+    assert "10001" in text and "10000" in text
+
+
+@pytest.mark.parametrize("header", [wire.signed_long(10001), "soon", True, {"ms": 1}])
+def test_an_exchange_may_route_unusable_delays_at_once(client, header):
+    exchange, queue = client.delayed_and_queue(
+        arguments={"x-delay-unusable": "route_now", "x-delay-max": 10000})
+    client.publish(exchange, body=b"routed", delay=header)
+    client.publish("", queue, b"after it")
+    assert client.texts(queue, 2) == ["routed", "after it"]
+
+
+def test_a_refused_delay_does_not_disturb_earlier_messages(client):
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"good", delay=500)
+    client.refusal(exchange, body=b"bad", delay="soon")
+    assert client.texts(queue, 1) == ["good"]
+
+
+# ------------------------------------------------------------------ the other two headers
+
+def now_ms():
+    return time.time() * 1000
+
+
+@pytest.mark.parametrize("header, delay", named(DELAYS))
+def test_delivery_delay_is_understood_in_every_numeric_type(client, header, delay):
+    exchange, queue = client.delayed_and_queue()
+    published = client.publish(exchange, body=b"later", headers={"x-opt-delivery-delay": header})
+    client.publish(exchange, body=b"at once")
+    first, second = client.collect(queue, 2)
+    assert (first.text, second.text) == ("at once", "later")
+    assert_on_time(second, published, delay)
+    assert as_number(second.headers["x-opt-delivery-delay"]) == pytest.approx(delay, abs=1)
+
+
+@pytest.mark.parametrize("encode", [
+    pytest.param(wire.signed_long, id="long"), pytest.param(str, id="string"),
+    pytest.param(wire.double_float, id="double")])
+def test_delivery_time_is_a_time_since_the_epoch(client, encode):
+    exchange, queue = client.delayed_and_queue()
+    due = int(now_ms()) + 600
+    client.publish(exchange, body=b"later", headers={"x-opt-delivery-time": encode(due)})
+    client.publish(exchange, body=b"at once")
+    first, second = client.collect(queue, 2)
+    assert (first.text, second.text) == ("at once", "later")
+    assert int(float(second.headers["x-opt-delivery-time"])) == due
+    assert now_ms() >= due
+
+
+@pytest.mark.parametrize("due", [1, "1000", -1, 0])
+def test_a_delivery_time_of_type_timestamp_counts_in_seconds(client):
+    exchange, queue = client.delayed_and_queue()
+    due = int(time.time()) + 2
+    client.publish(exchange, body=b"later", headers={"x-opt-delivery-time": wire.timestamp(due)})
+    client.publish(exchange, body=b"at once")
+    assert client.texts(queue, 2) == ["at once", "later"]
+    assert time.time() >= due
+
+
+def test_a_delivery_time_in_the_past_routes_at_once(client, due):
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"at once", headers={"x-opt-delivery-time": due})
+    client.publish("", queue, b"after it")
+    assert client.texts(queue, 2) == ["at once", "after it"]
+
+
+@pytest.mark.parametrize("name", ["x-opt-delivery-time", "x-opt-delivery-delay"])
+@pytest.mark.parametrize("value", [
+    pytest.param("soon", id="word"), pytest.param(True, id="bool"),
+    pytest.param({"ms": 1}, id="table"),
+    pytest.param(wire.signed_long(2**62), id="huge")])
+def test_their_unusable_values_are_refused_by_name(client, name, value):
+    exchange, queue = client.delayed_and_queue()
+    code, text = client.refusal(exchange, headers={name: value})
+    assert code == 406
+    assert name in text and str(MAXIMUM) in text
+    assert client.texts_until_marker(queue) == []
+
+
+def test_a_delivery_time_beyond_the_maximum_delay_is_refused(client):
+    exchange = client.delayed(arguments={"x-delay-max": 10000})
+    client.publish(exchange, headers={
+        "x-opt-delivery-time": wire.signed_long(int(now_ms()) + 9000)})
+    code, text = client.refusal(exchange, headers={
+        "x-opt-delivery-time": wire.signed_long(int(now_ms()) + 20000)})
+    assert code == 406
+    assert "x-opt-delivery-time" in text and "10000" in text
+
+
+def test_delivery_time_goes_before_delivery_delay_and_x_delay(client):
+    exchange, queue = client.delayed_and_queue()
+    due = int(now_ms()) + 600
+    client.publish(exchange, body=b"later", delay=60000, headers={
+        "x-opt-delivery-time": wire.signed_long(due), "x-opt-delivery-delay": 60000})
+    delivery = client.one(queue)
+    assert now_ms() >= due
+    assert delivery.headers == {"x-opt-delivery-time": due, "x-opt-delivery-delay": 60000,
+                                "x-delay": -60000}
+
+
+def test_delivery_delay_goes_before_x_delay(client):
+    exchange, queue = client.delayed_and_queue()
+    published = client.publish(exchange, body=b"later", delay=60000,
+                               headers={"x-opt-delivery-delay": 400})
+    delivery = client.one(queue)
+    assert_on_time(delivery, published, 400)
+    assert delivery.headers == {"x-opt-delivery-delay": 400, "x-delay": -60000}
+
+
+def test_none_of_many_is_early(client):
+    exchange, queue = client.delayed_and_queue()
+    published = {}
+    for number in range(200):
+        delay = 50 + (number * 37) % 1000
+        published[str(number)] = (client.publish(exchange, body=str(number).encode(), delay=delay),
+                                  delay)
+    early = [(delivery.text, lateness(delivery, *published[delivery.text]))
+             for delivery in client.collect(queue, 200)
+             if lateness(delivery, *published[delivery.text]) < 0]
+    assert early == []
