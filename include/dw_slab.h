@@ -9,12 +9,13 @@
 
 /* The slab: one 32-byte entry a pending message, addressed by a 32-bit number
  * that stays the same for the entry's life. Entries live in segments of 65,536
- * (2 MiB) that are never moved, so growth costs one allocation and no copy. */
+ * (2 MiB; the first of them in pieces of 32 KiB) that are never moved, so growth
+ * costs one allocation and no copy. */
 
-#define DW_NIL UINT32_MAX                  /* no entry */
-#define DW_NEVER UINT64_MAX                /* no time */
+#define DW_NIL UINT32_MAX                    /* no entry */
+#define DW_NEVER UINT64_MAX                  /* no time */
 #define DW_DUE_MAX ((UINT64_C(1) << 48) - 1) /* ms since the epoch; the year 10889 */
-#define DW_PART_MAX 4095u                  /* partition numbers are 0..4094; 4095 is none */
+#define DW_PART_MAX 4095u                    /* partition numbers are 0..4094; 4095 is none */
 
 enum dw_state {
     DW_FREE = 0,    /* on the free list */
