@@ -63,7 +63,7 @@ _build/c/nif/%.o: c_src/%.c Makefile
 	$(CC) $(C_NIF_FLAGS) $(CORE_WARNINGS) -MMD -MP -c -o $@ $<
 
 $(NIF): $(NIF_OBJECTS)
-	$(CC) -shared -Wl,-z,relro,-z,now,-z,noexecstack,--as-needed -o $@ $^ $(LIBCK) -lpthread
+	$(CC) -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,nodelete,--as-needed -o $@ $^ $(LIBCK) -lpthread
 
 # The core and its tests in three flavours.
 c_flags_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \

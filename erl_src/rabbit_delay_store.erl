@@ -1,0 +1,320 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% The delay store: the messages pending on one delayed exchange, on one replica, as the C library
+%% in c_src/ keeps them. include/dw_store.h says what each call does; this is how it looks here.
+%%
+%% Times are in ms since the epoch, below 2^48. Index is a Raft index, below 2^48: a change whose
+%% index the store is already at or beyond changes nothing and answers as if it had found nothing to
+%% do. An id is Index bsl 16 + the record's position in its batch.
+%%
+%% A batch, as it stands in a Raft entry: 1 to 65,535 records, one after the other, each
+%%
+%%   <<Length:32/little,       of the body, at least 1
+%%     Flags:16/little,        bit 0: When is absolute; others 0
+%%     Encoding:16/little,     the caller's; stored and given back
+%%     When:64/little,         ms of delay after BaseMs, or ms since the epoch
+%%     KeyHash:64/little,      0: no key
+%%     Body:Length/binary>>
+%%
+%% Who may call what. One process at a time writes: insert, settle, reschedule, note, flush,
+%% maintain, checkpoint. A second one that tries meanwhile gets {error, busy}, and so does whoever
+%% begins a checkpoint while one is being finished. Any process may call the rest at any time.
+%%
+%% A directory has one opening. Opening or restoring it again closes the older one first, waiting
+%% for what is under way in it; calls on that one then answer {error, eclosed}, as after close/1. So
+%% a process that takes over from one that died need not know what that left behind. A store that
+%% nobody refers to any more is closed and freed in the background. What was not flushed is dropped
+%% in all these cases: Raft's log has it.
+%%
+%% Wrong types and numbers out of range are badarg. Errors of the operating system come as
+%% {error, {eio | enospc | eacces, Errno}}, {eacces, ewouldblock} being a directory that another
+%% process of the operating system has open; the others are atoms, named as in include/dw_error.h.
+%%
+%% Calls that may touch a file, and those that may take long, run on dirty schedulers.
+-module(rabbit_delay_store).
+
+-export([open/2, close/1, peek_applied/1, restore/2, validate/1]).
+-export([insert/4, check_batch/2, settle/3, reschedule/4, note/2, flush/1, maintain/3,
+         checkpoint/1, finish/2]).
+-export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, page/3, find/3]).
+-export([disk_free/1]).
+
+-export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
+              record/0, error/0]).
+
+-on_load(init/0).
+
+-define(APP, rabbitmq_delay_wheel).
+-define(LIBRARY, "rabbit_delay_store").
+-define(NOT_LOADED, erlang:nif_error({not_loaded, ?MODULE})).
+
+-opaque store() :: reference().
+-opaque checkpoint() :: reference().
+-type index() :: 0..16#ffffffffffff.
+-type id() :: 0..16#ffffffffffffffff.
+-type ms() :: 0..16#ffffffffffff.
+-type encoding() :: 0..16#ffff.
+-type key_hash() :: 0..16#ffffffffffffffff.
+-type errno() :: atom().
+-type error() :: {error, atom() | {eio | enospc | eacces, errno()}}.
+
+%% A record that has come due, or one that should have and cannot be read: it is in File at Offset,
+%% and is pending until it is settled.
+-type taken() ::
+        {id(), Due :: ms(), encoding(), Body :: binary()}
+        | {corrupt, id(), Due :: ms(), File :: binary(), Offset :: non_neg_integer()}.
+
+%% `body' is there from read/2, not from page/3.
+-type record() ::
+        #{id := id(), due := ms(), key_hash := key_hash(), length := pos_integer(),
+          encoding := encoding(), body => binary()}.
+
+-type options() ::
+        #{now := ms(),
+          %% a larger body is refused; default 2^31-1
+          max_record_bytes => 1..16#7fffffff,
+          %% default 64
+          max_open_files => 8..4096,
+          %% is sent {rabbit_delay_store, info | warning | error, Message :: binary()}
+          log => pid()}.
+
+%% ------------------------------------------------------------------- open and close
+
+%% Opens the store in Dir, made if it is missing, at its last durable checkpoint. The report says
+%% what was found: applied, pending, corrupt_records, cut_bytes, rebuilt_indexes, partitions.
+-spec open(file:filename_all(), options()) ->
+          {ok, store(), Report :: #{atom() => non_neg_integer()}} | error().
+open(Dir, #{now := Now} = Options) ->
+    Defaults = #{max_record_bytes => 16#7fffffff, max_open_files => 64, log => undefined},
+    case map_size(maps:without([now | maps:keys(Defaults)], Options)) of
+        0 ->
+            #{max_record_bytes := MaxRecord, max_open_files := MaxFiles, log := Log} =
+                maps:merge(Defaults, Options),
+            open_nif(path(Dir), Now, MaxRecord, MaxFiles, Log);
+        _ ->
+            error(badarg)
+    end;
+open(_, _) ->
+    error(badarg).
+
+%% Ends all use of the store, now. Any number of times, by anyone.
+-spec close(store()) -> ok.
+close(_Store) ->
+    ?NOT_LOADED.
+
+%% The Raft index of the last durable checkpoint in Dir, 0 if there is none.
+-spec peek_applied(file:filename_all()) -> {ok, index()} | error().
+peek_applied(Dir) ->
+    peek_applied_nif(path(Dir)).
+
+%% Replaces whatever is in Dir by the checkpoint in SnapshotDir.
+-spec restore(file:filename_all(), file:filename_all()) -> ok | error().
+restore(Dir, SnapshotDir) ->
+    restore_nif(path(Dir), path(SnapshotDir)).
+
+%% Whether the checkpoint in SnapshotDir is whole, and the index that it is at.
+-spec validate(file:filename_all()) -> {ok, index()} | error().
+validate(SnapshotDir) ->
+    validate_nif(path(SnapshotDir)).
+
+%% --------------------------------------------------------------------------- writer
+
+%% Inserts a batch, all of it or nothing. Buffered: bytes that wait for flush/1.
+-spec insert(store(), index(), BaseMs :: ms(), Batch :: iodata()) ->
+          {ok, Count :: non_neg_integer(), Bytes :: non_neg_integer(), NextDue :: ms() | infinity,
+           Buffered :: non_neg_integer()}
+          | error().
+insert(Store, Index, BaseMs, Batch) ->
+    insert_nif(Store, Index, BaseMs, flat(Batch)).
+
+%% Checks a batch as insert/4 would.
+-spec check_batch(Batch :: iodata(), MaxRecordBytes :: pos_integer()) ->
+          {ok, Count :: pos_integer()} | error().
+check_batch(Batch, MaxRecordBytes) ->
+    check_batch_nif(flat(Batch), MaxRecordBytes).
+
+%% Removes records, delivered or cancelled. Ids is <<Id:64/little, ...>>; those that are not there
+%% are passed over.
+-spec settle(store(), index(), Ids :: binary()) -> {ok, Removed :: non_neg_integer()} | error().
+settle(_Store, _Index, _Ids) ->
+    ?NOT_LOADED.
+
+%% Gives a pending record a new due time.
+-spec reschedule(store(), index(), id(), Due :: ms()) -> ok | error().
+reschedule(_Store, _Index, _Id, _Due) ->
+    ?NOT_LOADED.
+
+%% Notes that Index was applied and concerned the store in nothing.
+-spec note(store(), index()) -> ok | error().
+note(_Store, _Index) ->
+    ?NOT_LOADED.
+
+%% Writes the buffers to the files, without fsync. After an error they are kept for the next try.
+-spec flush(store()) -> ok | error().
+flush(_Store) ->
+    ?NOT_LOADED.
+
+%% One step of upkeep, of some MaxBytes of bodies at most. `more': call again soon.
+-spec maintain(store(), Now :: ms(), MaxBytes :: pos_integer()) -> {ok, more | done} | error().
+maintain(_Store, _Now, _MaxBytes) ->
+    ?NOT_LOADED.
+
+%% Begins a checkpoint of everything up to Applied. A checkpoint that was begun before and is not
+%% being finished is given up.
+-spec checkpoint(store()) -> {ok, checkpoint(), Applied :: index()} | error().
+checkpoint(_Store) ->
+    ?NOT_LOADED.
+
+%% Makes a checkpoint durable, and then, unless SnapshotDir is `none', a copy of it in that
+%% directory. By any process, once: {error, enoent} if it was finished before or given up.
+-spec finish(checkpoint(), SnapshotDir :: file:filename_all() | none) -> ok | error().
+finish(Checkpoint, none) ->
+    finish_nif(Checkpoint, none);
+finish(Checkpoint, SnapshotDir) ->
+    finish_nif(Checkpoint, path(SnapshotDir)).
+
+%% --------------------------------------------------------------------------- anyone
+
+%% Takes the next records due at Now or before, in (due, id) order: at most MaxN, and none further
+%% once MaxBytes of bodies are reached. They stay pending, but are not handed out again before
+%% postpone/3 or untake/1. NextDue is that of what is left to hand out; if it is not after Now,
+%% there is more. Each body is a binary of its own.
+-spec take(store(), Now :: ms(), MaxN :: 1..65535, MaxBytes :: pos_integer()) ->
+          {ok, [taken()], NextDue :: ms() | infinity} | error().
+take(_Store, _Now, _MaxN, _MaxBytes) ->
+    ?NOT_LOADED.
+
+%% Hands a taken record out again at Until. {error, enoent}: gone, or not taken.
+-spec postpone(store(), id(), Until :: ms()) -> ok | error().
+postpone(_Store, _Id, _Until) ->
+    ?NOT_LOADED.
+
+%% Hands everything taken out again, at its due time: for a reader that starts afresh.
+-spec untake(store()) -> ok | error().
+untake(_Store) ->
+    ?NOT_LOADED.
+
+%% When the next record is to be handed out.
+-spec next_due(store()) -> ms() | infinity | error().
+next_due(_Store) ->
+    ?NOT_LOADED.
+
+%% The Raft index of the last change.
+-spec applied(store()) -> index() | error().
+applied(_Store) ->
+    ?NOT_LOADED.
+
+%% pending, pending_bytes, taken, next_due, applied, checkpoint_applied, buffered, file_bytes,
+%% dead_bytes, memory_bytes, corrupt_records, partitions, open_files, and histogram: 48 counts, the
+%% I-th (from 0) of what comes due in 2^I to 2^(I+1) ms. O(1), and waits for nobody.
+-spec stat(store()) -> #{atom() => non_neg_integer() | infinity | [non_neg_integer()]} | error().
+stat(_Store) ->
+    ?NOT_LOADED.
+
+%% Shows a pending record. {error, enoent}: there is none with this id.
+-spec read(store(), id()) ->
+          {ok, record()} | error()
+          | {error, {corrupt, File :: binary(), Offset :: non_neg_integer()}}.
+read(_Store, _Id) ->
+    ?NOT_LOADED.
+
+%% The first MaxN pending records after {Due, Id}, in this order; {0, 0} begins.
+-spec page(store(), {ms(), id()}, MaxN :: 1..65535) -> {ok, [record()]} | error().
+page(_Store, _After, _MaxN) ->
+    ?NOT_LOADED.
+
+%% The ids of at most Max pending records with this key hash, and how many there are in all.
+-spec find(store(), key_hash(), Max :: 1..65535) ->
+          {ok, [id()], Total :: non_neg_integer()} | error().
+find(_Store, _KeyHash, _Max) ->
+    ?NOT_LOADED.
+
+%% The bytes that may still be written to the file system of Dir by the user that this runs as.
+-spec disk_free(file:filename_all()) -> {ok, non_neg_integer()} | error().
+disk_free(Dir) ->
+    disk_free_nif(path(Dir)).
+
+%% -------------------------------------------------------------------------- library
+
+open_nif(_Dir, _Now, _MaxRecordBytes, _MaxOpenFiles, _Log) ->
+    ?NOT_LOADED.
+
+peek_applied_nif(_Dir) ->
+    ?NOT_LOADED.
+
+restore_nif(_Dir, _SnapshotDir) ->
+    ?NOT_LOADED.
+
+validate_nif(_SnapshotDir) ->
+    ?NOT_LOADED.
+
+insert_nif(_Store, _Index, _BaseMs, _Batch) ->
+    ?NOT_LOADED.
+
+check_batch_nif(_Batch, _MaxRecordBytes) ->
+    ?NOT_LOADED.
+
+finish_nif(_Checkpoint, _SnapshotDir) ->
+    ?NOT_LOADED.
+
+disk_free_nif(_Dir) ->
+    ?NOT_LOADED.
+
+%% Flattening may take long, and iolist_to_binary/1 gives way where a NIF could not.
+flat(Batch) when is_binary(Batch) -> Batch;
+flat(Batch) -> iolist_to_binary(Batch).
+
+path(Name) when (is_binary(Name) orelse is_list(Name)), Name =/= "", Name =/= <<>> ->
+    try filename:absname(Name) of
+        Path when is_binary(Path) -> Path;
+        Path -> native(unicode:characters_to_binary(Path, unicode, file:native_name_encoding()))
+    catch
+        error:_ -> error(badarg)
+    end;
+path(_) ->
+    error(badarg).
+
+native(Path) when is_binary(Path) -> Path;
+native(_) -> error(badarg).
+
+init() ->
+    File = filename:join(code:priv_dir(?APP), ?LIBRARY ".so"),
+    case file:read_file(File) of
+        {ok, Bytes} ->
+            Build = binary:encode_hex(erlang:md5(Bytes)),
+            erlang:load_nif(filename:rootname(own_copy(File, Bytes, Build)), Build);
+        {error, Reason} ->
+            {error, {load_failed, {File, Reason}}}
+    end.
+
+%% Where the broker unpacks plugin archives, it does so again, over the files in use, whenever any
+%% plugin is enabled or disabled at run time; a library that is being executed would then crash the
+%% VM. So there a copy is loaded, under a name that tells builds apart and is never written twice.
+own_copy(File, Bytes, Build) ->
+    case application:get_env(rabbit, plugins_expand_dir) of
+        {ok, Expanded} ->
+            case lists:prefix(filename:split(Expanded), filename:split(File)) of
+                true -> copied(filename:rootname(File) ++ "-" ++ binary_to_list(Build) ++ ".so",
+                               Bytes, File);
+                false -> File
+            end;
+        undefined ->
+            File
+    end.
+
+copied(Copy, Bytes, File) ->
+    New = Copy ++ ".new",
+    case filelib:is_regular(Copy) of
+        true ->
+            Copy;
+        false ->
+            case file:write_file(New, Bytes) of
+                ok ->
+                    case file:rename(New, Copy) of
+                        ok -> Copy;
+                        {error, _} -> File
+                    end;
+                {error, _} ->
+                    File
+            end
+    end.
