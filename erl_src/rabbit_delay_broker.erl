@@ -1,0 +1,262 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% The broker as the rest of the plugin sees it: whatever differs between RabbitMQ's series is here,
+%% and nowhere else. This is the adapter for RabbitMQ 3.10.
+-module(rabbit_delay_broker).
+
+-include_lib("rabbit_common/include/rabbit.hrl").
+-include_lib("rabbit_common/include/rabbit_framing.hrl").
+
+-export([series/0, data_dir/0, is_booted/0]).
+-export([exchange_name/1, exchange_arguments/1, is_durable/1, lookup_exchange/1,
+         delayed_exchanges/0, durable_delayed_exchanges/0, restore_bindings/2]).
+-export([message_of/1, awaits_confirm/1, headers/1, payload_size/1, exchange_of/1, encode/1, decode/2, released/1]).
+-export([delivery/1, confirm/3, reject/3, ack_credit/2, channel_can_be_closed/0]).
+-export([declare_queue/2, delete_queue/1, queue_pid/1, queue_stats/2]).
+-export([publisher/0, route/2, publish/4, handle_event/3, handle_down/3, count_released/3,
+         queue_name/1]).
+
+-export_type([message/0, delivery/0, publisher/0, exchange/0]).
+
+-type exchange() :: #exchange{}.
+-type message() :: #basic_message{}.
+-type delivery() :: #delivery{}.
+-opaque publisher() :: rabbit_queue_type:state().
+
+%% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
+-define(ENCODING_BASIC_MESSAGE_3_10, 1).
+
+%% ------------------------------------------------------------------------------- the node
+
+-spec series() -> string().
+series() -> "3.10".
+
+%% The directory that holds this node's data.
+-spec data_dir() -> file:filename().
+data_dir() -> rabbit_mnesia:dir().
+
+%% Whether the broker has booted, so that a boot step runs because a plugin was enabled.
+-spec is_booted() -> boolean().
+is_booted() -> rabbit:is_booted().
+
+%% ---------------------------------------------------------------------------- exchanges
+
+-spec exchange_name(exchange()) -> rabbit_exchange:name().
+exchange_name(#exchange{name = Name}) -> Name.
+
+-spec exchange_arguments(exchange()) -> rabbit_framing:amqp_table().
+exchange_arguments(#exchange{arguments = Args}) -> Args.
+
+-spec is_durable(exchange()) -> boolean().
+is_durable(#exchange{durable = Durable}) -> Durable.
+
+-spec lookup_exchange(rabbit_exchange:name()) -> {ok, exchange()} | {error, not_found}.
+lookup_exchange(Name) -> rabbit_exchange:lookup(Name).
+
+%% Those that exist now, in every vhost.
+-spec delayed_exchanges() -> [exchange()].
+delayed_exchanges() ->
+    mnesia:dirty_match_object(rabbit_exchange, #exchange{type = 'x-delayed-message', _ = '_'}).
+
+%% Those that will exist when every vhost has been recovered.
+-spec durable_delayed_exchanges() -> [exchange()].
+durable_delayed_exchanges() ->
+    mnesia:dirty_match_object(rabbit_durable_exchange,
+                              #exchange{type = 'x-delayed-message', _ = '_'}).
+
+%% The topic type's index of an exchange's bindings is not filled when the broker recovers while
+%% our exchange type is unknown to it: fill it if it is empty.
+-spec restore_bindings(module(), exchange()) -> ok.
+restore_bindings(rabbit_exchange_type_topic = Type, #exchange{name = Name} = X) ->
+    Indexed = mnesia:dirty_match_object(
+                rabbit_topic_trie_node,
+                #topic_trie_node{trie_node = #trie_node{exchange_name = Name, _ = '_'}, _ = '_'}),
+    case Indexed of
+        [] ->
+            rabbit_misc:execute_mnesia_transaction(
+              fun () ->
+                      _ = [ok = Type:add_binding(transaction, X, B)
+                           || B <- rabbit_binding:list_for_source(Name)],
+                      ok
+              end);
+        _ ->
+            ok
+    end;
+restore_bindings(_, _) ->
+    ok.
+
+%% ----------------------------------------------------------------------------- messages
+
+%% The message that an exchange is asked to route.
+-spec message_of(delivery()) -> message().
+message_of(#delivery{message = Message}) -> Message.
+
+-spec awaits_confirm(delivery()) -> boolean().
+awaits_confirm(#delivery{confirm = Confirm}) -> Confirm.
+
+-spec headers(message()) -> rabbit_delay_header:headers().
+headers(#basic_message{content = Content}) -> rabbit_basic:extract_headers(Content).
+
+-spec payload_size(message()) -> non_neg_integer().
+payload_size(#basic_message{content = #content{payload_fragments_rev = Payload}}) ->
+    iolist_size(Payload).
+
+%% Name of the exchange that it was published to; that of the default one is <<>>.
+-spec exchange_of(message()) -> binary().
+exchange_of(#basic_message{exchange_name = #resource{name = Name}}) -> Name.
+
+%% What is stored of a message, and the number that says how to read it.
+-spec encode(message()) -> {Encoding :: pos_integer(), binary()}.
+encode(#basic_message{content = Content} = Message) ->
+    Encoded = rabbit_binary_generator:ensure_content_encoded(Content, rabbit_framing_amqp_0_9_1),
+    Stored = Message#basic_message{content = rabbit_binary_parser:clear_decoded_content(Encoded),
+                                   id = <<>>},
+    {?ENCODING_BASIC_MESSAGE_3_10, term_to_binary(Stored)}.
+
+-spec decode(Encoding :: non_neg_integer(), binary()) -> {ok, message()} | {error, term()}.
+decode(?ENCODING_BASIC_MESSAGE_3_10, Binary) ->
+    try binary_to_term(Binary) of
+        #basic_message{} = Message -> {ok, Message};
+        _ -> {error, not_a_message}
+    catch
+        error:badarg -> {error, not_a_term}
+    end;
+decode(Encoding, _) ->
+    {error, {unknown_encoding, Encoding}}.
+
+%% As it is delivered after its delay.
+-spec released(message()) -> message().
+released(#basic_message{content = Content} = Message) ->
+    Message#basic_message{
+      content = rabbit_basic:map_headers(fun rabbit_delay_header:negate/1, Content)}.
+
+%% ------------------------------------------------ the classic queue process's protocol
+
+%% A message handed to our queue process: who sent it, what to confirm it with (undefined: nothing),
+%% and whether the sender awaits credit for it.
+-spec delivery(term()) ->
+          {ok, message(), Sender :: pid(), SeqNo :: undefined | pos_integer(), flow | noflow} |
+          unknown.
+delivery({deliver, #delivery{message = Message, sender = Sender, flow = Flow,
+                             confirm = Confirm, msg_seq_no = SeqNo}, _}) ->
+    {ok, Message, Sender, case Confirm of true -> SeqNo; _ -> undefined end, Flow};
+delivery(_) ->
+    unknown.
+
+-spec confirm(Sender :: pid(), rabbit_amqqueue:name(), [pos_integer()]) -> ok.
+confirm(Sender, QName, SeqNos) ->
+    rabbit_classic_queue:confirm_to_sender(Sender, QName, SeqNos).
+
+-spec reject(Sender :: pid(), rabbit_amqqueue:name(), pos_integer()) -> ok.
+reject(Sender, QName, SeqNo) ->
+    rabbit_classic_queue:send_rejection(Sender, QName, SeqNo).
+
+-spec ack_credit(Sender :: pid(), flow | noflow) -> ok.
+ack_credit(Sender, flow) -> credit_flow:ack(Sender);
+ack_credit(_, noflow) -> ok.
+
+%% Whether an error raised here closes a client's channel. Elsewhere, in a queue that dead-letters
+%% to us for example, it would end a process that other messages depend on.
+-spec channel_can_be_closed() -> boolean().
+channel_can_be_closed() ->
+    case get(process_name) of
+        {rabbit_channel, _} -> true;
+        _ -> false
+    end.
+
+%% ------------------------------------------------------------- the internal queue's record
+
+%% Records that QName is served by process Pid. The record is non-durable, and exclusive to Pid so
+%% that clients are refused any use of it.
+-spec declare_queue(rabbit_amqqueue:name(), pid()) -> ok | {error, term()}.
+declare_queue(#resource{virtual_host = VHost} = QName, Pid) ->
+    Q = amqqueue:new(QName, Pid, false, false, Pid, [], VHost,
+                     #{user => ?INTERNAL_USER}, rabbit_classic_queue),
+    case rabbit_amqqueue:internal_declare(Q, false) of
+        {created, _} ->
+            ok;
+        {existing, Existing} ->
+            case amqqueue:get_pid(Existing) of
+                Pid ->
+                    ok;
+                Other ->
+                    case is_pid(Other) andalso rabbit_mnesia:is_process_alive(Other) of
+                        true ->
+                            {error, {name_taken, QName}};
+                        false ->
+                            ok = delete_queue(QName),
+                            declare_queue(QName, Pid)
+                    end
+            end;
+        Other ->
+            {error, Other}
+    end.
+
+-spec delete_queue(rabbit_amqqueue:name()) -> ok.
+delete_queue(QName) ->
+    rabbit_amqqueue:internal_delete(QName, ?INTERNAL_USER).
+
+%% The process that the record names, if there is a record.
+-spec queue_pid(rabbit_amqqueue:name()) -> pid() | undefined.
+queue_pid(QName) ->
+    case ets:lookup(rabbit_queue, QName) of
+        [Q] -> amqqueue:get_pid(Q);
+        [] -> undefined
+    end.
+
+%% What the management pages show of the internal queue.
+-spec queue_stats(rabbit_amqqueue:name(), Pending :: non_neg_integer()) -> ok.
+queue_stats(QName, Pending) ->
+    {reductions, Reductions} = process_info(self(), reductions),
+    rabbit_core_metrics:queue_stats(QName, [{messages, Pending}, {messages_ready, Pending},
+                                            {messages_unacknowledged, 0}, {consumers, 0},
+                                            {state, running}]),
+    rabbit_core_metrics:queue_stats(QName, Pending, 0, Pending, Reductions).
+
+%% -------------------------------------------------------------------------------- release
+
+%% The state that publishing to queues and awaiting their confirms needs.
+-spec publisher() -> publisher().
+publisher() -> rabbit_queue_type:init().
+
+%% The queues that a message goes to from exchange X now.
+-spec route(exchange(), message()) -> [amqqueue:amqqueue()].
+route(X, Message) ->
+    Names = rabbit_exchange:route(X, rabbit_basic:delivery(false, true, Message, undefined)),
+    rabbit_amqqueue:prepend_extra_bcc(rabbit_amqqueue:lookup(Names)).
+
+-spec queue_name(amqqueue:amqqueue()) -> rabbit_amqqueue:name().
+queue_name(Q) -> amqqueue:get_name(Q).
+
+%% Publishes to these queues; what becomes of it arrives as actions, now or from the two functions
+%% below: {settled | rejected, QName, [SeqNo]}.
+-spec publish([amqqueue:amqqueue()], message(), SeqNo :: pos_integer(), publisher()) ->
+          {ok, publisher(), [term()]} | {error, term()}.
+publish(Qs, Message, SeqNo, Publisher) ->
+    rabbit_queue_type:deliver(Qs, rabbit_basic:delivery(false, true, Message, SeqNo), Publisher).
+
+-spec handle_event(rabbit_amqqueue:name(), term(), publisher()) ->
+          {ok, publisher(), [term()]} | {eol, publisher()}.
+handle_event(QName, Event, Publisher) ->
+    case rabbit_queue_type:handle_event(QName, Event, Publisher) of
+        {ok, Publisher1, Actions} -> {ok, Publisher1, Actions};
+        eol -> {eol, rabbit_queue_type:remove(QName, Publisher)};
+        {protocol_error, _, _, _} -> {ok, Publisher, []}
+    end.
+
+-spec handle_down(pid(), Reason :: term(), publisher()) ->
+          {ok, publisher(), [term()]} | {eol, rabbit_amqqueue:name(), publisher()}.
+handle_down(Pid, Reason, Publisher) ->
+    case rabbit_queue_type:handle_down(Pid, Reason, Publisher) of
+        {ok, Publisher1, Actions} -> {ok, Publisher1, Actions};
+        {eol, Publisher1, QName} -> {eol, QName, rabbit_queue_type:remove(QName, Publisher1)}
+    end.
+
+%% Counts a message that went from an exchange into queues for the management pages' rates.
+-spec count_released(rabbit_exchange:name(), [rabbit_amqqueue:name()], pos_integer()) -> ok.
+count_released(XName, QNames, N) ->
+    lists:foreach(
+      fun (QName) ->
+              rabbit_core_metrics:channel_stats(queue_exchange_stats, publish,
+                                                {self(), {QName, XName}}, N)
+      end, QNames).

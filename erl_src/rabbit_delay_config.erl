@@ -1,0 +1,123 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% The plugin's settings: rabbitmq.conf (priv/schema/rabbitmq_delay_wheel.schema), overridden by
+%% arguments of an exchange where that makes sense. Units are in the names of the application
+%% environment's keys where they are not bytes or counts.
+-module(rabbit_delay_config).
+
+-export([data_dir/0, max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,
+         in_flight_messages/1, in_flight_bytes/0, wal_size/0, snapshot_interval/0,
+         disk_free_limit/0, retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1]).
+
+-define(APP, rabbitmq_delay_wheel).
+-define(MIB, 1048576).
+
+-define(MAX_DELAY_MS, 315360000000).
+-define(MAX_DELAY_LIMIT_MS, 3153600000000).
+-define(IN_FLIGHT_LIMIT, 65535).
+
+%% Where the Raft log and the stores live. Absolute, or relative to the broker's data directory.
+-spec data_dir() -> file:filename().
+data_dir() ->
+    Base = rabbit_delay_broker:data_dir(),
+    filename:absname(env(data_dir, "delayed"), Base).
+
+%% The longest delay that a publisher may ask for.
+-spec max_delay_ms() -> pos_integer().
+max_delay_ms() ->
+    env(max_delay, ?MAX_DELAY_MS).
+
+-spec max_delay_ms(rabbit_framing:amqp_table()) -> pos_integer().
+max_delay_ms(Args) ->
+    argument(<<"x-delay-max">>, Args, max_delay_ms()).
+
+%% What happens to a message whose delay cannot be used: reject (a channel error), or route_now.
+-spec unusable_delay(rabbit_framing:amqp_table()) -> reject | route_now.
+unusable_delay(Args) ->
+    case argument(<<"x-delay-unusable">>, Args, env(unusable_delay, reject)) of
+        <<"reject">> -> reject;
+        <<"route_now">> -> route_now;
+        Mode -> Mode
+    end.
+
+%% The largest message that can be delayed, bytes as stored (its properties included).
+-spec max_message_size() -> pos_integer().
+max_message_size() ->
+    env(max_message_size, 128 * ?MIB).
+
+%% How many released messages may await their target queues' confirms, per exchange.
+-spec in_flight_messages(rabbit_framing:amqp_table()) -> pos_integer().
+in_flight_messages(Args) ->
+    argument(<<"x-delay-in-flight">>, Args, env(in_flight_messages, 4000)).
+
+-spec in_flight_bytes() -> pos_integer().
+in_flight_bytes() ->
+    env(in_flight_bytes, 32 * ?MIB).
+
+-spec wal_size() -> pos_integer().
+wal_size() ->
+    env(wal_size, 64 * ?MIB).
+
+%% A snapshot is taken after so many messages or bytes, whichever comes first.
+-spec snapshot_interval() -> {Messages :: pos_integer(), Bytes :: pos_integer()}.
+snapshot_interval() ->
+    {env(snapshot_interval_messages, 100000), env(snapshot_interval_bytes, 32 * ?MIB)}.
+
+%% With less free space than this, bytes, delayed messages are refused.
+-spec disk_free_limit() -> non_neg_integer().
+disk_free_limit() ->
+    env(disk_free_limit, 2 * wal_size()).
+
+%% How long a message that no queue would take waits for the next attempt: doubled from the first
+%% number up to the second.
+-spec retry_interval_ms() -> {Min :: pos_integer(), Max :: pos_integer()}.
+retry_interval_ms() ->
+    Min = env(retry_interval_min, 500),
+    {Min, max(Min, env(retry_interval_max, 30000))}.
+
+%% Added to the clock by which messages are released: a seam for tests.
+-spec clock_offset_ms() -> integer().
+clock_offset_ms() ->
+    env(clock_offset_ms, 0).
+
+%% The clock that due times are compared with: the same one that Ra stamps its entries by.
+-spec now_ms() -> integer().
+now_ms() ->
+    erlang:system_time(millisecond) + clock_offset_ms().
+
+%% The exchange arguments that are ours, checked when an exchange is declared.
+-spec validate(rabbit_framing:amqp_table()) -> ok | {error, Format :: string(), [term()]}.
+validate(Args) ->
+    first_error(
+      [integer_argument(<<"x-delay-max">>, Args, 1, ?MAX_DELAY_LIMIT_MS),
+       integer_argument(<<"x-delay-in-flight">>, Args, 1, ?IN_FLIGHT_LIMIT),
+       case rabbit_misc:table_lookup(Args, <<"x-delay-unusable">>) of
+           undefined -> ok;
+           {longstr, <<"reject">>} -> ok;
+           {longstr, <<"route_now">>} -> ok;
+           {_, Other} -> {error, "x-delay-unusable must be \"reject\" or \"route_now\", not ~p",
+                          [Other]}
+       end]).
+
+integer_argument(Name, Args, Min, Max) ->
+    case rabbit_misc:table_lookup(Args, Name) of
+        undefined ->
+            ok;
+        {_, N} when is_integer(N), N >= Min, N =< Max ->
+            ok;
+        {_, Other} ->
+            {error, "~s must be an integer from ~b to ~b, not ~p", [Name, Min, Max, Other]}
+    end.
+
+first_error([]) -> ok;
+first_error([ok | Rest]) -> first_error(Rest);
+first_error([Error | _]) -> Error.
+
+argument(Name, Args, Default) ->
+    case rabbit_misc:table_lookup(Args, Name) of
+        {_, Value} -> Value;
+        undefined -> Default
+    end.
+
+env(Key, Default) ->
+    application:get_env(?APP, Key, Default).

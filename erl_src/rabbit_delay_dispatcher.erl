@@ -1,0 +1,478 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% One process per delayed exchange, at work beside its Raft leader: lets messages out when they are
+%% due.
+%%
+%% It reads due records from the leader's own store, never through Raft; routes each by the bindings
+%% as they are now; publishes it to the queues as a channel would; and when all of them have
+%% confirmed it, settles it through Raft, many in an entry. So a message is delivered at least once,
+%% and again only if this process, the leader or a queue ends between the two.
+%%
+%% Only so many messages and bytes are in flight. A message that no queue took is put back into the
+%% store until later, which costs no memory here; the pause doubles for each queue that keeps
+%% rejecting. One that some queues took and others did not stays in flight, without its body, so that
+%% it goes only to the others next time.
+%%
+%% It begins when an entry of its own has been applied: before that, the store may still show what
+%% has been settled.
+-module(rabbit_delay_dispatcher).
+
+-behaviour(gen_server).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+
+-export([start_link/1, leader/2, wake/2, counters/1]).
+-export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
+
+%% How many records are read and published before other messages are looked at.
+-define(TAKE_MESSAGES, 256).
+-define(TAKE_BYTES, 4194304).
+
+%% At most this long is slept; a timer of Erlang's can be set for 49 days.
+-define(MAX_SLEEP_MS, 3600000).
+-define(STORE_RETRY_MS, 1000).
+
+-record(in_flight,
+        {id :: rabbit_delay_store:id(),
+         bytes :: non_neg_integer(),
+         unsettled = [] :: [rabbit_amqqueue:name()],
+         settled = [] :: [rabbit_amqqueue:name()],
+         rejected = [] :: [rabbit_amqqueue:name()]}).
+
+-record(state,
+        {exchange :: rabbit_exchange:name(),
+         server_id :: ra:server_id(),
+         leader :: undefined | {pid(), reference()},
+         %% the note whose application says that the store is up to date
+         note :: undefined | reference(),
+         store :: undefined | rabbit_delay_store:store(),
+         timer :: undefined | {DueMs :: integer(), reference()},
+         %% a `pump' message is under way to ourselves
+         pumping = false :: boolean(),
+         max_messages :: pos_integer(),
+         max_bytes :: pos_integer(),
+         %% published, awaiting confirms, by the sequence number they were published with
+         in_flight = #{} :: #{pos_integer() => #in_flight{}},
+         %% ids in flight or being settled: a reopened store hands them out again
+         ids = #{} :: #{rabbit_delay_store:id() => []},
+         bytes = 0 :: non_neg_integer(),
+         next_seq_no = 1 :: pos_integer(),
+         publisher :: rabbit_delay_broker:publisher(),
+         %% confirmed by all their queues, not yet appended
+         done = [] :: [rabbit_delay_store:id()],
+         %% appended, not yet applied
+         settling = #{} :: #{reference() => binary()},
+         %% the present pause of each queue that rejects, ms, and since when
+         pauses = #{} :: #{rabbit_amqqueue:name() => {pos_integer(), Since :: integer()}},
+         counters :: counters:counters_ref()}).
+
+-define(RELEASED, 1).
+-define(UNROUTABLE, 2).
+-define(RETRIED, 3).
+-define(CORRUPT, 4).
+
+-spec start_link(rabbit_exchange:name()) -> {ok, pid()} | {error, term()}.
+start_link(XName) ->
+    gen_server:start_link(?MODULE, XName, []).
+
+%% The exchange's Raft server on this node leads.
+-spec leader(pid(), ServerPid :: pid()) -> ok.
+leader(Pid, ServerPid) ->
+    gen_server:cast(Pid, {leader, ServerPid}).
+
+%% Something that is due at DueMs has been added, perhaps before all else. Called by the leader.
+-spec wake(rabbit_exchange:name(), DueMs :: integer()) -> ok.
+wake(XName, DueMs) ->
+    case rabbit_delay_registry:dispatcher(XName) of
+        undefined -> ok;
+        Pid -> gen_server:cast(Pid, {wake, DueMs})
+    end.
+
+%% Since the process began: messages released, found unroutable when due, put back because a queue
+%% did not take them, and lost to damage of the store's files.
+-spec counters(pid()) -> #{released | unroutable | retried | corrupt := non_neg_integer()}.
+counters(Pid) ->
+    gen_server:call(Pid, counters, infinity).
+
+-spec init(rabbit_exchange:name()) -> {ok, #state{}, {continue, find_leader}}.
+init(XName) ->
+    process_flag(message_queue_data, off_heap),
+    ok = rabbit_delay_registry:register_dispatcher(XName, self()),
+    {ok, #state{exchange = XName,
+                server_id = rabbit_delay_raft:server_id(XName),
+                max_messages = rabbit_delay_config:in_flight_messages([]),
+                max_bytes = rabbit_delay_config:in_flight_bytes(),
+                publisher = rabbit_delay_broker:publisher(),
+                counters = counters:new(4, [])},
+     {continue, find_leader}}.
+
+%% After a crash of this process the leader may have been known for long.
+-spec handle_continue(find_leader, #state{}) -> {noreply, #state{}}.
+handle_continue(find_leader, #state{exchange = XName} = State) ->
+    case rabbit_delay_registry:queue(XName) of
+        undefined -> ok;
+        Queue -> rabbit_delay_queue:announce_leader(Queue)
+    end,
+    {noreply, State}.
+
+-spec handle_call(term(), term(), #state{}) -> {reply, term(), #state{}}.
+handle_call(counters, _From, #state{counters = C} = State) ->
+    {reply, #{released => counters:get(C, ?RELEASED),
+              unroutable => counters:get(C, ?UNROUTABLE),
+              retried => counters:get(C, ?RETRIED),
+              corrupt => counters:get(C, ?CORRUPT)}, State};
+handle_call(_, _, State) ->
+    {reply, {error, not_supported}, State}.
+
+-spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
+handle_cast({leader, ServerPid}, State) ->
+    {noreply, follow_leader(ServerPid, State)};
+handle_cast({wake, DueMs}, State) ->
+    {noreply, sleep_until(DueMs, State)};
+handle_cast({queue_event, QName, Event}, #state{publisher = Publisher0} = State) ->
+    case rabbit_delay_broker:handle_event(QName, Event, Publisher0) of
+        {ok, Publisher, Actions} ->
+            {noreply, handle_actions(Actions, State#state{publisher = Publisher})};
+        {eol, Publisher} ->
+            {noreply, queue_gone(QName, State#state{publisher = Publisher})}
+    end;
+handle_cast(_, State) ->
+    {noreply, State}.
+
+-spec handle_info(term(), #state{}) -> {noreply, #state{}}.
+handle_info(pump, State) ->
+    {noreply, pump(State#state{pumping = false})};
+handle_info({timeout, Ref, due}, #state{timer = {_, Ref}} = State) ->
+    {noreply, pump(State#state{timer = undefined})};
+handle_info(settle, State) ->
+    {noreply, settle(State)};
+handle_info({ra_event, _, {applied, Replies}}, State) ->
+    {noreply, lists:foldl(fun applied/2, State, Replies)};
+handle_info({ra_event, _, {rejected, _}}, State) ->
+    %% When the server leads again, we are told, and append again.
+    {noreply, State};
+handle_info({retry, SeqNo}, State) ->
+    {noreply, retry(SeqNo, State)};
+handle_info({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}, exchange = XName} = State) ->
+    ok = rabbit_delay_registry:register_store(XName, undefined),
+    {noreply, cancel_timer(State#state{leader = undefined, note = undefined,
+                                       store = undefined})};
+handle_info({'DOWN', _, process, Pid, Reason}, #state{publisher = Publisher0} = State) ->
+    case rabbit_delay_broker:handle_down(Pid, Reason, Publisher0) of
+        {ok, Publisher, Actions} ->
+            {noreply, handle_actions(Actions, State#state{publisher = Publisher})};
+        {eol, QName, Publisher} ->
+            {noreply, queue_gone(QName, State#state{publisher = Publisher})}
+    end;
+handle_info({bump_credit, Message}, State) ->
+    credit_flow:handle_bump_msg(Message),
+    {noreply, State};
+handle_info(_, State) ->
+    {noreply, State}.
+
+%% ------------------------------------------------------------------------------ leadership
+
+follow_leader(Pid, #state{leader = Old, settling = Settling, server_id = ServerId} = State) ->
+    Leader = case Old of
+                 {Pid, _} ->
+                     Old;
+                 {_, Ref} ->
+                     demonitor(Ref, [flush]),
+                     {Pid, monitor(process, Pid)};
+                 undefined ->
+                     {Pid, monitor(process, Pid)}
+             end,
+    maps:foreach(fun (Correlation, Ids) ->
+                         rabbit_delay_raft:settle(ServerId, Ids, Correlation)
+                 end, Settling),
+    Note = make_ref(),
+    ok = rabbit_delay_raft:note(ServerId, Note),
+    State#state{leader = Leader, note = Note}.
+
+applied({Note, ok}, #state{note = Note} = State) ->
+    attach(State#state{note = undefined});
+applied({Correlation, {ok, _}}, #state{settling = Settling, ids = Ids} = State) ->
+    case maps:take(Correlation, Settling) of
+        {Settled, Rest} ->
+            pump_soon(State#state{settling = Rest, ids = without(Settled, Ids)});
+        error ->
+            State
+    end;
+applied(_, State) ->
+    State.
+
+without(<<>>, Ids) -> Ids;
+without(<<Id:64/little, Rest/binary>>, Ids) -> without(Rest, maps:remove(Id, Ids)).
+
+%% What an earlier process of ours had taken out is to be handed out again.
+attach(#state{exchange = XName, server_id = ServerId, ids = Ids} = State) ->
+    {ok, {_, Store}, _} = ra:local_query(ServerId, fun rabbit_delay_machine:store/1, infinity),
+    ok = rabbit_delay_registry:register_store(XName, Store),
+    case map_size(Ids) of
+        0 -> ok = rabbit_delay_store:untake(Store);
+        _ -> ok
+    end,
+    {ok, X} = lookup(XName),
+    Max = rabbit_delay_config:in_flight_messages(rabbit_delay_broker:exchange_arguments(X)),
+    pump(State#state{store = Store, max_messages = Max}).
+
+lookup(XName) ->
+    rabbit_delay_broker:lookup_exchange(XName).
+
+%% ---------------------------------------------------------------------------------- release
+
+pump_soon(#state{pumping = true} = State) ->
+    State;
+pump_soon(#state{store = undefined} = State) ->
+    State;
+pump_soon(State) ->
+    self() ! pump,
+    State#state{pumping = true}.
+
+%% Takes what is due and publishes it, as far as there is room.
+pump(#state{store = undefined} = State) ->
+    State;
+pump(#state{ids = Ids, max_messages = MaxMessages, bytes = Bytes, max_bytes = MaxBytes} = State) ->
+    Room = MaxMessages - map_size(Ids),
+    %% A batch that is worth the call, unless the limit itself is small.
+    case Room >= min(?TAKE_MESSAGES, (MaxMessages + 3) div 4) andalso Bytes < MaxBytes of
+        true -> take(min(Room, ?TAKE_MESSAGES), min(MaxBytes - Bytes, ?TAKE_BYTES), State);
+        false -> State
+    end.
+
+take(Messages, Bytes, #state{store = Store, exchange = XName} = State0) ->
+    Now = rabbit_delay_config:now_ms(),
+    case rabbit_delay_store:take(Store, Now, Messages, Bytes) of
+        {ok, [], NextDue} ->
+            sleep_until(NextDue, State0);
+        {ok, Records, NextDue} ->
+            case lookup(XName) of
+                {ok, X} ->
+                    State = release(Records, X, State0),
+                    case NextDue =/= infinity andalso NextDue =< Now of
+                        true -> pump_soon(State);
+                        false -> sleep_until(NextDue, State)
+                    end;
+                {error, not_found} ->
+                    %% It is being deleted, and this process with it.
+                    State0#state{store = undefined}
+            end;
+        {error, eclosed} ->
+            State0#state{store = undefined};
+        {error, Reason} ->
+            ?LOG_ERROR("delayed messages of ~s: the store cannot be read: ~p; trying again",
+                       [rabbit_misc:rs(XName), Reason], ?LOG_DOMAIN),
+            sleep_until(Now + ?STORE_RETRY_MS, State0)
+    end.
+
+sleep_until(infinity, State) ->
+    State;
+sleep_until(_, #state{store = undefined} = State) ->
+    State;
+sleep_until(DueMs, #state{timer = {Sooner, _}} = State) when Sooner =< DueMs ->
+    State;
+sleep_until(DueMs, State0) ->
+    State = cancel_timer(State0),
+    Sleep = min(max(DueMs - rabbit_delay_config:now_ms(), 0), ?MAX_SLEEP_MS),
+    State#state{timer = {DueMs, erlang:start_timer(Sleep, self(), due)}}.
+
+cancel_timer(#state{timer = {_, Ref}} = State) ->
+    _ = erlang:cancel_timer(Ref, [{async, true}, {info, false}]),
+    State#state{timer = undefined};
+cancel_timer(State) ->
+    State.
+
+release(Records, X, #state{exchange = XName} = State0) ->
+    {State, Routed} =
+        rabbit_delay_exchange:while_releasing(
+          fun () ->
+                  lists:foldl(fun (Record, Acc) -> release_one(Record, X, Acc) end,
+                              {State0, #{}}, Records)
+          end),
+    maps:foreach(fun (QName, N) -> rabbit_delay_broker:count_released(XName, [QName], N) end,
+                 Routed),
+    State.
+
+release_one({Id, _, _, _}, _, {#state{ids = Ids}, _} = Acc) when is_map_key(Id, Ids) ->
+    Acc;
+release_one({Id, _Due, Encoding, Body}, X, {State0, Routed}) ->
+    case rabbit_delay_broker:decode(Encoding, Body) of
+        {ok, Message} ->
+            State1 = hold(Id, byte_size(Body), State0),
+            publish(Message, [], X, State1#state.next_seq_no,
+                    #in_flight{id = Id, bytes = byte_size(Body)}, State1, Routed);
+        {error, Reason} ->
+            {lost(Id, "it cannot be decoded: ~0p", [Reason], State0), Routed}
+    end;
+release_one({corrupt, Id, _Due, File, Offset}, _, {State, Routed}) ->
+    {lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State), Routed}.
+
+hold(Id, Size, #state{ids = Ids, bytes = Bytes} = State) ->
+    State#state{ids = Ids#{Id => []}, bytes = Bytes + Size}.
+
+lost(Id, Format, Args, #state{exchange = XName, counters = Counters} = State0) ->
+    ?LOG_ERROR("delayed message ~b of ~s is lost: " ++ Format,
+               [Id, rabbit_misc:rs(XName) | Args], ?LOG_DOMAIN),
+    counters:add(Counters, ?CORRUPT, 1),
+    done(Id, 0, hold(Id, 0, State0)).
+
+%% To the queues that it is routed to, but those of Already, which have it.
+publish(Message0, Already, X, SeqNo, InFlight0, State0, Routed) ->
+    Message = rabbit_delay_broker:released(Message0),
+    Qs = [Q || Q <- rabbit_delay_broker:route(X, Message),
+               not lists:member(rabbit_delay_broker:queue_name(Q), Already)],
+    #state{publisher = Publisher0, in_flight = All, counters = Counters} = State0,
+    #in_flight{id = Id, bytes = Bytes} = InFlight0,
+    case Qs of
+        [] ->
+            Already =:= [] andalso counters:add(Counters, ?UNROUTABLE, 1),
+            {done(Id, Bytes, State0), Routed};
+        _ ->
+            QNames = [rabbit_delay_broker:queue_name(Q) || Q <- Qs],
+            InFlight = InFlight0#in_flight{unsettled = QNames, rejected = []},
+            State = State0#state{in_flight = All#{SeqNo => InFlight},
+                                 next_seq_no = max(SeqNo + 1, State0#state.next_seq_no)},
+            case rabbit_delay_broker:publish(Qs, Message, SeqNo, Publisher0) of
+                {ok, Publisher, Actions} ->
+                    {handle_actions(Actions, State#state{publisher = Publisher}),
+                     count(QNames, Routed)};
+                {error, Reason} ->
+                    ?LOG_WARNING("delayed messages of ~s: cannot publish to ~0p: ~0P",
+                                 [rabbit_misc:rs(State#state.exchange), QNames, Reason, 10],
+                                 ?LOG_DOMAIN),
+                    {lists:foldl(fun (QName, S) -> outcome(rejected, QName, SeqNo, S) end,
+                                 State, QNames), Routed}
+            end
+    end.
+
+count(QNames, Routed) ->
+    lists:foldl(fun (QName, Acc) ->
+                        maps:update_with(QName, fun (N) -> N + 1 end, 1, Acc)
+                end, Routed, QNames).
+
+%% --------------------------------------------------------------------------------- outcomes
+
+handle_actions(Actions, State) ->
+    lists:foldl(
+      fun ({Outcome, QName, SeqNos}, S) when Outcome =:= settled; Outcome =:= rejected ->
+              lists:foldl(fun (SeqNo, S1) -> outcome(Outcome, QName, SeqNo, S1) end, S, SeqNos);
+          (_, S) ->
+              S
+      end, State, Actions).
+
+outcome(Outcome, QName, SeqNo, #state{in_flight = All, pauses = Pauses} = State) ->
+    case All of
+        #{SeqNo := #in_flight{unsettled = Unsettled, settled = Settled,
+                              rejected = Rejected} = InFlight0} ->
+            InFlight1 = InFlight0#in_flight{unsettled = lists:delete(QName, Unsettled)},
+            case Outcome of
+                settled ->
+                    finish(SeqNo, InFlight1#in_flight{settled = [QName | Settled]},
+                           State#state{pauses = case map_size(Pauses) of
+                                                    0 -> Pauses;
+                                                    _ -> maps:remove(QName, Pauses)
+                                                end});
+                rejected ->
+                    finish(SeqNo, InFlight1#in_flight{rejected = [QName | Rejected]}, State);
+                gone ->
+                    finish(SeqNo, InFlight1, State)
+            end;
+        _ ->
+            State
+    end.
+
+%% A queue was deleted with messages of ours unconfirmed. Where it was the only one, routing decides
+%% again.
+queue_gone(QName, #state{in_flight = All} = State) ->
+    SeqNos = [SeqNo || {SeqNo, #in_flight{unsettled = Unsettled}} <- maps:to_list(All),
+                       lists:member(QName, Unsettled)],
+    lists:foldl(fun (SeqNo, S) -> outcome(gone, QName, SeqNo, S) end, State, SeqNos).
+
+finish(SeqNo, #in_flight{unsettled = [_ | _]} = InFlight, #state{in_flight = All} = State) ->
+    State#state{in_flight = All#{SeqNo := InFlight}};
+finish(SeqNo, #in_flight{rejected = [], settled = [_ | _], id = Id, bytes = Bytes},
+       #state{in_flight = All, counters = Counters} = State) ->
+    counters:add(Counters, ?RELEASED, 1),
+    done(Id, Bytes, State#state{in_flight = maps:remove(SeqNo, All)});
+finish(SeqNo, #in_flight{rejected = Rejected, settled = [], id = Id, bytes = Bytes},
+       #state{in_flight = All, counters = Counters} = State0) ->
+    counters:add(Counters, ?RETRIED, 1),
+    {Pause, State} = pause(Rejected, State0),
+    put_back(Id, Bytes, Pause, State#state{in_flight = maps:remove(SeqNo, All)});
+finish(SeqNo, #in_flight{rejected = Rejected, bytes = Bytes} = InFlight,
+       #state{in_flight = All, counters = Counters} = State0) ->
+    counters:add(Counters, ?RETRIED, 1),
+    {Pause, State} = pause(Rejected, State0),
+    _ = erlang:send_after(Pause, self(), {retry, SeqNo}),
+    State#state{in_flight = All#{SeqNo := InFlight#in_flight{bytes = 0}},
+                bytes = State#state.bytes - Bytes}.
+
+pause([], State) ->
+    {Min, _} = rabbit_delay_config:retry_interval_ms(),
+    {Min, State};
+pause(QNames, #state{pauses = Pauses0} = State) ->
+    {Min, Max} = rabbit_delay_config:retry_interval_ms(),
+    Now = erlang:monotonic_time(millisecond),
+    {Pause, Pauses} =
+        lists:foldl(
+          fun (QName, {Longest, Acc}) ->
+                  Next = case Acc of
+                             %% All that were rejected within one pause count once.
+                             #{QName := {P, Since}} when Now - Since < P -> {P, Since};
+                             #{QName := {P, _}} -> {min(2 * P, Max), Now};
+                             _ -> {Min, Now}
+                         end,
+                  {max(Longest, element(1, Next)), Acc#{QName => Next}}
+          end, {Min, Pauses0}, QNames),
+    {Pause, State#state{pauses = Pauses}}.
+
+put_back(Id, Bytes, Pause, #state{store = Store, ids = Ids, bytes = All} = State0) ->
+    State = State0#state{ids = maps:remove(Id, Ids), bytes = All - Bytes},
+    Until = rabbit_delay_config:now_ms() + Pause,
+    case Store =/= undefined andalso rabbit_delay_store:postpone(Store, Id, Until) of
+        ok -> pump_soon(sleep_until(Until, State));
+        %% Without a store there is nothing to put it back into: it was never taken from the next.
+        false -> State;
+        {error, enoent} -> pump_soon(State);
+        {error, eclosed} -> State
+    end.
+
+%% Again to those queues that did not take it.
+retry(SeqNo, #state{in_flight = All, store = Store, exchange = XName} = State) ->
+    case All of
+        #{SeqNo := #in_flight{id = Id, settled = Settled} = InFlight} when Store =/= undefined ->
+            case {rabbit_delay_store:read(Store, Id), lookup(XName)} of
+                {{ok, #{encoding := Encoding, body := Body}}, {ok, X}} ->
+                    {ok, Message} = rabbit_delay_broker:decode(Encoding, Body),
+                    {State1, _} =
+                        rabbit_delay_exchange:while_releasing(
+                          fun () -> publish(Message, Settled, X, SeqNo, InFlight,
+                                            State#state{in_flight = maps:remove(SeqNo, All)}, #{})
+                          end),
+                    State1;
+                {{error, enoent}, _} ->
+                    done(Id, 0, State#state{in_flight = maps:remove(SeqNo, All)});
+                _ ->
+                    _ = erlang:send_after(?STORE_RETRY_MS, self(), {retry, SeqNo}),
+                    State
+            end;
+        #{SeqNo := _} ->
+            _ = erlang:send_after(?STORE_RETRY_MS, self(), {retry, SeqNo}),
+            State;
+        _ ->
+            State
+    end.
+
+%% Settled in batches: by whatever else is in the mailbox when the first is done.
+done(Id, Bytes, #state{done = Done, bytes = All} = State) ->
+    _ = Done =:= [] andalso (self() ! settle),
+    State#state{done = [Id | Done], bytes = All - Bytes}.
+
+settle(#state{done = []} = State) ->
+    State;
+settle(#state{done = Done, settling = Settling, server_id = ServerId} = State) ->
+    Ids = << <<Id:64/little>> || Id <- Done >>,
+    Correlation = make_ref(),
+    ok = rabbit_delay_raft:settle(ServerId, Ids, Correlation),
+    State#state{done = [], settling = Settling#{Correlation => Ids}}.

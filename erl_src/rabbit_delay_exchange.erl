@@ -1,0 +1,258 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% The exchange type x-delayed-message. Routing, bindings and arguments are those of the type that
+%% the argument x-delayed-type names; a message that asks for a delay (rabbit_delay_header) goes to
+%% the exchange's internal delay queue instead, and is routed when it is due.
+-module(rabbit_delay_exchange).
+
+-behaviour(rabbit_exchange_type).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+
+-export([register/0, unregister/0]).
+-export([description/0, serialise_events/0, route/2, validate/1, validate_binding/2, create/2,
+         delete/3, policy_changed/2, add_binding/3, remove_bindings/3, assert_args_equivalence/2,
+         info/1, info/2]).
+-export([underlying_type/1, while_releasing/1]).
+
+-rabbit_boot_step(
+   {rabbit_delay_exchange,
+    [{description, "exchange type x-delayed-message"},
+     {mfa,         {?MODULE, register, []}},
+     {cleanup,     {?MODULE, unregister, []}},
+     {requires,    rabbit_registry},
+     {enables,     kernel_ready}]}).
+
+-define(DELAYED_TYPE, <<"x-delayed-type">>).
+-define(RELEASING, {?MODULE, releasing}).
+
+%% The official delayed-message plugin registers the same type. Enabling ours beside it at run time
+%% is refused; at boot the broker must not fail because of us.
+-spec register() -> ok.
+register() ->
+    case rabbit_registry:lookup_module(exchange, 'x-delayed-message') of
+        {ok, Other} when Other =/= ?MODULE ->
+            Message = io_lib:format(
+                        "exchange type ~s is served by ~s already: rabbitmq_delay_wheel does not "
+                        "take part. Disable the other plugin (rabbitmq-plugins disable "
+                        "rabbitmq_delayed_message_exchange), then restart the broker or enable "
+                        "rabbitmq_delay_wheel again.", [?EXCHANGE_TYPE, Other]),
+            ?LOG_ERROR("~ts", [Message], ?LOG_DOMAIN),
+            case rabbit_delay_broker:is_booted() of
+                true -> throw({error, lists:flatten(Message)});
+                false -> ok
+            end;
+        _ ->
+            rabbit_registry:register(exchange, ?EXCHANGE_TYPE, ?MODULE)
+    end.
+
+-spec unregister() -> ok.
+unregister() ->
+    case rabbit_registry:lookup_module(exchange, 'x-delayed-message') of
+        {ok, ?MODULE} -> rabbit_registry:unregister(exchange, ?EXCHANGE_TYPE);
+        _ -> ok
+    end.
+
+-spec description() -> [{description, binary()}].
+description() ->
+    [{description, <<"Delayed message exchange, durable and replicated">>}].
+
+-spec serialise_events() -> boolean().
+serialise_events() -> false.
+
+-spec route(rabbit_delay_broker:exchange(), rabbit_delay_broker:delivery()) ->
+          rabbit_router:match_result().
+route(X, Delivery) ->
+    case get(?RELEASING) of
+        true -> (underlying_type(X)):route(X, Delivery);
+        undefined -> route_or_delay(X, Delivery)
+    end.
+
+%% Runs Fun, in which our exchanges route what they are given without delaying it.
+-spec while_releasing(fun(() -> Result)) -> Result.
+while_releasing(Fun) ->
+    put(?RELEASING, true),
+    try
+        Fun()
+    after
+        erase(?RELEASING)
+    end.
+
+route_or_delay(X, Delivery) ->
+    Message = rabbit_delay_broker:message_of(Delivery),
+    Headers = rabbit_delay_broker:headers(Message),
+    Args = rabbit_delay_broker:exchange_arguments(X),
+    case rabbit_delay_header:due(Headers, rabbit_delay_config:now_ms(),
+                                 rabbit_delay_config:max_delay_ms(Args)) of
+        now ->
+            (underlying_type(X)):route(X, Delivery);
+        {unusable, Header, Value, Why} ->
+            case rabbit_delay_config:unusable_delay(Args) of
+                route_now -> (underlying_type(X)):route(X, Delivery);
+                reject -> refuse_unusable(X, Delivery, Header, Value, Why)
+            end;
+        _ ->
+            delay(X, Delivery, Message)
+    end.
+
+%% A client is told; anyone else, a queue that dead-letters for instance, must not fail over it.
+refuse_unusable(X, Delivery, Header, Value, Why) ->
+    case rabbit_delay_broker:channel_can_be_closed() of
+        true ->
+            XName = rabbit_misc:rs(rabbit_delay_broker:exchange_name(X)),
+            case Why of
+                not_a_number ->
+                    rabbit_misc:protocol_error(
+                      precondition_failed,
+                      "cannot delay a message published to ~s: header '~s' is ~0P, which is not a "
+                      "number of milliseconds",
+                      [XName, Header, Value, 20]);
+                {beyond, MaxDelay} ->
+                    rabbit_misc:protocol_error(
+                      precondition_failed,
+                      "cannot delay a message published to ~s: header '~s' is ~0P, more than the "
+                      "maximum delay of ~b ms",
+                      [XName, Header, Value, 20, MaxDelay])
+            end;
+        false ->
+            (underlying_type(X)):route(X, Delivery)
+    end.
+
+delay(X, Delivery, Message) ->
+    XName = rabbit_delay_broker:exchange_name(X),
+    Size = rabbit_delay_broker:payload_size(Message),
+    case rabbit_delay_config:max_message_size() of
+        Limit when Size > Limit ->
+            refuse(precondition_failed, "~b bytes are more than delayed_message.max_message_size, "
+                   "~b", [Size, Limit], XName);
+        _ ->
+            case available(Delivery) of
+                ok ->
+                    case rabbit_delay_registry:ensure(XName) of
+                        {ok, QName} -> [QName];
+                        {error, Why} -> refuse(resource_error, "~ts", [Why], XName)
+                    end;
+                {error, Why} ->
+                    refuse(resource_error, "~ts", [Why], XName)
+            end
+    end.
+
+%% A publisher that awaits a confirm gets a nack from the queue; another one has to be told here.
+available(Delivery) ->
+    case rabbit_delay_system:status() of
+        {_, Why} ->
+            case rabbit_delay_broker:awaits_confirm(Delivery) of
+                true -> ok;
+                false -> {error, Why}
+            end;
+        _ ->
+            ok
+    end.
+
+refuse(ErrorName, Format, Args, XName) ->
+    case rabbit_delay_broker:channel_can_be_closed() of
+        true ->
+            rabbit_misc:protocol_error(ErrorName,
+                                       "cannot delay a message published to ~s: " ++ Format,
+                                       [rabbit_misc:rs(XName) | Args]);
+        false ->
+            ?LOG_ERROR("a message for ~s is dropped by its publisher: " ++ Format,
+                       [rabbit_misc:rs(XName) | Args], ?LOG_DOMAIN),
+            []
+    end.
+
+%% The exchange type that routes; rabbit_exchange_type_invalid if it is not there any more.
+-spec underlying_type(rabbit_delay_broker:exchange()) -> module().
+underlying_type(X) ->
+    case underlying_type_name(rabbit_delay_broker:exchange_arguments(X)) of
+        {ok, _, Module} -> Module;
+        {error, _, _} -> rabbit_exchange_type_invalid
+    end.
+
+underlying_type_name(Args) ->
+    case rabbit_misc:table_lookup(Args, ?DELAYED_TYPE) of
+        {longstr, ?EXCHANGE_TYPE} ->
+            {error, "argument '~s' must not be ~s itself", [?DELAYED_TYPE, ?EXCHANGE_TYPE]};
+        {longstr, TypeName} ->
+            case rabbit_registry:binary_to_type(TypeName) of
+                {error, not_found} ->
+                    {error, "argument '~s': unknown exchange type '~s'", [?DELAYED_TYPE, TypeName]};
+                Type ->
+                    case rabbit_registry:lookup_module(exchange, Type) of
+                        {ok, Module} ->
+                            {ok, Type, Module};
+                        {error, not_found} ->
+                            {error, "argument '~s': unknown exchange type '~s'",
+                             [?DELAYED_TYPE, TypeName]}
+                    end
+            end;
+        undefined ->
+            {error, "argument '~s' is required: the type by which the exchange routes",
+             [?DELAYED_TYPE]};
+        _ ->
+            {error, "argument '~s' must be a string", [?DELAYED_TYPE]}
+    end.
+
+-spec validate(rabbit_delay_broker:exchange()) -> ok.
+validate(X) ->
+    Args = rabbit_delay_broker:exchange_arguments(X),
+    case underlying_type_name(Args) of
+        {ok, _, Module} ->
+            case rabbit_delay_config:validate(Args) of
+                ok -> Module:validate(X);
+                {error, Format, FormatArgs} -> invalid_declaration(X, Format, FormatArgs)
+            end;
+        {error, Format, FormatArgs} ->
+            invalid_declaration(X, Format, FormatArgs)
+    end.
+
+-spec invalid_declaration(rabbit_delay_broker:exchange(), string(), [term()]) -> no_return().
+invalid_declaration(X, Format, Args) ->
+    rabbit_misc:protocol_error(precondition_failed, "invalid declaration of ~s: " ++ Format,
+                               [rabbit_misc:rs(rabbit_delay_broker:exchange_name(X)) | Args]).
+
+-spec validate_binding(rabbit_delay_broker:exchange(), rabbit_types:binding()) ->
+          rabbit_types:ok_or_error({binding_invalid, string(), [any()]}).
+validate_binding(X, Binding) ->
+    (underlying_type(X)):validate_binding(X, Binding).
+
+-spec create(transaction | none | pos_integer(), rabbit_delay_broker:exchange()) -> ok.
+create(Serial, X) ->
+    (underlying_type(X)):create(Serial, X).
+
+-spec delete(transaction | none, rabbit_delay_broker:exchange(), [rabbit_types:binding()]) -> ok.
+delete(transaction, X, Bindings) ->
+    (underlying_type(X)):delete(transaction, X, Bindings);
+delete(none, X, Bindings) ->
+    ok = (underlying_type(X)):delete(none, X, Bindings),
+    rabbit_delay_registry:delete(rabbit_delay_broker:exchange_name(X)).
+
+-spec policy_changed(rabbit_delay_broker:exchange(), rabbit_delay_broker:exchange()) -> ok.
+policy_changed(Old, New) ->
+    (underlying_type(New)):policy_changed(Old, New).
+
+-spec add_binding(transaction | none | pos_integer(), rabbit_delay_broker:exchange(),
+                  rabbit_types:binding()) -> ok.
+add_binding(Serial, X, Binding) ->
+    (underlying_type(X)):add_binding(Serial, X, Binding).
+
+-spec remove_bindings(transaction | none | pos_integer(), rabbit_delay_broker:exchange(),
+                      [rabbit_types:binding()]) -> ok.
+remove_bindings(Serial, X, Bindings) ->
+    (underlying_type(X)):remove_bindings(Serial, X, Bindings).
+
+-spec assert_args_equivalence(rabbit_delay_broker:exchange(), rabbit_framing:amqp_table()) -> ok.
+assert_args_equivalence(X, Args) ->
+    (underlying_type(X)):assert_args_equivalence(X, Args).
+
+-spec info(rabbit_delay_broker:exchange()) -> [{atom(), term()}].
+info(X) ->
+    [{messages_delayed, rabbit_delay_registry:pending(rabbit_delay_broker:exchange_name(X))}].
+
+-spec info(rabbit_delay_broker:exchange(), [atom()]) -> [{atom(), term()}].
+info(X, Items) ->
+    case lists:member(messages_delayed, Items) of
+        true -> info(X);
+        false -> []
+    end.

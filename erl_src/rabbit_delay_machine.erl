@@ -1,0 +1,259 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% The Raft state machine of one delayed exchange. It is thin: each command becomes one call of the
+%% delay store (rabbit_delay_store, in C), whose handle is part of the state. The store is on disk
+%% and skips what it has already applied, so replaying the log after a restart is harmless; the rest
+%% of the state is small and goes into every snapshot (rabbit_delay_snapshot).
+%%
+%% Commands, each with a version of its own, 1 so far. They are in logs and snapshots for ever.
+%%
+%%   {enqueue, 1, Session, SeqNo, Earliest, Batch}
+%%      Batch is what rabbit_delay_store:insert/4 takes. Session is the delay queue process's, SeqNo
+%%      counts its batches from 1: a batch that was seen is answered `ok' and dropped, one that
+%%      comes before its turn is answered {gap, LastSeqNo} and not applied. Earliest is
+%%      {LeastDelay | none, LeastTime | none} of the batch.
+%%      Reply: ok | {gap, LastSeqNo} | {error, Reason}
+%%   {settle, 1, Ids}
+%%      Ids: 64-bit little-endian. Reply: {ok, Removed} | {error, Reason}
+%%   {note, 1}
+%%      Changes nothing. Reply: ok
+%%
+%% Due times: the entry's Raft timestamp, the same on every replica, plus the delay. The timestamp
+%% was cut to a millisecond, so one is added: never early.
+-module(rabbit_delay_machine).
+
+-behaviour(ra_machine).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+
+-export([init/1, apply/3, state_enter/2, tick/2, overview/1, snapshot_module/0,
+         init_aux/1, handle_aux/5, handle_aux/6]).
+-export([store/1, to_snapshot/1, from_snapshot/2, open_store/2]).
+
+-export_type([state/0, command/0, earliest/0, snapshot/0]).
+
+-compile({no_auto_import, [apply/3]}).
+
+%% How many delay queue processes' last sequence numbers are kept: one is alive at a time.
+-define(SESSIONS, 16).
+%% The store's write buffers are flushed when they hold this much, bytes.
+-define(FLUSH_BYTES, 1048576).
+%% One step of the store's upkeep, bytes of record bodies.
+-define(MAINTAIN_BYTES, 1048576).
+%% How often the tick offers a snapshot; exchanges take turns.
+-define(OFFER_SECONDS, 10).
+
+-record(?MODULE,
+        {store :: rabbit_delay_store:store(),
+         exchange :: rabbit_exchange:name(),
+         %% the last index that apply/3 has seen
+         seen = 0 :: ra:index(),
+         %% newest first
+         sessions = [] :: [{Session :: pos_integer(), LastSeqNo :: non_neg_integer()}],
+         %% the last index that was offered to Ra as a snapshot, and what has come since
+         offered = 0 :: ra:index(),
+         messages_since = 0 :: non_neg_integer(),
+         bytes_since = 0 :: non_neg_integer()}).
+
+-opaque state() :: #?MODULE{}.
+
+-type earliest() :: {LeastDelay :: none | non_neg_integer(), LeastTime :: none | pos_integer()}.
+
+-type command() :: {enqueue, 1, Session :: pos_integer(), SeqNo :: pos_integer(), earliest(),
+                    Batch :: binary()}
+                 | {settle, 1, Ids :: binary()}
+                 | {note, 1}.
+
+%% What a snapshot keeps beside the store's own files.
+-type snapshot() :: #{version := 1,
+                      exchange := rabbit_exchange:name(),
+                      seen := ra:index(),
+                      sessions := [{pos_integer(), non_neg_integer()}]}.
+
+-spec init(ra_machine:machine_init_args()) -> state().
+init(#{exchange := XName, uid := Uid}) ->
+    #?MODULE{store = open_store(rabbit_delay_raft:store_dir(Uid), XName), exchange = XName}.
+
+-spec snapshot_module() -> module().
+snapshot_module() -> rabbit_delay_snapshot.
+
+-spec apply(ra_machine:command_meta_data(), command() | ra_machine:builtin_command(), state()) ->
+          {state(), term()} | {state(), term(), ra_machine:effects()}.
+apply(#{index := Index, system_time := Now},
+      {enqueue, 1, Session, SeqNo, Earliest, Batch},
+      #?MODULE{sessions = Sessions} = State0) ->
+    State = State0#?MODULE{seen = Index},
+    case lists:keyfind(Session, 1, Sessions) of
+        {_, Last} when SeqNo =< Last ->
+            {noted(Index, State), ok};
+        {_, Last} when SeqNo =:= Last + 1 ->
+            insert(Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
+        false when SeqNo =:= 1 ->
+            insert(Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
+        {_, Last} ->
+            {noted(Index, State), {gap, Last}};
+        false ->
+            {noted(Index, State), {gap, 0}}
+    end;
+apply(#{index := Index}, {settle, 1, Ids}, #?MODULE{store = Store} = State0) ->
+    State = State0#?MODULE{seen = Index},
+    case rabbit_delay_store:settle(Store, Index, Ids) of
+        {ok, Removed} ->
+            offer(byte_size(Ids) div 8, byte_size(Ids), {ok, Removed}, [], State);
+        {error, _} = Error ->
+            exit({delay_store, settle, Error})
+    end;
+apply(#{index := Index}, _, State) ->
+    {noted(Index, State#?MODULE{seen = Index}), ok}.
+
+%% The store refuses a batch only if it is malformed, which no replica would take, or if it cannot:
+%% then this replica must not go on as if it had.
+insert(Index, Base, Session, SeqNo, Earliest, Batch,
+       #?MODULE{store = Store, sessions = Sessions0} = State0) ->
+    case rabbit_delay_store:insert(Store, Index, Base, Batch) of
+        {ok, Count, Bytes, NextDue, Buffered} ->
+            Sessions = lists:sublist([{Session, SeqNo} | lists:keydelete(Session, 1, Sessions0)],
+                                     ?SESSIONS),
+            State = State0#?MODULE{sessions = Sessions},
+            flush(Buffered, State),
+            offer(Count, Bytes, ok, wake(earliest_due(Base, Earliest), NextDue, State), State);
+        {error, Reason} when Reason =:= einval; Reason =:= etoobig ->
+            {noted(Index, State0), {error, Reason}};
+        {error, _} = Error ->
+            exit({delay_store, insert, Error})
+    end.
+
+earliest_due(Base, {none, Time}) -> max(Base, Time);
+earliest_due(Base, {Delay, none}) -> Base + Delay;
+earliest_due(Base, {Delay, Time}) -> min(Base + Delay, Time).
+
+%% The dispatcher sleeps until what was the next due time: it must hear of an earlier one.
+wake(Due, NextDue, #?MODULE{exchange = XName}) when Due =< NextDue ->
+    [{mod_call, rabbit_delay_dispatcher, wake, [XName, Due]}];
+wake(_, _, _) ->
+    [].
+
+flush(Buffered, _) when Buffered < ?FLUSH_BYTES ->
+    ok;
+flush(_, #?MODULE{store = Store, exchange = XName}) ->
+    case rabbit_delay_store:flush(Store) of
+        ok ->
+            ok;
+        {error, Reason} ->
+            ?LOG_WARNING("delayed messages of ~s: cannot write to the store's files: ~p; "
+                         "they are kept in memory and in the Raft log until it succeeds",
+                         [rabbit_misc:rs(XName), Reason], ?LOG_DOMAIN)
+    end.
+
+noted(Index, #?MODULE{store = Store} = State) ->
+    ok = rabbit_delay_store:note(Store, Index),
+    State.
+
+%% Offers Ra a snapshot when enough has come since the last one.
+offer(Messages, Bytes, Reply, Effects,
+      #?MODULE{seen = Seen, messages_since = M0, bytes_since = B0} = State0) ->
+    {MaxMessages, MaxBytes} = rabbit_delay_config:snapshot_interval(),
+    case {M0 + Messages, B0 + Bytes} of
+        {M, B} when M >= MaxMessages; B >= MaxBytes ->
+            State = State0#?MODULE{offered = Seen, messages_since = 0, bytes_since = 0},
+            {State, Reply, [{release_cursor, Seen, State} | Effects]};
+        {M, B} ->
+            {State0#?MODULE{messages_since = M, bytes_since = B}, Reply, Effects}
+    end.
+
+%% The queue process and the dispatcher live beside the leader.
+-spec state_enter(ra_server:ra_state() | eol, state()) -> ra_machine:effects().
+state_enter(leader, #?MODULE{exchange = XName}) ->
+    [{mod_call, rabbit_delay_registry, leader, [XName, self()]}];
+state_enter(_, _) ->
+    [].
+
+%% Ra drops an offer that comes while it writes a snapshot, and an idle log gets none: now and then
+%% the tick offers again, so that what is left to replay after a restart stays short.
+-spec tick(non_neg_integer(), state()) -> ra_machine:effects().
+tick(TimeMs, #?MODULE{store = Store, exchange = XName, seen = Seen} = State) ->
+    Slot = erlang:phash2(XName, ?OFFER_SECONDS),
+    case TimeMs div 1000 rem ?OFFER_SECONDS of
+        Slot ->
+            case rabbit_delay_store:stat(Store) of
+                #{checkpoint_applied := Checkpoint} when Checkpoint < Seen ->
+                    [{release_cursor, Seen, State}];
+                _ ->
+                    []
+            end;
+        _ ->
+            []
+    end.
+
+-spec overview(state()) -> map().
+overview(#?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions}) ->
+    #{type => ?MODULE,
+      exchange => XName,
+      seen => Seen,
+      sessions => length(Sessions),
+      store => rabbit_delay_store:stat(Store)}.
+
+-spec init_aux(atom()) -> undefined.
+init_aux(_) -> undefined.
+
+-spec handle_aux(ra_server:ra_state(), cast | {call, term()}, term(), undefined, term(), state()) ->
+          {no_reply, undefined, term()} | {reply, term(), undefined, term()}.
+handle_aux(_, cast, Step, Aux, Log, State) when Step =:= tick; Step =:= maintain ->
+    ok = maintain(State),
+    {no_reply, Aux, Log};
+handle_aux(_, cast, _, Aux, Log, _) ->
+    {no_reply, Aux, Log};
+handle_aux(_, {call, _}, _, Aux, Log, _) ->
+    {reply, {error, unknown_aux_command}, Aux, Log}.
+
+%% From ra 2.10 on.
+-spec handle_aux(ra_server:ra_state(), cast | {call, term()}, term(), undefined, term()) ->
+          {no_reply, undefined, term()} | {reply, term(), undefined, term()}.
+handle_aux(_, cast, Step, Aux, Internal) when Step =:= tick; Step =:= maintain ->
+    ok = maintain(ra_aux:machine_state(Internal)),
+    {no_reply, Aux, Internal};
+handle_aux(_, cast, _, Aux, Internal) ->
+    {no_reply, Aux, Internal};
+handle_aux(_, {call, _}, _, Aux, Internal) ->
+    {reply, {error, unknown_aux_command}, Aux, Internal}.
+
+%% The store's upkeep in steps, between which commands are served. Ra sends `tick' itself.
+maintain(#?MODULE{store = Store, exchange = XName}) ->
+    case rabbit_delay_store:maintain(Store, rabbit_delay_config:now_ms(), ?MAINTAIN_BYTES) of
+        {ok, more} ->
+            ra:cast_aux_command(rabbit_delay_raft:server_id(XName), maintain);
+        {ok, done} ->
+            ok;
+        {error, Reason} ->
+            ?LOG_WARNING("delayed messages of ~s: upkeep of the store failed: ~p",
+                         [rabbit_misc:rs(XName), Reason], ?LOG_DOMAIN)
+    end.
+
+%% The store's handle, for ra:local_query/2: a reader beside the leader.
+-spec store(state()) -> rabbit_delay_store:store().
+store(#?MODULE{store = Store}) -> Store.
+
+-spec to_snapshot(state()) -> snapshot().
+to_snapshot(#?MODULE{exchange = XName, seen = Seen, sessions = Sessions}) ->
+    #{version => 1, exchange => XName, seen => Seen, sessions => Sessions}.
+
+-spec from_snapshot(snapshot(), rabbit_delay_store:store()) -> state().
+from_snapshot(#{version := 1, exchange := XName, seen := Seen, sessions := Sessions}, Store) ->
+    #?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions, offered = Seen}.
+
+%% Opens the store in Dir and says what was found there.
+-spec open_store(file:filename_all(), rabbit_exchange:name()) -> rabbit_delay_store:store().
+open_store(Dir, XName) ->
+    Config = #{now => rabbit_delay_config:now_ms(),
+               max_record_bytes => rabbit_delay_config:max_message_size(),
+               max_open_files => 64,
+               log => rabbit_delay_system:log_pid()},
+    case rabbit_delay_store:open(Dir, Config) of
+        {ok, Store, Report} ->
+            ?LOG_DEBUG("delayed messages of ~s: store opened: ~p",
+                       [rabbit_misc:rs(XName), Report], ?LOG_DOMAIN),
+            Store;
+        {error, Reason} ->
+            exit({delay_store, open, Dir, Reason})
+    end.

@@ -1,0 +1,404 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% One process per delayed exchange, beside its Raft leader: what publishers' channels take for a
+%% classic queue. It gathers the messages that come in, appends them to the Raft log many at a time,
+%% and confirms them when they are applied, which is when they are durable on a quorum.
+%%
+%% What it cannot take it rejects (publishers see a nack); it never confirms what is not stored.
+%% Credit goes back to a channel when its messages are appended, and only so many batches are under
+%% way: a publisher that is faster than the log is slowed down, not buffered.
+%%
+%% Batches are numbered within a session, the life of this process. After a change of leader all that
+%% are under way are sent again in order; the machine drops those that it has.
+-module(rabbit_delay_queue).
+
+-behaviour(gen_batch_server).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+
+-export([start_link/2, leader/2, announce_leader/1]).
+-export([init/1, handle_batch/2, terminate/2]).
+
+%% How many batches may be under way, and how large one may be.
+-define(MAX_BATCHES, 16).
+-define(MAX_MESSAGES, 4096).
+-define(MAX_BYTES, 1048576).
+
+%% How much may wait for a leader before it is rejected: what credit flow lets through is less, but
+%% dead-lettering queues send without. And for how long.
+-define(MAX_WAITING, 20000).
+-define(MAX_WAITING_BYTES, 67108864).
+-define(MAX_WAITING_MS, 15000).
+
+-define(MEMBER_RETRY_MS, 1000).
+-define(RESEND_MS, 50).
+-define(STATS_MS, 5000).
+
+%% A due time beyond this is not refused here: route/1 has judged it already.
+-define(NO_LIMIT, 16#ffffffffffff).
+
+-record(waiting, {message :: rabbit_delay_broker:message(),
+                  sender :: pid(),
+                  seq_no :: undefined | pos_integer(),
+                  flow :: flow | noflow}).
+
+-record(batch, {entry :: {rabbit_delay_machine:earliest(), binary()},
+                confirms :: #{Sender :: pid() => [pos_integer()]}}).
+
+-record(state,
+        {exchange :: rabbit_exchange:name(),
+         name :: rabbit_amqqueue:name(),
+         durable :: boolean(),
+         server_id :: ra:server_id(),
+         %% the Raft server, while it leads, and our monitor of it
+         leader :: undefined | {pid(), reference()},
+         %% the process that starts the member
+         starter :: undefined | reference(),
+         session :: pos_integer(),
+         last_seq_no = 0 :: non_neg_integer(),
+         %% under way, by sequence number
+         batches = #{} :: #{pos_integer() => #batch{}},
+         resend_timer :: undefined | reference(),
+         %% not yet appended, newest first
+         waiting = [] :: [#waiting{}],
+         waiting_count = 0 :: non_neg_integer(),
+         waiting_bytes = 0 :: non_neg_integer(),
+         give_up_timer :: undefined | reference()}).
+
+-spec start_link(rabbit_exchange:name(), Durable :: boolean()) -> {ok, pid()} | {error, term()}.
+start_link(XName, Durable) ->
+    gen_batch_server:start_link(undefined, ?MODULE, {XName, Durable}, []).
+
+%% The exchange's Raft server on this node leads.
+-spec leader(pid(), ServerPid :: pid()) -> ok.
+leader(Pid, ServerPid) ->
+    gen_batch_server:cast(Pid, {leader, ServerPid}).
+
+%% Has whoever needs to know told again of the leader.
+-spec announce_leader(pid()) -> ok.
+announce_leader(Pid) ->
+    gen_batch_server:cast(Pid, announce_leader).
+
+-spec init({rabbit_exchange:name(), boolean()}) -> {ok, #state{}}.
+init({XName, Durable}) ->
+    process_flag(trap_exit, true),
+    process_flag(message_queue_data, off_heap),
+    QName = rabbit_delay_registry:queue_name(XName),
+    ok = rabbit_delay_registry:register_queue(XName, self()),
+    <<Session:62, _:2>> = crypto:strong_rand_bytes(8),
+    self() ! start_member,
+    _ = erlang:send_after(?STATS_MS, self(), emit_stats),
+    {ok, #state{exchange = XName,
+                name = QName,
+                durable = Durable,
+                server_id = rabbit_delay_raft:server_id(XName),
+                session = Session + 1}}.
+
+-spec handle_batch([gen_batch_server:op()], #state{}) ->
+          {ok, [gen_batch_server:action()], #state{}}.
+handle_batch(Ops, State0) ->
+    {Replies, State1} = lists:foldl(fun handle_op/2, {[], State0}, Ops),
+    {ok, Replies, append(State1)}.
+
+-spec terminate(term(), #state{}) -> ok.
+terminate(_, #state{batches = Batches, name = QName} = State) ->
+    _ = reject_waiting(State),
+    maps:foreach(
+      fun (_, #batch{confirms = Confirms}) ->
+              maps:foreach(
+                fun (Sender, SeqNos) ->
+                        [rabbit_delay_broker:reject(Sender, QName, S) || S <- SeqNos]
+                end, Confirms)
+      end, Batches).
+
+handle_op({cast, {leader, ServerPid}}, {Replies, State}) ->
+    {Replies, follow_leader(ServerPid, State)};
+handle_op({cast, announce_leader}, {Replies, #state{leader = Leader} = State}) ->
+    case Leader of
+        {Pid, _} -> rabbit_delay_registry:leader(State#state.exchange, Pid);
+        undefined -> ok
+    end,
+    {Replies, State};
+handle_op({cast, Cast}, {Replies, State}) ->
+    case rabbit_delay_broker:delivery(Cast) of
+        {ok, Message, Sender, SeqNo, Flow} ->
+            {Replies, take(#waiting{message = Message, sender = Sender, seq_no = SeqNo,
+                                    flow = Flow}, State)};
+        unknown ->
+            {Replies, State}
+    end;
+handle_op({call, From, Call}, {Replies, State}) ->
+    {[{reply, From, answer(Call, State)} | Replies], State};
+handle_op({info, Info}, {Replies, State}) ->
+    {Replies, handle_info(Info, State)}.
+
+handle_info({ra_event, _, {applied, Replies}}, State) ->
+    lists:foldl(fun applied/2, State, Replies);
+handle_info({ra_event, _, {rejected, _}}, State) ->
+    %% The server does not lead at present; when it does again, all is sent again.
+    State;
+handle_info({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}} = State) ->
+    start_member_later(State#state{leader = undefined});
+handle_info({'DOWN', Ref, process, _, Result}, #state{starter = Ref} = State0) ->
+    State = State0#state{starter = undefined},
+    case Result of
+        {leader, Pid} ->
+            ok = rabbit_delay_registry:leader(State#state.exchange, Pid),
+            State;
+        not_leader ->
+            start_member_later(State);
+        Reason ->
+            ?LOG_ERROR("delayed messages of ~s: the Raft server does not start: ~0P",
+                       [rabbit_misc:rs(State#state.exchange), Reason, 20], ?LOG_DOMAIN),
+            start_member_later(State)
+    end;
+handle_info(start_member, #state{leader = undefined, starter = undefined} = State) ->
+    case rabbit_delay_system:status() of
+        {down, _} -> start_member_later(State);
+        starting -> start_member_later(State);
+        _ -> start_member(State)
+    end;
+handle_info(resend, State) ->
+    send_all_again(State#state{resend_timer = undefined});
+handle_info(give_up, #state{leader = undefined} = State) ->
+    ?LOG_ERROR("delayed messages of ~s: rejecting ~b messages that no Raft leader took for ~b ms",
+               [rabbit_misc:rs(State#state.exchange), State#state.waiting_count,
+                ?MAX_WAITING_MS], ?LOG_DOMAIN),
+    reject_waiting(State#state{give_up_timer = undefined});
+handle_info(give_up, State) ->
+    State#state{give_up_timer = undefined};
+handle_info(emit_stats, #state{name = QName, exchange = XName} = State) ->
+    _ = erlang:send_after(?STATS_MS, self(), emit_stats),
+    ok = rabbit_delay_broker:queue_stats(QName, rabbit_delay_registry:pending(XName)),
+    State;
+handle_info({bump_credit, Message}, State) ->
+    credit_flow:handle_bump_msg(Message),
+    State;
+handle_info(_, State) ->
+    State.
+
+%% -------------------------------------------------------------------------- the Raft member
+
+%% Opening a store can take a while: not in this process.
+start_member(#state{exchange = XName, durable = Durable, server_id = ServerId} = State) ->
+    {_, Ref} = spawn_monitor(
+                 fun () ->
+                         ok = rabbit_delay_raft:start_member(XName, Durable),
+                         {Name, _} = ServerId,
+                         exit(case ra:members(ServerId) of
+                                  {ok, _, ServerId} -> {leader, whereis(Name)};
+                                  _ -> not_leader
+                              end)
+                 end),
+    State#state{starter = Ref}.
+
+start_member_later(State) ->
+    _ = erlang:send_after(?MEMBER_RETRY_MS, self(), start_member),
+    State.
+
+follow_leader(Pid, #state{leader = {Pid, _}} = State) ->
+    send_all_again(State);
+follow_leader(Pid, #state{leader = Old} = State) ->
+    _ = case Old of
+            {_, Ref} -> demonitor(Ref, [flush]);
+            undefined -> ok
+        end,
+    send_all_again(State#state{leader = {Pid, monitor(process, Pid)}}).
+
+send_all_again(#state{leader = undefined} = State) ->
+    State;
+send_all_again(#state{batches = Batches} = State) ->
+    lists:foreach(fun ({SeqNo, Batch}) -> send(SeqNo, Batch, State) end,
+                  lists:sort(maps:to_list(Batches))),
+    State.
+
+send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
+    rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, SeqNo).
+
+applied({SeqNo, ok}, #state{batches = Batches, name = QName} = State) ->
+    case maps:take(SeqNo, Batches) of
+        {#batch{confirms = Confirms}, Rest} ->
+            maps:foreach(fun (Sender, SeqNos) ->
+                                 rabbit_delay_broker:confirm(Sender, QName, SeqNos)
+                         end, Confirms),
+            State#state{batches = Rest};
+        error ->
+            State
+    end;
+applied({SeqNo, {error, Reason}}, #state{batches = Batches, name = QName} = State) ->
+    case maps:take(SeqNo, Batches) of
+        {#batch{confirms = Confirms}, Rest} ->
+            ?LOG_ERROR("delayed messages of ~s: a batch was refused by the store: ~p",
+                       [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
+            maps:foreach(fun (Sender, SeqNos) ->
+                                 [rabbit_delay_broker:reject(Sender, QName, S) || S <- SeqNos]
+                         end, Confirms),
+            State#state{batches = Rest};
+        error ->
+            State
+    end;
+applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
+    %% One before it went to a server that was about to end.
+    case maps:is_key(SeqNo, Batches) of
+        true ->
+            case maps:is_key(Last + 1, Batches) of
+                true -> resend_soon(State);
+                false -> exit({session_lost, SeqNo, Last})
+            end;
+        false ->
+            State
+    end.
+
+resend_soon(#state{resend_timer = undefined} = State) ->
+    State#state{resend_timer = erlang:send_after(?RESEND_MS, self(), resend)};
+resend_soon(State) ->
+    State.
+
+%% ------------------------------------------------------------------------- taking messages in
+
+take(#waiting{message = Message} = W,
+     #state{waiting = Waiting, waiting_count = Count, waiting_bytes = Bytes} = State) ->
+    Size = rabbit_delay_broker:payload_size(Message),
+    case refused(Message, Size, State) of
+        true ->
+            reject(W, State),
+            State;
+        false ->
+            State#state{waiting = [W | Waiting], waiting_count = Count + 1,
+                        waiting_bytes = Bytes + Size}
+    end.
+
+refused(Message, _, #state{leader = Leader, waiting_count = Count, waiting_bytes = Bytes}) ->
+    case rabbit_delay_system:status() of
+        {_, _} ->
+            true;
+        _ ->
+            %% Published to this queue by name, through the default exchange.
+            rabbit_delay_broker:exchange_of(Message) =:= <<>> orelse
+                (Leader =:= undefined andalso
+                 (Count >= ?MAX_WAITING orelse Bytes >= ?MAX_WAITING_BYTES))
+    end.
+
+reject(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow}, #state{name = QName}) ->
+    rabbit_delay_broker:ack_credit(Sender, Flow),
+    case SeqNo of
+        undefined -> ok;
+        _ -> rabbit_delay_broker:reject(Sender, QName, SeqNo)
+    end.
+
+reject_waiting(#state{waiting = Waiting} = State) ->
+    lists:foreach(fun (W) -> reject(W, State) end, lists:reverse(Waiting)),
+    State#state{waiting = [], waiting_count = 0, waiting_bytes = 0}.
+
+append(#state{waiting = []} = State) ->
+    State;
+append(#state{leader = undefined, give_up_timer = undefined} = State) ->
+    State#state{give_up_timer = erlang:send_after(?MAX_WAITING_MS, self(), give_up)};
+append(#state{leader = undefined} = State) ->
+    State;
+append(#state{batches = Batches} = State) when map_size(Batches) >= ?MAX_BATCHES ->
+    State;
+append(#state{waiting = Waiting} = State0) ->
+    {Ws, Rest} = next_batch(lists:reverse(Waiting), 0, 0, []),
+    SeqNo = State0#state.last_seq_no + 1,
+    {Batch, Rejected} = batch(Ws),
+    lists:foreach(fun (W) -> reject(W, State0) end, Rejected),
+    State = State0#state{waiting = lists:reverse(Rest),
+                         waiting_count = length(Rest),
+                         waiting_bytes = waiting_bytes(Rest)},
+    case Batch of
+        none ->
+            append(State);
+        #batch{} ->
+            ok = send(SeqNo, Batch, State),
+            append(State#state{last_seq_no = SeqNo,
+                               batches = (State#state.batches)#{SeqNo => Batch}})
+    end.
+
+waiting_bytes(Ws) ->
+    lists:sum([rabbit_delay_broker:payload_size(W#waiting.message) || W <- Ws]).
+
+next_batch([W | Rest], Count, Bytes, Acc) when Count < ?MAX_MESSAGES, Bytes < ?MAX_BYTES ->
+    Size = rabbit_delay_broker:payload_size(W#waiting.message),
+    next_batch(Rest, Count + 1, Bytes + Size, [W | Acc]);
+next_batch(Rest, _, _, Acc) ->
+    {lists:reverse(Acc), Rest}.
+
+%% The Raft entry for these messages, in the store's batch format (include/dw_store.h), and those
+%% that are too large for it.
+batch(Ws) ->
+    Now = rabbit_delay_config:now_ms(),
+    Limit = rabbit_delay_config:max_message_size(),
+    batch(Ws, Now, Limit, [], {none, none}, #{}, []).
+
+batch([], _, _, [], _, _, Rejected) ->
+    {none, Rejected};
+batch([], _, _, Records, Earliest, Confirms, Rejected) ->
+    Entry = {Earliest, iolist_to_binary(lists:reverse(Records))},
+    {#batch{entry = Entry, confirms = Confirms}, Rejected};
+batch([#waiting{message = Message, sender = Sender, seq_no = SeqNo, flow = Flow} = W | Rest],
+      Now, Limit, Records, Earliest0, Confirms0, Rejected) ->
+    {Encoding, Body} = rabbit_delay_broker:encode(Message),
+    case byte_size(Body) of
+        Size when Size > Limit ->
+            batch(Rest, Now, Limit, Records, Earliest0, Confirms0, [W | Rejected]);
+        Size ->
+            rabbit_delay_broker:ack_credit(Sender, Flow),
+            {Flags, When, Earliest} = due(Message, Now, Earliest0),
+            Header = <<Size:32/little, Flags:16/little, Encoding:16/little, When:64/little,
+                       0:64/little>>,
+            batch(Rest, Now, Limit, [Body, Header | Records], Earliest,
+                  await_confirm(Sender, SeqNo, Confirms0), Rejected)
+    end.
+
+due(Message, Now, {LeastDelay, LeastTime}) ->
+    case rabbit_delay_header:due(rabbit_delay_broker:headers(Message), Now, ?NO_LIMIT) of
+        {delay, Delay} -> {0, Delay, {min(Delay, LeastDelay), LeastTime}};
+        {time, Time} -> {1, Time, {LeastDelay, min(Time, LeastTime)}};
+        _ -> {0, 0, {0, LeastTime}}
+    end.
+
+await_confirm(_, undefined, Confirms) ->
+    Confirms;
+await_confirm(Sender, SeqNo, Confirms) ->
+    case Confirms of
+        #{Sender := SeqNos} -> Confirms#{Sender := [SeqNo | SeqNos]};
+        _ -> Confirms#{Sender => [SeqNo]}
+    end.
+
+%% ------------------------------------------------------------------- what the broker asks of a queue
+
+answer(info, State) ->
+    answer({info, [name, messages, consumers, state]}, State);
+answer({info, Items}, State) ->
+    {ok, [{Item, info(Item, State)} || Item <- Items]};
+answer(stat, #state{exchange = XName}) ->
+    {ok, rabbit_delay_registry:pending(XName), 0};
+answer(consumers, _) ->
+    [];
+answer(purge, _) ->
+    {ok, 0};
+%% The record is removed with the exchange, never alone: delayed messages would be routed to nothing
+%% and confirmed. Deleting a vhost deletes its queues first, so this must not fail.
+answer({delete, _IfUnused, _IfEmpty, User}, #state{name = QName}) ->
+    ?LOG_INFO("~s belongs to its exchange and is deleted with it: ignoring its deletion by ~ts",
+              [rabbit_misc:rs(QName), User], ?LOG_DOMAIN),
+    {ok, 0};
+answer(_, _) ->
+    {error, not_supported}.
+
+info(name, #state{name = QName}) -> QName;
+info(pid, _) -> self();
+info(owner_pid, _) -> self();
+info(messages, #state{exchange = XName}) -> rabbit_delay_registry:pending(XName);
+info(messages_ready, State) -> info(messages, State);
+info(messages_unacknowledged, _) -> 0;
+info(consumers, _) -> 0;
+info(type, _) -> rabbit_classic_queue;
+info(state, _) -> running;
+info(durable, _) -> false;
+info(auto_delete, _) -> false;
+info(exclusive, _) -> true;
+info(arguments, _) -> [];
+info(_, _) -> ''.

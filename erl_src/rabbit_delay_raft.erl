@@ -1,0 +1,227 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Raft as this plugin uses it: one Ra system of our own, and in it one Ra cluster per delayed
+%% exchange. Everything that knows names, directories and Ra's settings is here.
+%%
+%% On disk, below the plugin's data directory:
+%%
+%%   *.wal, meta.dets, names.dets   Ra's, for the whole system
+%%   D<hash>_<random>/              one member: Ra's segments, snapshots and config, and
+%%     delay_store/                 the delay store's files (c_src/)
+%%   quarantine/                    members whose exchange no longer exists
+%%
+%% <hash> is of the exchange's vhost and name, <random> distinguishes an exchange from an earlier one
+%% of the same name, whose entries may still lie in the WAL.
+-module(rabbit_delay_raft).
+
+-include_lib("kernel/include/logger.hrl").
+-include_lib("rabbit_common/include/rabbit.hrl").
+-include("rabbit_delay.hrl").
+
+-export([system_config/0, server_id/1, members/0, find_member/1, start_member/2, stop_member/1,
+         delete_member/1, quarantine_member/1, store_dir/1, store_dir_of_snapshot/1]).
+-export([enqueue/5, note/2, settle/3]).
+
+-type uid() :: binary().
+-export_type([uid/0]).
+
+-define(HASH_BYTES, 12).
+-define(RANDOM_BYTES, 6).
+-define(TICK_MS, 1000).
+
+%% Our own Ra system, so that delayed messages neither slow nor endanger quorum queues.
+-spec system_config() -> ra_system:config().
+system_config() ->
+    Dir = rabbit_delay_config:data_dir(),
+    Defaults = ra_system:default_config(),
+    Defaults#{name => ?RA_SYSTEM,
+              names => ra_system:derive_names(?RA_SYSTEM),
+              data_dir => Dir,
+              wal_data_dir => Dir,
+              wal_max_size_bytes => rabbit_delay_config:wal_size(),
+              wal_max_entries => undefined,
+              wal_sync_method => datasync,
+              wal_write_strategy => default}.
+
+%% The local member of an exchange's cluster.
+-spec server_id(rabbit_exchange:name()) -> ra:server_id().
+server_id(XName) ->
+    {binary_to_atom(<<"rabbit_delay_", (hash(XName))/binary>>, utf8), node()}.
+
+%% Every member that has a directory here, with the exchange that it belongs to.
+-spec members() -> [{rabbit_exchange:name(), Durable :: boolean(), uid()}].
+members() ->
+    lists:filtermap(
+      fun (Dir) ->
+              case ra_log:read_config(Dir) of
+                  {ok, #{machine := {module, rabbit_delay_machine,
+                                     #{exchange := XName, durable := Durable}}}} ->
+                      {true, {XName, Durable, uid_of_dir(Dir)}};
+                  _ ->
+                      false
+              end
+      end, wildcard("D*_*")).
+
+%% The member that holds an exchange's messages, if there is one.
+-spec find_member(rabbit_exchange:name()) -> {ok, uid()} | none.
+find_member(XName) ->
+    case wildcard(binary_to_list(<<"D", (hash(XName))/binary, "_*">>)) of
+        [] ->
+            none;
+        Dirs ->
+            {_, Newest} = lists:max([{filelib:last_modified(Dir), Dir} || Dir <- Dirs]),
+            {ok, uid_of_dir(Newest)}
+    end.
+
+%% Starts the local member, a new one if there is none.
+-spec start_member(rabbit_exchange:name(), Durable :: boolean()) -> ok | {error, term()}.
+start_member(XName, Durable) ->
+    ServerId = server_id(XName),
+    Uid = case find_member(XName) of
+              {ok, Existing} -> Existing;
+              none -> new_uid(XName)
+          end,
+    {Name, _} = ServerId,
+    Conf = #{cluster_name => Name,
+             id => ServerId,
+             uid => Uid,
+             initial_members => [ServerId],
+             tick_timeout => ?TICK_MS,
+             %% The machine's own snapshot_module/0 does not reach every place in Ra that looks.
+             log_init_args => #{uid => Uid,
+                                snapshot_module => rabbit_delay_snapshot,
+                                snapshot_interval => 0,
+                                min_snapshot_interval => 0},
+             machine => {module, rabbit_delay_machine,
+                         #{exchange => XName, durable => Durable, uid => Uid}}},
+    forget_other_registration(Name, Uid),
+    case ra:start_server(?RA_SYSTEM, Conf) of
+        ok ->
+            _ = ra:trigger_election(ServerId),
+            ok;
+        {error, {already_started, _}} ->
+            ok;
+        {error, not_new} ->
+            case ra:restart_server(?RA_SYSTEM, ServerId) of
+                ok -> ok;
+                {error, {already_started, _}} -> ok;
+                {error, _} = Error -> Error
+            end;
+        {error, _} = Error ->
+            Error
+    end.
+
+-spec stop_member(rabbit_exchange:name()) -> ok.
+stop_member(XName) ->
+    _ = ra:stop_server(?RA_SYSTEM, server_id(XName)),
+    ok.
+
+%% Stops the member and discards what it holds, for good. The directory gets another name first, so
+%% that a crash in the middle leaves nothing that could come back.
+-spec delete_member(rabbit_exchange:name()) -> ok.
+delete_member(XName) ->
+    case find_member(XName) of
+        {ok, Uid} ->
+            ok = stop_member(XName),
+            Dir = server_dir(Uid),
+            Doomed = filename:join(filename:dirname(Dir), "deleted-" ++ binary_to_list(Uid)),
+            _ = file:rename(Dir, Doomed),
+            unregister(Uid, XName),
+            _ = file:del_dir_r(Doomed),
+            ok;
+        none ->
+            ok
+    end.
+
+%% Puts a member aside whose exchange is gone: its messages will not be delivered, and an operator
+%% who wants them has them.
+-spec quarantine_member(uid()) -> {ok, file:filename()} | {error, file:posix()}.
+quarantine_member(Uid) ->
+    From = server_dir(Uid),
+    To = filename:join([filename:dirname(From), "quarantine", binary_to_list(Uid)]),
+    case filelib:ensure_dir(To) of
+        ok ->
+            case file:rename(From, To) of
+                ok -> {ok, To};
+                Error -> Error
+            end;
+        Error ->
+            Error
+    end.
+
+-spec store_dir(uid()) -> file:filename().
+store_dir(Uid) ->
+    filename:join(server_dir(Uid), "delay_store").
+
+%% A snapshot lies in <member>/snapshots/<term>_<index>.
+-spec store_dir_of_snapshot(file:filename_all()) -> file:filename_all().
+store_dir_of_snapshot(SnapshotDir) ->
+    filename:join(filename:dirname(filename:dirname(SnapshotDir)), "delay_store").
+
+%% The three below are asynchronous: the caller gets
+%% {ra_event, ServerId, {applied, [{Correlation, Reply}]}} or {rejected, {_, _, Correlation}}.
+
+%% Appends a batch; see rabbit_delay_machine for the command.
+-spec enqueue(ra:server_id(), Session :: pos_integer(), SeqNo :: pos_integer(),
+              {rabbit_delay_machine:earliest(), Batch :: binary()}, Correlation :: term()) -> ok.
+enqueue(ServerId, Session, SeqNo, {Earliest, Batch}, Correlation) ->
+    ra:pipeline_command(ServerId, {enqueue, 1, Session, SeqNo, Earliest, Batch},
+                        Correlation, normal).
+
+%% An entry that changes nothing: once it is applied, so is all before it.
+-spec note(ra:server_id(), Correlation :: term()) -> ok.
+note(ServerId, Correlation) ->
+    ra:pipeline_command(ServerId, {note, 1}, Correlation, normal).
+
+-spec settle(ra:server_id(), Ids :: binary(), Correlation :: term()) -> ok.
+settle(ServerId, Ids, Correlation) ->
+    ra:pipeline_command(ServerId, {settle, 1, Ids}, Correlation, normal).
+
+hash(#resource{virtual_host = VHost, kind = exchange, name = Name}) ->
+    <<Hash:?HASH_BYTES/binary, _/binary>> = crypto:hash(sha256, [VHost, 0, Name]),
+    hex(Hash).
+
+new_uid(XName) ->
+    <<"D", (hash(XName))/binary, "_", (hex(crypto:strong_rand_bytes(?RANDOM_BYTES)))/binary>>.
+
+hex(Binary) ->
+    << <<(hex_digit(N))>> || <<N:4>> <= Binary >>.
+
+hex_digit(N) when N < 10 -> $0 + N;
+hex_digit(N) -> $A + N - 10.
+
+server_dir(Uid) ->
+    ra_env:server_data_dir(?RA_SYSTEM, Uid).
+
+wildcard(Pattern) ->
+    Base = rabbit_delay_config:data_dir(),
+    [Dir || Name <- filelib:wildcard(Pattern, Base),
+            filelib:is_dir(Dir = filename:join(Base, Name))].
+
+uid_of_dir(Dir) ->
+    list_to_binary(filename:basename(Dir)).
+
+%% Ra finds a member's UId by its name in a table that lags behind by up to half a second, and a
+%% crash can leave there an earlier exchange's.
+forget_other_registration(Name, Uid) ->
+    #{names := #{directory := Directory, directory_rev := Reverse}} = ra_system:fetch(?RA_SYSTEM),
+    case ra_directory:uid_of(?RA_SYSTEM, Name) of
+        Uid -> ok;
+        undefined -> ok;
+        Other ->
+            ets:delete(Directory, Other),
+            dets:delete(Reverse, Name)
+    end.
+
+unregister(Uid, XName) ->
+    #{names := #{directory := Directory, directory_rev := Reverse, log_meta := Meta}} =
+        ra_system:fetch(?RA_SYSTEM),
+    {Name, _} = server_id(XName),
+    _ = ra_log_meta:delete(Meta, Uid),
+    ets:delete(Directory, Uid),
+    _ = dets:delete(Reverse, Name),
+    _ = ets:delete(ra_log_snapshot_state, Uid),
+    _ = ets:delete(ra_log_metrics, Uid),
+    _ = ets:delete(ra_metrics, Name),
+    _ = ets:delete(ra_state, Name),
+    ok.

@@ -1,0 +1,309 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Which exchanges delay messages at present, and the processes that do it. An exchange's processes
+%% are started when it is first asked to delay a message, or after a restart if it holds some.
+%%
+%% The broker's record of an exchange's internal queue is derived from this: it is made with the
+%% process, and made again whenever it is found missing, by route/1 and by a timer.
+-module(rabbit_delay_registry).
+
+-behaviour(gen_server).
+
+-include_lib("kernel/include/logger.hrl").
+-include_lib("rabbit_common/include/rabbit.hrl").
+-include("rabbit_delay.hrl").
+
+-export([create_table/0, start_link/0, recover/0, withdraw/0, system_up/0]).
+-export([ensure/1, delete/1, leader/2, queue_name/1, pending/1,
+         register_queue/2, register_dispatcher/2, register_store/2, queue/1, dispatcher/1]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
+
+%% The queue names of clients cannot begin with "amq.".
+-define(QUEUE_PREFIX, "amq.delayed.").
+-define(RECOVERED, {?MODULE, recovered}).
+-define(HEAL_MS, 1000).
+-define(RESTART_MS, 1000).
+
+-record(row, {exchange :: rabbit_exchange:name(),
+              queue :: pid() | undefined,
+              dispatcher :: pid() | undefined,
+              %% the open store, where this node's member leads
+              store :: rabbit_delay_store:store() | undefined}).
+
+-record(state, {exchanges = #{} :: #{rabbit_exchange:name() => pid()},
+                monitors = #{} :: #{reference() => rabbit_exchange:name()}}).
+
+%% Owned by the supervisor, so that it outlives this process; as does the note that the broker has
+%% recovered its exchanges.
+-spec create_table() -> ok.
+create_table() ->
+    ?MODULE = ets:new(?MODULE, [named_table, public, {keypos, #row.exchange},
+                                {read_concurrency, true}]),
+    persistent_term:put(?RECOVERED, false).
+
+-spec start_link() -> {ok, pid()} | {error, term()}.
+start_link() ->
+    gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+%% The broker has recovered its exchanges: their bindings may need help, and what was held for
+%% exchanges that are gone is put aside.
+-spec recover() -> ok.
+recover() ->
+    lists:foreach(
+      fun (X) ->
+              rabbit_delay_broker:restore_bindings(rabbit_delay_exchange:underlying_type(X), X)
+      end, rabbit_delay_broker:delayed_exchanges()),
+    persistent_term:put(?RECOVERED, true),
+    gen_server:cast(?MODULE, start_members).
+
+%% Takes the internal queues' records away: the plugin is being disabled.
+-spec withdraw() -> ok.
+withdraw() ->
+    lists:foreach(
+      fun (#row{exchange = XName}) -> rabbit_delay_broker:delete_queue(queue_name(XName)) end,
+      ets:tab2list(?MODULE)).
+
+%% The Ra system has been started.
+-spec system_up() -> ok.
+system_up() ->
+    gen_server:cast(?MODULE, start_members).
+
+-spec queue_name(rabbit_exchange:name()) -> rabbit_amqqueue:name().
+queue_name(#resource{kind = exchange, name = Name} = XName) ->
+    XName#resource{kind = queue, name = <<?QUEUE_PREFIX, Name/binary>>}.
+
+%% Makes sure that the exchange has a live internal queue with a record, and names it.
+-spec ensure(rabbit_exchange:name()) -> {ok, rabbit_amqqueue:name()} | {error, Why :: iodata()}.
+ensure(XName) ->
+    QName = queue_name(XName),
+    case ets:lookup(?MODULE, XName) of
+        [#row{queue = Pid}] when is_pid(Pid) ->
+            case rabbit_delay_broker:queue_pid(QName) of
+                Pid -> {ok, QName};
+                _ -> call({ensure, XName}, QName)
+            end;
+        _ ->
+            call({ensure, XName}, QName)
+    end.
+
+call(Request, QName) ->
+    try gen_server:call(?MODULE, Request, infinity) of
+        ok -> {ok, QName};
+        {error, _} = Error -> Error
+    catch
+        exit:_ -> {error, "the plugin is not running"}
+    end.
+
+%% Ends the exchange's processes and discards its messages.
+-spec delete(rabbit_exchange:name()) -> ok.
+delete(XName) ->
+    try
+        gen_server:call(?MODULE, {delete, XName}, infinity)
+    catch
+        exit:{noproc, _} -> ok
+    end.
+
+%% An effect of the Raft machine: this node's member leads.
+-spec leader(rabbit_exchange:name(), pid()) -> ok.
+leader(XName, ServerPid) ->
+    case ets:lookup(?MODULE, XName) of
+        [#row{queue = Queue, dispatcher = Dispatcher}] ->
+            _ = [rabbit_delay_queue:leader(Queue, ServerPid) || is_pid(Queue)],
+            _ = [rabbit_delay_dispatcher:leader(Dispatcher, ServerPid) || is_pid(Dispatcher)],
+            ok;
+        [] ->
+            ok
+    end.
+
+%% How many messages the exchange holds.
+-spec pending(rabbit_exchange:name()) -> non_neg_integer().
+pending(XName) ->
+    case ets:lookup(?MODULE, XName) of
+        [#row{store = Store}] when Store =/= undefined ->
+            #{pending := Pending} = rabbit_delay_store:stat(Store),
+            Pending;
+        _ ->
+            0
+    end.
+
+-spec register_queue(rabbit_exchange:name(), pid()) -> ok.
+register_queue(XName, Pid) -> update(XName, {#row.queue, Pid}).
+
+-spec register_dispatcher(rabbit_exchange:name(), pid()) -> ok.
+register_dispatcher(XName, Pid) -> update(XName, {#row.dispatcher, Pid}).
+
+-spec register_store(rabbit_exchange:name(), rabbit_delay_store:store() | undefined) -> ok.
+register_store(XName, Store) -> update(XName, {#row.store, Store}).
+
+-spec queue(rabbit_exchange:name()) -> pid() | undefined.
+queue(XName) -> lookup(XName, #row.queue).
+
+-spec dispatcher(rabbit_exchange:name()) -> pid() | undefined.
+dispatcher(XName) -> lookup(XName, #row.dispatcher).
+
+lookup(XName, Field) ->
+    case ets:lookup(?MODULE, XName) of
+        [Row] -> element(Field, Row);
+        [] -> undefined
+    end.
+
+update(XName, Update) ->
+    _ = ets:insert_new(?MODULE, #row{exchange = XName}),
+    true = ets:update_element(?MODULE, XName, Update),
+    ok.
+
+-spec init([]) -> {ok, #state{}}.
+init([]) ->
+    _ = erlang:send_after(?HEAL_MS, self(), heal),
+    %% Those that an earlier registry left running are adopted.
+    State = lists:foldl(fun ({_, Sup, _, _}, S) -> adopt(Sup, S) end, #state{},
+                        supervisor:which_children(rabbit_delay_exchanges_sup)),
+    {ok, State}.
+
+-spec handle_call(term(), term(), #state{}) -> {reply, ok | {error, iodata()}, #state{}}.
+handle_call({ensure, XName}, _From, State0) ->
+    {Reply, State} = ensure_started(XName, State0),
+    {reply, Reply, State};
+handle_call({delete, XName}, _From, State0) ->
+    State = stop(XName, State0),
+    ok = rabbit_delay_broker:delete_queue(queue_name(XName)),
+    case ets:take(?MODULE, XName) of
+        [#row{store = Store}] when Store =/= undefined -> ok = rabbit_delay_store:close(Store);
+        _ -> ok
+    end,
+    ok = rabbit_delay_raft:delete_member(XName),
+    {reply, ok, State}.
+
+-spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
+handle_cast(start_members, State) ->
+    case persistent_term:get(?RECOVERED) andalso rabbit_delay_system:status() =:= up of
+        true -> {noreply, start_members(State)};
+        false -> {noreply, State}
+    end.
+
+-spec handle_info(term(), #state{}) -> {noreply, #state{}}.
+handle_info(heal, State) ->
+    _ = erlang:send_after(?HEAL_MS, self(), heal),
+    {noreply, heal(State)};
+handle_info({'DOWN', Ref, process, _, Reason}, #state{monitors = Monitors} = State) ->
+    case maps:take(Ref, Monitors) of
+        {XName, Rest} ->
+            ?LOG_WARNING("delayed messages of ~s: stopped (~0P), will be started again",
+                         [rabbit_misc:rs(XName), Reason, 10], ?LOG_DOMAIN),
+            _ = erlang:send_after(?RESTART_MS, self(), {restart, XName}),
+            {noreply, State#state{monitors = Rest,
+                                  exchanges = maps:remove(XName, State#state.exchanges)}};
+        error ->
+            {noreply, State}
+    end;
+handle_info({restart, XName}, State0) ->
+    {_, State} = ensure_started(XName, State0),
+    {noreply, State};
+handle_info(_, State) ->
+    {noreply, State}.
+
+ensure_started(XName, #state{exchanges = Exchanges} = State) ->
+    case Exchanges of
+        #{XName := _} ->
+            {declare(XName), State};
+        _ ->
+            case rabbit_delay_broker:lookup_exchange(XName) of
+                {ok, X} -> start(XName, rabbit_delay_broker:is_durable(X), State);
+                {error, not_found} -> {{error, "the exchange does not exist"}, State}
+            end
+    end.
+
+start(XName, Durable, State) ->
+    case rabbit_delay_exchanges_sup:start_exchange(XName, Durable) of
+        {ok, Sup} ->
+            {declare(XName), monitor_exchange(XName, Sup, State)};
+        {error, Reason} ->
+            ?LOG_ERROR("delayed messages of ~s: cannot be started: ~0P",
+                       [rabbit_misc:rs(XName), Reason, 20], ?LOG_DOMAIN),
+            {{error, "its delay queue cannot be started, see the broker's log"}, State}
+    end.
+
+monitor_exchange(XName, Sup, #state{exchanges = Exchanges, monitors = Monitors} = State) ->
+    State#state{exchanges = Exchanges#{XName => Sup},
+                monitors = Monitors#{monitor(process, Sup) => XName}}.
+
+adopt(Sup, State) ->
+    case [Pid || {rabbit_delay_queue, Pid, _, _} <- supervisor:which_children(Sup), is_pid(Pid)] of
+        [Queue] ->
+            case ets:match_object(?MODULE, #row{queue = Queue, _ = '_'}) of
+                [#row{exchange = XName}] -> monitor_exchange(XName, Sup, State);
+                [] -> State
+            end;
+        [] ->
+            State
+    end.
+
+stop(XName, #state{exchanges = Exchanges, monitors = Monitors} = State) ->
+    case maps:take(XName, Exchanges) of
+        {Sup, Rest} ->
+            Refs = [Ref || {Ref, Name} <- maps:to_list(Monitors), Name =:= XName],
+            lists:foreach(fun (Ref) -> demonitor(Ref, [flush]) end, Refs),
+            ok = rabbit_delay_exchanges_sup:stop_exchange(Sup),
+            State#state{exchanges = Rest, monitors = maps:without(Refs, Monitors)};
+        error ->
+            State
+    end.
+
+declare(XName) ->
+    case ets:lookup(?MODULE, XName) of
+        [#row{queue = Pid}] when is_pid(Pid) ->
+            case rabbit_delay_broker:declare_queue(queue_name(XName), Pid) of
+                ok -> ok;
+                {error, Reason} -> {error, io_lib:format("~0p", [Reason])}
+            end;
+        _ ->
+            {error, "its delay queue is not running"}
+    end.
+
+heal(#state{exchanges = Exchanges} = State) ->
+    lists:foreach(
+      fun (XName) ->
+              case ets:lookup(?MODULE, XName) of
+                  [#row{queue = Pid}] when is_pid(Pid) ->
+                      case rabbit_delay_broker:queue_pid(queue_name(XName)) of
+                          Pid -> ok;
+                          _ -> heal(XName, State)
+                      end;
+                  _ ->
+                      ok
+              end
+      end, maps:keys(Exchanges)),
+    State.
+
+heal(XName, _) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, _} -> declare(XName);
+        {error, not_found} -> ok
+    end.
+
+%% Exchanges that hold something are started; what belongs to none is put aside, or discarded if
+%% its exchange was not durable.
+start_members(State) ->
+    Durable = maps:from_list([{rabbit_delay_broker:exchange_name(X), true}
+                              || X <- rabbit_delay_broker:durable_delayed_exchanges()]),
+    lists:foldl(fun (Member, S) -> start_or_put_aside(Member, Durable, S) end,
+                State, rabbit_delay_raft:members()).
+
+start_or_put_aside({XName, IsDurable, Uid}, Durable, State) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, _} ->
+            {_, State1} = ensure_started(XName, State),
+            State1;
+        {error, not_found} when is_map_key(XName, Durable) ->
+            %% Its vhost is not up: the exchange starts with the first message, or at the next boot.
+            State;
+        {error, not_found} when not IsDurable ->
+            ok = rabbit_delay_raft:delete_member(XName),
+            State;
+        {error, not_found} ->
+            Result = rabbit_delay_raft:quarantine_member(Uid),
+            ?LOG_WARNING("delayed messages of ~s, which does not exist any more, are put aside: "
+                         "~0p. Delete that directory to be rid of them.",
+                         [rabbit_misc:rs(XName), Result], ?LOG_DOMAIN),
+            State
+    end.

@@ -1,0 +1,258 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Ra snapshots of a delayed exchange: a checkpoint of the delay store, hard-linked, and beside it
+%% the rest of the machine's state. Taking one costs almost nothing, whatever is pending.
+%%
+%% A snapshot directory holds the store's files and its MANIFEST (see include/dw_manifest.h), and
+%%
+%%   delay_snapshot   "DWSN", version (1 byte, 1), CRC-32 (4 bytes, big-endian) of the rest, and
+%%                    term_to_binary({ra_snapshot:meta(), rabbit_delay_machine:snapshot()})
+%%
+%% which is written last and renamed into place: without it there is no snapshot. Files of other
+%% names are left alone (later versions of Ra add some).
+%%
+%% The store is ahead of the index that Ra snapshots, because effects run after a batch of applies;
+%% it skips what it has already applied. The live store's own manifest is made durable before the
+%% snapshot is: so recovery can keep the live store, which is at the snapshot or past it, and uses
+%% the snapshot's files only if the live ones are lost.
+-module(rabbit_delay_snapshot).
+
+-behaviour(ra_snapshot).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+
+-export([prepare/2, write/3, write/4, sync/1, begin_accept/2, accept_chunk/2, complete_accept/2,
+         begin_read/1, begin_read/2, read_chunk/3, recover/1, validate/1, read_meta/1,
+         context/0]).
+
+-define(STATE_FILE, "delay_snapshot").
+-define(MAGIC, "DWSN").
+-define(VERSION, 1).
+
+%% Runs in the Ra server: what is to be snapshotted is fixed here.
+-spec prepare(term(), rabbit_delay_machine:state()) -> term().
+prepare(_Meta, State) ->
+    {checkpoint(rabbit_delay_machine:store(State)), rabbit_delay_machine:to_snapshot(State)}.
+
+%% A snapshot writer that died leaves a checkpoint behind that only garbage collection ends.
+checkpoint(Store) ->
+    case rabbit_delay_store:checkpoint(Store) of
+        {error, Reason} when Reason =:= einval; Reason =:= busy ->
+            true = erlang:garbage_collect(),
+            rabbit_delay_store:checkpoint(Store);
+        Result ->
+            Result
+    end.
+
+%% Runs in a process of its own.
+-spec write(file:filename_all(), ra_snapshot:meta(), term()) -> ok | {error, term()}.
+write(Dir, Meta, {{ok, Checkpoint, _Applied}, Snapshot}) ->
+    case rabbit_delay_store:finish(Checkpoint, Dir) of
+        ok -> write_file(Dir, term_to_binary({Meta, Snapshot}));
+        Error -> Error
+    end;
+write(_, _, {{error, _} = Error, _}) ->
+    Error.
+
+%% From ra 2.10 on.
+-spec write(file:filename_all(), ra_snapshot:meta(), term(), Sync :: boolean()) ->
+          {ok, non_neg_integer()} | {error, term()}.
+write(Dir, Meta, Ref, _Sync) ->
+    case write(Dir, Meta, Ref) of
+        ok -> {ok, lists:sum([filelib:file_size(File) || File <- files(Dir)])};
+        Error -> Error
+    end.
+
+-spec sync(file:filename_all()) -> ok.
+sync(_Dir) -> ok.
+
+-spec context() -> map().
+context() -> #{}.
+
+-spec validate(file:filename_all()) -> ok | {error, term()}.
+validate(Dir) ->
+    case read_file(Dir) of
+        {ok, _} ->
+            case rabbit_delay_store:validate(Dir) of
+                {ok, _Applied} -> ok;
+                Error -> Error
+            end;
+        Error ->
+            Error
+    end.
+
+-spec read_meta(file:filename_all()) -> {ok, ra_snapshot:meta()} | {error, term()}.
+read_meta(Dir) ->
+    case read_file(Dir) of
+        {ok, {Meta, _}} -> {ok, Meta};
+        Error -> Error
+    end.
+
+-spec recover(file:filename_all()) ->
+          {ok, ra_snapshot:meta(), rabbit_delay_machine:state()} | {error, term()}.
+recover(Dir) ->
+    case read_file(Dir) of
+        {ok, {#{index := Index} = Meta, #{exchange := XName} = Snapshot}} ->
+            Live = rabbit_delay_raft:store_dir_of_snapshot(Dir),
+            case ensure_live(Live, Dir, Index, XName) of
+                ok ->
+                    Store = rabbit_delay_machine:open_store(Live, XName),
+                    {ok, Meta, rabbit_delay_machine:from_snapshot(Snapshot, Store)};
+                Error ->
+                    Error
+            end;
+        Error ->
+            Error
+    end.
+
+ensure_live(Live, Dir, Index, XName) ->
+    case rabbit_delay_store:peek_applied(Live) of
+        {ok, Applied} when Applied >= Index ->
+            ok;
+        Other ->
+            ?LOG_NOTICE("delayed messages of ~s: the store is restored from the snapshot at "
+                        "index ~b (it was found at ~p)",
+                        [rabbit_misc:rs(XName), Index, Other], ?LOG_DOMAIN),
+            rabbit_delay_store:restore(Live, Dir)
+    end.
+
+%% Sending. Every file is opened before the first is sent: Ra may delete the directory meanwhile.
+-spec begin_read(file:filename_all()) -> {ok, ra_snapshot:meta(), term()} | {error, term()}.
+begin_read(Dir) ->
+    case read_file(Dir) of
+        {ok, {Meta, _} = Content} ->
+            Opened = [open_to_read(File) || File <- files(Dir)],
+            {ok, Meta, {term_to_binary(Content), Opened}};
+        Error ->
+            Error
+    end.
+
+-spec begin_read(file:filename_all(), map()) -> {ok, ra_snapshot:meta(), term()} | {error, term()}.
+begin_read(Dir, _Context) ->
+    begin_read(Dir).
+
+open_to_read(File) ->
+    {ok, Fd} = file:open(File, [raw, binary, read]),
+    {ok, Size} = file:position(Fd, eof),
+    {filename:basename(File), Fd, 0, Size}.
+
+-spec read_chunk(term(), pos_integer(), file:filename_all()) ->
+          {ok, term(), {next, term()} | last} | {error, term()}.
+read_chunk({Content, []}, _, _) ->
+    {ok, {content, Content}, last};
+read_chunk({Content, [{Name, Fd, Offset, Size} | Rest]}, ChunkSize, _) ->
+    Length = min(ChunkSize, Size - Offset),
+    case read_at(Fd, Offset, Length) of
+        {ok, Data} when Offset + Length =:= Size ->
+            ok = file:close(Fd),
+            {ok, {file, Name, Offset, Data}, {next, {Content, Rest}}};
+        {ok, Data} ->
+            {ok, {file, Name, Offset, Data},
+             {next, {Content, [{Name, Fd, Offset + Length, Size} | Rest]}}};
+        Error ->
+            Error
+    end.
+
+read_at(_, _, 0) ->
+    {ok, <<>>};
+read_at(Fd, Offset, Length) ->
+    case file:pread(Fd, Offset, Length) of
+        {ok, Data} when byte_size(Data) =:= Length -> {ok, Data};
+        {ok, _} -> {error, short_read};
+        eof -> {error, short_read};
+        Error -> Error
+    end.
+
+%% Receiving.
+-spec begin_accept(file:filename_all(), ra_snapshot:meta()) -> {ok, term()}.
+begin_accept(Dir, _Meta) ->
+    lists:foreach(fun file:delete/1, files(Dir)),
+    _ = file:delete(filename:join(Dir, ?STATE_FILE)),
+    {ok, {Dir, none}}.
+
+-spec accept_chunk(term(), term()) -> {ok, term()} | {error, term()}.
+accept_chunk({file, Name, Offset, Data}, {Dir, Open}) ->
+    case open_to_write(Name, Dir, Open) of
+        {ok, Fd} ->
+            case file:pwrite(Fd, Offset, Data) of
+                ok -> {ok, {Dir, {Name, Fd}}};
+                Error -> Error
+            end;
+        Error ->
+            Error
+    end.
+
+-spec complete_accept(term(), term()) -> ok | {error, term()}.
+complete_accept({content, Content}, {Dir, Open}) ->
+    ok = close_written(Open),
+    ok = sync_dir(Dir),
+    write_file(Dir, Content).
+
+open_to_write(Name, _, {Name, Fd}) ->
+    {ok, Fd};
+open_to_write(Name, Dir, Open) ->
+    ok = close_written(Open),
+    case filename:basename(Name) of
+        Name -> file:open(filename:join(Dir, Name), [raw, binary, read, write]);
+        _ -> {error, {bad_file_name, Name}}
+    end.
+
+close_written(none) ->
+    ok;
+close_written({_, Fd}) ->
+    ok = file:sync(Fd),
+    file:close(Fd).
+
+%% The store's files in a snapshot, its MANIFEST last.
+files(Dir) ->
+    case file:list_dir(Dir) of
+        {ok, Names} ->
+            {Manifest, Others} = lists:partition(
+                                   fun (Name) -> Name =:= "MANIFEST" end,
+                                   [Name || Name <- lists:sort(Names), is_store_file(Name)]),
+            [filename:join(Dir, Name) || Name <- Others ++ Manifest];
+        {error, _} ->
+            []
+    end.
+
+is_store_file("MANIFEST") -> true;
+is_store_file(Name) -> lists:member(filename:extension(Name), [".rec", ".idx"]).
+
+write_file(Dir, Content) ->
+    Tmp = filename:join(Dir, ?STATE_FILE ".tmp"),
+    Bytes = [<<?MAGIC, ?VERSION, (erlang:crc32(Content)):32>>, Content],
+    case ra_lib:write_file(Tmp, Bytes) of
+        ok ->
+            case file:rename(Tmp, filename:join(Dir, ?STATE_FILE)) of
+                ok -> sync_dir(Dir);
+                Error -> Error
+            end;
+        Error ->
+            Error
+    end.
+
+read_file(Dir) ->
+    case file:read_file(filename:join(Dir, ?STATE_FILE)) of
+        {ok, <<?MAGIC, ?VERSION, Crc:32, Content/binary>>} ->
+            case erlang:crc32(Content) of
+                Crc -> {ok, binary_to_term(Content)};
+                _ -> {error, checksum_error}
+            end;
+        {ok, <<?MAGIC, Version, _/binary>>} ->
+            {error, {invalid_version, Version}};
+        {ok, _} ->
+            {error, invalid_format};
+        Error ->
+            Error
+    end.
+
+sync_dir(Dir) ->
+    case file:open(Dir, [read, raw, directory]) of
+        {ok, Fd} ->
+            Result = file:sync(Fd),
+            _ = file:close(Fd),
+            Result;
+        Error ->
+            Error
+    end.

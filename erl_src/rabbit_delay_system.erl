@@ -1,0 +1,186 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Keeps the plugin's Ra system running.
+%%
+%% The system is linked to this process rather than to Ra's own supervisor, which would end the
+%% broker's quorum queues with it if it failed twice in a row, as it does on a full disk. When the
+%% system ends, or its directory cannot be used, this process says so in the log and tries again,
+%% with pauses of 1 to 30 s; until then delayed publishes are refused.
+%%
+%% It also watches the free space, below a limit of which delayed messages are refused, and it is
+%% where the stores' log lines arrive, since C has no logger.
+-module(rabbit_delay_system).
+
+-behaviour(gen_server).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+
+-export([start_link/0, status/0, log_pid/0]).
+-export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
+
+-define(MIN_PAUSE_MS, 1000).
+-define(MAX_PAUSE_MS, 30000).
+-define(WATCH_MS, 500).
+-define(STATUS, {?MODULE, status}).
+
+-record(state, {system :: pid() | undefined,
+                pause = ?MIN_PAUSE_MS :: pos_integer(),
+                started_at = 0 :: integer()}).
+
+-spec start_link() -> {ok, pid()} | {error, term()}.
+start_link() ->
+    gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+%% Whether delayed messages can be taken (up), soon (starting), not as long as there is so little
+%% space (full), or not as long as the Ra system does not run (down). Cheap.
+-spec status() -> up | starting | {down | full, Why :: string()}.
+status() ->
+    persistent_term:get(?STATUS, {down, "the plugin is not running"}).
+
+-spec log_pid() -> pid().
+log_pid() ->
+    case whereis(?MODULE) of
+        undefined -> self();
+        Pid -> Pid
+    end.
+
+-spec init([]) -> {ok, #state{}, {continue, start}}.
+init([]) ->
+    process_flag(trap_exit, true),
+    set_status(starting),
+    watch(),
+    {ok, #state{}, {continue, start}}.
+
+%% The WAL of the last run is read here: the broker's boot does not wait for it.
+-spec handle_continue(start, #state{}) -> {noreply, #state{}}.
+handle_continue(start, State) ->
+    {noreply, start(State)}.
+
+-spec handle_call(term(), term(), #state{}) -> {reply, {error, unknown_call}, #state{}}.
+handle_call(_, _, State) ->
+    {reply, {error, unknown_call}, State}.
+
+-spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
+handle_cast(_, State) ->
+    {noreply, State}.
+
+-spec handle_info(term(), #state{}) -> {noreply, #state{}} | {stop, term(), #state{}}.
+handle_info({'EXIT', Pid, Reason}, #state{system = Pid} = State) ->
+    {noreply, retry("the Raft log ended: " ++ format(Reason), State#state{system = undefined})};
+handle_info(start, #state{system = undefined} = State) ->
+    {noreply, start(State)};
+handle_info(watch, State) ->
+    watch(),
+    {noreply, check_space(State)};
+handle_info({rabbit_delay_store, Level, Message}, State) ->
+    log(Level, Message),
+    {noreply, State};
+handle_info(_, State) ->
+    {noreply, State}.
+
+-spec terminate(term(), #state{}) -> ok.
+terminate(_, #state{system = System}) ->
+    set_status({down, "the plugin is stopping"}),
+    case System of
+        undefined ->
+            ok;
+        _ ->
+            Ref = monitor(process, System),
+            exit(System, shutdown),
+            receive {'DOWN', Ref, process, System, _} -> ok end
+    end.
+
+start(State) ->
+    Dir = rabbit_delay_config:data_dir(),
+    case usable(Dir) of
+        ok ->
+            Config = rabbit_delay_raft:system_config(),
+            ok = ra_system:store(Config),
+            try ra_system_sup:start_link(Config) of
+                {ok, Pid} ->
+                    ?LOG_INFO("delayed messages are kept in ~ts", [Dir], ?LOG_DOMAIN),
+                    set_status(up),
+                    rabbit_delay_registry:system_up(),
+                    State#state{system = Pid, started_at = erlang:monotonic_time(millisecond)};
+                {error, Reason} ->
+                    retry("the Raft log does not start: " ++ format(Reason), State)
+            catch
+                exit:Reason ->
+                    retry("the Raft log does not start: " ++ format(Reason), State)
+            end;
+        {error, Why} ->
+            retry(Why, State)
+    end.
+
+watch() ->
+    _ = erlang:send_after(?WATCH_MS, self(), watch),
+    ok.
+
+check_space(#state{system = undefined} = State) ->
+    State;
+check_space(State) ->
+    Dir = rabbit_delay_config:data_dir(),
+    Limit = rabbit_delay_config:disk_free_limit(),
+    case {rabbit_delay_store:disk_free(Dir), status()} of
+        {{ok, Free}, up} when Free < Limit ->
+            Why = format("only ~b bytes are free in ~ts, fewer than delayed_message."
+                         "disk_free_limit, ~b", [Free, Dir, Limit]),
+            ?LOG_ERROR("delayed messages are refused: ~ts", [Why], ?LOG_DOMAIN),
+            set_status({full, Why});
+        {{ok, Free}, {full, _}} when Free >= Limit ->
+            ?LOG_NOTICE("delayed messages are accepted again: ~b bytes are free in ~ts",
+                        [Free, Dir], ?LOG_DOMAIN),
+            set_status(up);
+        _ ->
+            ok
+    end,
+    State.
+
+%% A system that had been running for a while is tried again at once.
+retry(Why, #state{pause = Pause0, started_at = StartedAt} = State) ->
+    Pause = case erlang:monotonic_time(millisecond) - StartedAt > ?MAX_PAUSE_MS
+                 andalso StartedAt =/= 0 of
+                true -> ?MIN_PAUSE_MS;
+                false -> Pause0
+            end,
+    set_status({down, Why}),
+    ?LOG_ERROR("delayed messages are unavailable: ~ts; publishing with a delay is refused, what "
+               "is pending waits; next attempt in ~b ms", [Why, Pause], ?LOG_DOMAIN),
+    _ = erlang:send_after(Pause, self(), start),
+    State#state{pause = min(Pause * 2, ?MAX_PAUSE_MS)}.
+
+%% Found out by doing it: permissions, a read-only file system, a file in the place.
+usable(Dir) ->
+    Probe = filename:join(Dir, "writable.probe"),
+    Steps = [fun () -> filelib:ensure_dir(Probe) end,
+             fun () -> file:write_file(Probe, <<"x">>, [raw]) end,
+             fun () -> file:delete(Probe) end],
+    case first_error(Steps) of
+        ok ->
+            ok;
+        {error, Reason} ->
+            {error, format("data directory ~ts (delayed_message.data_dir) cannot be used: ~ts",
+                           [Dir, file:format_error(Reason)])}
+    end.
+
+first_error([]) ->
+    ok;
+first_error([Step | Rest]) ->
+    case Step() of
+        ok -> first_error(Rest);
+        Error -> Error
+    end.
+
+set_status(Status) ->
+    persistent_term:put(?STATUS, Status).
+
+format(Reason) ->
+    format("~0P", [Reason, 20]).
+
+format(Format, Args) ->
+    lists:flatten(io_lib:format(Format, Args)).
+
+log(info, Message) -> ?LOG_INFO("~ts", [Message], ?LOG_DOMAIN);
+log(warning, Message) -> ?LOG_WARNING("~ts", [Message], ?LOG_DOMAIN);
+log(error, Message) -> ?LOG_ERROR("~ts", [Message], ?LOG_DOMAIN).
