@@ -21,7 +21,7 @@ export REBAR_OFFLINE := 1
 export REBAR_GLOBAL_CONFIG_DIR := $(CURDIR)/_build/global
 export LC_ALL := C.UTF-8
 
-.PHONY: deps deps-build deps-demo build nif erl dist demo demo-stop bench format clean \
+.PHONY: deps deps-build deps-demo deps-bench build nif erl dist demo demo-stop format clean \
         check check-c check-erl check-integration check-static \
         suites-c suites-erl suites-integration suites-static c-tests
 .DELETE_ON_ERROR:
@@ -36,6 +36,8 @@ deps-build:
 	@scripts/deps build
 deps-demo:
 	@scripts/deps demo
+deps-bench:
+	@scripts/deps demo $(BENCH_DEPS)
 
 # ---------------------------------------------------------------------------- C
 C_CORE := $(filter-out c_src/dw_nif.c,$(wildcard c_src/*.c))
@@ -117,8 +119,8 @@ demo: deps-demo dist
 demo-stop:
 	@$(PYTHON) demo/demo.py --stop
 
-bench: deps dist
-	$(PYTHON) tests/bench/bench.py
+bench bench-quick bench-load soak: deps-bench
+-include tests/bench/bench.mk
 
 # ------------------------------------------------------------------------- tests
 # A suite that fails does not keep the others from running: what failed stands in the sum.
@@ -151,7 +153,14 @@ suites-erl:
 	@mkdir -p $(RESULTS)/eunit
 	@$(RUN) erl-eunit --junit "$(RESULTS)/eunit/*.xml" -- $(REBAR3) eunit
 
-suites-integration:
+# Clients in JavaScript, as their lock file has them. Without them their tests fail and say so.
+NODE_CLIENTS := tests/integration/clients
+NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,\
+                $(wildcard $(NODE_CLIENTS)/package-lock.json))
+$(NODE_CLIENTS)/node_modules/.package-lock.json: $(NODE_CLIENTS)/package-lock.json
+	-cd $(NODE_CLIENTS) && npm ci --no-audit --no-fund --ignore-scripts
+
+suites-integration: $(NODE_MODULES)
 	@$(RUN) integration-pytest --junit "$(RESULTS)/pytest/*.xml" -- \
 	    $(PYTHON) -m pytest -q -p no:cacheprovider --junitxml=$(RESULTS)/pytest/integration.xml \
 	    tests/integration
