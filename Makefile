@@ -119,8 +119,9 @@ demo: deps-demo dist
 demo-stop:
 	@$(PYTHON) demo/demo.py --stop
 
-bench bench-quick bench-load soak: deps-bench
 -include tests/bench/bench.mk
+bench bench-quick soak: | deps-bench
+$(BENCH_LOAD): | deps-bench
 
 # ------------------------------------------------------------------------- tests
 # A suite that fails does not keep the others from running: what failed stands in the sum.
