@@ -16,7 +16,8 @@ VERSION := $(shell sed -n 's/.*{vsn, "\(.*\)"}.*/\1/p' erl_src/$(APP).app.src)
 NIF := priv/rabbit_delay_store.so
 EZ := dist/$(BROKER_SERIES)/$(APP)-$(VERSION).ez
 
-export ERL_LIBS = $(BROKER_HOME)/plugins
+CLI_LIBS := _build/cli
+export ERL_LIBS = $(BROKER_HOME)/plugins:$(CURDIR)/$(CLI_LIBS)
 export REBAR_OFFLINE := 1
 export REBAR_GLOBAL_CONFIG_DIR := $(CURDIR)/_build/global
 export LC_ALL := C.UTF-8
@@ -100,8 +101,12 @@ c-tests: $(C_TEST_PROGRAMS)
 -include $(wildcard _build/c/*/*.d _build/c/*/*/*.d)
 
 # ------------------------------------------------------------------------ Erlang
-erl:
+erl: $(CLI_LIBS)/rabbitmqctl/ebin
 	$(REBAR3) compile
+
+$(CLI_LIBS)/rabbitmqctl/ebin: $(BROKER_HOME)/escript/rabbitmqctl scripts/cli_modules
+	@rm -rf $@ && mkdir -p $@
+	escript scripts/cli_modules $(BROKER_HOME)/escript/rabbitmqctl $@
 
 # -------------------------------------------------------------------------- dist
 dist: build
