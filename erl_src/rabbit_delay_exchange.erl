@@ -8,13 +8,14 @@
 -behaviour(rabbit_exchange_type).
 
 -include_lib("kernel/include/logger.hrl").
+-include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay.hrl").
 
 -export([register/0, unregister/0]).
 -export([description/0, serialise_events/0, route/2, validate/1, validate_binding/2, create/2,
          delete/3, policy_changed/2, add_binding/3, remove_bindings/3, assert_args_equivalence/2,
          info/1, info/2]).
--export([underlying_type/1, while_releasing/1]).
+-export([underlying_type/1, while_releasing/1, list/2]).
 
 -rabbit_boot_step(
    {rabbit_delay_exchange,
@@ -256,3 +257,20 @@ info(X, Items) ->
         true -> info(X);
         false -> []
     end.
+
+%% The exchanges of a vhost, for rabbitmqctl: these items of each, by name and not as records.
+-spec list(rabbit_types:vhost(), [atom()]) -> [[{atom(), term()}]].
+list(VHost, Items) ->
+    [[{Item, list_item(Item, X)} || Item <- Items] || X <- rabbit_exchange:list(VHost)].
+
+list_item(messages_delayed, X) ->
+    case rabbit_exchange:info(X, [type]) of
+        [{type, 'x-delayed-message'}] -> rabbit_delay_registry:pending(
+                                           rabbit_delay_broker:exchange_name(X));
+        _ -> ''
+    end;
+list_item(name, X) ->
+    (rabbit_delay_broker:exchange_name(X))#resource.name;
+list_item(Item, X) ->
+    [{Item, Value}] = rabbit_exchange:info(X, [Item]),
+    Value.
