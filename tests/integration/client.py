@@ -13,6 +13,12 @@ import wire  # noqa: F401  (teaches pika the missing field types)
 
 DELAYED = "x-delayed-message"
 
+
+def internal_queue(exchange):
+    """The name of the queue that takes an exchange's delayed messages in."""
+    return f"amq.delayed.{exchange}"
+
+
 # How late, in ms, a message may come before a test calls it a failure: for slow, shared machines.
 LATE = 5000
 
@@ -126,17 +132,17 @@ class Client:
     def one(self, queue, within=15):
         return self.collect(queue, 1, within)[0]
 
-    def collect_every(self, queue, wanted, within=60):
-        """All deliveries until each text in `wanted` has come, once or more often."""
+    def collect_every(self, queue, wanted, within=60, name=lambda delivery: delivery.text):
+        """All deliveries until each name in `wanted` has come, once or more often."""
         missing, seen = set(wanted), 0
 
         def enough(got):
             nonlocal seen
-            missing.difference_update(delivery.text for delivery in got[seen:])
+            missing.difference_update(map(name, got[seen:]))
             seen = len(got)
             return not missing
 
-        got = self.consume(queue, enough, within)
+        got = self.consume(queue, enough, within, prefetch=1000)
         assert not missing, f"{len(missing)} of {len(wanted)} did not come: {sorted(missing)[:20]}"
         return got
 

@@ -9,6 +9,7 @@ import wire
 from client import Client
 from conftest import PLUGIN
 from management import Management, eventually
+from private_broker import BrokerFailed
 
 
 def refused(client, *args, **kwargs):
@@ -100,3 +101,62 @@ def test_a_memory_alarm_blocks_publishers_of_delayed_messages(limited):
     client.close()
 
 
+
+
+# --------------------------------------------------------------------- wrong values
+
+WRONG = [
+    ("max_delay", "soon"),
+    ("max_delay", "-1"),
+    ("max_delay", "0"),
+    ("unusable_delay", "perhaps"),
+    ("in_flight.messages", "0"),
+    ("in_flight.messages", "many"),
+    ("in_flight.bytes", "-5"),
+    ("wal_size", "12"),
+    ("wal_size", "big"),
+    ("snapshot_interval.messages", "0"),
+    ("snapshot_interval.bytes", "none"),
+    ("max_message_size", "0"),
+    ("disk_free_limit", "-1"),
+]
+
+
+@pytest.mark.parametrize("key, value", WRONG)
+def test_a_wrong_value_stops_the_start_and_is_named(brokers, key, value):
+    broker = brokers(f"wrong-{key}-{value}", conf=[f"delayed_message.{key} = {value}"],
+                     start=False)
+    with pytest.raises(BrokerFailed) as failure:
+        broker.start(timeout=60)
+    assert not broker.running()
+    said = str(failure.value)
+    assert f"delayed_message.{key}" in said
+    broker.end()
+
+
+def test_an_unknown_key_stops_the_start_and_is_named(brokers):
+    broker = brokers("unknown-key", conf=["delayed_message.no_such_key = 1"], start=False)
+    with pytest.raises(BrokerFailed) as failure:
+        broker.start(timeout=60)
+    assert "delayed_message.no_such_key" in str(failure.value)
+    broker.end()
+
+
+def test_units_are_understood(brokers, tmp_path):
+    data_dir = tmp_path / "elsewhere"
+    broker = brokers("units", conf=[
+        f"delayed_message.data_dir = {data_dir}",
+        "delayed_message.max_delay = 2h",
+        "delayed_message.wal_size = 8MB",
+        "delayed_message.in_flight.bytes = 1MiB",
+        "delayed_message.max_message_size = 1MB",
+        "delayed_message.disk_free_limit = 10MB"])
+    client = Client(broker)
+    exchange, queue = client.delayed_and_queue()
+    code, text = client.refusal(exchange, delay=7200_001)
+    assert code == 406 and "7200000" in text
+    client.publish(exchange, body=b"kept elsewhere", delay=300)
+    assert client.texts(queue, 1) == ["kept elsewhere"]
+    assert any(data_dir.iterdir())
+    client.close()
+    broker.end()
