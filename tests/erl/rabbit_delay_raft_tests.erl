@@ -1,0 +1,251 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% The machine, its snapshots and the store below them, in a real Ra system without a broker.
+-module(rabbit_delay_raft_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+-include_lib("rabbit_common/include/rabbit.hrl").
+
+
+-define(X, #resource{virtual_host = <<"/">>, kind = exchange, name = <<"x">>}).
+-define(HOUR, 3600000).
+-define(SESSION, 4711).
+
+raft_test_() ->
+    {foreach, fun start/0, fun stop/1,
+     [fun (_) -> {timeout, 120, {Title, Test}} end
+      || {Title, Test} <-
+             [{"a batch is applied once, however often it is sent", fun sent_again/0},
+              {"a batch before its turn is not applied", fun gap/0},
+              {"a malformed batch is refused and changes nothing", fun malformed/0},
+              {"settled messages are gone after a restart, the others are there", fun restart/0},
+              {"a snapshot is taken when enough has come, and restarts begin there", fun snapshot/0},
+              {"a lost live store is restored from the snapshot", fun lost_store/0},
+              {"a damaged manifest of the live store is replaced by the snapshot", fun damaged/0},
+              {"a snapshot sent in chunks is the snapshot", fun chunks/0},
+              {"a delayed exchange made again starts empty", fun made_again/0},
+              {"the Ra system comes back after it was killed", fun system_killed/0}]]}.
+
+start() ->
+    Dir = filename:join("_build", "raft_tests." ++ os:getpid() ++ "." ++
+                            integer_to_list(erlang:unique_integer([positive]))),
+    Abs = filename:absname(Dir),
+    application:set_env(rabbitmq_delay_wheel, data_dir, Abs),
+    application:set_env(rabbitmq_delay_wheel, snapshot_interval_messages, 1000),
+    application:set_env(ra, data_dir, Abs),
+    {ok, _} = application:ensure_all_started(ra),
+    ok = rabbit_delay_registry:create_table(),
+    {ok, System} = rabbit_delay_system:start_link(),
+    await(fun () -> rabbit_delay_system:status() =:= up end),
+    {System, Abs}.
+
+stop({System, Dir}) ->
+    unlink(System),
+    exit(System, shutdown),
+    await(fun () -> not is_process_alive(System) end),
+    true = ets:delete(rabbit_delay_registry),
+    ok = application:stop(ra),
+    [application:unset_env(rabbitmq_delay_wheel, Key) ||
+        Key <- [data_dir, snapshot_interval_messages]],
+    ok = file:del_dir_r(Dir).
+
+sent_again() ->
+    start_member(),
+    ?assertEqual(ok, enqueue(1, records(10, ?HOUR))),
+    ?assertEqual(ok, enqueue(1, records(10, ?HOUR))),
+    ?assertEqual(ok, enqueue(2, records(5, ?HOUR))),
+    ?assertEqual(15, pending()).
+
+gap() ->
+    start_member(),
+    ?assertEqual({gap, 0}, enqueue(2, records(1, ?HOUR))),
+    ?assertEqual(ok, enqueue(1, records(1, ?HOUR))),
+    ?assertEqual({gap, 1}, enqueue(3, records(1, ?HOUR))),
+    ?assertEqual(ok, enqueue(2, records(1, ?HOUR))),
+    ?assertEqual(2, pending()).
+
+malformed() ->
+    start_member(),
+    ?assertEqual({error, einval}, enqueue(1, <<1, 2, 3>>)),
+    ?assertEqual({error, einval}, enqueue(1, <<>>)),
+    ?assertEqual(ok, enqueue(1, records(1, ?HOUR))),
+    ?assertEqual(1, pending()).
+
+restart() ->
+    start_member(),
+    ok = enqueue(1, records(100, 0)),
+    {ok, Taken, _} = take(50),
+    ?assertEqual(50, length(Taken)),
+    ?assertEqual({ok, 50}, settle(Taken)),
+    restart_member(),
+    ?assertEqual(50, pending()),
+    {ok, Rest, infinity} = take(100),
+    ?assertEqual([], ids(Taken) -- (ids(Taken) -- ids(Rest))),
+    ?assertEqual(50, length(Rest)),
+    ?assertEqual(ok, enqueue(1, records(100, 0))),
+    ?assertEqual(50, pending()).
+
+snapshot() ->
+    start_member(),
+    [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    ?assertEqual(2500, pending()),
+    restart_member(),
+    ?assertEqual(2500, pending()),
+    ?assertEqual({gap, 25}, enqueue(27, records(1, ?HOUR))),
+    ?assertEqual(ok, enqueue(26, records(1, ?HOUR))),
+    ?assertEqual(2501, pending()).
+
+lost_store() ->
+    start_member(),
+    [ok = enqueue(N, records(100, 0)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    stop_member(),
+    {ok, Uid} = rabbit_delay_raft:find_member(?X),
+    ok = file:del_dir_r(rabbit_delay_raft:store_dir(Uid)),
+    start_member(),
+    ?assertEqual(2500, pending()),
+    {ok, Taken, infinity} = take(5000),
+    ?assertEqual(2500, length(lists:usort(ids(Taken)))),
+    [?assertEqual(<<"body">>, Body) || {_, _, _, Body} <- Taken].
+
+damaged() ->
+    start_member(),
+    [ok = enqueue(N, records(100, 0)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    stop_member(),
+    {ok, Uid} = rabbit_delay_raft:find_member(?X),
+    ok = file:write_file(filename:join(rabbit_delay_raft:store_dir(Uid), "MANIFEST"), <<"nonsense">>),
+    start_member(),
+    ?assertEqual(2500, pending()).
+
+chunks() ->
+    start_member(),
+    [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    [Snapshot | _] = snapshots(),
+    Copy = filename:join([filename:dirname(filename:dirname(Snapshot)), "accepted", "copy"]),
+    ok = filelib:ensure_dir(filename:join(Copy, "x")),
+    {ok, Meta, Reading} = rabbit_delay_snapshot:begin_read(Snapshot),
+    {ok, Accepting} = rabbit_delay_snapshot:begin_accept(Copy, Meta),
+    ?assertMatch({error, _}, rabbit_delay_snapshot:validate(Copy)),
+    ok = send(Reading, Snapshot, Accepting),
+    ?assertEqual(ok, rabbit_delay_snapshot:validate(Copy)),
+    ?assertEqual({ok, Meta}, rabbit_delay_snapshot:read_meta(Copy)),
+    ?assertEqual(rabbit_delay_store:validate(Snapshot), rabbit_delay_store:validate(Copy)).
+
+send(Reading, Dir, Accepting) ->
+    case rabbit_delay_snapshot:read_chunk(Reading, 1000, Dir) of
+        {ok, Chunk, {next, Next}} ->
+            {ok, Accepting1} = rabbit_delay_snapshot:accept_chunk(Chunk, Accepting),
+            send(Next, Dir, Accepting1);
+        {ok, Chunk, last} ->
+            rabbit_delay_snapshot:complete_accept(Chunk, Accepting)
+    end.
+
+made_again() ->
+    start_member(),
+    ok = enqueue(1, records(10, ?HOUR)),
+    {ok, Uid} = rabbit_delay_raft:find_member(?X),
+    ok = rabbit_delay_raft:delete_member(?X),
+    ?assertEqual(none, rabbit_delay_raft:find_member(?X)),
+    start_member(),
+    ?assertEqual(0, pending()),
+    ?assertNotEqual({ok, Uid}, rabbit_delay_raft:find_member(?X)),
+    restart_member(),
+    ?assertEqual(0, pending()).
+
+system_killed() ->
+    start_member(),
+    ok = enqueue(1, records(10, ?HOUR)),
+    #{names := #{wal := Wal, log_sup := LogSup}} = rabbit_delay_raft:system_config(),
+    exit(whereis(LogSup), kill),
+    exit(whereis(Wal), kill),
+    await(fun () -> is_pid(whereis(Wal)) andalso rabbit_delay_system:status() =:= up end),
+    await(fun () -> rabbit_delay_raft:start_member(?X, true) =:= ok end),
+    await_leader(),
+    ?assertEqual(10, pending()).
+
+%% ------------------------------------------------------------------------------ helpers
+
+start_member() ->
+    ok = rabbit_delay_raft:start_member(?X, true),
+    await_leader().
+
+stop_member() ->
+    ok = rabbit_delay_raft:stop_member(?X).
+
+restart_member() ->
+    stop_member(),
+    start_member().
+
+await_leader() ->
+    Id = rabbit_delay_raft:server_id(?X),
+    await(fun () -> case ra:members(Id, 1000) of
+                        {ok, _, Id} -> true;
+                        _ -> false
+                    end
+          end),
+    Ref = make_ref(),
+    ok = rabbit_delay_raft:note(Id, Ref),
+    ok = reply(Ref).
+
+enqueue(SeqNo, Batch) ->
+    Ref = make_ref(),
+    ok = rabbit_delay_raft:enqueue(rabbit_delay_raft:server_id(?X), ?SESSION, SeqNo,
+                                   {{0, none}, Batch}, Ref),
+    reply(Ref).
+
+settle(Taken) ->
+    Ref = make_ref(),
+    ok = rabbit_delay_raft:settle(rabbit_delay_raft:server_id(?X),
+                                  << <<Id:64/little>> || Id <- ids(Taken) >>, Ref),
+    reply(Ref).
+
+reply(Ref) ->
+    receive
+        {ra_event, _, {applied, Replies}} ->
+            case lists:keyfind(Ref, 1, Replies) of
+                {Ref, Reply} -> Reply;
+                false -> reply(Ref)
+            end
+    after 10000 ->
+            no_reply
+    end.
+
+take(N) ->
+    rabbit_delay_store:take(store(), erlang:system_time(millisecond) + 10, N, 1 bsl 20).
+
+ids(Taken) ->
+    [Id || {Id, _, _, _} <- Taken].
+
+pending() ->
+    #{pending := Pending} = rabbit_delay_store:stat(store()),
+    Pending.
+
+store() ->
+    {ok, {_, Store}, _} = ra:local_query(rabbit_delay_raft:server_id(?X),
+                                         fun rabbit_delay_machine:store/1),
+    Store.
+
+records(N, Delay) ->
+    iolist_to_binary([<<4:32/little, 0:16, 1:16/little, Delay:64/little, 0:64, "body">>
+                      || _ <- lists:seq(1, N)]).
+
+snapshots() ->
+    {ok, Uid} = rabbit_delay_raft:find_member(?X),
+    Dir = filename:join(filename:dirname(rabbit_delay_raft:store_dir(Uid)), "snapshots"),
+    [S || S <- filelib:wildcard(filename:join(Dir, "*")), rabbit_delay_snapshot:validate(S) =:= ok].
+
+await(Condition) ->
+    await(Condition, erlang:monotonic_time(millisecond) + 30000).
+
+await(Condition, Deadline) ->
+    case Condition() of
+        true ->
+            ok;
+        false ->
+            ?assert(erlang:monotonic_time(millisecond) < Deadline),
+            receive after 20 -> ok end,
+            await(Condition, Deadline)
+    end.
