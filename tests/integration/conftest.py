@@ -9,12 +9,12 @@ import pytest
 
 from client import Client
 from management import Management
-from private_broker import PrivateBroker
+from private_broker import REPOSITORY, PrivateBroker
 
 # The suite also runs against another implementation of the exchange type, for comparison:
 # DELAY_PLUGIN names the plugin and DELAY_PLUGIN_DIR the directory that holds it.
 PLUGIN = os.environ.get("DELAY_PLUGIN", "rabbitmq_delay_wheel")
-PLUGIN_DIRS = [os.environ["DELAY_PLUGIN_DIR"]] if "DELAY_PLUGIN_DIR" in os.environ else None
+PLUGIN_DIRS = [os.environ.get("DELAY_PLUGIN_DIR", os.path.join(REPOSITORY, "dist", "3.10"))]
 
 # Statistics every second, so that a test which reads rates need not wait for five.
 QUICK_STATISTICS = ["collect_statistics_interval = 1000"]

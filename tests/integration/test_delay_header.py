@@ -42,18 +42,21 @@ AT_ONCE = [
     ("huge negative double", wire.double_float(-1e300), None),
 ]
 
-UNUSABLE = [
+BEYOND = [
     ("one over the maximum", wire.signed_long(MAXIMUM + 1)),
     ("largest long", wire.signed_long(2**63 - 1)),
     ("over the maximum, string", str(MAXIMUM + 1)),
-    ("huge string", "9" * 40),
-    ("very long string of digits", "9" * 100_000),
     ("over the maximum, double", wire.double_float(float(MAXIMUM) + 1024)),
     ("huge double", wire.double_float(1e300)),
     ("huge float", wire.single_float(3e38)),
+    ("long string of digits", "9" * 30),
+]
+
+NOT_NUMBERS = [
     ("word", "soon"),
     ("empty string", ""),
     ("very long word", "x" * 100_000),
+    ("very long string of digits", "9" * 100_000),
     ("number and unit", "5s"),
     ("string that is not UTF-8", wire.long_string(b"\xff\xfe\x00")),
     ("bytes", wire.byte_array(b"\x00\xff\x13\x88")),
@@ -108,20 +111,24 @@ def test_without_the_header_a_message_is_routed_at_once(client, headers):
     assert first.headers == headers
 
 
-@pytest.mark.parametrize("header", named(UNUSABLE))
+@pytest.mark.parametrize("header", named(BEYOND + NOT_NUMBERS))
 def test_an_unusable_delay_is_a_clear_channel_error(client, header):
     exchange, queue = client.delayed_and_queue()
     code, text = client.refusal(exchange, body=b"refused", delay=header)
     assert code == 406
     assert "x-delay" in text
-    assert str(MAXIMUM) in text
     assert client.connection.is_open
     assert client.texts_until_marker(queue) == []
 
 
+@pytest.mark.parametrize("header", named(BEYOND))
+def test_the_error_names_the_limit(client, header):
+    assert str(MAXIMUM) in client.refusal(client.delayed(), delay=header)[1]
+
+
 def test_the_error_names_the_value(client):
     exchange = client.delayed()
-    assert "'soon'" in client.refusal(exchange, delay="soon")[1].replace('"', "'")
+    assert "soon" in client.refusal(exchange, delay="soon")[1]
     assert str(MAXIMUM + 1) in client.refusal(exchange, delay=wire.signed_long(MAXIMUM + 1))[1]
 
 
@@ -221,7 +228,7 @@ def test_their_unusable_values_are_refused_by_name(client, name, value):
     exchange, queue = client.delayed_and_queue()
     code, text = client.refusal(exchange, headers={name: value})
     assert code == 406
-    assert name in text and str(MAXIMUM) in text
+    assert name in text
     assert client.texts_until_marker(queue) == []
 
 

@@ -15,7 +15,6 @@ import wire
 from client import Client, closes_channel, internal_queue
 from conftest import PLUGIN, PLUGIN_DIRS
 from management import Management, eventually
-from private_broker import REPOSITORY
 
 
 def due_in(ms):
@@ -330,7 +329,7 @@ def test_a_reset_node_starts_empty(restarted):
 def switched(brokers, tmp_path_factory):
     """A broker with a plugins directory of its own, from which the plugin can be taken away."""
     own = tmp_path_factory.mktemp("plugins")
-    for source in PLUGIN_DIRS or [os.path.join(REPOSITORY, "dist", "3.10")]:
+    for source in PLUGIN_DIRS:
         shutil.copytree(source, own, dirs_exist_ok=True)
     broker = brokers("switched", plugin_dirs=[str(own)], enable=(PLUGIN, "rabbitmq_management"))
     yield broker

@@ -24,9 +24,9 @@ def holding(client):
 
 
 def listed(broker, exchange):
-    rows = {row["name"]: row for row in broker.rows("list_exchanges", "name", "type",
-                                                     "messages_delayed")}
-    return rows[exchange]
+    """What rabbitmqctl list_exchanges shows for it."""
+    return {row["name"]: row["messages_delayed"]
+            for row in broker.rows("list_exchanges", "name", "messages_delayed")}[exchange]
 
 
 # ------------------------------------------------------------------- messages_delayed
@@ -34,9 +34,23 @@ def listed(broker, exchange):
 def test_list_exchanges_shows_how_many_messages_are_delayed(client, broker, holding):
     plain = client.exchange("direct")
     empty = client.delayed()
-    assert listed(broker, holding)["messages_delayed"] == 3
-    assert listed(broker, empty)["messages_delayed"] == 0
-    assert listed(broker, plain).get("messages_delayed", "") == ""
+    assert listed(broker, holding) == 3
+    assert listed(broker, empty) == 0
+    assert listed(broker, plain) == ""
+
+
+def test_list_exchanges_still_shows_what_it_always_did(broker, holding):
+    assert {row["name"]: row["type"] for row in broker.rows("list_exchanges")}[holding] == DELAYED
+    row, = [row for row in broker.rows(
+        "list_exchanges", "name", "type", "durable", "auto_delete", "internal", "arguments",
+        "policy", "messages_delayed") if row["name"] == holding]
+    assert (row["type"], row["durable"], row["auto_delete"], row["internal"], row["policy"],
+            row["messages_delayed"]) == (DELAYED, True, False, False, "", 3)
+    assert "direct" in str(row["arguments"])
+    assert "messages_delayed" in broker.ctl("--quiet", "list_exchanges", "name",
+                                            "messages_delayed").splitlines()[0]
+    refused = broker.ctl("list_exchanges", "name", "no_such_column", check=False)
+    assert refused.returncode != 0
 
 
 def test_the_count_falls_as_messages_are_delivered(client, broker, management):
@@ -63,7 +77,7 @@ def test_a_policy_change_does_not_alter_the_count(broker, management, holding):
     try:
         assert management.exchange(holding)["policy"] == holding
         assert management.messages_delayed(holding) == 3
-        assert listed(broker, holding)["messages_delayed"] == 3
+        assert listed(broker, holding) == 3
     finally:
         management.request("DELETE", policy)
     assert management.messages_delayed(holding) == 3
@@ -83,7 +97,7 @@ def test_a_policy_change_does_not_alter_the_count(broker, management, holding):
     "health/checks/virtual-hosts", "health/checks/local-alarms",
 ])
 def test_the_page_answers_with_correct_json(management, holding, path):
-    assert management.get(path)
+    assert isinstance(management.get(path), (dict, list))
 
 
 def test_exchanges_show_the_count(management, holding):
@@ -131,7 +145,9 @@ def test_prometheus_metrics_answer(broker, client, holding):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=30) as answer:
             text = answer.read().decode()
         assert "rabbitmq_identity_info" in text
-        assert " NaN" not in text
+        # The age of a queue's first message is NaN for any queue that has none.
+        assert not [line for line in text.splitlines() if line.endswith(" NaN")
+                    and "head_message_timestamp" not in line]
 
 
 @pytest.mark.parametrize("command", [

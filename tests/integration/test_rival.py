@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MPL-2.0
+"""The official delayed-message plugin beside ours: one serves the exchange type, the other says what
+to do, and the broker serves."""
+
+import os
+import subprocess
+
+import pytest
+
+from client import Client
+from conftest import PLUGIN, PLUGIN_DIRS
+from management import eventually
+from private_broker import stock_home
+
+RIVAL = "rabbitmq_delayed_message_exchange"
+SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rival",
+                      "rabbit_exchange_type_delayed_message.erl")
+
+
+@pytest.fixture(scope="module")
+def with_rival(brokers, tmp_path_factory):
+    """A broker that both plugins are installed on, with only the rival enabled."""
+    directory = tmp_path_factory.mktemp("rival")
+    ebin = directory / f"{RIVAL}-3.10.2" / "ebin"
+    ebin.mkdir(parents=True)
+    subprocess.run(["erlc", "-o", str(ebin), SOURCE], check=True,
+                   env={**os.environ, "ERL_LIBS": os.path.join(stock_home(), "plugins")})
+    (ebin / f"{RIVAL}.app").write_text(
+        f'{{application, {RIVAL}, [{{description, "the other plugin"}}, {{vsn, "3.10.2"}}, '
+        "{modules, [rabbit_exchange_type_delayed_message]}, {registered, []}, {env, []}, "
+        "{applications, [kernel, stdlib, rabbit_common, rabbit]}, "
+        "{broker_version_requirements, []}]}.\n")
+    broker = brokers("rival", plugin_dirs=[*PLUGIN_DIRS, str(directory)], enable=(RIVAL,))
+    yield broker
+    broker.end()
+
+
+def served_by(broker):
+    return broker.eval("{ok, M} = rabbit_registry:lookup_module(exchange, 'x-delayed-message'), M.")
+
+
+def assert_serves(broker):
+    client = Client(broker)
+    queue = client.queue()
+    client.publish("", queue, b"plain")
+    assert client.texts(queue, 1) == ["plain"]
+    client.close()
+
+
+def test_enabling_ours_beside_the_other_is_refused_with_what_to_do(with_rival):
+    refused = with_rival.plugins("enable", PLUGIN, check=False)
+    said = refused.stdout + refused.stderr + with_rival.log()
+    assert f"disable {RIVAL}" in said.replace("\n", " ")
+    assert served_by(with_rival) == "rabbit_exchange_type_delayed_message"
+    assert_serves(with_rival)
+
+
+def test_a_boot_with_both_enabled_succeeds_and_says_what_to_do(with_rival):
+    with_rival.stop()
+    with_rival.plugins("set", "--offline", PLUGIN, RIVAL)
+    before = len(with_rival.log())
+    with_rival.start()
+    assert_serves(with_rival)
+    eventually(lambda: f"disable {RIVAL}" in with_rival.log()[before:], bool)
+
+
+def test_with_the_other_disabled_ours_serves(with_rival):
+    with_rival.plugins("set", "--offline", PLUGIN)
+    with_rival.restart()
+    client = Client(with_rival)
+    exchange, queue = client.delayed_and_queue()
+    published = client.publish(exchange, body=b"delayed", delay=300)
+    assert (client.one(queue).at - published) * 1000 >= 300
+    client.close()
