@@ -11,22 +11,6 @@
          description/0, formatter/0, banner/2, merge_defaults/2, validate/2,
          validate_execution_environment/2, run/2, output/2]).
 
--ignore_xref([{'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand', info_keys, 0},
-              {'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand', switches, 0},
-              {'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand', aliases, 0},
-              {'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand', description, 0},
-              {'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand', usage, 0},
-              {'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand', help_section, 0},
-              {'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand', formatter, 0},
-              {'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand', banner, 2},
-              {'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand', merge_defaults, 2},
-              {'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand', run, 2},
-              {'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand', output, 2},
-              {'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand',
-               validate_execution_environment, 2},
-              {'Elixir.RabbitMQ.CLI.Ctl.InfoKeys', validate_info_keys, 2},
-              {'Elixir.RabbitMQ.CLI.Ctl.InfoKeys', prepare_info_keys, 1}]).
-
 -define(STOCK, 'Elixir.RabbitMQ.CLI.Ctl.Commands.ListExchangesCommand').
 -define(INFO_KEYS, 'Elixir.RabbitMQ.CLI.Ctl.InfoKeys').
 

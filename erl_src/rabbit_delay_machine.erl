@@ -28,7 +28,7 @@
 -include("rabbit_delay.hrl").
 
 -export([init/1, apply/3, state_enter/2, tick/2, overview/1, snapshot_module/0,
-         init_aux/1, handle_aux/5, handle_aux/6]).
+         init_aux/1, handle_aux/6]).
 -export([store/1, to_snapshot/1, from_snapshot/2, open_store/2]).
 
 -export_type([state/0, command/0, earliest/0, snapshot/0]).
@@ -71,7 +71,7 @@
                       seen := ra:index(),
                       sessions := [{pos_integer(), non_neg_integer()}]}.
 
--spec init(ra_machine:machine_init_args()) -> state().
+-spec init(map()) -> state().
 init(#{exchange := XName, uid := Uid}) ->
     #?MODULE{store = open_store(rabbit_delay_raft:store_dir(Uid), XName), exchange = XName}.
 
@@ -197,8 +197,9 @@ overview(#?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessi
 -spec init_aux(atom()) -> undefined.
 init_aux(_) -> undefined.
 
--spec handle_aux(ra_server:ra_state(), cast | {call, term()}, term(), undefined, term(), state()) ->
-          {no_reply, undefined, term()} | {reply, term(), undefined, term()}.
+-spec handle_aux(ra_server:ra_state(), cast | {call, term()}, term(), undefined,
+                 ra_log:state(), state()) ->
+          {no_reply, undefined, ra_log:state()} | {reply, term(), undefined, ra_log:state()}.
 handle_aux(_, cast, Step, Aux, Log, State) when Step =:= tick; Step =:= maintain ->
     ok = maintain(State),
     {no_reply, Aux, Log};
@@ -206,17 +207,6 @@ handle_aux(_, cast, _, Aux, Log, _) ->
     {no_reply, Aux, Log};
 handle_aux(_, {call, _}, _, Aux, Log, _) ->
     {reply, {error, unknown_aux_command}, Aux, Log}.
-
-%% From ra 2.10 on.
--spec handle_aux(ra_server:ra_state(), cast | {call, term()}, term(), undefined, term()) ->
-          {no_reply, undefined, term()} | {reply, term(), undefined, term()}.
-handle_aux(_, cast, Step, Aux, Internal) when Step =:= tick; Step =:= maintain ->
-    ok = maintain(ra_aux:machine_state(Internal)),
-    {no_reply, Aux, Internal};
-handle_aux(_, cast, _, Aux, Internal) ->
-    {no_reply, Aux, Internal};
-handle_aux(_, {call, _}, _, Aux, Internal) ->
-    {reply, {error, unknown_aux_command}, Aux, Internal}.
 
 %% The store's upkeep in steps, between which commands are served. Ra sends `tick' itself.
 maintain(#?MODULE{store = Store, exchange = XName}) ->

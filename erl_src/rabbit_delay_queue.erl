@@ -140,19 +140,19 @@ handle_info({ra_event, _, {rejected, _}}, State) ->
     State;
 handle_info({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}} = State) ->
     start_member_later(State#state{leader = undefined});
-handle_info({'DOWN', Ref, process, _, Result}, #state{starter = Ref} = State0) ->
-    State = State0#state{starter = undefined},
-    case Result of
-        {leader, Pid} ->
-            ok = rabbit_delay_registry:leader(State#state.exchange, Pid),
-            State;
-        not_leader ->
-            start_member_later(State);
-        Reason ->
-            ?LOG_ERROR("delayed messages of ~s: the Raft server does not start: ~0P",
-                       [rabbit_misc:rs(State#state.exchange), Reason, 20], ?LOG_DOMAIN),
-            start_member_later(State)
-    end;
+handle_info({member, {leader, Pid}}, #state{exchange = XName} = State) ->
+    ok = rabbit_delay_registry:leader(XName, Pid),
+    State;
+handle_info({member, not_leader}, State) ->
+    start_member_later(State);
+handle_info({member, {error, Reason}}, State) ->
+    ?LOG_ERROR("delayed messages of ~s: the Raft server does not start: ~0P",
+               [rabbit_misc:rs(State#state.exchange), Reason, 20], ?LOG_DOMAIN),
+    start_member_later(State);
+handle_info({'DOWN', Ref, process, _, normal}, #state{starter = Ref} = State) ->
+    State#state{starter = undefined};
+handle_info({'DOWN', Ref, process, _, Reason}, #state{starter = Ref} = State) ->
+    handle_info({member, {error, Reason}}, State#state{starter = undefined});
 handle_info(start_member, #state{leader = undefined, starter = undefined} = State) ->
     case rabbit_delay_system:status() of
         {down, _} -> start_member_later(State);
@@ -182,16 +182,21 @@ handle_info(_, State) ->
 
 %% Opening a store can take a while: not in this process.
 start_member(#state{exchange = XName, durable = Durable, server_id = ServerId} = State) ->
+    Queue = self(),
     {_, Ref} = spawn_monitor(
-                 fun () ->
-                         ok = rabbit_delay_raft:start_member(XName, Durable),
-                         {Name, _} = ServerId,
-                         exit(case ra:members(ServerId) of
-                                  {ok, _, ServerId} -> {leader, whereis(Name)};
-                                  _ -> not_leader
-                              end)
-                 end),
+                 fun () -> Queue ! {member, start_member(XName, Durable, ServerId)} end),
     State#state{starter = Ref}.
+
+start_member(XName, Durable, {Name, _} = ServerId) ->
+    case rabbit_delay_raft:start_member(XName, Durable) of
+        ok ->
+            case ra:members(ServerId) of
+                {ok, _, ServerId} -> {leader, whereis(Name)};
+                _ -> not_leader
+            end;
+        {error, _} = Error ->
+            Error
+    end.
 
 start_member_later(State) ->
     _ = erlang:send_after(?MEMBER_RETRY_MS, self(), start_member),

@@ -34,14 +34,14 @@
 system_config() ->
     Dir = rabbit_delay_config:data_dir(),
     Defaults = ra_system:default_config(),
-    Defaults#{name => ?RA_SYSTEM,
-              names => ra_system:derive_names(?RA_SYSTEM),
-              data_dir => Dir,
-              wal_data_dir => Dir,
-              wal_max_size_bytes => rabbit_delay_config:wal_size(),
-              wal_max_entries => undefined,
-              wal_sync_method => datasync,
-              wal_write_strategy => default}.
+    maps:remove(wal_max_entries,
+                Defaults#{name => ?RA_SYSTEM,
+                          names => ra_system:derive_names(?RA_SYSTEM),
+                          data_dir => Dir,
+                          wal_data_dir => Dir,
+                          wal_max_size_bytes => rabbit_delay_config:wal_size(),
+                          wal_sync_method => datasync,
+                          wal_write_strategy => default}).
 
 %% The local member of an exchange's cluster.
 -spec server_id(rabbit_exchange:name()) -> ra:server_id().
@@ -90,11 +90,10 @@ start_member(XName, Durable) ->
              %% The machine's own snapshot_module/0 does not reach every place in Ra that looks.
              log_init_args => #{uid => Uid,
                                 snapshot_module => rabbit_delay_snapshot,
-                                snapshot_interval => 0,
-                                min_snapshot_interval => 0},
+                                snapshot_interval => 0},
              machine => {module, rabbit_delay_machine,
                          #{exchange => XName, durable => Durable, uid => Uid}}},
-    forget_other_registration(Name, Uid),
+    ok = forget_other_registration(Name, Uid),
     case ra:start_server(?RA_SYSTEM, Conf) of
         ok ->
             _ = ra:trigger_election(ServerId),
@@ -209,8 +208,8 @@ forget_other_registration(Name, Uid) ->
         Uid -> ok;
         undefined -> ok;
         Other ->
-            ets:delete(Directory, Other),
-            dets:delete(Reverse, Name)
+            true = ets:delete(Directory, Other),
+            ok = dets:delete(Reverse, Name)
     end.
 
 unregister(Uid, XName) ->

@@ -230,9 +230,9 @@ monitor_exchange(XName, Sup, #state{exchanges = Exchanges, monitors = Monitors} 
 adopt(Sup, State) ->
     case [Pid || {rabbit_delay_queue, Pid, _, _} <- supervisor:which_children(Sup), is_pid(Pid)] of
         [Queue] ->
-            case ets:match_object(?MODULE, #row{queue = Queue, _ = '_'}) of
-                [#row{exchange = XName}] -> monitor_exchange(XName, Sup, State);
-                [] -> State
+            case lists:keyfind(Queue, #row.queue, ets:tab2list(?MODULE)) of
+                #row{exchange = XName} -> monitor_exchange(XName, Sup, State);
+                false -> State
             end;
         [] ->
             State

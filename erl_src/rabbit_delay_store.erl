@@ -264,18 +264,15 @@ disk_free_nif(_Dir) ->
 flat(Batch) when is_binary(Batch) -> Batch;
 flat(Batch) -> iolist_to_binary(Batch).
 
-path(Name) when (is_binary(Name) orelse is_list(Name)), Name =/= "", Name =/= <<>> ->
-    try filename:absname(Name) of
-        Path when is_binary(Path) -> Path;
-        Path -> native(unicode:characters_to_binary(Path, unicode, file:native_name_encoding()))
-    catch
-        error:_ -> error(badarg)
+path(Name) when is_binary(Name), Name =/= <<>> ->
+    filename:absname(Name);
+path(Name) when is_list(Name) ->
+    case unicode:characters_to_binary(Name, unicode, file:native_name_encoding()) of
+        Binary when is_binary(Binary) -> path(Binary);
+        _ -> error(badarg)
     end;
 path(_) ->
     error(badarg).
-
-native(Path) when is_binary(Path) -> Path;
-native(_) -> error(badarg).
 
 init() ->
     File = filename:join(code:priv_dir(?APP), ?LIBRARY ".so"),
