@@ -4,6 +4,7 @@
 
 #include "dw_alloc.h"
 #include "dw_error.h"
+#include "dw_slab.h" /* DW_DUE_MAX, DW_NEVER */
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -36,9 +37,13 @@ struct dw_io;
 extern const struct dw_io dw_io_posix;
 
 struct dw_config {
-    uint64_t now_ms;             /* the wheel begins here */
+    uint64_t now_ms;             /* the wheel begins here, or at what is due before */
     uint32_t max_record_bytes;   /* a larger body is DW_ETOOBIG; 1 to 2^31-1 */
     uint32_t max_open_files;     /* file descriptors kept open, 8 to 4096 */
+    uint64_t partition_bytes;    /* a longer record file is followed by another; at most 16 GiB,
+                                    0: 1 GiB */
+    uint64_t split_bytes;        /* a coarse partition with less pending is left as it is, and so
+                                    is an eighth of it of garbage; 0: 8 MiB */
     const struct dw_alloc *alloc; /* NULL: dw_alloc_libc */
     const struct dw_io *io;       /* NULL: dw_io_posix */
     /* Told of what an operator should know (recovery, corruption: file and offset). May be NULL.
@@ -64,15 +69,20 @@ int dw_store_open(const char *dir, const struct dw_config *config, dw_store **ou
                   struct dw_recovery *report);
 
 /* The Raft index of the last durable checkpoint in `dir`, 0 if there is none. Opens nothing.
- * [I/O] DW_OK, DW_EIO, DW_EACCES, DW_ECORRUPT, DW_EVERSION */
+ * [I/O] DW_OK, DW_ENOMEM, DW_EIO, DW_EACCES, DW_ECORRUPT, DW_EVERSION */
 int dw_store_peek_applied(const char *dir, uint64_t *applied);
 
 /* Replaces whatever is in `dir` by the checkpoint in `snapshot_dir` (hard links, or copies across
- * file systems). The store must not be open. [I/O] */
+ * file systems and of what has grown since). The store must not be open. A failure after the first
+ * change leaves `dir` without a checkpoint.
+ * [I/O] DW_OK, DW_ENOENT (no checkpoint there), DW_ENOMEM, DW_EIO, DW_ENOSPC, DW_EACCES,
+ * DW_ECORRUPT, DW_EVERSION */
 int dw_store_restore(const char *dir, const char *snapshot_dir);
 
 /* Checks the checkpoint in `snapshot_dir` without opening it: manifest whole, every file there and
- * at least as long as named. [I/O] */
+ * at least as long as named.
+ * [I/O] DW_OK, DW_ENOENT (no checkpoint there), DW_ENOMEM, DW_EIO, DW_EACCES, DW_ECORRUPT,
+ * DW_EVERSION */
 int dw_store_validate(const char *snapshot_dir, uint64_t *applied);
 
 /* Stops all use: what is under way ends first, every later call answers DW_ECLOSED. Buffers not

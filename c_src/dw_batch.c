@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MPL-2.0 */
+#include "dw_batch.h"
+
+#include "dw_le.h"
+#include "dw_slab.h"
+#include "dw_store.h"
+
+enum { FLAG_ABSOLUTE = 1 };
+
+int dw_batch_check(const void *batch, size_t bytes, uint32_t max_record_bytes, uint32_t *count) {
+    const uint8_t *p = batch;
+    uint32_t n = 0;
+    *count = 0;
+    while (bytes > 0) {
+        if (bytes < DW_BATCH_HEADER || n == DW_BATCH_MAX) {
+            return DW_EINVAL;
+        }
+        uint32_t length = dw_le32(p);
+        if (length == 0 || (dw_le16(p + 4) & ~FLAG_ABSOLUTE) != 0) {
+            return DW_EINVAL;
+        }
+        if (length > max_record_bytes) {
+            return DW_ETOOBIG;
+        }
+        if (length > bytes - DW_BATCH_HEADER) {
+            return DW_EINVAL;
+        }
+        p += DW_BATCH_HEADER + length;
+        bytes -= DW_BATCH_HEADER + (size_t)length;
+        n++;
+    }
+    if (n == 0) {
+        return DW_EINVAL;
+    }
+    *count = n;
+    return DW_OK;
+}
+
+void dw_batch_next(const void *batch, size_t *pos, uint64_t base_ms, struct dw_batch_record *out) {
+    const uint8_t *p = (const uint8_t *)batch + *pos;
+    uint64_t when = dw_le64(p + 8);
+    out->length = dw_le32(p);
+    out->encoding = dw_le16(p + 6);
+    out->key_hash = dw_le64(p + 16);
+    out->body = p + DW_BATCH_HEADER;
+    if ((dw_le16(p + 4) & FLAG_ABSOLUTE) == 0) {
+        when = when > DW_DUE_MAX || base_ms > DW_DUE_MAX ? DW_DUE_MAX : base_ms + when;
+    }
+    out->due = when > DW_DUE_MAX ? DW_DUE_MAX : when;
+    *pos += DW_BATCH_HEADER + (size_t)out->length;
+}

@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: MPL-2.0 */
+#include "dw_store_internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+/* A checkpoint is a list of partitions and of how long their files were, taken by the writer at
+ * one moment between two changes, after a flush. As files only grow, making it durable may take its
+ * time beside further changes.
+ *
+ * Its partitions are pinned, and stay on disk until a later checkpoint that does without them is
+ * durable: dw_partition.named says which one was the last to name it. */
+
+struct item {
+    struct dw_partition *partition;
+    bool opaque;
+};
+
+struct dw_checkpoint {
+    struct dw_store *store;
+    uint64_t number;
+    struct dw_manifest manifest;
+    struct item *items; /* beside manifest.parts */
+};
+
+static bool is_named(const struct dw_partition *partition) {
+    return partition != NULL && !partition->retired && (partition->live > 0 || partition->opaque);
+}
+
+/* By serial number, as the manifest has them. There are some hundreds, and mostly in order. */
+static void sort_items(struct item *items, uint32_t count) {
+    for (uint32_t i = 1; i < count; i++) {
+        struct item item = items[i];
+        uint32_t j = i;
+        for (; j > 0 && items[j - 1].partition->serial > item.partition->serial; j--) {
+            items[j] = items[j - 1];
+        }
+        items[j] = item;
+    }
+}
+
+/* Lock held, by the writer. */
+static int capture(struct dw_store *store, struct dw_checkpoint *checkpoint) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < store->parts_capacity; i++) {
+        struct dw_partition *partition = store->parts[i];
+        if (is_named(partition)) {
+            /* Of a file whose fsync failed nobody knows what is on the disk. */
+            if (partition->suspect && !partition->stuck) {
+                return dw_io_error(EIO);
+            }
+            checkpoint->items[count++] =
+                (struct item){.partition = partition, .opaque = partition->opaque};
+        }
+    }
+    sort_items(checkpoint->items, count);
+    checkpoint->number = ++store->checkpoint;
+    checkpoint->manifest.applied = store->applied;
+    checkpoint->manifest.next_serial = store->next_serial;
+    checkpoint->manifest.count = count;
+    for (uint32_t i = 0; i < count; i++) {
+        struct dw_partition *partition = checkpoint->items[i].partition;
+        partition->pins++;
+        partition->named = checkpoint->number;
+        checkpoint->manifest.parts[i] = (struct dw_manifest_part){
+            .serial = partition->serial,
+            .slice = partition->slice,
+            .level = partition->level,
+            .rec_bytes = partition->rec.written,
+            .idx_bytes = partition->idx.written,
+            .live = partition->live,
+            .live_bytes = partition->live_bytes,
+        };
+    }
+    return DW_OK;
+}
+
+static void free_checkpoint(struct dw_checkpoint *checkpoint) {
+    const struct dw_alloc *alloc = checkpoint->store->alloc;
+    dw_release(alloc, checkpoint->items);
+    dw_release(alloc, checkpoint->manifest.parts);
+    dw_release(alloc, checkpoint);
+}
+
+static struct dw_checkpoint *new_checkpoint(struct dw_store *store) {
+    struct dw_checkpoint *checkpoint = dw_get(store->alloc, sizeof *checkpoint);
+    if (checkpoint == NULL) {
+        return NULL;
+    }
+    const size_t most = store->parts_capacity;
+    *checkpoint = (struct dw_checkpoint){
+        .store = store,
+        .items = dw_get(store->alloc, most * sizeof(struct item)),
+        .manifest.parts = dw_get(store->alloc, most * sizeof(struct dw_manifest_part)),
+    };
+    if (checkpoint->items == NULL || checkpoint->manifest.parts == NULL) {
+        free_checkpoint(checkpoint);
+        return NULL;
+    }
+    return checkpoint;
+}
+
+int dw_store_checkpoint(dw_store *store, dw_checkpoint **out) {
+    *out = NULL;
+    int result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    if (store->checkpointing) {
+        dw_leave(store);
+        return DW_EINVAL;
+    }
+    dw_unlock(store);
+    result = dw_store_flush(store);
+    struct dw_checkpoint *checkpoint = NULL;
+    if (result == DW_OK && (checkpoint = new_checkpoint(store)) == NULL) {
+        result = DW_ENOMEM;
+    }
+    dw_lock(store);
+    if (result == DW_OK) {
+        result = capture(store, checkpoint);
+    }
+    if (result == DW_OK) {
+        store->checkpointing = true;
+        *out = checkpoint;
+    }
+    dw_leave(store);
+    if (result != DW_OK && checkpoint != NULL) {
+        free_checkpoint(checkpoint);
+    }
+    return result;
+}
+
+uint64_t dw_checkpoint_applied(const dw_checkpoint *checkpoint) {
+    return checkpoint->manifest.applied;
+}
+
+/* ------------------------------------------------------------------ finish */
+
+/* Makes the first `bytes` of a file durable. */
+static int sync_stream(struct dw_store *store, struct dw_partition *partition,
+                       struct dw_stream *stream, enum dw_file_kind kind, uint64_t bytes) {
+    dw_lock(store);
+    const bool durable = stream->synced >= bytes;
+    dw_unlock(store);
+    if (durable) {
+        return DW_OK;
+    }
+    char name[DW_FILE_NAME_BYTES];
+    dw_file_name(name, kind, partition->serial, partition->level, partition->slice);
+    int fd = dw_files_acquire(&store->files, &stream->file, name, 0);
+    if (fd < 0) {
+        return dw_io_error(errno);
+    }
+    int err = store->io->fdatasync(fd) == 0 ? 0 : errno;
+    dw_lock(store);
+    dw_files_release(&stream->file);
+    if (err == 0) {
+        stream->synced = bytes;
+    } else {
+        /* What was not written is lost to a second fsync, which would succeed. */
+        partition->suspect = true;
+    }
+    dw_unlock(store);
+    if (err != 0) {
+        dw_log(store, DW_LOG_ERROR, "%s/%s: cannot be made durable: %s", store->dir, name,
+               strerror(err));
+        return dw_io_error(err);
+    }
+    return DW_OK;
+}
+
+static int sync_items(struct dw_checkpoint *checkpoint) {
+    struct dw_store *store = checkpoint->store;
+    for (uint32_t i = 0; i < checkpoint->manifest.count; i++) {
+        struct dw_partition *partition = checkpoint->items[i].partition;
+        const struct dw_manifest_part *part = &checkpoint->manifest.parts[i];
+        int result = sync_stream(store, partition, &partition->rec, DW_FILE_REC, part->rec_bytes);
+        if (result == DW_OK) {
+            result = sync_stream(store, partition, &partition->idx, DW_FILE_IDX, part->idx_bytes);
+        }
+        if (result != DW_OK) {
+            return result;
+        }
+    }
+    return store->io->fsync(store->dirfd) == 0 ? DW_OK : dw_io_error(errno);
+}
+
+static int link_item(struct dw_checkpoint *checkpoint, int to,
+                     const struct dw_manifest_part *part) {
+    struct dw_store *store = checkpoint->store;
+    static const enum dw_file_kind kinds[2] = {DW_FILE_REC, DW_FILE_IDX};
+    for (int i = 0; i < 2; i++) {
+        char name[DW_FILE_NAME_BYTES];
+        dw_file_name(name, kinds[i], part->serial, part->level, part->slice);
+        if (dw_io_clone(store->io, store->alloc, store->dirfd, to, name,
+                        i == 0 ? part->rec_bytes : part->idx_bytes, 0) != 0) {
+            return dw_io_error(errno);
+        }
+    }
+    return DW_OK;
+}
+
+/* Links what the manifest names, and writes it there, last. Partitions that cannot be read are left
+ * out if they cannot be linked either. */
+static int fill_snapshot(struct dw_checkpoint *checkpoint, int to) {
+    struct dw_store *store = checkpoint->store;
+    struct dw_manifest manifest = checkpoint->manifest;
+    manifest.count = 0;
+    manifest.parts =
+        dw_get(store->alloc, (checkpoint->manifest.count + (size_t)1) * sizeof *manifest.parts);
+    if (manifest.parts == NULL) {
+        return DW_ENOMEM;
+    }
+    int result = DW_OK;
+    for (uint32_t i = 0; result == DW_OK && i < checkpoint->manifest.count; i++) {
+        const struct dw_manifest_part *part = &checkpoint->manifest.parts[i];
+        result = link_item(checkpoint, to, part);
+        if (result == DW_OK) {
+            manifest.parts[manifest.count++] = *part;
+        } else if (checkpoint->items[i].opaque) {
+            dw_log(store, DW_LOG_ERROR, "%s: partition %" PRIu64 " is left out of a snapshot: %s",
+                   store->dir, part->serial, strerror(dw_store_errno()));
+            result = DW_OK;
+        }
+    }
+    if (result == DW_OK && store->io->fsync(to) != 0) {
+        result = dw_io_error(errno);
+    }
+    if (result == DW_OK) {
+        result = dw_manifest_write(store->io, store->alloc, to, &manifest);
+    }
+    dw_release(store->alloc, manifest.parts);
+    return result;
+}
+
+static int make_snapshot(struct dw_checkpoint *checkpoint, const char *snapshot_dir) {
+    const struct dw_io *io = checkpoint->store->io;
+    int to = dw_io_open_dir(io, snapshot_dir, 1);
+    if (to < 0) {
+        return dw_io_error(errno);
+    }
+    int result = fill_snapshot(checkpoint, to);
+    io->close(to);
+    return result;
+}
+
+int dw_checkpoint_finish(dw_checkpoint *checkpoint, const char *snapshot_dir) {
+    struct dw_store *store = checkpoint->store;
+    int result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    dw_unlock(store);
+    result = sync_items(checkpoint);
+    if (result == DW_OK) {
+        result = dw_manifest_write(store->io, store->alloc, store->dirfd, &checkpoint->manifest);
+    }
+    if (result == DW_OK) {
+        dw_lock(store);
+        store->durable = checkpoint->number;
+        store->durable_applied = checkpoint->manifest.applied;
+        dw_unlock(store);
+        if (snapshot_dir != NULL) {
+            result = make_snapshot(checkpoint, snapshot_dir);
+        }
+        dw_reap(store);
+    }
+    dw_lock(store);
+    dw_publish(store);
+    dw_leave(store);
+    return result;
+}
+
+void dw_checkpoint_release(dw_checkpoint *checkpoint) {
+    if (checkpoint == NULL) {
+        return;
+    }
+    struct dw_store *store = checkpoint->store;
+    dw_lock(store);
+    for (uint32_t i = 0; i < checkpoint->manifest.count; i++) {
+        checkpoint->items[i].partition->pins--;
+    }
+    store->checkpointing = false;
+    dw_unlock(store);
+    free_checkpoint(checkpoint);
+}

@@ -1,0 +1,742 @@
+/* SPDX-License-Identifier: MPL-2.0 */
+#include "dw_store_internal.h"
+
+#include "dw_crc32c.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+/* Reading records beside the writer.
+ *
+ * Under the lock, references to at most SLICE records are collected: where each is, with the
+ * partition pinned and, if it is not yet in the file, its buffer. Then, without the lock, they are
+ * read in the order in which they lie, neighbours together, into an arena of bounded size, checked,
+ * and handed out in the order in which they were asked for. A record may meanwhile be settled or
+ * moved; what was collected stays readable until it is unpinned. */
+
+enum {
+    SLICE = 256,
+    SLICE_BYTES = 256 * 1024,      /* no more of records at a time, but at least one */
+    DIRECT_BYTES = 32 * 1024,      /* a longer record is read where it goes */
+    GAP_BYTES = 2048,              /* read over rather than begin another read */
+    ARENA_BYTES = 2 * SLICE_BYTES, /* records and gaps */
+    PEEK_BUDGET = 1024,            /* references that the wheel visits under one lock */
+    DENIED_RETRY_MS = 30000, /* until a record whose file gives no permission is tried again */
+    LOGGED_EACH = 8,         /* corrupt records of a partition; then at powers of 2 */
+};
+
+/* What became of one that was collected. */
+enum fate {
+    FATE_OPEN,    /* not read yet */
+    FATE_THERE,   /* at `bytes`, header checked */
+    FATE_DIRECT,  /* to be read where it goes */
+    FATE_CORRUPT, /* cannot be read, or is not what was written */
+    FATE_DENIED,  /* no permission */
+    FATE_FAILED,  /* no descriptor or memory now */
+};
+
+struct ref {
+    struct dw_record record; /* due as far as known: the entry's */
+    struct dw_rec_header header;
+    struct dw_partition *partition;
+    struct dw_buf *buf; /* NULL: in the file */
+    uint64_t off;
+    const uint8_t *bytes;
+    enum fate fate;
+    int err;
+};
+
+struct slice {
+    struct dw_store *store;
+    struct ref *refs;
+    uint16_t *order; /* of refs, as they lie in the files */
+    uint8_t *arena;
+    size_t arena_used;
+    uint32_t count;
+    struct dw_partition *acquired; /* whose record file is pinned as `fd` */
+    int fd;
+    int fd_err;
+};
+
+static int slice_new(struct dw_store *store, struct slice *slice, uint32_t max_n) {
+    const uint32_t most = max_n < SLICE ? max_n : SLICE;
+    *slice = (struct slice){
+        .store = store,
+        .refs = dw_get(store->alloc, most * sizeof *slice->refs),
+        .order = dw_get(store->alloc, most * sizeof *slice->order),
+        .arena = dw_get(store->alloc, ARENA_BYTES),
+        .fd = -1,
+    };
+    if (slice->refs == NULL || slice->order == NULL || slice->arena == NULL) {
+        return DW_ENOMEM;
+    }
+    return DW_OK;
+}
+
+static void slice_free(struct slice *slice) {
+    dw_release(slice->store->alloc, slice->refs);
+    dw_release(slice->store->alloc, slice->order);
+    dw_release(slice->store->alloc, slice->arena);
+}
+
+/* Lock held: notes where entry k's record is. */
+static void collect(struct slice *slice, uint32_t k) {
+    struct dw_store *store = slice->store;
+    const struct dw_entry *entry = dw_slab_at(store->slab, k);
+    struct ref *ref = &slice->refs[slice->count++];
+    struct dw_partition *partition = store->parts[entry->part];
+    const uint64_t off = (uint64_t)entry->off * DW_REC_UNIT;
+    *ref = (struct ref){
+        .record = {.id = entry->id,
+                   .due = dw_origin_get(&store->origins, k, entry->due),
+                   .key_hash = entry->key_hash,
+                   .length = entry->len},
+        .partition = partition,
+        .buf = dw_stream_buf(&partition->rec, off),
+        .off = off,
+    };
+    partition->pins++;
+}
+
+/* Lock not held: gives up what was collected. */
+static void let_go(struct slice *slice) {
+    struct dw_store *store = slice->store;
+    uint32_t spare = 0;
+    dw_lock(store);
+    if (slice->acquired != NULL) {
+        if (slice->fd >= 0) {
+            dw_files_release(&slice->acquired->rec.file);
+        }
+        slice->acquired = NULL;
+    }
+    for (uint32_t i = 0; i < slice->count; i++) {
+        struct ref *ref = &slice->refs[i];
+        ref->partition->pins--;
+        if (ref->buf != NULL && dw_buf_unref(ref->buf)) {
+            slice->refs[spare++].buf = ref->buf;
+        }
+    }
+    dw_unlock(store);
+    for (uint32_t i = 0; i < spare; i++) {
+        dw_release(store->alloc, slice->refs[i].buf);
+    }
+    slice->count = 0;
+    slice->arena_used = 0;
+}
+
+/* ----------------------------------------------------------------- reading */
+
+static enum fate fate_of(int err) {
+    switch (err) {
+    case EACCES:
+    case EPERM:
+        return FATE_DENIED;
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM:
+        return FATE_FAILED;
+    default:
+        return FATE_CORRUPT;
+    }
+}
+
+/* The descriptor of the partition's record file; -1, and slice->fd_err. */
+static int acquire(struct slice *slice, struct dw_partition *partition) {
+    struct dw_store *store = slice->store;
+    if (slice->acquired == partition) {
+        return slice->fd;
+    }
+    if (slice->acquired != NULL && slice->fd >= 0) {
+        dw_lock(store);
+        dw_files_release(&slice->acquired->rec.file);
+        dw_unlock(store);
+    }
+    char name[DW_FILE_NAME_BYTES];
+    dw_file_name(name, DW_FILE_REC, partition->serial, partition->level, partition->slice);
+    slice->fd = dw_files_acquire(&store->files, &partition->rec.file, name, 0);
+    slice->fd_err = slice->fd < 0 ? errno : 0;
+    slice->acquired = partition;
+    return slice->fd;
+}
+
+/* Reads from the record file: 0, or an errno, EIO too if the file is too short. */
+static int read_file(struct slice *slice, struct dw_partition *partition, void *to, size_t bytes,
+                     uint64_t off) {
+    int fd = acquire(slice, partition);
+    if (fd < 0) {
+        return slice->fd_err;
+    }
+    ssize_t n = dw_io_read(slice->store->io, fd, to, bytes, off);
+    if (n < 0) {
+        return errno;
+    }
+    return (size_t)n == bytes ? 0 : EIO;
+}
+
+static void check_ref(struct ref *ref, const uint8_t *bytes) {
+    if (!dw_rec_decode(bytes, &ref->header) || ref->header.id != ref->record.id ||
+        ref->header.length != ref->record.length) {
+        ref->fate = FATE_CORRUPT;
+        return;
+    }
+    ref->record.due = ref->header.due;
+    ref->record.key_hash = ref->header.key_hash;
+    ref->record.encoding = ref->header.encoding;
+    ref->bytes = bytes;
+    ref->fate = FATE_THERE;
+}
+
+static void fail_ref(struct ref *ref, int err) {
+    ref->fate = fate_of(err);
+    ref->err = err;
+}
+
+/* Reads the records of order[from..to), which lie in one file with small gaps. If they cannot be
+ * read together, then one by one. */
+static void read_run(struct slice *slice, uint32_t from, uint32_t to) {
+    struct ref *first = &slice->refs[slice->order[from]];
+    const struct ref *last = &slice->refs[slice->order[to - 1]];
+    const size_t bytes = (size_t)(last->off + dw_rec_bytes(last->record.length) - first->off);
+    uint8_t *at = slice->arena + slice->arena_used;
+    slice->arena_used += bytes;
+    const bool together = read_file(slice, first->partition, at, bytes, first->off) == 0;
+    for (uint32_t i = from; i < to; i++) {
+        struct ref *ref = &slice->refs[slice->order[i]];
+        uint8_t *mine = at + (ref->off - first->off);
+        /* The padding after the body may be missing at a file's end. */
+        int err = together ? 0
+                           : read_file(slice, ref->partition, mine,
+                                       DW_REC_HEADER + (size_t)ref->record.length, ref->off);
+        if (err == 0) {
+            check_ref(ref, mine);
+        } else {
+            fail_ref(ref, err);
+        }
+    }
+}
+
+static bool lies_before(const struct ref *a, const struct ref *b) {
+    return a->partition != b->partition ? a->partition->serial < b->partition->serial
+                                        : a->off < b->off;
+}
+
+/* Heapsort: there is no context in qsort's comparison. */
+static void sift(const struct slice *slice, uint32_t root, uint32_t count) {
+    uint16_t *order = slice->order;
+    for (uint32_t child; (child = 2 * root + 1) < count; root = child) {
+        if (child + 1 < count &&
+            lies_before(&slice->refs[order[child]], &slice->refs[order[child + 1]])) {
+            child++;
+        }
+        if (!lies_before(&slice->refs[order[root]], &slice->refs[order[child]])) {
+            return;
+        }
+        const uint16_t swapped = order[root];
+        order[root] = order[child];
+        order[child] = swapped;
+    }
+}
+
+static void sort_order(struct slice *slice, uint32_t count) {
+    uint16_t *order = slice->order;
+    uint32_t i = 1;
+    while (i < count && lies_before(&slice->refs[order[i - 1]], &slice->refs[order[i]])) {
+        i++;
+    }
+    if (i >= count) {
+        return;
+    }
+    for (uint32_t root = count / 2; root-- > 0;) {
+        sift(slice, root, count);
+    }
+    for (uint32_t left = count; left-- > 1;) {
+        const uint16_t swapped = order[0];
+        order[0] = order[left];
+        order[left] = swapped;
+        sift(slice, 0, left);
+    }
+}
+
+/* Reads all that was collected but for long records' bodies. */
+static void read_slice(struct slice *slice) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < slice->count; i++) {
+        struct ref *ref = &slice->refs[i];
+        if (ref->buf != NULL) {
+            check_ref(ref, ref->buf->bytes + (ref->off - ref->buf->base));
+        } else if (dw_rec_bytes(ref->record.length) > DIRECT_BYTES) {
+            ref->fate = FATE_DIRECT;
+        } else {
+            slice->order[count++] = (uint16_t)i;
+        }
+    }
+    sort_order(slice, count);
+    size_t gaps = ARENA_BYTES - SLICE_BYTES - DIRECT_BYTES;
+    for (uint32_t from = 0; from < count;) {
+        const struct ref *last = &slice->refs[slice->order[from]];
+        uint32_t to = from + 1;
+        for (; to < count; to++) {
+            const struct ref *next = &slice->refs[slice->order[to]];
+            const uint64_t end = last->off + dw_rec_bytes(last->record.length);
+            if (next->partition != last->partition || next->off < end ||
+                next->off - end > GAP_BYTES || next->off - end > gaps) {
+                break;
+            }
+            gaps -= (size_t)(next->off - end);
+            last = next;
+        }
+        read_run(slice, from, to);
+        from = to;
+    }
+}
+
+/* --------------------------------------------------------------- handing out */
+
+static void report_corrupt(struct slice *slice, const struct ref *ref, const struct dw_sink *sink) {
+    struct dw_store *store = slice->store;
+    char name[DW_FILE_NAME_BYTES];
+    dw_file_name(name, DW_FILE_REC, ref->partition->serial, ref->partition->level,
+                 ref->partition->slice);
+    dw_lock(store);
+    store->corrupt_records++;
+    const uint32_t met = ++ref->partition->corrupt;
+    dw_unlock(store);
+    if (met <= LOGGED_EACH || (met & (met - 1)) == 0) {
+        dw_log(store, DW_LOG_ERROR,
+               "%s/%s: record %" PRIu64 " at offset %" PRIu64
+               " cannot be read (%s); so far %" PRIu32 " of this file",
+               store->dir, name, ref->record.id, ref->off,
+               ref->err != 0 ? strerror(ref->err) : "its checksum is wrong", met);
+    }
+    sink->corrupt(sink->ctx, &ref->record, name, ref->off);
+}
+
+static int hand_out_direct(struct slice *slice, struct ref *ref, const struct dw_sink *sink) {
+    uint8_t header[DW_REC_HEADER];
+    int err = read_file(slice, ref->partition, header, sizeof header, ref->off);
+    if (err != 0) {
+        fail_ref(ref, err);
+        return DW_OK;
+    }
+    check_ref(ref, header);
+    if (ref->fate != FATE_THERE) {
+        return DW_OK;
+    }
+    void *body = sink->body(sink->ctx, &ref->record);
+    if (body == NULL) {
+        return DW_ENOMEM;
+    }
+    err = read_file(slice, ref->partition, body, ref->record.length, ref->off + DW_REC_HEADER);
+    if (err != 0) {
+        fail_ref(ref, err);
+    } else if (dw_crc32c(0, body, ref->record.length) != ref->header.body_crc) {
+        ref->fate = FATE_CORRUPT;
+    } else {
+        sink->done(sink->ctx, &ref->record);
+    }
+    return DW_OK;
+}
+
+static int hand_out_read(struct ref *ref, const struct dw_sink *sink) {
+    const uint8_t *from = ref->bytes + DW_REC_HEADER;
+    if (dw_crc32c(0, from, ref->record.length) != ref->header.body_crc) {
+        ref->fate = FATE_CORRUPT;
+        return DW_OK;
+    }
+    void *body = sink->body(sink->ctx, &ref->record);
+    if (body == NULL) {
+        return DW_ENOMEM;
+    }
+    memcpy(body, from, ref->record.length);
+    sink->done(sink->ctx, &ref->record);
+    return DW_OK;
+}
+
+/* Hands out one record that was read, or says what keeps it from it: DW_OK, DW_ENOMEM, DW_EIO,
+ * DW_EACCES. */
+static int hand_out(struct slice *slice, struct ref *ref, const struct dw_sink *sink) {
+    int result = DW_OK;
+    if (ref->fate == FATE_THERE) {
+        result = hand_out_read(ref, sink);
+    } else if (ref->fate == FATE_DIRECT) {
+        result = hand_out_direct(slice, ref, sink);
+    }
+    if (result != DW_OK) {
+        return result;
+    }
+    switch (ref->fate) {
+    case FATE_CORRUPT:
+        report_corrupt(slice, ref, sink);
+        return DW_OK;
+    case FATE_DENIED:
+        dw_io_error(ref->err);
+        return DW_EACCES;
+    case FATE_FAILED:
+        dw_io_error(ref->err);
+        return DW_EIO;
+    default:
+        return DW_OK;
+    }
+}
+
+/* -------------------------------------------------------------------- take */
+
+/* Lock held: a record that was taken is not handed out after all. */
+static void put_back(struct dw_store *store, uint64_t id, uint64_t delay_from) {
+    uint32_t k = dw_index_find(store->by_id, id);
+    if (k == DW_NIL) {
+        return;
+    }
+    struct dw_entry *entry = dw_slab_at(store->slab, k);
+    if (entry->state != DW_TAKEN) {
+        return;
+    }
+    if (delay_from != DW_NEVER && dw_origin_note(&store->origins, k, entry->due) == DW_OK) {
+        const uint64_t until = delay_from + DENIED_RETRY_MS;
+        entry->due = (until < DW_DUE_MAX ? until : DW_DUE_MAX) & DW_DUE_MAX;
+    }
+    if (dw_requeue(store, k) != DW_OK) {
+        /* Tried again by the next take. */
+        if (store->stranded == 0 || entry->due < store->stranded_due) {
+            store->stranded_due = entry->due;
+        }
+        store->stranded++;
+        store->taken--;
+        entry->state = DW_STRANDED;
+    }
+}
+
+/* Lock held: the next entry due, removed from wheel or heap. DW_NIL if there is none; *again if the
+ * wheel has to look further first. */
+static uint32_t next_entry(struct dw_store *store, uint64_t now_ms, bool *again) {
+    uint32_t k = DW_NIL;
+    const enum dw_peek peek = dw_wheel_peek(store->wheel, now_ms, PEEK_BUDGET, &k);
+    if (peek == DW_PEEK_AGAIN) {
+        *again = true;
+        return DW_NIL;
+    }
+    const struct dw_entry *waiting = peek == DW_PEEK_ENTRY ? dw_slab_at(store->slab, k) : NULL;
+    const uint32_t top = dw_heap_top(store->heap);
+    const struct dw_entry *late = top != DW_NIL ? dw_slab_at(store->slab, top) : NULL;
+    if (late != NULL && late->due <= now_ms &&
+        (waiting == NULL || late->due < waiting->due ||
+         (late->due == waiting->due && late->id < waiting->id))) {
+        dw_heap_pop(store->heap);
+        return top;
+    }
+    if (waiting == NULL) {
+        return DW_NIL;
+    }
+    dw_wheel_pop(store->wheel);
+    return k;
+}
+
+struct take {
+    uint64_t now_ms;
+    uint32_t left_n;
+    uint64_t left_bytes;
+    bool over; /* nothing more is to be taken */
+};
+
+/* Lock held. */
+static void collect_due(struct slice *slice, struct take *take) {
+    struct dw_store *store = slice->store;
+    const uint32_t most = take->left_n < SLICE ? take->left_n : SLICE;
+    uint64_t bytes = 0;
+    while (slice->count < most && bytes < SLICE_BYTES) {
+        bool again = false;
+        uint32_t k = next_entry(store, take->now_ms, &again);
+        if (k == DW_NIL) {
+            take->over = !again;
+            return;
+        }
+        const uint32_t length = dw_slab_at(store->slab, k)->len;
+        store->taken++;
+        collect(slice, k);
+        bytes += dw_rec_bytes(length);
+        take->left_n--;
+        if (length >= take->left_bytes) {
+            take->left_n = 0;
+            break;
+        }
+        take->left_bytes -= length;
+    }
+    take->over = take->left_n == 0;
+}
+
+/* Hands out what was collected, and puts back what could not be. */
+static int hand_out_slice(struct slice *slice, const struct take *take,
+                          const struct dw_sink *sink) {
+    struct dw_store *store = slice->store;
+    int result = DW_OK;
+    uint32_t i = 0;
+    for (; i < slice->count; i++) {
+        struct ref *ref = &slice->refs[i];
+        result = hand_out(slice, ref, sink);
+        if (result == DW_EACCES) {
+            dw_log(store, DW_LOG_ERROR,
+                   "%s: partition %" PRIu64 ": record %" PRIu64 " cannot be read: %s; tried again "
+                   "in %d s",
+                   store->dir, ref->partition->serial, ref->record.id, strerror(ref->err),
+                   DENIED_RETRY_MS / 1000);
+            dw_lock(store);
+            put_back(store, ref->record.id, take->now_ms);
+            dw_unlock(store);
+            result = DW_OK;
+        } else if (result != DW_OK) {
+            break;
+        }
+    }
+    if (i < slice->count) {
+        dw_lock(store);
+        for (; i < slice->count; i++) {
+            put_back(store, slice->refs[i].record.id, DW_NEVER);
+        }
+        dw_unlock(store);
+    }
+    return result;
+}
+
+static int take_slices(struct slice *slice, struct take *take, const struct dw_sink *sink) {
+    struct dw_store *store = slice->store;
+    int result = DW_OK;
+    while (result == DW_OK && !take->over) {
+        dw_lock(store);
+        collect_due(slice, take);
+        dw_publish(store);
+        dw_unlock(store);
+        if (slice->count > 0) {
+            read_slice(slice);
+            result = hand_out_slice(slice, take, sink);
+            let_go(slice);
+        }
+    }
+    return result;
+}
+
+int dw_store_take(dw_store *store, uint64_t now_ms, uint32_t max_n, uint64_t max_bytes,
+                  const struct dw_sink *sink, uint64_t *next_due) {
+    *next_due = DW_NEVER;
+    int result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    if (now_ms > DW_DUE_MAX) {
+        now_ms = DW_DUE_MAX;
+    }
+    store->clock = now_ms;
+    const bool stranded = store->stranded > 0;
+    const bool any = max_n > 0 && dw_next_due(store) <= now_ms;
+    dw_unlock(store);
+    if (stranded) {
+        result = dw_requeue_all(store, DW_STRANDED);
+    }
+    if (result == DW_OK && any) {
+        struct take take = {.now_ms = now_ms, .left_n = max_n, .left_bytes = max_bytes};
+        struct slice slice;
+        result = slice_new(store, &slice, max_n);
+        if (result == DW_OK) {
+            result = take_slices(&slice, &take, sink);
+        }
+        slice_free(&slice);
+    }
+    dw_lock(store);
+    *next_due = dw_next_due(store);
+    dw_publish(store);
+    dw_leave(store);
+    return result;
+}
+
+/* -------------------------------------------------------------------- read */
+
+int dw_store_read(dw_store *store, uint64_t id, const struct dw_sink *sink) {
+    struct slice slice;
+    int result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    dw_unlock(store);
+    result = slice_new(store, &slice, 1);
+    dw_lock(store);
+    if (result == DW_OK) {
+        uint32_t k = dw_index_find(store->by_id, id);
+        if (k == DW_NIL) {
+            result = DW_ENOENT;
+        } else {
+            collect(&slice, k);
+        }
+    }
+    dw_unlock(store);
+    if (result == DW_OK) {
+        read_slice(&slice);
+        result = hand_out(&slice, &slice.refs[0], sink);
+        let_go(&slice);
+    }
+    slice_free(&slice);
+    dw_lock(store);
+    dw_publish(store);
+    dw_leave(store);
+    return result;
+}
+
+/* -------------------------------------------------------------------- find */
+
+int dw_store_find(dw_store *store, uint64_t key_hash, uint64_t *ids, uint32_t max, uint64_t *n) {
+    *n = 0;
+    int result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    dw_unlock(store);
+    uint32_t *numbers = max > 0 ? dw_get(store->alloc, max * sizeof *numbers) : NULL;
+    dw_lock(store);
+    if (max > 0 && numbers == NULL) {
+        result = DW_ENOMEM;
+    } else if (key_hash != 0) {
+        *n = dw_index_all(store->by_key, key_hash, numbers, max);
+        for (uint64_t i = 0; i < *n && i < max; i++) {
+            ids[i] = dw_slab_at(store->slab, numbers[i])->id;
+        }
+    }
+    dw_unlock(store);
+    dw_release(store->alloc, numbers);
+    dw_lock(store);
+    dw_leave(store);
+    return result;
+}
+
+/* -------------------------------------------------------------------- page
+ * One walk over all entries keeps the max_n first ones after the cursor, in a heap whose top is the
+ * last of them. An entry keeps its number and its due time for as long as it is pending and is not
+ * rescheduled, so what stays is met exactly once. */
+
+enum { PAGE_STEP = 4096 };
+
+static bool comes_before(const struct dw_record *a, const struct dw_record *b) {
+    return a->due != b->due ? a->due < b->due : a->id < b->id;
+}
+
+static void page_sift(struct dw_record *heap, uint32_t root, uint32_t count) {
+    const struct dw_record moved = heap[root];
+    for (uint32_t child; (child = 2 * root + 1) < count; root = child) {
+        if (child + 1 < count && comes_before(&heap[child], &heap[child + 1])) {
+            child++;
+        }
+        if (!comes_before(&moved, &heap[child])) {
+            break;
+        }
+        heap[root] = heap[child];
+    }
+    heap[root] = moved;
+}
+
+static void page_push(struct dw_record *heap, uint32_t count, const struct dw_record *record) {
+    uint32_t at = count;
+    for (; at > 0 && comes_before(&heap[(at - 1) / 2], record); at = (at - 1) / 2) {
+        heap[at] = heap[(at - 1) / 2];
+    }
+    heap[at] = *record;
+}
+
+static bool is_pending(const struct dw_entry *entry) {
+    return entry->state != DW_FREE && entry->state != DW_DEAD;
+}
+
+/* Lock held: one step of the walk, from entry number `from`. */
+static void page_step(struct dw_store *store, uint32_t from, uint32_t to,
+                      const struct dw_record *after, struct dw_record *out, uint32_t max_n,
+                      uint32_t *n) {
+    for (uint32_t k = from; k < to; k++) {
+        const struct dw_entry *entry = dw_slab_at(store->slab, k);
+        if (!is_pending(entry)) {
+            continue;
+        }
+        const struct dw_record record = {
+            .id = entry->id,
+            .due = dw_origin_get(&store->origins, k, entry->due),
+            .key_hash = entry->key_hash,
+            .length = entry->len,
+        };
+        if (!comes_before(after, &record)) {
+            continue;
+        }
+        if (*n < max_n) {
+            page_push(out, (*n)++, &record);
+        } else if (comes_before(&record, &out[0])) {
+            out[0] = record;
+            page_sift(out, 0, max_n);
+        }
+    }
+}
+
+static void page_sort(struct dw_record *out, uint32_t n) {
+    for (uint32_t left = n; left-- > 1;) {
+        const struct dw_record first = out[0];
+        out[0] = out[left];
+        out[left] = first;
+        page_sift(out, 0, left);
+    }
+}
+
+/* The encodings stand in the records alone. One that cannot be read is left at 0. */
+static int page_encodings(struct dw_store *store, struct dw_record *out, uint32_t n) {
+    struct slice slice;
+    int result = slice_new(store, &slice, n);
+    for (uint32_t from = 0; result == DW_OK && from < n;) {
+        const uint32_t to = n - from < SLICE ? n : from + SLICE;
+        uint16_t which[SLICE];
+        dw_lock(store);
+        for (uint32_t i = from; i < to; i++) {
+            uint32_t k = dw_index_find(store->by_id, out[i].id);
+            if (k != DW_NIL) {
+                which[slice.count] = (uint16_t)(i - from);
+                collect(&slice, k);
+            }
+        }
+        dw_unlock(store);
+        for (uint32_t i = 0; i < slice.count; i++) {
+            struct ref *ref = &slice.refs[i];
+            uint8_t header[DW_REC_HEADER];
+            if (ref->buf != NULL) {
+                check_ref(ref, ref->buf->bytes + (ref->off - ref->buf->base));
+            } else if (read_file(&slice, ref->partition, header, sizeof header, ref->off) == 0) {
+                check_ref(ref, header);
+            }
+            if (ref->fate == FATE_THERE) {
+                out[from + which[i]].encoding = ref->record.encoding;
+            }
+        }
+        let_go(&slice);
+        from = to;
+    }
+    slice_free(&slice);
+    return result;
+}
+
+int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
+                  uint32_t max_n, uint32_t *n) {
+    *n = 0;
+    int result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    const struct dw_record after = {.due = after_due, .id = after_id};
+    for (uint32_t k = 0; max_n > 0 && k < dw_slab_limit(store->slab);) {
+        const uint32_t limit = dw_slab_limit(store->slab);
+        const uint32_t to = limit - k < PAGE_STEP ? limit : k + PAGE_STEP;
+        page_step(store, k, to, &after, out, max_n, n);
+        k = to;
+        dw_unlock(store);
+        dw_lock(store);
+    }
+    dw_unlock(store);
+    page_sort(out, *n);
+    if (*n > 0) {
+        result = page_encodings(store, out, *n);
+    }
+    dw_lock(store);
+    dw_leave(store);
+    return result;
+}

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: MPL-2.0 */
+#ifndef DW_STORE_INTERNAL_H
+#define DW_STORE_INTERNAL_H
+
+#include "dw_heap.h"
+#include "dw_index.h"
+#include "dw_manifest.h"
+#include "dw_origin.h"
+#include "dw_partition.h"
+#include "dw_store.h"
+#include "dw_wheel.h"
+
+#include <ck_sequence.h>
+
+/* What the parts of the store share: dw_store.c (life, insert, settle, statistics), dw_recovery.c
+ * (open, restore), dw_checkpoint.c, dw_reader.c (take, read, page, find), dw_move.c (reschedule,
+ * maintain).
+ *
+ * The lock guards everything but what is marked as the writer's. The indexes and the partitions'
+ * appending ends are changed by the writer alone, under the lock where others look at them, so the
+ * writer itself may read those without it. */
+
+/* An entry that was taken, is to be handed out again, and for whose queueing there was no memory:
+ * a state beside those of enum dw_state. */
+#define DW_STRANDED 5u
+
+/* dw_entry.part for none; also the mask of that field. */
+#define DW_PART_NONE 4095u
+
+#define DW_TARGETS 16u
+#define DW_STAT_WORDS (sizeof(struct dw_stat) / sizeof(uint64_t))
+
+struct dw_store {
+    pthread_mutex_t lock;
+    pthread_cond_t idle; /* ops fell to 0 */
+    uint32_t ops;        /* calls under way that let go of the lock */
+    unsigned closed;     /* also read without the lock */
+
+    const struct dw_alloc *alloc;
+    const struct dw_io *io;
+    void (*log)(void *ctx, enum dw_level level, const char *message);
+    void *log_ctx;
+    char *dir;
+    int dirfd;
+    uint32_t max_record_bytes;
+    uint64_t partition_bytes;
+    uint64_t split_bytes;
+    struct dw_files files;
+
+    dw_slab *slab;
+    dw_wheel *wheel;
+    dw_heap *heap;
+    dw_index *by_id;
+    dw_index *by_key;
+    struct dw_origins origins;
+
+    struct dw_partition **parts; /* by number, NULL: free */
+    uint32_t parts_capacity;
+    uint32_t parts_used;
+    uint32_t retired; /* of these, waiting to be unlinked */
+
+    uint64_t clock; /* as the last take or maintain had it; decides where records are put */
+    uint64_t applied;
+    uint64_t pending;
+    uint64_t pending_bytes;
+    uint64_t taken;
+    uint64_t stranded;
+    uint64_t stranded_due; /* no later than the first of these */
+    uint64_t corrupt_records;
+    uint64_t total_bytes; /* of all files, buffers included */
+    uint64_t rec_bytes;   /* of records in these */
+    uint64_t live_bytes;  /* of these, pending */
+    uint64_t buffered;
+
+    uint64_t checkpoint; /* number of the last one begun */
+    uint64_t durable;    /* number of the last one that is durable */
+    uint64_t durable_applied;
+    bool checkpointing;
+
+    /* The writer's. */
+    struct dw_partition *target[DW_LEVELS][DW_TARGETS]; /* where records are appended, by slice */
+    struct dw_partition **touched;                      /* by the present call */
+    uint32_t touched_count;
+    uint64_t next_serial;
+    bool flush_failed;           /* the last time */
+    struct dw_partition *moving; /* what maintain moves records out of */
+    uint64_t moving_off;
+    void *scratch;
+    size_t scratch_bytes;
+
+    ck_sequence_t sequence; /* of `published`, a struct dw_stat */
+    uint64_t published[DW_STAT_WORDS];
+};
+
+/* Takes the lock for a call: DW_OK with the lock held, or DW_ECLOSED without. */
+int dw_enter(struct dw_store *store);
+/* Ends it: lock held before, not after. */
+void dw_leave(struct dw_store *store);
+static inline void dw_lock(struct dw_store *store) {
+    pthread_mutex_lock(&store->lock);
+}
+static inline void dw_unlock(struct dw_store *store) {
+    pthread_mutex_unlock(&store->lock);
+}
+
+/* Lock held: shows the present numbers to dw_store_stat(). */
+void dw_publish(struct dw_store *store);
+
+void dw_log(const struct dw_store *store, enum dw_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* Lock held. */
+uint64_t dw_next_due(struct dw_store *store);
+/* Lock held: puts entry k, in neither, into the wheel or the heap. DW_OK, DW_ENOMEM */
+int dw_schedule(struct dw_store *store, uint32_t k);
+/* Lock held: makes an entry like that one, with what it says of the record, in the indexes and in
+ * wheel or heap. DW_OK, DW_ENOMEM, DW_EFULL */
+int dw_link_entry(struct dw_store *store, const struct dw_entry *like);
+/* Lock held: takes entry k out of the indexes. */
+void dw_unlink_entry(struct dw_store *store, uint32_t k);
+/* Lock held: lets go of an entry in no index, whatever its state. */
+void dw_drop_entry(struct dw_store *store, uint32_t k);
+/* Lock held: lets go of it for a moment now and then; i counts what was done since. */
+void dw_breathe(struct dw_store *store, size_t i);
+/* Lock held: a taken entry is handed out again at its due time. DW_OK, DW_ENOMEM */
+int dw_requeue(struct dw_store *store, uint32_t k);
+/* Lock not held: the same for all entries in that state, a step at a time. */
+int dw_requeue_all(struct dw_store *store, uint32_t state);
+
+/* Writer, lock not held: the partition where a record goes, made if need be. DW_OK, DW_ENOMEM,
+ * DW_EFULL */
+int dw_target(struct dw_store *store, uint64_t clock_ms, uint64_t due, struct dw_partition **out);
+/* Writer: the partition is about to be appended to. */
+void dw_touch(struct dw_store *store, struct dw_partition *partition);
+/* Writer, lock held: what was appended counts, and partitions left empty are retired. */
+void dw_commit(struct dw_store *store);
+/* Writer: takes back what was appended since. */
+void dw_rollback(struct dw_store *store);
+/* Writer, lock held: retires it if nothing is live in it and it is not worth keeping. */
+void dw_retire_if_empty(struct dw_store *store, struct dw_partition *partition);
+/* Writer, lock held: the record of entry k is no longer live where it is now; there is room to
+ * note it. Only the partition's side of it. */
+void dw_record_dead(struct dw_store *store, uint32_t k);
+/* Writer, lock not held: room for all that touched partitions have as doomed. DW_OK, DW_ENOMEM */
+int dw_reserve_doomed(struct dw_store *store);
+/* Writer: memory of at least that size until the next such call, NULL if there is none. */
+void *dw_scratch(struct dw_store *store, size_t bytes);
+
+/* Writer, lock not held: writes the buffers of one partition. DW_OK or the first error. */
+int dw_flush_partition(struct dw_store *store, struct dw_partition *partition);
+/* Writer, lock not held: the same for all; DW_OK or the first error. */
+int dw_flush_all(struct dw_store *store);
+/* Lock not held, between enter and leave: unlinks what no manifest needs. */
+void dw_reap(struct dw_store *store);
+
+/* A table of partitions with room for `capacity`; writer. DW_OK, DW_ENOMEM */
+int dw_grow_parts(struct dw_store *store, uint32_t capacity);
+
+/* dw_store_restore() and dw_store_validate() with the given system calls and allocator. */
+int dw_restore_with(const char *dir, const char *snapshot_dir, const struct dw_io *io,
+                    const struct dw_alloc *alloc);
+int dw_validate_with(const char *snapshot_dir, uint64_t *applied, const struct dw_io *io,
+                     const struct dw_alloc *alloc);
+
+/* Frees a store whose descriptors are closed. */
+void dw_store_free(struct dw_store *store);
+
+#endif

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: MPL-2.0 */
+#ifndef DW_PARTITION_H
+#define DW_PARTITION_H
+
+#include "dw_files.h"
+#include "dw_slab.h"
+
+#include <stdbool.h>
+
+/* A partition holds the records of one slice of due time, in two append-only files.
+ *
+ *   SERIAL-LEVEL-SLICE.rec   the records: decimal numbers, serial of 8 digits at least
+ *   SERIAL-LEVEL-SLICE.idx   what is in it and what is dead, so that opening a store need not read
+ *                            the records
+ *
+ * Both begin with 64 bytes, little-endian as everything:
+ *
+ *    0  8  "DWHREC\r\n" or "DWHIDX\r\n"
+ *    8  4  version of the format, 1
+ *   12  4  CRC-32C of these 64 bytes but these four
+ *   16  8  serial number, never used again in this directory
+ *   24  4  level
+ *   28  4  0
+ *   32  8  slice
+ *   40 24  0
+ *
+ * Then, in .rec, records one after the other, each padded with zeros to a multiple of 8 bytes:
+ *
+ *    0  4  "DWR1"
+ *    4  4  CRC-32C of bytes 8 to 47
+ *    8  4  length of the body, at least 1
+ *   12  4  CRC-32C of the body
+ *   16  8  id
+ *   24  6  due, ms since the epoch
+ *   30  2  encoding
+ *   32  8  key hash
+ *   40  8  Raft index that gave it this due time: of two records with one id, the later is right
+ *   48     body
+ *
+ * A record says nothing of the file that it is in, so it is moved byte for byte, and the index can
+ * be made again from the records.
+ *
+ * And in .idx, entries of 40 bytes:
+ *
+ *    0  4  CRC-32C of bytes 4 to 39
+ *    4  1  1: a record was added           2: records are dead (settled or moved away)
+ *    5  1  0                               how many, 1 to 8
+ *    6  2  0                               0
+ *    8  8  id                              8 times 4 bytes: where each begins in .rec,
+ *   16  6  due                             in units of 8 bytes
+ *   22  2  encoding
+ *   24  8  key hash
+ *   32  4  where it begins in .rec, in units of 8 bytes
+ *   36  4  length of its body
+ *
+ * Bytes beyond what the manifest names are not there. */
+
+#define DW_FILE_HEADER 64u
+#define DW_REC_HEADER 48u
+#define DW_IDX_ENTRY 40u
+#define DW_IDX_DEAD_MAX 8u
+#define DW_REC_UNIT 8u
+/* What 32 bits of DW_REC_UNIT reach. */
+#define DW_PARTITION_BYTES_MAX (UINT64_C(1) << 35)
+
+struct dw_rec_header {
+    uint64_t id;
+    uint64_t due;
+    uint64_t key_hash;
+    uint64_t index;
+    uint32_t length;
+    uint32_t body_crc;
+    uint16_t encoding;
+};
+
+void dw_rec_encode(uint8_t *out, const struct dw_rec_header *header);
+bool dw_rec_decode(const uint8_t *in, struct dw_rec_header *header); /* false: corrupt */
+
+/* Bytes in the file of a record with a body of `length`. */
+static inline uint64_t dw_rec_bytes(uint32_t length) {
+    return (DW_REC_HEADER + (uint64_t)length + (DW_REC_UNIT - 1)) & ~(uint64_t)(DW_REC_UNIT - 1);
+}
+
+enum dw_idx_kind { DW_IDX_BAD = 0, DW_IDX_ADDED = 1, DW_IDX_DEAD = 2 };
+
+struct dw_idx_entry {
+    enum dw_idx_kind kind;
+    uint16_t encoding;
+    uint64_t id;
+    uint64_t due;
+    uint64_t key_hash;
+    uint32_t off;
+    uint32_t length;
+    uint32_t dead_count;
+    uint32_t dead[DW_IDX_DEAD_MAX];
+};
+
+void dw_idx_encode(uint8_t *out, const struct dw_idx_entry *entry);
+void dw_idx_decode(const uint8_t *in, struct dw_idx_entry *entry); /* kind DW_IDX_BAD: corrupt */
+
+enum dw_file_kind { DW_FILE_REC, DW_FILE_IDX };
+
+void dw_file_header_encode(uint8_t *out, enum dw_file_kind kind, uint64_t serial, uint32_t level,
+                           uint64_t slice);
+/* DW_OK, DW_ECORRUPT, DW_EVERSION */
+int dw_file_header_check(const uint8_t *in, enum dw_file_kind kind, uint64_t serial, uint32_t level,
+                         uint64_t slice);
+
+#define DW_FILE_NAME_BYTES 72
+void dw_file_name(char out[DW_FILE_NAME_BYTES], enum dw_file_kind kind, uint64_t serial,
+                  uint32_t level, uint64_t slice);
+/* Is it the name of a partition file? */
+bool dw_file_name_parse(const char *name, enum dw_file_kind *kind, uint64_t *serial,
+                        uint32_t *level, uint64_t *slice);
+
+/* ------------------------------------------------------------------ slices
+ * Slices widen with distance, as the slots of the timing wheel do, by 4 bits of due time a level:
+ *
+ *   level    0        1         2       3       4        5        6       7
+ *   slice    65.5 s   17.5 min  4.7 h   3.1 d   49.7 d   2.2 y    35 y    557 y
+ *
+ * A record's level is given by the highest bit in which its due time differs from the clock, so at
+ * most 16 slices a level are in use. Some time before the clock reaches a slice (a quarter of its
+ * width), what is due in it goes to finer slices instead: the same rule as if the clock stood at
+ * the slice's beginning. A partition whose slice is not used any more by this rule is split. */
+
+#define DW_LEVELS 8u
+
+static inline unsigned dw_level_shift(uint32_t level) {
+    return 16 + 4 * level;
+}
+
+/* The slice for a record due then; overdue ones go where those due now go. */
+void dw_place(uint64_t clock_ms, uint64_t due, uint32_t *level, uint64_t *slice);
+
+/* Does dw_place() put nothing more into this slice, because its time is near or past? */
+bool dw_slice_is_near(uint64_t clock_ms, uint32_t level, uint64_t slice);
+
+/* Has its last millisecond passed? */
+bool dw_slice_is_past(uint64_t clock_ms, uint32_t level, uint64_t slice);
+
+/* ----------------------------------------------------------------- streams
+ * One append-only file and the bytes that are to be written to it. The writer appends to `active`;
+ * a flush makes that `writing`, which it writes with no lock held. The lock guards the pointers;
+ * bytes of a buffer that a reader can know of are never changed, so a reader takes a reference
+ * under the lock and reads without it. */
+
+struct dw_buf {
+    uint64_t base; /* where it begins in the file */
+    size_t fill;   /* the writer's */
+    size_t capacity;
+    uint32_t refs; /* guarded by the lock */
+    uint8_t bytes[];
+};
+
+struct dw_stream {
+    struct dw_file file;
+    uint64_t written; /* bytes in the file; guarded by the lock */
+    uint64_t synced;  /* of these, durable; guarded by the lock */
+    struct dw_buf *writing;
+    struct dw_buf *active;
+    bool created; /* there is a file of that name; guarded by the lock */
+};
+
+void dw_stream_init(struct dw_stream *stream);
+
+/* Writer, lock not held: makes room for `bytes` more. DW_OK, DW_ENOMEM */
+int dw_stream_reserve(struct dw_stream *stream, const struct dw_alloc *alloc, pthread_mutex_t *lock,
+                      size_t bytes);
+
+/* Writer: the next `bytes`, for which there is room, to be filled in. */
+uint8_t *dw_stream_put(struct dw_stream *stream, size_t bytes);
+
+/* Writer: its length with all that was appended. */
+uint64_t dw_stream_length(const struct dw_stream *stream);
+
+/* Writer: takes back what was appended since it had this length; no flush came between. */
+void dw_stream_truncate(struct dw_stream *stream, uint64_t length);
+
+/* Writer: bytes not yet written. */
+uint64_t dw_stream_buffered(const struct dw_stream *stream);
+
+/* Writer, lock not held: writes what is buffered; after a failure it still is. *flushed: bytes.
+ * 0, or an errno. */
+int dw_stream_flush(struct dw_stream *stream, const struct dw_alloc *alloc, struct dw_files *files,
+                    const char *name, uint64_t *flushed);
+
+/* Lock held: a reference to the buffer with the bytes from `off` on, NULL if they are in the
+ * file. */
+struct dw_buf *dw_stream_buf(const struct dw_stream *stream, uint64_t off);
+
+/* Lock held: gives up a reference; true if it was the last, and the caller is to free it. */
+bool dw_buf_unref(struct dw_buf *buf);
+
+/* --------------------------------------------------------------- partition */
+
+struct dw_partition {
+    uint64_t serial;
+    uint64_t slice;
+    uint32_t level;
+    uint32_t number; /* dw_entry.part of what is in it */
+
+    struct dw_stream rec;
+    struct dw_stream idx;
+
+    /* Guarded by the store's lock. */
+    uint64_t live;       /* records */
+    uint64_t live_bytes; /* of these in .rec */
+    uint64_t named;      /* number of the last checkpoint that names it, 0: none */
+    uint32_t pins;       /* readers and checkpoints that may use its files */
+    uint32_t corrupt;    /* records found corrupt, so that the log is not flooded */
+    bool retired;        /* nothing is live in it, and nothing more is appended */
+    bool suspect;        /* an fsync of it failed: what the disk has of it is unknown */
+
+    /* The writer's. */
+    uint64_t rec_mark, idx_mark; /* lengths to go back to if the present call fails */
+    uint64_t added;              /* records appended by the present call */
+    uint64_t added_bytes;
+    uint32_t doomed; /* records that the present call makes dead */
+    bool touched;    /* by the present call */
+    bool sealed;     /* nothing more is appended to .rec */
+    bool rewrite;    /* its files are damaged: move what is live out of it */
+    bool stuck;      /* moving was tried, and left what cannot be read */
+    bool opaque;     /* its files cannot be read; kept for a later opening */
+};
+
+/* A fresh one, its file headers buffered. NULL: no memory. */
+struct dw_partition *dw_partition_new(const struct dw_alloc *alloc, uint64_t serial, uint32_t level,
+                                      uint64_t slice);
+/* One that the manifest names, its files as they are. NULL: no memory. */
+struct dw_partition *dw_partition_named(const struct dw_alloc *alloc, uint64_t serial,
+                                        uint32_t level, uint64_t slice, uint64_t rec_bytes,
+                                        uint64_t idx_bytes);
+
+/* Frees it and its buffers; its descriptors are closed already. */
+void dw_partition_free(const struct dw_alloc *alloc, struct dw_partition *partition);
+
+/* Writer: makes room for one record of that length and its index entry. */
+int dw_partition_reserve(struct dw_partition *partition, const struct dw_alloc *alloc,
+                         pthread_mutex_t *lock, uint32_t length);
+
+/* Writer: appends a record, given whole or as header and body, and its index entry; there is room.
+ * Where it begins in .rec, in units of 8 bytes. */
+uint32_t dw_partition_append(struct dw_partition *partition, const struct dw_rec_header *header,
+                             const void *body);
+
+/* Writer: makes room for n more dead records. */
+int dw_partition_reserve_dead(struct dw_partition *partition, const struct dw_alloc *alloc,
+                              pthread_mutex_t *lock, uint32_t n);
+
+/* Writer: notes that the record that begins there is dead; there is room. */
+void dw_partition_dead(struct dw_partition *partition, uint32_t off);
+
+#endif
