@@ -122,8 +122,15 @@ ensure_live(Live, Dir, Index, XName) ->
 begin_read(Dir) ->
     case read_file(Dir) of
         {ok, {Meta, _} = Content} ->
-            Opened = [open_to_read(File) || File <- files(Dir)],
-            {ok, Meta, {term_to_binary(Content), Opened}};
+            Opened = lists:flatmap(fun open_to_read/1, files(Dir)),
+            %% If it is whole now, it was whole when its files were opened.
+            case validate(Dir) of
+                ok ->
+                    {ok, Meta, {term_to_binary(Content), Opened}};
+                Error ->
+                    lists:foreach(fun ({_, Fd, _, _}) -> file:close(Fd) end, Opened),
+                    Error
+            end;
         Error ->
             Error
     end.
@@ -133,9 +140,13 @@ begin_read(Dir, _Context) ->
     begin_read(Dir).
 
 open_to_read(File) ->
-    {ok, Fd} = file:open(File, [raw, binary, read]),
-    {ok, Size} = file:position(Fd, eof),
-    {filename:basename(File), Fd, 0, Size}.
+    case file:open(File, [raw, binary, read]) of
+        {ok, Fd} ->
+            {ok, Size} = file:position(Fd, eof),
+            [{filename:basename(File), Fd, 0, Size}];
+        {error, _} ->
+            []
+    end.
 
 -spec read_chunk(term(), pos_integer(), file:filename_all()) ->
           {ok, term(), {next, term()} | last} | {error, term()}.

@@ -139,7 +139,7 @@ open_snapshot() ->
     [Snapshot | _] = snapshots(),
     case rabbit_delay_snapshot:begin_read(Snapshot) of
         {ok, Meta, Reading} -> {Snapshot, Meta, Reading};
-        {error, enoent} -> open_snapshot()
+        {error, _} -> open_snapshot()
     end.
 
 send(Reading, Dir, Accepting) ->
@@ -168,7 +168,6 @@ system_killed() ->
     ok = enqueue(1, records(10, ?HOUR)),
     #{names := #{wal := Wal, log_sup := LogSup}} = rabbit_delay_raft:system_config(),
     exit(whereis(LogSup), kill),
-    exit(whereis(Wal), kill),
     await(fun () -> is_pid(whereis(Wal)) andalso rabbit_delay_system:status() =:= up end),
     %% The tables that Ra looks names up in are away for a while.
     await(fun () -> (catch rabbit_delay_raft:start_member(?X, true)) =:= ok end),
