@@ -14,7 +14,7 @@ from private_broker import REPOSITORY, PrivateBroker
 # The suite also runs against another implementation of the exchange type, for comparison:
 # DELAY_PLUGIN names the plugin and DELAY_PLUGIN_DIR the directory that holds it.
 PLUGIN = os.environ.get("DELAY_PLUGIN", "rabbitmq_delay_wheel")
-PLUGIN_DIRS = [os.environ.get("DELAY_PLUGIN_DIR", os.path.join(REPOSITORY, "dist", "3.10"))]
+PLUGIN_DIRS = [os.environ.get("DELAY_PLUGIN_DIR") or os.path.join(REPOSITORY, "dist", "3.10")]
 
 # Statistics every second, so that a test which reads rates need not wait for five.
 QUICK_STATISTICS = ["collect_statistics_interval = 1000"]

@@ -53,8 +53,8 @@ def assert_serves_others(broker):
 def test_a_target_deleted_before_the_due_time_gets_nothing_and_harms_nothing(client, management):
     exchange, queue = client.delayed_and_queue()
     other = client.queue((exchange, "other"))
-    client.publish(exchange, body=b"for nobody", delay=500)
-    client.publish(exchange, "other", b"for somebody", delay=700)
+    client.publish(exchange, body=b"for nobody", delay=1000)
+    client.publish(exchange, "other", b"for somebody", delay=1200)
     client.channel.queue_delete(queue)
     assert client.texts(other, 1) == ["for somebody"]
     eventually(lambda: management.messages_delayed(exchange), lambda n: n == 0)

@@ -40,12 +40,12 @@ def size_of(directory):
 def test_an_exchange_deleted_and_made_again_starts_empty(client, management):
     exchange, queue = client.delayed_and_queue()
     for _ in range(10):
-        client.publish(exchange, body=b"old", delay=700)
+        client.publish(exchange, body=b"old", delay=2000)
     client.channel.exchange_delete(exchange)
     client.delayed(name=exchange)
     assert management.messages_delayed(exchange) == 0
     client.channel.queue_bind(queue, exchange, "k")
-    client.publish(exchange, body=b"new", delay=1200)
+    client.publish(exchange, body=b"new", delay=2500)
     assert client.texts(queue, 1) == ["new"]
 
 
@@ -74,12 +74,12 @@ def test_an_auto_delete_one_goes_with_its_last_binding_and_takes_its_messages_al
     name = f"x-{uuid.uuid4().hex}"
     client.delayed(name=name, auto_delete=True)
     queue = client.queue((name, "k"))
-    client.publish(name, body=b"old", delay=700)
+    client.publish(name, body=b"old", delay=2000)
     client.channel.queue_unbind(queue, name, "k")
     assert closes_channel(lambda: client.channel.exchange_declare(name, passive=True))[0] == 404
     client.delayed(name=name, auto_delete=True)
     client.channel.queue_bind(queue, name, "k")
-    client.publish(name, body=b"new", delay=1200)
+    client.publish(name, body=b"new", delay=2500)
     assert client.texts(queue, 1) == ["new"]
 
 
@@ -226,8 +226,10 @@ def restarted(request, brokers):
                        headers={**headers, "h": "1"})
 
     exchange, was.queues["overdue"] = client.delayed_and_queue(name="overdue")
+    first = int(time.time() * 1000) + 3000
     for number in (3, 1, 2, 5, 4):
-        client.publish(exchange, body=str(number).encode(), delay=2000 + number)
+        client.publish(exchange, body=str(number).encode(), headers={
+            "x-opt-delivery-time": wire.signed_long(first + number)})
 
     client.delayed(name="transient", durable=False)
     was.queues["transient"] = client.queue(name="q-transient")
@@ -293,36 +295,6 @@ def test_it_goes_on_delaying_after_a_restart(restarted):
     assert (client.one(queue).at - published) * 1000 >= 300
 
 
-def test_the_application_may_be_stopped_and_started_within_the_node(restarted):
-    broker, client = restarted.broker, Client(restarted.broker)
-    exchange, queue = client.delayed_and_queue()
-    client.publish(exchange, body=b"held", delay=3000)
-    broker.ctl("stop_app")
-    broker.ctl("start_app")
-    broker.wait_until_amqp()
-    client = Client(broker)
-    assert client.texts(queue, 1) == ["held"]
-    client.publish(exchange, body=b"again", delay=100)
-    assert client.texts(queue, 1) == ["again"]
-    client.close()
-
-
-def test_a_reset_node_starts_empty(restarted):
-    broker = restarted.broker
-    exchange, _ = Client(broker).delayed_and_queue()
-    client = Client(broker)
-    client.publish(exchange, body=b"old", delay=3000)
-    for step in ("stop_app", "reset", "start_app"):
-        broker.ctl(step)
-    broker.wait_until_amqp()
-    client = Client(broker)
-    client.delayed(name=exchange)
-    queue = client.queue((exchange, "k"))
-    client.publish(exchange, body=b"new", delay=3500)
-    assert client.texts(queue, 1) == ["new"]
-    client.close()
-
-
 # -------------------------------------------------- the plugin disabled, enabled, removed
 
 @pytest.fixture(scope="module")
@@ -344,7 +316,7 @@ def pending(switched):
     for kind, key in (("direct", "k"), ("topic", "a.#"), ("fanout", "")):
         exchange = client.delayed(kind, keep=True)
         queues[kind] = (exchange, client.queue((exchange, key), keep=True))
-        client.publish(exchange, {"topic": "a.b"}.get(kind, key), kind.encode(), delay=1500)
+        client.publish(exchange, {"topic": "a.b"}.get(kind, key), kind.encode(), delay=6000)
     return queues
 
 
@@ -432,13 +404,43 @@ def test_disabled_while_down_after_a_crash_the_broker_boots(switched, pending):
 def test_an_exchange_deleted_while_the_plugin_is_disabled_does_not_come_back(switched):
     client = Client(switched)
     exchange, queue = client.delayed_and_queue(keep=False)
-    client.publish(exchange, body=b"old", delay=2000)
+    client.publish(exchange, body=b"old", delay=6000)
     switched.plugins("disable", PLUGIN)
     client = Client(switched)
     client.channel.exchange_delete(exchange)
     switched.plugins("enable", PLUGIN)
     client.delayed(name=exchange)
     client.channel.queue_bind(queue, exchange, "k")
-    client.publish(exchange, body=b"new", delay=3000)
+    client.publish(exchange, body=b"new", delay=6000)
+    assert client.texts(queue, 1) == ["new"]
+    client.close()
+
+
+def test_the_application_may_be_stopped_and_started_within_the_node(switched):
+    broker, client = switched, Client(switched)
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"held", delay=3000)
+    broker.ctl("stop_app")
+    broker.ctl("start_app")
+    broker.wait_until_amqp()
+    client = Client(broker)
+    assert client.texts(queue, 1) == ["held"]
+    client.publish(exchange, body=b"again", delay=100)
+    assert client.texts(queue, 1) == ["again"]
+    client.close()
+
+
+def test_a_reset_node_starts_empty(switched):
+    broker = switched
+    exchange, _ = Client(broker).delayed_and_queue()
+    client = Client(broker)
+    client.publish(exchange, body=b"old", delay=3000)
+    for step in ("stop_app", "reset", "start_app"):
+        broker.ctl(step)
+    broker.wait_until_amqp()
+    client = Client(broker)
+    client.delayed(name=exchange)
+    queue = client.queue((exchange, "k"))
+    client.publish(exchange, body=b"new", delay=3500)
     assert client.texts(queue, 1) == ["new"]
     client.close()

@@ -56,7 +56,7 @@ def test_list_exchanges_still_shows_what_it_always_did(broker, holding):
 def test_the_count_falls_as_messages_are_delivered(client, broker, management):
     exchange, queue = client.delayed_and_queue()
     for _ in range(5):
-        client.publish(exchange, delay=500)
+        client.publish(exchange, delay=1500)
     client.publish(exchange, delay=3600_000)
     assert management.messages_delayed(exchange) == 6
     client.collect(queue, 5)

@@ -86,7 +86,7 @@ def test_a_delayed_mandatory_message_is_not_returned(client, management, returns
     channel, returned = returns
     exchange = client.delayed()
     channel.basic_publish(exchange, "nowhere", b"kept",
-                          pika.BasicProperties(headers={"x-delay": 400}), mandatory=True)
+                          pika.BasicProperties(headers={"x-delay": 1000}), mandatory=True)
     eventually(lambda: management.messages_delayed(exchange), lambda n: n == 1)
     eventually(lambda: management.messages_delayed(exchange), lambda n: n == 0)
     channel.queue_declare("", exclusive=True)
