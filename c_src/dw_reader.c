@@ -294,22 +294,31 @@ static void read_slice(struct slice *slice) {
 
 /* --------------------------------------------------------------- handing out */
 
-static void report_corrupt(struct slice *slice, const struct ref *ref, const struct dw_sink *sink) {
+/* Says in the log what cannot be read; of many in one file only some, and how many there are. */
+static void log_unread(struct slice *slice, const struct ref *ref, bool corrupt) {
     struct dw_store *store = slice->store;
+    const struct dw_partition *partition = ref->partition;
     char name[DW_FILE_NAME_BYTES];
-    dw_file_name(name, DW_FILE_REC, ref->partition->serial, ref->partition->level,
-                 ref->partition->slice);
+    dw_file_name(name, DW_FILE_REC, partition->serial, partition->level, partition->slice);
     dw_lock(store);
-    store->corrupt_records++;
+    store->corrupt_records += corrupt;
     const uint32_t met = ++ref->partition->corrupt;
     dw_unlock(store);
     if (met <= LOGGED_EACH || (met & (met - 1)) == 0) {
         dw_log(store, DW_LOG_ERROR,
                "%s/%s: record %" PRIu64 " at offset %" PRIu64
-               " cannot be read (%s); so far %" PRIu32 " of this file",
+               " cannot be read (%s)%s; number %" PRIu32 " of this file",
                store->dir, name, ref->record.id, ref->off,
-               ref->err != 0 ? strerror(ref->err) : "its checksum is wrong", met);
+               ref->err != 0 ? strerror(ref->err) : "its checksum is wrong",
+               corrupt ? "" : ", and is tried again later", met);
     }
+}
+
+static void report_corrupt(struct slice *slice, const struct ref *ref, const struct dw_sink *sink) {
+    char name[DW_FILE_NAME_BYTES];
+    dw_file_name(name, DW_FILE_REC, ref->partition->serial, ref->partition->level,
+                 ref->partition->slice);
+    log_unread(slice, ref, true);
     sink->corrupt(sink->ctx, &ref->record, name, ref->off);
 }
 
@@ -476,11 +485,7 @@ static int hand_out_slice(struct slice *slice, const struct take *take,
         struct ref *ref = &slice->refs[i];
         result = hand_out(slice, ref, sink);
         if (result == DW_EACCES) {
-            dw_log(store, DW_LOG_ERROR,
-                   "%s: partition %" PRIu64 ": record %" PRIu64 " cannot be read: %s; tried again "
-                   "in %d s",
-                   store->dir, ref->partition->serial, ref->record.id, strerror(ref->err),
-                   DENIED_RETRY_MS / 1000);
+            log_unread(slice, ref, false);
             dw_lock(store);
             put_back(store, ref->record.id, take->now_ms);
             dw_unlock(store);

@@ -208,7 +208,7 @@ struct dw_partition {
     uint64_t live_bytes; /* of these in .rec */
     uint64_t named;      /* number of the last checkpoint that names it, 0: none */
     uint32_t pins;       /* readers and checkpoints that may use its files */
-    uint32_t corrupt;    /* records found corrupt, so that the log is not flooded */
+    uint32_t corrupt;    /* records that could not be read, so that the log is not flooded */
     bool retired;        /* nothing is live in it, and nothing more is appended */
     bool suspect;        /* an fsync of it failed: what the disk has of it is unknown */
 

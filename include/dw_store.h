@@ -37,13 +37,13 @@ struct dw_io;
 extern const struct dw_io dw_io_posix;
 
 struct dw_config {
-    uint64_t now_ms;             /* the wheel begins here, or at what is due before */
-    uint32_t max_record_bytes;   /* a larger body is DW_ETOOBIG; 1 to 2^31-1 */
-    uint32_t max_open_files;     /* file descriptors kept open, 8 to 4096 */
-    uint64_t partition_bytes;    /* a longer record file is followed by another; at most 16 GiB,
-                                    0: 1 GiB */
-    uint64_t split_bytes;        /* a coarse partition with less pending is left as it is, and so
-                                    is an eighth of it of garbage; 0: 8 MiB */
+    uint64_t now_ms;              /* the wheel begins here, or at what is due before */
+    uint32_t max_record_bytes;    /* a larger body is DW_ETOOBIG; 1 to 2^31-1 */
+    uint32_t max_open_files;      /* file descriptors kept open, 8 to 4096 */
+    uint64_t partition_bytes;     /* a longer record file is followed by another; at most 16 GiB,
+                                     0: 1 GiB */
+    uint64_t split_bytes;         /* a coarse partition with less pending is left as it is, and so
+                                     is an eighth of it of garbage; 0: 8 MiB */
     const struct dw_alloc *alloc; /* NULL: dw_alloc_libc */
     const struct dw_io *io;       /* NULL: dw_io_posix */
     /* Told of what an operator should know (recovery, corruption: file and offset). May be NULL.
@@ -126,7 +126,8 @@ int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t
                     uint64_t *removed);
 
 /* Gives pending record `id` a new due time. Its record is rewritten where that time belongs.
- * [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EIO, DW_ECORRUPT, DW_ECLOSED */
+ * One that was taken stays taken.
+ * [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EFULL, DW_EIO, DW_EACCES, DW_ECORRUPT, DW_ECLOSED */
 int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t due);
 
 /* Notes that `index` was applied and concerned the store in nothing. */
@@ -138,13 +139,15 @@ int dw_store_flush(dw_store *store);
 
 /* One step of upkeep, of at most some max_bytes of record bodies: splits a coarse partition whose
  * time nears, rewrites one that is more than half dead, looks ahead in the wheel. *more: call
- * again soon. [I/O] as dw_store_flush() */
+ * again soon. [I/O] as dw_store_flush(), DW_ENOMEM, DW_EFULL */
 int dw_store_maintain(dw_store *store, uint64_t now_ms, size_t max_bytes, bool *more);
 
 typedef struct dw_checkpoint dw_checkpoint;
 
 /* Begins a checkpoint of everything up to dw_store_applied(): flushes, and notes which files and
- * how much of each make it up. One at a time (a second answers DW_EINVAL). [I/O] as flush */
+ * how much of each make it up. One at a time (a second answers DW_EINVAL). After a failed fsync of
+ * a file there is none (DW_EIO) until dw_store_maintain() has moved what is pending out of it.
+ * [I/O] as dw_store_flush(), DW_ENOMEM, DW_EINVAL */
 int dw_store_checkpoint(dw_store *store, dw_checkpoint **out);
 uint64_t dw_checkpoint_applied(const dw_checkpoint *checkpoint);
 
@@ -152,7 +155,8 @@ uint64_t dw_checkpoint_applied(const dw_checkpoint *checkpoint);
  * if snapshot_dir is not NULL, hard-links the files there and writes the manifest there, last,
  * likewise fsynced. After it the store can be opened at this index again. Partitions with nothing
  * pending are unlinked only once a durable manifest does without them.
- * [I/O] DW_OK, DW_EIO, DW_ENOSPC, DW_EACCES, DW_ECLOSED */
+ * After a failure it may be tried again.
+ * [I/O] DW_OK, DW_ENOMEM, DW_EIO, DW_ENOSPC, DW_EACCES, DW_ECLOSED */
 int dw_checkpoint_finish(dw_checkpoint *checkpoint, const char *snapshot_dir);
 
 /* Ends it, finished or not, and frees it. NULL is allowed. Before dw_store_release(). */
@@ -162,9 +166,9 @@ void dw_checkpoint_release(dw_checkpoint *checkpoint);
 
 struct dw_record {
     uint64_t id;
-    uint64_t due;      /* as inserted or rescheduled, never the time of a retry */
+    uint64_t due; /* as inserted or rescheduled, never the time of a retry */
     uint64_t key_hash;
-    uint32_t length;   /* of the body, bytes */
+    uint32_t length; /* of the body, bytes */
     uint16_t encoding;
 };
 
@@ -185,7 +189,8 @@ struct dw_sink {
 /* Takes the next records due at now_ms or before, in (due, id) order: at most max_n of them, and
  * no further one once max_bytes of bodies are reached (at least one). They stay pending, but are
  * not handed out again until dw_store_postpone() or dw_store_untake(). *next_due: of what is left
- * to hand out, DW_NEVER if nothing; at or before now_ms: call again. Never early.
+ * to hand out, DW_NEVER if nothing; at or before now_ms: call again. Never early. A record whose
+ * file gives no permission is handed out half a minute later, if it does then.
  * [I/O] DW_OK, DW_ENOMEM, DW_EIO, DW_ECLOSED; on an error what was not handed out stays. */
 int dw_store_take(dw_store *store, uint64_t now_ms, uint32_t max_n, uint64_t max_bytes,
                   const struct dw_sink *sink, uint64_t *next_due);
@@ -221,27 +226,31 @@ struct dw_stat {
     uint64_t histogram[48]; /* as dw_wheel_histogram() */
 };
 
-/* O(1), without the store's lock (a sequence lock over a copy that the other calls publish). */
+/* O(1), without the store's lock (a sequence lock over a copy that the other calls publish).
+ * DW_OK, DW_ECLOSED (*out as it was last) */
 int dw_store_stat(dw_store *store, struct dw_stat *out);
 
-/* Shows pending record `id`, body included. [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EIO, DW_ECLOSED;
- * a corrupt one comes through sink->corrupt. */
+/* Shows pending record `id`, body included; a corrupt one comes through sink->corrupt.
+ * [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EIO, DW_EACCES, DW_ECLOSED */
 int dw_store_read(dw_store *store, uint64_t id, const struct dw_sink *sink);
 
 /* The first max_n pending records after the cursor (after_due, after_id), in (due, id) order,
  * without bodies: length, encoding and so on as in out[]. *n: how many. (0, 0) begins. Records that
  * come and go meanwhile may be shown or not; what stays throughout is shown exactly once.
- * Visits every entry, in steps that let go of the lock. DW_OK, DW_ENOMEM, DW_ECLOSED */
+ * Visits every entry, in steps that let go of the lock. The encoding of a record that cannot be
+ * read is shown as 0. [I/O] DW_OK, DW_ENOMEM, DW_ECLOSED */
 int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
                   uint32_t max_n, uint32_t *n);
 
-/* The ids of at most max pending records with this key hash; *n: how many there are in all. */
+/* The ids of at most max pending records with this key hash; *n: how many there are in all.
+ * DW_OK, DW_ENOMEM, DW_ECLOSED */
 int dw_store_find(dw_store *store, uint64_t key_hash, uint64_t *ids, uint32_t max, uint64_t *n);
 
 /* errno behind the last DW_EIO, DW_ENOSPC or DW_EACCES that this thread got. */
 int dw_store_errno(void);
 
-/* Walks everything in memory and checks every invariant; NULL, or what is wrong. For tests. */
+/* Walks everything in memory and checks every invariant; NULL, or what is wrong. For tests, not
+ * beside a writer. */
 const char *dw_store_check(dw_store *store);
 
 #endif
