@@ -22,6 +22,9 @@ export REBAR_OFFLINE := 1
 export REBAR_GLOBAL_CONFIG_DIR := $(CURDIR)/_build/global
 export LC_ALL := C.UTF-8
 
+# V=1 shows the commands.
+say = $(if $(V),,@echo "  $(1) $@" &&)
+
 .PHONY: deps deps-build deps-demo deps-bench build nif erl dist demo demo-stop format clean \
         check check-c check-erl check-integration check-static \
         suites-c suites-erl suites-integration suites-static c-tests
@@ -63,10 +66,10 @@ nif: $(NIF)
 
 _build/c/nif/%.o: c_src/%.c Makefile
 	@mkdir -p $(@D)
-	$(CC) $(C_NIF_FLAGS) $(CORE_WARNINGS) -MMD -MP -c -o $@ $<
+	$(call say,CC) $(CC) $(C_NIF_FLAGS) $(CORE_WARNINGS) -MMD -MP -c -o $@ $<
 
 $(NIF): $(NIF_OBJECTS)
-	$(CC) -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,nodelete,--as-needed -o $@ $^ $(LIBCK) -lpthread
+	$(call say,LD) $(CC) -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,nodelete,--as-needed -o $@ $^ $(LIBCK) -lpthread
 
 # The core and its tests in three flavours.
 c_flags_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
@@ -77,19 +80,19 @@ c_flags_plain := -O2 -g
 define flavour
 _build/c/$(1)/core/%.o: c_src/%.c Makefile
 	@mkdir -p $$(@D)
-	$$(CC) $$(C_STANDARD) $$(c_flags_$(1)) $$(CORE_WARNINGS) -MMD -MP -c -o $$@ $$<
+	$$(call say,CC) $$(CC) $$(C_STANDARD) $$(c_flags_$(1)) $$(CORE_WARNINGS) -MMD -MP -c -o $$@ $$<
 
 _build/c/$(1)/tests/%.o: tests/c/%.c Makefile
 	@mkdir -p $$(@D)
-	$$(CC) $$(C_STANDARD) -Itests/c $$(c_flags_$(1)) $$(C_WARNINGS) -MMD -MP -c -o $$@ $$<
+	$$(call say,CC) $$(CC) $$(C_STANDARD) -Itests/c $$(c_flags_$(1)) $$(C_WARNINGS) -MMD -MP -c -o $$@ $$<
 
 _build/c/$(1)/libdw.a: $$(patsubst c_src/%.c,_build/c/$(1)/core/%.o,$$(C_CORE)) \
                        $$(patsubst tests/c/%.c,_build/c/$(1)/tests/%.o,$$(C_SUPPORT))
 	@rm -f $$@
-	ar rcs $$@ $$^
+	$$(call say,AR) ar rcs $$@ $$^
 
 _build/c/$(1)/test_%: _build/c/$(1)/tests/test_%.o _build/c/$(1)/libdw.a
-	$$(CC) $$(c_flags_$(1)) -o $$@ $$^ -lcmocka $$(LIBCK) -lpthread -lm
+	$$(call say,LD) $$(CC) $$(c_flags_$(1)) -o $$@ $$^ -lcmocka $$(LIBCK) -lpthread -lm
 endef
 $(foreach f,asan tsan plain,$(eval $(call flavour,$(f))))
 .PRECIOUS: _build/c/%.o

@@ -16,7 +16,6 @@
  * another build, whose structures may differ, is refused while there are any. */
 
 #include "dw_lease.h"
-#include "dw_slab.h"
 
 #include <erl_nif.h>
 
@@ -34,6 +33,7 @@
 
 #define INDEX_MAX ((UINT64_C(1) << 48) - 1) /* an id is index << 16 | position */
 #define LIST_MAX 65535                      /* elements that one call may ask for */
+#define PARTITION_MAX (UINT64_C(16) << 30)
 #define BUILD_MAX 64
 
 struct module {
@@ -283,17 +283,20 @@ static ERL_NIF_TERM map_of(ErlNifEnv *env, const char *const names[], ERL_NIF_TE
     return map;
 }
 
-/* open(Dir, Now, MaxRecordBytes, MaxOpenFiles, LogPid | undefined) */
+/* open(Dir, Now, MaxRecordBytes, MaxOpenFiles, PartitionBytes, SplitBytes, LogPid | undefined) */
 static ERL_NIF_TERM store_open(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     struct module *module = enif_priv_data(env);
     char dir[PATH_MAX];
-    uint64_t now, max_record, max_files;
+    uint64_t now, max_record, max_files, partition_bytes, split_bytes;
     ErlNifPid pid;
-    bool logs = argc == 5 && enif_get_local_pid(env, argv[4], &pid);
+    bool logs = enif_get_local_pid(env, argv[6], &pid) != 0;
+    (void)argc;
     if (!get_path(env, argv[0], dir) || !get_time(env, argv[1], &now) ||
         !get_number(env, argv[2], 1, INT32_MAX, &max_record) ||
         !get_number(env, argv[3], 8, 4096, &max_files) ||
-        !(logs || enif_is_identical(argv[4], atoms.undefined))) {
+        !get_number(env, argv[4], 1, PARTITION_MAX, &partition_bytes) ||
+        !get_number(env, argv[5], 1, PARTITION_MAX, &split_bytes) ||
+        !(logs || enif_is_identical(argv[6], atoms.undefined))) {
         return enif_make_badarg(env);
     }
     struct store_object *object = enif_alloc_resource(module->store_type, sizeof *object);
@@ -308,6 +311,8 @@ static ERL_NIF_TERM store_open(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv
     struct dw_config config = {.now_ms = now,
                                .max_record_bytes = (uint32_t)max_record,
                                .max_open_files = (uint32_t)max_files,
+                               .partition_bytes = partition_bytes,
+                               .split_bytes = split_bytes,
                                .alloc = &allocator};
     if (logs) {
         struct log_context *log = get(NULL, sizeof *log);
@@ -1015,7 +1020,7 @@ static void unload(ErlNifEnv *env, void *priv) {
 }
 
 static ErlNifFunc functions[] = {
-    {"open_nif", 5, store_open, ERL_NIF_DIRTY_JOB_IO_BOUND},
+    {"open_nif", 7, store_open, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"close", 1, store_close, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"peek_applied_nif", 1, peek_applied, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"restore_nif", 2, restore, ERL_NIF_DIRTY_JOB_IO_BOUND},

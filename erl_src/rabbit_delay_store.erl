@@ -75,6 +75,9 @@
           max_record_bytes => 1..16#7fffffff,
           %% default 64
           max_open_files => 8..4096,
+          %% sizes at which files are ended and split; for tests, which have less than 1 GB
+          partition_bytes => pos_integer(),
+          split_bytes => pos_integer(),
           %% is sent {rabbit_delay_store, info | warning | error, Message :: binary()}
           log => pid()}.
 
@@ -85,12 +88,13 @@
 -spec open(file:filename_all(), options()) ->
           {ok, store(), Report :: #{atom() => non_neg_integer()}} | error().
 open(Dir, #{now := Now} = Options) ->
-    Defaults = #{max_record_bytes => 16#7fffffff, max_open_files => 64, log => undefined},
+    Defaults = #{max_record_bytes => 16#7fffffff, max_open_files => 64, partition_bytes => 1 bsl 30,
+                 split_bytes => 1 bsl 23, log => undefined},
     case map_size(maps:without([now | maps:keys(Defaults)], Options)) of
         0 ->
-            #{max_record_bytes := MaxRecord, max_open_files := MaxFiles, log := Log} =
-                maps:merge(Defaults, Options),
-            open_nif(path(Dir), Now, MaxRecord, MaxFiles, Log);
+            #{max_record_bytes := MaxRecord, max_open_files := MaxFiles, log := Log,
+              partition_bytes := Partition, split_bytes := Split} = maps:merge(Defaults, Options),
+            open_nif(path(Dir), Now, MaxRecord, MaxFiles, Partition, Split, Log);
         _ ->
             error(badarg)
     end;
@@ -139,7 +143,7 @@ check_batch(Batch, MaxRecordBytes) ->
 settle(_Store, _Index, _Ids) ->
     ?NOT_LOADED.
 
-%% Gives a pending record a new due time.
+%% Gives a pending record a new due time. One that was taken stays taken.
 -spec reschedule(store(), index(), id(), Due :: ms()) -> ok | error().
 reschedule(_Store, _Index, _Id, _Due) ->
     ?NOT_LOADED.
@@ -236,7 +240,7 @@ disk_free(Dir) ->
 
 %% -------------------------------------------------------------------------- library
 
-open_nif(_Dir, _Now, _MaxRecordBytes, _MaxOpenFiles, _Log) ->
+open_nif(_Dir, _Now, _MaxRecordBytes, _MaxOpenFiles, _PartitionBytes, _SplitBytes, _Log) ->
     ?NOT_LOADED.
 
 peek_applied_nif(_Dir) ->

@@ -217,6 +217,8 @@ reschedule() ->
                       infinity},
                      ?S:take(Store, ?T0 + 30, 10, 100)),
         ok = ?S:reschedule(Store, 4, id(1, 1), ?T0 + 40),
+        ?assertEqual({ok, [], infinity}, ?S:take(Store, ?T0 + 40, 10, 100)),
+        ok = ?S:postpone(Store, id(1, 1), ?T0 + 35),
         ?assertEqual({ok, [{id(1, 1), ?T0 + 40, 0, <<"b">>}], infinity},
                      ?S:take(Store, ?T0 + 40, 10, 100))
     end).
@@ -288,13 +290,15 @@ malformed() ->
         Bad = [<<>>, <<0>>, binary:part(Good, 0, 23), binary:part(Good, 0, byte_size(Good) - 1),
                <<Good/binary, 0>>, Tail, record(1, <<>>), [Good, record(1, <<>>)],
                <<1:32/little, 2:16/little, 0:16, 0:64, 0:64, "x">>,
-               <<16#ffffffff:32/little, 0:16, 0:16, 0:64, 0:64, "x">>,
+               <<1000:32/little, 0:16, 0:16, 0:64, 0:64, "x">>,
                lists:duplicate(65536, Good)],
         [begin
              ?assertEqual({error, einval}, ?S:check_batch(Batch, 1000)),
              ?assertEqual({error, einval}, ?S:insert(Store, 1, ?T0, Batch))
          end || Batch <- Bad],
         ?assertEqual({error, etoobig}, ?S:check_batch([Good, Good], 3)),
+        ?assertEqual({error, etoobig},
+                     ?S:insert(Store, 1, ?T0, <<16#ffffffff:32/little, 0:160, "x">>)),
         ?assertEqual(0, ?S:applied(Store)),
         ?assertMatch(#{pending := 0, buffered := 0}, ?S:stat(Store)),
         ?assertEqual({ok, 65535}, ?S:check_batch(lists:duplicate(65535, Good), 4))
