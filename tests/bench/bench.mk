@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MPL-2.0
+# Figures and endurance. `make bench` takes hours; `make bench-quick` runs each figure once, small,
+# and records nothing. FIGURES="publish memory" picks some; BENCH_ARGS goes to bench.py as it is.
+
+BENCH_DEPS := gcc librabbitmq-dev python3-matplotlib python3-pika rabbitmq-server
+
+BENCH_LOAD := _build/bench/load
+BENCH_SOURCES := $(wildcard tests/bench/load*.c)
+BENCH_CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -g -pthread -Wall -Wextra -Wpedantic -Wconversion \
+                -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
+FIGURES ?= all
+BENCH_ARGS ?=
+SOAK_MINUTES ?= 60
+
+.PHONY: bench-load bench bench-quick soak
+bench-load: $(BENCH_LOAD)
+$(BENCH_LOAD): $(BENCH_SOURCES) tests/bench/load.h
+	@mkdir -p $(@D)
+	$(CC) $(BENCH_CFLAGS) -o $@ $(BENCH_SOURCES) -lrabbitmq -lm
+
+bench: dist $(BENCH_LOAD)
+	/usr/bin/python3 tests/bench/bench.py $(BENCH_ARGS) $(FIGURES)
+
+bench-quick: dist $(BENCH_LOAD)
+	/usr/bin/python3 tests/bench/bench.py --quick $(BENCH_ARGS) $(FIGURES)
+
+soak: dist $(BENCH_LOAD)
+	/usr/bin/python3 tests/bench/soak.py --minutes $(SOAK_MINUTES)
