@@ -258,19 +258,22 @@ info(X, Items) ->
         false -> []
     end.
 
-%% The exchanges of a vhost, for rabbitmqctl: these items of each, by name and not as records.
+%% The delayed exchanges of a vhost, for rabbitmqctl: these items of each.
 -spec list(rabbit_types:vhost(), [atom()]) -> [[{atom(), term()}]].
 list(VHost, Items) ->
-    [[{Item, list_item(Item, X)} || Item <- Items] || X <- rabbit_exchange:list(VHost)].
+    [begin
+         Stat = rabbit_delay_registry:stat(XName),
+         [{Item, list_item(Item, X, XName, Stat)} || Item <- Items]
+     end || X <- rabbit_delay_broker:delayed_exchanges(),
+            #resource{virtual_host = V} = XName <- [rabbit_delay_broker:exchange_name(X)],
+            V =:= VHost].
 
-list_item(messages_delayed, X) ->
-    case rabbit_exchange:info(X, [type]) of
-        [{type, 'x-delayed-message'}] -> rabbit_delay_registry:pending(
-                                           rabbit_delay_broker:exchange_name(X));
-        _ -> ''
-    end;
-list_item(name, X) ->
-    (rabbit_delay_broker:exchange_name(X))#resource.name;
-list_item(Item, X) ->
-    [{Item, Value}] = rabbit_exchange:info(X, [Item]),
-    Value.
+list_item(name, _, #resource{name = Name}, _) -> Name;
+list_item(type, X, _, _) ->
+    {_, Type} = rabbit_misc:table_lookup(rabbit_delay_broker:exchange_arguments(X), ?DELAYED_TYPE),
+    Type;
+list_item(messages_delayed, _, _, #{pending := N}) -> N;
+list_item(bytes_delayed, _, _, #{pending_bytes := N}) -> N;
+list_item(next_due, _, _, #{next_due := infinity}) -> '';
+list_item(next_due, _, _, #{next_due := Ms}) -> Ms;
+list_item(in_flight, _, _, #{taken := N}) -> N.

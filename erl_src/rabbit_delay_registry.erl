@@ -14,7 +14,7 @@
 -include("rabbit_delay.hrl").
 
 -export([create_table/0, start_link/0, recover/0, withdraw/0, system_up/0]).
--export([ensure/1, delete/1, leader/2, queue_name/1, pending/1,
+-export([ensure/1, delete/1, leader/2, queue_name/1, pending/1, stat/1,
          register_queue/2, register_dispatcher/2, register_store/2, queue/1, dispatcher/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
@@ -118,12 +118,23 @@ leader(XName, ServerPid) ->
 %% How many messages the exchange holds.
 -spec pending(rabbit_exchange:name()) -> non_neg_integer().
 pending(XName) ->
-    case ets:lookup(?MODULE, XName) of
-        [#row{store = Store}] when Store =/= undefined ->
-            #{pending := Pending} = rabbit_delay_store:stat(Store),
-            Pending;
-        _ ->
-            0
+    #{pending := Pending} = stat(XName),
+    Pending.
+
+%% What the exchange's store says of itself (rabbit_delay_store:stat/1), O(1); all zero where it is
+%% not open.
+-spec stat(rabbit_exchange:name()) ->
+          #{pending | pending_bytes | taken := non_neg_integer(),
+            next_due := non_neg_integer() | infinity,
+            atom() => term()}.
+stat(XName) ->
+    Stat = case lookup(XName, #row.store) of
+               undefined -> {error, not_open};
+               Store -> rabbit_delay_store:stat(Store)
+           end,
+    case Stat of
+        #{} -> Stat;
+        {error, _} -> #{pending => 0, pending_bytes => 0, taken => 0, next_due => infinity}
     end.
 
 -spec register_queue(rabbit_exchange:name(), pid()) -> ok.
