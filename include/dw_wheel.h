@@ -37,7 +37,7 @@ void dw_wheel_cancel(dw_wheel *wheel, uint32_t k);
 enum dw_peek {
     DW_PEEK_NONE = 0,  /* nothing is due at now_ms or before */
     DW_PEEK_ENTRY = 1, /* *k is the next one */
-    DW_PEEK_AGAIN = 2, /* the budget ran out first; call again */
+    DW_PEEK_AGAIN = 2, /* the budget ran out first, or there was no memory; call again */
 };
 
 /* Moves the wheel's time towards now_ms until an entry is due, and shows it without removing it.
@@ -54,15 +54,16 @@ void dw_wheel_pop(dw_wheel *wheel);
 bool dw_wheel_work(dw_wheel *wheel, uint32_t budget);
 
 /* The due time of the earliest live entry, DW_NEVER if there is none. Exact, also with only far
- * entries and after cancels; bounded work a call (see dw_wheel.c for the bound and how it is met). */
+ * entries and after cancels; bounded work a call (see dw_wheel.c for the bound and how it is met).
+ */
 uint64_t dw_wheel_next(dw_wheel *wheel);
 
 uint64_t dw_wheel_count(const dw_wheel *wheel); /* live entries */
 size_t dw_wheel_bytes(const dw_wheel *wheel);   /* memory held, bytes */
 
 /* Pending by time to due, coarse: out[i] counts live entries whose distance from the wheel's time
- * is in [2^i, 2^(i+1)) ms, out[0] also those at 0; kept as they come and go, or within one level's
- * slot width of the truth. O(1): 48 numbers, no scan. */
+ * is in [2^i, 2^(i+1)) ms, out[0] also those at 0; within one level's slot width of the truth,
+ * their sum exact. Constant time (a few thousand counters), whatever the number of entries. */
 void dw_wheel_histogram(const dw_wheel *wheel, uint64_t out[48]);
 
 /* Walks everything and checks every invariant; NULL, or what is wrong. For tests. */
