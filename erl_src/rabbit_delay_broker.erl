@@ -13,7 +13,7 @@
 -export([message_of/1, awaits_confirm/1, headers/1, payload_size/1, exchange_of/1, encode/1, decode/2, released/1]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, channel_can_be_closed/0]).
 -export([declare_queue/2, delete_queue/1, queue_pid/1, queue_stats/2]).
--export([publisher/0, route/2, publish/4, handle_event/3, handle_down/3, count_released/3,
+-export([publisher/0, route/2, publish/4, handle_event/3, handle_down/3, count_published/3,
          queue_name/1]).
 
 -export_type([message/0, delivery/0, publisher/0, exchange/0]).
@@ -101,9 +101,9 @@ headers(#basic_message{content = Content}) -> rabbit_basic:extract_headers(Conte
 payload_size(#basic_message{content = #content{payload_fragments_rev = Payload}}) ->
     iolist_size(Payload).
 
-%% Name of the exchange that it was published to; that of the default one is <<>>.
--spec exchange_of(message()) -> binary().
-exchange_of(#basic_message{exchange_name = #resource{name = Name}}) -> Name.
+%% The exchange that it was published to, which need not be ours.
+-spec exchange_of(message()) -> rabbit_exchange:name().
+exchange_of(#basic_message{exchange_name = XName}) -> XName.
 
 %% What is stored of a message, and the number that says how to read it.
 -spec encode(message()) -> {Encoding :: pos_integer(), binary()}.
@@ -252,11 +252,14 @@ handle_down(Pid, Reason, Publisher) ->
         {eol, Publisher1, QName} -> {eol, QName, rabbit_queue_type:remove(QName, Publisher1)}
     end.
 
-%% Counts a message that went from an exchange into queues for the management pages' rates.
--spec count_released(rabbit_exchange:name(), [rabbit_amqqueue:name()], pos_integer()) -> ok.
-count_released(XName, QNames, N) ->
-    lists:foreach(
-      fun (QName) ->
-              rabbit_core_metrics:channel_stats(queue_exchange_stats, publish,
-                                                {self(), {QName, XName}}, N)
-      end, QNames).
+%% The management pages' rates: N messages that were published to exchange XName went into queue
+%% QName, or, N being negative, did not: a channel counts our internal queue as one.
+-spec count_published(rabbit_exchange:name(), rabbit_amqqueue:name(), integer()) -> ok.
+count_published(XName, QName, N) ->
+    case application:get_env(rabbit, collect_statistics) of
+        {ok, fine} ->
+            rabbit_core_metrics:channel_stats(queue_exchange_stats, publish,
+                                              {self(), {QName, XName}}, N);
+        _ ->
+            ok
+    end.

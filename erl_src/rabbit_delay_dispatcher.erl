@@ -283,15 +283,14 @@ cancel_timer(#state{timer = {_, Ref}} = State) ->
 cancel_timer(State) ->
     State.
 
-release(Records, X, #state{exchange = XName} = State0) ->
+release(Records, X, State0) ->
     {State, Routed} =
         rabbit_delay_exchange:while_releasing(
           fun () ->
                   lists:foldl(fun (Record, Acc) -> release_one(Record, X, Acc) end,
                               {State0, #{}}, Records)
           end),
-    maps:foreach(fun (QName, N) -> rabbit_delay_broker:count_released(XName, [QName], N) end,
-                 Routed),
+    ok = count(Routed),
     State.
 
 release_one({Id, _, _, _}, _, {#state{ids = Ids}, _} = Acc) when is_map_key(Id, Ids) ->
@@ -336,7 +335,7 @@ publish(Message0, Already, X, SeqNo, InFlight0, State0, Routed) ->
             case rabbit_delay_broker:publish(Qs, Message, SeqNo, Publisher0) of
                 {ok, Publisher, Actions} ->
                     {handle_actions(Actions, State#state{publisher = Publisher}),
-                     count(QNames, Routed)};
+                     routed(rabbit_delay_broker:exchange_of(Message), QNames, Routed)};
                 {error, Reason} ->
                     ?LOG_WARNING("delayed messages of ~s: cannot publish to ~0p: ~0P",
                                  [rabbit_misc:rs(State#state.exchange), QNames, Reason, 10],
@@ -346,10 +345,15 @@ publish(Message0, Already, X, SeqNo, InFlight0, State0, Routed) ->
             end
     end.
 
-count(QNames, Routed) ->
+routed(XName, QNames, Routed) ->
     lists:foldl(fun (QName, Acc) ->
-                        maps:update_with(QName, fun (N) -> N + 1 end, 1, Acc)
+                        maps:update_with({XName, QName}, fun (N) -> N + 1 end, 1, Acc)
                 end, Routed, QNames).
+
+count(Routed) ->
+    maps:foreach(fun ({XName, QName}, N) ->
+                         rabbit_delay_broker:count_published(XName, QName, N)
+                 end, Routed).
 
 %% --------------------------------------------------------------------------------- outcomes
 
@@ -445,11 +449,12 @@ retry(SeqNo, #state{in_flight = All, store = Store, exchange = XName} = State) -
             case {rabbit_delay_store:read(Store, Id), lookup(XName)} of
                 {{ok, #{encoding := Encoding, body := Body}}, {ok, X}} ->
                     {ok, Message} = rabbit_delay_broker:decode(Encoding, Body),
-                    {State1, _} =
+                    {State1, Routed} =
                         rabbit_delay_exchange:while_releasing(
                           fun () -> publish(Message, Settled, X, SeqNo, InFlight,
                                             State#state{in_flight = maps:remove(SeqNo, All)}, #{})
                           end),
+                    ok = count(Routed),
                     State1;
                 {{error, enoent}, _} ->
                     done(Id, 0, State#state{in_flight = maps:remove(SeqNo, All)});

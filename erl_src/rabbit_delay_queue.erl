@@ -15,6 +15,7 @@
 -behaviour(gen_batch_server).
 
 -include_lib("kernel/include/logger.hrl").
+-include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay.hrl").
 
 -export([start_link/2, leader/2, announce_leader/1]).
@@ -280,7 +281,7 @@ refused(Message, _, #state{leader = Leader, waiting_count = Count, waiting_bytes
             true;
         _ ->
             %% Published to this queue by name, through the default exchange.
-            rabbit_delay_broker:exchange_of(Message) =:= <<>> orelse
+            (rabbit_delay_broker:exchange_of(Message))#resource.name =:= <<>> orelse
                 (Leader =:= undefined andalso
                  (Count >= ?MAX_WAITING orelse Bytes >= ?MAX_WAITING_BYTES))
     end.
@@ -308,6 +309,7 @@ append(#state{waiting = Waiting} = State0) ->
     {Ws, Rest} = next_batch(lists:reverse(Waiting), 0, 0, []),
     SeqNo = State0#state.last_seq_no + 1,
     {Batch, Rejected} = batch(Ws),
+    ok = uncount(Ws, State0),
     lists:foreach(fun (W) -> reject(W, State0) end, Rejected),
     State = State0#state{waiting = lists:reverse(Rest),
                          waiting_count = length(Rest),
@@ -320,6 +322,15 @@ append(#state{waiting = Waiting} = State0) ->
             append(State#state{last_seq_no = SeqNo,
                                batches = (State#state.batches)#{SeqNo => Batch}})
     end.
+
+%% The channels have counted these as published into a queue; that comes when they are due.
+uncount(Ws, #state{name = QName}) ->
+    Counts = lists:foldl(fun (#waiting{message = Message}, Acc) ->
+                                 XName = rabbit_delay_broker:exchange_of(Message),
+                                 maps:update_with(XName, fun (N) -> N + 1 end, 1, Acc)
+                         end, #{}, Ws),
+    maps:foreach(fun (XName, N) -> rabbit_delay_broker:count_published(XName, QName, -N) end,
+                 Counts).
 
 waiting_bytes(Ws) ->
     lists:sum([rabbit_delay_broker:payload_size(W#waiting.message) || W <- Ws]).
