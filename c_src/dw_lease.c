@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 #include "dw_lease.h"
 
+#include "dw_io.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -10,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -92,23 +93,19 @@ void dw_leases_drop(dw_leases *leases) {
 
 /* ------------------------------------------------------------------ directories */
 
-/* Makes `dir` if it is missing, and gives its one true name. */
+/* Makes `dir`, durably, if it is missing, and gives its one true name. */
 static int true_path(const char *dir, char path[PATH_MAX], int *os_error) {
-    if ((mkdir(dir, 0700) != 0 && errno != EEXIST) || realpath(dir, path) == NULL) {
-        *os_error = errno;
-        switch (*os_error) {
-        case EACCES:
-        case EPERM:
-        case EROFS:
-            return DW_EACCES;
-        case ENOSPC:
-        case EDQUOT:
-            return DW_ENOSPC;
-        case ENOMEM:
-            return DW_ENOMEM;
-        default:
-            return DW_EIO;
+    if (realpath(dir, path) == NULL) {
+        int fd = errno == ENOENT ? dw_io_open_dir(&dw_io_posix, dir, 1) : -1;
+        int result = fd < 0 ? dw_io_error(errno) : DW_OK;
+        if (fd >= 0) {
+            close(fd);
+            if (realpath(dir, path) == NULL) {
+                result = dw_io_error(errno);
+            }
         }
+        *os_error = dw_store_errno();
+        return result;
     }
     return DW_OK;
 }
@@ -187,7 +184,7 @@ static int directory_lock(const char *path, int *fd, int *os_error) {
     *fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (*fd < 0) {
         *os_error = errno;
-        return errno == EACCES ? DW_EACCES : DW_EIO;
+        return dw_io_error(errno);
     }
     for (int waited = 0; flock(*fd, LOCK_EX | LOCK_NB) != 0; waited += FOREIGN_LOCK_STEP_MS) {
         int why = errno;

@@ -15,6 +15,7 @@
  * it stays mapped (-z nodelete). An upgrade to the same build takes the handles over; one to
  * another build, whose structures may differ, is refused while there are any. */
 
+#include "dw_io.h"
 #include "dw_lease.h"
 
 #include <erl_nif.h>
@@ -776,7 +777,7 @@ static ERL_NIF_TERM applied(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[])
     return number(env, dw_store_applied(dw_lease_store(lease)));
 }
 
-static ERL_NIF_TERM stat(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+static ERL_NIF_TERM statistics(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     dw_store *store;
     struct dw_stat s;
     (void)argc;
@@ -912,7 +913,7 @@ static ERL_NIF_TERM disk_free(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[
         return enif_make_badarg(env);
     }
     if (statvfs(dir, &s) != 0) {
-        return failure(env, errno == EACCES ? DW_EACCES : DW_EIO, errno);
+        return store_failure(env, dw_io_error(errno));
     }
     uint64_t blocks = geteuid() == 0 ? s.f_bfree : s.f_bavail;
     return ok2(env, number(env, blocks * s.f_frsize));
@@ -1039,7 +1040,7 @@ static ErlNifFunc functions[] = {
     {"untake", 1, untake, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"next_due", 1, next_due, 0},
     {"applied", 1, applied, 0},
-    {"stat", 1, stat, 0},
+    {"stat", 1, statistics, 0},
     {"read", 2, store_read, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"page", 3, page, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"find", 3, find, ERL_NIF_DIRTY_JOB_CPU_BOUND},
