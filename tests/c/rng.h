@@ -35,11 +35,17 @@ static inline uint64_t rng_bits(struct rng *r, unsigned bits) {
     return rng_next(r) & ((UINT64_C(1) << rng_below(r, bits + 1)) - 1);
 }
 
-/* How many rounds a randomised test makes: `usual`, or what DW_TEST_ROUNDS says. Round i uses seed
- * i, so that a failing round can be had again alone. */
+/* How large a test is: as usual, or smaller if DW_TEST_SMALL is set (under valgrind, all is slow).
+ */
+static inline uint64_t rng_size(uint64_t usual, uint64_t when_small) {
+    return getenv("DW_TEST_SMALL") == NULL ? usual : when_small;
+}
+
+/* How many rounds a randomised test makes: as many as DW_TEST_ROUNDS says, or as usual. Round i
+ * uses seed i, so that a failing round can be had again alone. */
 static inline uint64_t rng_rounds(uint64_t usual) {
     const char *rounds = getenv("DW_TEST_ROUNDS");
-    return rounds == NULL ? usual : strtoull(rounds, NULL, 10);
+    return rounds == NULL ? rng_size(usual, usual / 16 + 1) : strtoull(rounds, NULL, 10);
 }
 
 /* The first round: 0, or what DW_TEST_SEED says. */

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -142,8 +143,8 @@ static uint64_t some_due(struct model *m) {
     return due < DW_DUE_MAX ? due : DW_DUE_MAX;
 }
 
-static void model_insert(struct model *m) {
-    uint64_t due = some_due(m), now = dw_wheel_now(m->f.wheel);
+static void model_insert_at(struct model *m, uint64_t due) {
+    uint64_t now = dw_wheel_now(m->f.wheel);
     if (m->n == MODEL_MAX)
         return;
     uint32_t k = entry(&m->f, due);
@@ -153,6 +154,12 @@ static void model_insert(struct model *m) {
         m->entry[m->n++] = (struct model_entry){.due = due, .k = k};
     else
         dw_slab_put(m->f.slab, k);
+}
+
+static void model_insert(struct model *m) {
+    uint64_t due = some_due(m);
+    for (uint64_t n = rng_percent(&m->rng, 3) ? rng_below(&m->rng, 150) : 1; n > 0; n--)
+        model_insert_at(m, due);
 }
 
 static void model_cancel(struct model *m) {
@@ -236,17 +243,18 @@ static void model_round(struct model *m, uint64_t seed) {
     m->now = seed % 7 == 0 ? 0 : T0;
     begin(&m->f, m->now);
     unsigned inserts = 20 + (unsigned)rng_below(&m->rng, 60);
-    unsigned cancels = (unsigned)rng_below(&m->rng, inserts);
-    for (unsigned step = 0; step < 2500; step++) {
+    unsigned cancels = (unsigned)rng_below(&m->rng, 3 * inserts);
+    unsigned takes = 1 + (unsigned)rng_below(&m->rng, 15);
+    for (unsigned step = 0; step < 2000; step++) {
         if (rng_percent(&m->rng, inserts))
             model_insert(m);
         if (rng_percent(&m->rng, cancels))
             model_cancel(m);
-        if (rng_percent(&m->rng, 5))
+        if (rng_percent(&m->rng, takes))
             model_take(m);
         if (rng_percent(&m->rng, 10))
             dw_wheel_work(m->f.wheel, (uint32_t)rng_below(&m->rng, 100));
-        if (rng_percent(&m->rng, 20))
+        if (rng_percent(&m->rng, 10))
             CHECK(m, dw_wheel_next(m->f.wheel) == model_next(m));
         CHECK(m, dw_wheel_count(m->f.wheel) == m->n);
         if (step % 250 == 0)
@@ -272,11 +280,502 @@ static void behaves_as_the_model(void **state) {
         model_round(&m, seed);
 }
 
+/* ---- many entries: what comes out is sorted by due, and by insertion within a millisecond */
+
+struct many {
+    uint64_t due, id;
+};
+
+static int compare_many(const void *a, const void *b) {
+    const struct many *x = a, *y = b;
+    if (x->due != y->due)
+        return x->due < y->due ? -1 : 1;
+    return x->id < y->id ? -1 : x->id > y->id;
+}
+
+/* Inserts n entries due within `reach` in `steps` steps, cancels `percent` of them on the way, and
+ * takes them all out. */
+static void in_order(uint64_t seed, uint32_t n, uint64_t reach, uint64_t grain, unsigned percent) {
+    struct fixture f;
+    struct rng rng = rng_of(seed);
+    struct many *all = malloc(n * sizeof *all);
+    uint32_t *number = malloc(n * sizeof *number);
+    uint32_t live = 0;
+    assert_non_null(all);
+    assert_non_null(number);
+    begin(&f, T0);
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t due = T0 + 1000 + rng_below(&rng, reach) / grain * grain;
+        uint32_t k = entry(&f, due);
+        dw_slab_at(f.slab, k)->id = i;
+        assert_int_equal(dw_wheel_insert(f.wheel, k), DW_OK);
+        all[live] = (struct many){.due = due, .id = i};
+        number[live++] = k;
+        while (live > 0 && rng_percent(&rng, percent)) {
+            uint32_t gone = (uint32_t)rng_below(&rng, live);
+            dw_wheel_cancel(f.wheel, number[gone]);
+            all[gone] = all[--live];
+            number[gone] = number[live];
+        }
+        if (i % 64 == 0)
+            dw_wheel_work(f.wheel, 10);
+    }
+    check(&f);
+    assert_int_equal(dw_wheel_count(f.wheel), live);
+    assert_in_range(dw_slab_used(f.slab), live, 2 * (uint64_t)live + 5000);
+    qsort(all, live, sizeof *all, compare_many);
+    for (uint32_t i = 0; i < live; i++) {
+        uint32_t k = DW_NIL;
+        if (i % 1000 == 0)
+            assert_true(dw_wheel_next(f.wheel) == all[i].due);
+        while (dw_wheel_peek(f.wheel, all[i].due, 1 + (uint32_t)(i % 300), &k) == DW_PEEK_AGAIN)
+            ;
+        if (k == DW_NIL || dw_slab_at(f.slab, k)->id != all[i].id)
+            fail_msg("seed %llu: wrong entry %u", (unsigned long long)seed, i);
+        dw_wheel_pop(f.wheel);
+        dw_slab_put(f.slab, k);
+        if (i % 32768 == 0)
+            check(&f);
+    }
+    assert_int_equal(take(&f, DW_DUE_MAX), DW_NIL);
+    assert_int_equal(dw_slab_used(f.slab), 0);
+    check(&f);
+    end(&f);
+    free(number);
+    free(all);
+}
+
+static void many_come_out_in_order(void **state) {
+    (void)state;
+    uint32_t n = (uint32_t)rng_size(60000, 5000);
+    in_order(1, n, UINT64_C(3600000), 1, 0);
+    in_order(2, n, UINT64_C(3600000), 1000, 30);
+    in_order(3, n, UINT64_C(1) << 46, 1, 20);
+    in_order(4, n, 500, 1, 40);
+    in_order(5, n, UINT64_C(1) << 40, UINT64_C(1) << 36, 45);
+    in_order(6, n, UINT64_C(1) << 26, 256, 48);
+}
+
+/* ---- one thing each */
+
+static void late_insert_changes_nothing(void **state) {
+    (void)state;
+    struct fixture f;
+    begin(&f, T0);
+    uint32_t k = entry(&f, T0 - 1);
+    dw_slab_at(f.slab, k)->state = DW_LATE;
+    assert_int_equal(dw_wheel_insert(f.wheel, k), DW_ELATE);
+    assert_int_equal(dw_slab_at(f.slab, k)->state, DW_LATE);
+    assert_int_equal(dw_wheel_count(f.wheel), 0);
+    assert_true(dw_wheel_next(f.wheel) == DW_NEVER);
+    insert(&f, T0);
+    assert_true(dw_wheel_next(f.wheel) == T0);
+    check(&f);
+    end(&f);
+}
+
+static void the_last_millisecond(void **state) {
+    (void)state;
+    struct fixture f;
+    begin(&f, 0);
+    uint32_t last = insert(&f, DW_DUE_MAX), before = insert(&f, DW_DUE_MAX - 1);
+    uint32_t first = insert(&f, 0), last2 = insert(&f, DW_DUE_MAX);
+    assert_int_equal(take(&f, 0), first);
+    assert_int_equal(take(&f, DW_DUE_MAX - 2), DW_NIL);
+    assert_true(dw_wheel_next(f.wheel) == DW_DUE_MAX - 1);
+    assert_int_equal(take(&f, DW_NEVER), before);
+    assert_int_equal(take(&f, DW_NEVER), last);
+    assert_int_equal(take(&f, DW_NEVER), last2);
+    assert_int_equal(take(&f, DW_NEVER), DW_NIL);
+    assert_true(dw_wheel_now(f.wheel) == DW_DUE_MAX);
+    uint32_t again = insert(&f, DW_DUE_MAX);
+    assert_int_equal(take(&f, DW_NEVER), again);
+    check(&f);
+    end(&f);
+}
+
+/* Entries with one due time, inserted at all distances from it, while drains are half done. */
+static void first_in_first_out_through_all_levels(void **state) {
+    (void)state;
+    struct fixture f;
+    uint32_t number[4000], n = 0;
+    const uint64_t due = T0 + (UINT64_C(1) << 45);
+    begin(&f, T0);
+    for (unsigned bit = 46; bit-- > 0;) {
+        for (unsigned i = 0; i < 10; i++) {
+            number[n++] = insert(&f, due);
+            dw_wheel_work(f.wheel, i % 3);
+        }
+        uint32_t k;
+        while (dw_wheel_peek(f.wheel, due - (UINT64_C(1) << bit), 3, &k) == DW_PEEK_AGAIN) {
+            assert_true(n < 4000);
+            number[n++] = insert(&f, due);
+        }
+        check(&f);
+    }
+    for (uint32_t i = 0; i < n; i++)
+        assert_int_equal(take(&f, due), number[i]);
+    assert_int_equal(take(&f, due), DW_NIL);
+    end(&f);
+}
+
+/* An idle year, and then a century, cost no more than the entries on the way. */
+static void time_jumps(void **state) {
+    (void)state;
+    struct fixture f;
+    const uint64_t year = UINT64_C(31557600000);
+    begin(&f, T0);
+    for (unsigned i = 1; i <= 100; i++)
+        insert(&f, T0 + i * year);
+    uint32_t calls = 0, taken = 0, k;
+    while (taken < 100) {
+        calls++;
+        if (dw_wheel_peek(f.wheel, T0 + 100 * year, 1, &k) == DW_PEEK_ENTRY) {
+            dw_wheel_pop(f.wheel);
+            dw_slab_put(f.slab, k);
+            taken++;
+        }
+    }
+    /* Each moves down five levels at most. */
+    assert_in_range(calls, 100, 700);
+    assert_int_equal(dw_wheel_peek(f.wheel, DW_DUE_MAX, 1, &k), DW_PEEK_NONE);
+    assert_true(dw_wheel_now(f.wheel) == DW_DUE_MAX);
+    end(&f);
+}
+
+/* All of 20,000 entries move down three levels before the first is due, and no call moves more than
+ * its budget. */
+static void budget_bounds_each_call(void **state) {
+    (void)state;
+    struct fixture f;
+    const uint32_t n = 20000, budget = 50;
+    begin(&f, 0);
+    const uint64_t due = (UINT64_C(5) << 24) + 1;
+    for (uint32_t i = 0; i < n; i++)
+        insert(&f, due);
+    uint32_t again = 0, k = DW_NIL;
+    enum dw_peek seen;
+    while ((seen = dw_wheel_peek(f.wheel, due, budget, &k)) == DW_PEEK_AGAIN)
+        again++;
+    assert_int_equal(seen, DW_PEEK_ENTRY);
+    assert_in_range(again, 3 * n / budget - 3, 3 * n / budget + 10);
+
+    /* The dead are passed at the same rate. */
+    for (uint32_t i = 1; i < 10000; i++)
+        dw_wheel_cancel(f.wheel, i);
+    dw_wheel_cancel(f.wheel, 0);
+    again = 0;
+    while ((seen = dw_wheel_peek(f.wheel, due, 1, &k)) == DW_PEEK_AGAIN)
+        again++;
+    assert_int_equal(seen, DW_PEEK_ENTRY);
+    assert_int_equal(k, 10000);
+    check(&f);
+    end(&f);
+}
+
+/* With time standing before a full slot, work alone brings everything into the level below. */
+static void work_ahead_leaves_little_to_do(void **state) {
+    (void)state;
+    struct fixture f;
+    const uint32_t n = 10000;
+    begin(&f, 65536 - 10);
+    for (uint32_t i = 0; i < n; i++)
+        insert(&f, 3 * 65536 + i % 1000);
+    uint32_t k;
+    assert_int_equal(dw_wheel_peek(f.wheel, 3 * 65536 - 300, 1, &k), DW_PEEK_NONE);
+    uint32_t calls = 1;
+    while (dw_wheel_work(f.wheel, 100))
+        calls++;
+    assert_in_range(calls, n / 100, n / 100 + 5);
+    assert_false(dw_wheel_work(f.wheel, 0));
+    assert_true(dw_wheel_now(f.wheel) == 3 * 65536 - 300);
+    check(&f);
+    /* What is left is to bring the first 256 ms down one level. */
+    uint32_t again = 0;
+    while (dw_wheel_peek(f.wheel, 3 * 65536, 1, &k) == DW_PEEK_AGAIN)
+        again++;
+    assert_in_range(again, 0, 2600);
+    end(&f);
+}
+
+static void next_follows_cancels_of_the_earliest(void **state) {
+    (void)state;
+    const uint64_t steps[] = {1, 100, 100000, UINT64_C(1) << 30};
+    for (unsigned s = 0; s < 4; s++) {
+        struct fixture f;
+        const uint32_t n = (uint32_t)rng_size(5000, 1000);
+        begin(&f, T0);
+        for (uint32_t i = 0; i < n; i++)
+            insert(&f, T0 + 7200000 + i * steps[s]);
+        for (uint32_t i = 0; i < n; i++) {
+            assert_true(dw_wheel_next(f.wheel) == T0 + 7200000 + i * steps[s]);
+            dw_wheel_cancel(f.wheel, i);
+        }
+        assert_true(dw_wheel_next(f.wheel) == DW_NEVER);
+        check(&f);
+        end(&f);
+    }
+}
+
+/* Many cancelled ahead of one that stays, then looked for at once: work has prepared it. */
+static void next_after_many_cancels(void **state) {
+    (void)state;
+    struct fixture f;
+    struct rng rng = rng_of(9);
+    const uint32_t n = 20000;
+    begin(&f, T0);
+    for (uint32_t i = 0; i < n; i++)
+        insert(&f, T0 + 7200000 + rng_below(&rng, 10000000));
+    uint32_t stays = insert(&f, T0 + 99999999);
+    for (uint32_t i = 0; i < n; i++)
+        dw_wheel_cancel(f.wheel, i);
+    uint32_t calls = 0;
+    while (dw_wheel_work(f.wheel, 1000))
+        assert_true(++calls < 1000);
+    assert_true(dw_wheel_next(f.wheel) == T0 + 99999999);
+    assert_int_equal(take(&f, T0 + 99999999), stays);
+    check(&f);
+    end(&f);
+}
+
+static void the_dead_are_bounded(void **state) {
+    (void)state;
+    const uint64_t delays[] = {0, 1, 300, 5000, 3600000, UINT64_C(1) << 33, UINT64_C(1) << 44};
+    for (unsigned d = 0; d < 7; d++) {
+        struct fixture f;
+        begin(&f, T0);
+        for (uint32_t i = 0; i < 100; i++)
+            insert(&f, T0 + 500000);
+        for (uint32_t i = 0; i < rng_size(30000, 6000); i++) {
+            dw_wheel_cancel(f.wheel, insert(&f, T0 + delays[d] + i % 3 * delays[d] / 2));
+            assert_in_range(dw_slab_used(f.slab), 100, 100 + 5000);
+        }
+        check(&f);
+        assert_in_range(dw_wheel_bytes(f.wheel), 1, 400000);
+        assert_int_equal(dw_wheel_count(f.wheel), 100);
+        end(&f);
+    }
+}
+
+/* Pops too keep the dead in proportion: here they are far ones, the live near. */
+static void the_dead_are_bounded_when_the_live_go(void **state) {
+    (void)state;
+    struct fixture f;
+    const uint32_t n = 20000;
+    begin(&f, T0);
+    for (uint32_t i = 0; i < n; i++) {
+        insert(&f, T0 + i % 100);
+        uint32_t far = insert(&f, T0 + 86400000 + i);
+        if (i % 2 == 0)
+            dw_wheel_cancel(f.wheel, far);
+        else
+            assert_true(far != DW_NIL);
+    }
+    while (take(&f, T0 + 200) != DW_NIL)
+        ;
+    assert_int_equal(dw_wheel_count(f.wheel), n / 2);
+    assert_in_range(dw_slab_used(f.slab), n / 2, n / 2 + n / 4 + 5000);
+    check(&f);
+    end(&f);
+}
+
+static void memory_is_reused(void **state) {
+    (void)state;
+    struct fixture f;
+    begin(&f, T0);
+    size_t most = 0;
+    const uint64_t n = rng_size(20000, 2000);
+    for (unsigned cycle = 0; cycle < 10; cycle++) {
+        uint64_t now = dw_wheel_now(f.wheel);
+        for (uint64_t i = 0; i < n; i++)
+            insert(&f, now + 1 + i * 37 % 100000);
+        while (take(&f, now + 100000) != DW_NIL)
+            ;
+        if (cycle == 2)
+            most = dw_wheel_bytes(f.wheel) * 5 / 4;
+        if (cycle > 2)
+            assert_in_range(dw_wheel_bytes(f.wheel), 1, most);
+    }
+    assert_int_equal(f.memory.bytes, dw_wheel_bytes(f.wheel) + dw_slab_bytes(f.slab));
+    end(&f);
+}
+
+static void memory_per_entry(void **state) {
+    (void)state;
+    struct fixture f;
+    struct rng rng = rng_of(4);
+    const uint32_t n = 200000;
+    begin(&f, T0);
+    assert_in_range(dw_wheel_bytes(f.wheel), 1, 50000);
+    insert(&f, T0 + 1000);
+    assert_in_range(dw_wheel_bytes(f.wheel), 1, 100000);
+    for (uint32_t i = 0; i < n; i++)
+        insert(&f, T0 + rng_below(&rng, 3600000));
+    assert_in_range(dw_wheel_bytes(f.wheel), 8 * n, 10 * n);
+    assert_in_range(dw_slab_bytes(f.slab), 32 * n, 32 * n + (4 << 20));
+    end(&f);
+}
+
+/* With one entry, its bucket's bounds must be within a slot's width of its distance. */
+static void histogram_is_near_the_truth(void **state) {
+    (void)state;
+    for (uint64_t distance = 0; distance < UINT64_C(1) << 47; distance = distance * 5 / 3 + 1) {
+        struct fixture f;
+        uint64_t out[48];
+        begin(&f, T0);
+        insert(&f, T0 + distance);
+        dw_wheel_histogram(f.wheel, out);
+        unsigned at = 0;
+        for (unsigned i = 0; i < 48; i++)
+            if (out[i] != 0)
+                at = i;
+        assert_int_equal(out[at], 1);
+        uint64_t width = 256;
+        while (width * 512 <= distance)
+            width *= 256;
+        uint64_t low = at == 0 ? 0 : UINT64_C(1) << at, high = UINT64_C(1) << (at + 1);
+        assert_true(low <= distance + width);
+        assert_true(high + width > distance);
+        end(&f);
+    }
+}
+
+static void histogram_follows(void **state) {
+    (void)state;
+    struct fixture f;
+    uint64_t out[48];
+    begin(&f, 0);
+    for (uint32_t i = 0; i < 1000; i++)
+        insert(&f, (UINT64_C(3) << 30) + i);
+    dw_wheel_histogram(f.wheel, out);
+    assert_int_equal(out[31], 1000);
+    for (uint32_t i = 0; i < 400; i++)
+        dw_wheel_cancel(f.wheel, i);
+    dw_wheel_histogram(f.wheel, out);
+    assert_int_equal(out[31], 600);
+    assert_int_equal(take(&f, (UINT64_C(3) << 30) - (3 << 20)), DW_NIL);
+    while (dw_wheel_work(f.wheel, 1000))
+        ;
+    dw_wheel_histogram(f.wheel, out);
+    assert_int_equal(out[21], 600);
+    end(&f);
+}
+
+/* ---- without memory */
+
+/* Inserts, drains and cancels with the n-th allocation failing, or all from the n-th: every insert
+ * either is done or did nothing, and when there is memory again all comes out in order. False when
+ * n was more than there are. */
+static bool without_memory(uint64_t n, bool on) {
+    struct fixture f;
+    struct rng rng = rng_of(n);
+    uint32_t inserted = 0, refused = 0;
+    begin(&f, T0);
+    uint32_t number[3000];
+    for (uint32_t i = 0; i < 3000; i++)
+        number[i] = entry(&f, T0 + 1 + rng_below(&rng, 200000));
+    fault_alloc_fail(&f.memory, n, on);
+    for (uint32_t i = 0; i < 3000; i++) {
+        uint64_t count = dw_wheel_count(f.wheel);
+        dw_slab_at(f.slab, number[i])->state = DW_TAKEN;
+        int rc = dw_wheel_insert(f.wheel, number[i]);
+        if (rc == DW_OK) {
+            inserted++;
+        } else {
+            assert_int_equal(rc, DW_ENOMEM);
+            assert_int_equal(dw_wheel_count(f.wheel), count);
+            assert_int_equal(dw_slab_at(f.slab, number[i])->state, DW_TAKEN);
+            refused++;
+            dw_slab_put(f.slab, number[i]);
+        }
+    }
+    check(&f);
+    assert_true(refused == 0 || f.memory.failed > 0);
+    uint64_t last = 0;
+    uint32_t taken = 0, k;
+    for (uint32_t again = 0; taken < inserted;) {
+        enum dw_peek seen = dw_wheel_peek(f.wheel, T0 + 300000, 50, &k);
+        assert_int_not_equal(seen, DW_PEEK_NONE);
+        if (seen == DW_PEEK_AGAIN) {
+            check(&f);
+            if (++again % 1000 == 0) {
+                assert_true(f.memory.failed > 0);
+                fault_alloc_fail(&f.memory, 0, false);
+            }
+            continue;
+        }
+        assert_true(dw_slab_at(f.slab, k)->due >= last);
+        last = dw_slab_at(f.slab, k)->due;
+        dw_wheel_pop(f.wheel);
+        dw_slab_put(f.slab, k);
+        taken++;
+    }
+    bool failed = f.memory.failed > 0;
+    assert_int_equal(take(&f, DW_DUE_MAX), DW_NIL);
+    assert_int_equal(dw_slab_used(f.slab), 0);
+    end(&f);
+    return failed;
+}
+
+static void nothing_is_lost_without_memory(void **state) {
+    (void)state;
+    for (uint64_t n = 1; without_memory(n, true); n++)
+        assert_true(without_memory(n, false));
+}
+
+/* Only the drain lacks memory: 300 entries of one slot need 256 below. */
+static void a_drain_without_memory_waits(void **state) {
+    (void)state;
+    struct fixture f;
+    begin(&f, 0);
+    for (uint32_t i = 0; i < 300; i++)
+        insert(&f, 512 + i % 256);
+    fault_alloc_fail(&f.memory, 1, true);
+    uint32_t k, taken = 0;
+    for (unsigned i = 0; i < 100; i++)
+        assert_int_equal(dw_wheel_peek(f.wheel, 600, 1000, &k), DW_PEEK_AGAIN);
+    assert_false(dw_wheel_work(f.wheel, 100000));
+    assert_true(f.memory.failed >= 100);
+    assert_true(dw_wheel_next(f.wheel) == 512);
+    check(&f);
+    fault_alloc_fail(&f.memory, 0, false);
+    while (take(&f, 1000) != DW_NIL)
+        taken++;
+    assert_int_equal(taken, 300);
+    end(&f);
+}
+
+static void no_wheel_without_memory(void **state) {
+    (void)state;
+    struct fault_alloc memory;
+    fault_alloc_init(&memory);
+    fault_alloc_fail(&memory, 1, true);
+    assert_null(dw_wheel_new(&memory.alloc, NULL, 0));
+    fault_alloc_check_released(&memory);
+    dw_wheel_free(NULL);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(behaves_as_the_model),
+        cmocka_unit_test(many_come_out_in_order),
+        cmocka_unit_test(late_insert_changes_nothing),
+        cmocka_unit_test(the_last_millisecond),
+        cmocka_unit_test(first_in_first_out_through_all_levels),
+        cmocka_unit_test(time_jumps),
+        cmocka_unit_test(budget_bounds_each_call),
+        cmocka_unit_test(work_ahead_leaves_little_to_do),
+        cmocka_unit_test(next_follows_cancels_of_the_earliest),
+        cmocka_unit_test(next_after_many_cancels),
+        cmocka_unit_test(the_dead_are_bounded),
+        cmocka_unit_test(the_dead_are_bounded_when_the_live_go),
+        cmocka_unit_test(memory_is_reused),
+        cmocka_unit_test(memory_per_entry),
+        cmocka_unit_test(histogram_is_near_the_truth),
+        cmocka_unit_test(histogram_follows),
+        cmocka_unit_test(nothing_is_lost_without_memory),
+        cmocka_unit_test(a_drain_without_memory_waits),
+        cmocka_unit_test(no_wheel_without_memory),
     };
-    (void)check;
-    (void)insert;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
