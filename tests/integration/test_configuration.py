@@ -87,7 +87,7 @@ def test_a_memory_alarm_blocks_publishers_of_delayed_messages(limited):
     limited.ctl("set_vm_memory_high_watermark", "0.00001")
     try:
         management = Management(limited)
-        eventually(lambda: management.get("nodes")[0]["mem_alarm"], bool)
+        eventually(lambda: management.get("nodes")[0].get("mem_alarm"), bool)
         publisher.send(exchange, "k", ["during"], headers={"x-delay": 100})
         with pytest.raises(wire.Unanswered):
             publisher.await_answers(2)

@@ -7,6 +7,7 @@ import pytest
 
 import wire
 from client import assert_on_time, lateness
+from management import eventually
 
 MAXIMUM = 315360000000
 
@@ -144,7 +145,7 @@ def test_delays_beyond_32_bits_are_not_cut(client, management, delay):
     client.publish(exchange, body=b"in weeks", delay=wire.signed_long(delay))
     client.publish(exchange, body=b"soon", delay=300)
     assert client.texts(queue, 1) == ["soon"]
-    assert management.messages_delayed(exchange) == 1
+    eventually(lambda: management.messages_delayed(exchange), lambda n: n == 1)
 
 
 def test_an_exchange_may_set_a_lower_maximum(client):
@@ -202,7 +203,6 @@ def test_delivery_time_is_a_time_since_the_epoch(client, encode):
     assert now_ms() >= due
 
 
-@pytest.mark.parametrize("due", [1, "1000", -1, 0])
 def test_a_delivery_time_of_type_timestamp_counts_in_seconds(client):
     exchange, queue = client.delayed_and_queue()
     due = int(time.time()) + 2
@@ -212,6 +212,7 @@ def test_a_delivery_time_of_type_timestamp_counts_in_seconds(client):
     assert time.time() >= due
 
 
+@pytest.mark.parametrize("due", [1, "1000", -1, 0])
 def test_a_delivery_time_in_the_past_routes_at_once(client, due):
     exchange, queue = client.delayed_and_queue()
     client.publish(exchange, body=b"at once", headers={"x-opt-delivery-time": due})

@@ -72,6 +72,8 @@ def _encode(pieces, value):
     if isinstance(value, Field):
         pieces.append(value.kind + value.payload)
         return 1 + len(value.payload)
+    if isinstance(value, float):
+        return _encode(pieces, double_float(value))
     return _encode_value(pieces, value)
 
 
