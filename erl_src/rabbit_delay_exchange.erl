@@ -11,7 +11,7 @@
 -include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay.hrl").
 
--export([register/0, unregister/0]).
+-export([register/0, is_registered/0, unregister/0]).
 -export([description/0, serialise_events/0, route/2, validate/1, validate_binding/2, create/2,
          delete/3, policy_changed/2, add_binding/3, remove_bindings/3, assert_args_equivalence/2,
          info/1, info/2]).
@@ -32,26 +32,47 @@
 %% is refused; at boot the broker must not fail because of us.
 -spec register() -> ok.
 register() ->
-    case rabbit_registry:lookup_module(exchange, 'x-delayed-message') of
-        {ok, Other} when Other =/= ?MODULE ->
-            Message = io_lib:format(
-                        "exchange type ~s is served by ~s already: rabbitmq_delay_wheel does not "
-                        "take part. Disable the other plugin (rabbitmq-plugins disable "
-                        "rabbitmq_delayed_message_exchange), then restart the broker or enable "
-                        "rabbitmq_delay_wheel again.", [?EXCHANGE_TYPE, Other]),
-            ?LOG_ERROR("~ts", [Message], ?LOG_DOMAIN),
+    case served_by() of
+        {other, Module} ->
             case rabbit_delay_broker:is_booted() of
-                true -> throw({error, lists:flatten(Message)});
+                true -> throw({error, lists:flatten(rivalry(Module))});
                 false -> ok
             end;
         _ ->
             rabbit_registry:register(exchange, ?EXCHANGE_TYPE, ?MODULE)
     end.
 
+%% Whether the exchange type is ours, now that every plugin has registered its own: the last one
+%% to do so has it. If it is not, the log says what to do.
+-spec is_registered() -> boolean().
+is_registered() ->
+    case served_by() of
+        us ->
+            true;
+        {other, Module} ->
+            ?LOG_ERROR("~ts", [rivalry(Module)], ?LOG_DOMAIN),
+            false;
+        none ->
+            false
+    end.
+
+served_by() ->
+    case rabbit_registry:lookup_module(exchange, 'x-delayed-message') of
+        {ok, ?MODULE} -> us;
+        {ok, Module} -> {other, Module};
+        {error, not_found} -> none
+    end.
+
+rivalry(Module) ->
+    io_lib:format("exchange type ~s is served by ~s: rabbitmq_delay_wheel does not take part. "
+                  "Disable the other plugin (rabbitmq-plugins disable "
+                  "rabbitmq_delayed_message_exchange), then restart the broker or enable "
+                  "rabbitmq_delay_wheel again.", [?EXCHANGE_TYPE, Module]).
+
 -spec unregister() -> ok.
 unregister() ->
-    case rabbit_registry:lookup_module(exchange, 'x-delayed-message') of
-        {ok, ?MODULE} -> rabbit_registry:unregister(exchange, ?EXCHANGE_TYPE);
+    case served_by() of
+        us -> rabbit_registry:unregister(exchange, ?EXCHANGE_TYPE);
         _ -> ok
     end.
 

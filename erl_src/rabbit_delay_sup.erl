@@ -41,7 +41,10 @@ boot() ->
 %% The exchanges are known now; what they hold is opened in the background.
 -spec recover() -> ok.
 recover() ->
-    rabbit_delay_registry:recover().
+    case rabbit_delay_exchange:is_registered() of
+        true -> rabbit_delay_registry:recover();
+        false -> ok
+    end.
 
 -spec stop() -> ok.
 stop() ->
