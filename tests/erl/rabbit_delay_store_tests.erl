@@ -846,15 +846,15 @@ leak_test_() ->
             Rounds = fun(N) -> peer:call(Peer, ?MODULE, use_and_drop, [Dir, N], 600000) end,
             Before = Rounds(4000),
             After = Rounds(20000),
-            ?debugFmt("after 4,000 rounds ~p, after 20,000 more ~p", [Before, After]),
             #{rss := Rss0, system := System0, binary := Binary0, files := Files0} = Before,
             #{rss := Rss1, system := System1, binary := Binary1, files := Files1} = After,
             peer:stop(Peer),
-            %% 16 MB over 20,000 rounds are some 800 bytes a round: less than the smallest thing
-            %% that could be forgotten there, a lease with its store.
-            ?assert(Rss1 - Rss0 < 16000000),
-            ?assert(System1 - System0 < 4000000),
+            %% What the VM's allocators gave us is known to the byte: 2 MB are 100 bytes a round.
+            %% The rest shows only in the size of the process, which swings by some 30 MB as
+            %% stores of 2 MB and more come and go.
+            ?assert(System1 - System0 < 2000000),
             ?assert(Binary1 - Binary0 < 1000000),
+            ?assert(Rss1 - Rss0 < 64000000),
             ?assertEqual(Files0, Files1)
         end)
     end).
