@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 
 # What the Erlang VM itself offers a NIF, and what the compiler adds.
-PROVIDED = re.compile(r"enif_\w+|_ITM_\w+|__gmon_start__|.+@GLIBC_[0-9.]+|.+@@GLIBC_[0-9.]+")
+PROVIDED = re.compile(r"enif_\w+|_ITM_\w+|__gmon_start__|.+@@?GLIBC_[0-9.]+")
 OLDEST_BROKERS_GLIBC = (2, 36)
 
 
@@ -26,7 +26,7 @@ def problems(path):
     if archive.testzip() is not None:
         yield f"{archive.testzip()}: its checksum is wrong"
     for name in names:
-        if not re.fullmatch(rf"{re.escape(top)}/(ebin/\w+\.(app|beam)|priv/\w+\.so|"
+        if not re.fullmatch(rf"{re.escape(top)}/(ebin/[\w.]+\.(app|beam)|priv/\w+\.so|"
                             rf"priv/schema/\w+\.schema|LICENSE[\w.-]*)", name):
             yield f"{name}: does not belong into it"
 
@@ -52,8 +52,8 @@ def problems(path):
     with tempfile.TemporaryDirectory() as directory:
         so = archive.extract(library, directory)
         needed = re.findall(r"\(NEEDED\).*\[(.*)\]", output("readelf", "-d", so))
-        if needed != ["libc.so.6"]:
-            yield f"{library} needs {needed}, not libc alone"
+        if not set(needed) <= {"libc.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}:
+            yield f"{library} needs {needed}, not libc and its loader alone"
         for line in output("nm", "-D", "--undefined-only", so).splitlines():
             symbol = line.split()[-1]
             if not PROVIDED.fullmatch(symbol):
