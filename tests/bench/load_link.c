@@ -44,11 +44,17 @@ static enum link_status of_reply(amqp_rpc_reply_t reply) {
 }
 
 enum link_status link_open(struct link *link, const struct options *options) {
-    const struct timeval patience = {.tv_sec = 5};
+    const struct timeval patience = {.tv_sec = 20};
     enum link_status status = LINK_LOST;
     link->state = amqp_new_connection();
     if (link->state == NULL) {
         complain("out of memory");
+        return LINK_REFUSED;
+    }
+    /* A broker that comes up may leave a request unanswered. */
+    if (amqp_set_rpc_timeout(link->state, &patience) != AMQP_STATUS_OK) {
+        complain("no timeout");
+        link_drop(link);
         return LINK_REFUSED;
     }
     amqp_socket_t *socket = amqp_tcp_socket_new(link->state);
