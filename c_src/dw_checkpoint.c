@@ -195,9 +195,10 @@ static int link_item(struct dw_checkpoint *checkpoint, int to,
     for (int i = 0; i < 2; i++) {
         char name[DW_FILE_NAME_BYTES];
         dw_file_name(name, kinds[i], part->serial, part->level, part->slice);
-        if (dw_io_clone(store->io, store->alloc, store->dirfd, to, name,
-                        i == 0 ? part->rec_bytes : part->idx_bytes, 0) != 0) {
-            return dw_io_error(errno);
+        int result = dw_io_clone(store->io, store->alloc, store->dirfd, to, name,
+                                 i == 0 ? part->rec_bytes : part->idx_bytes, 0);
+        if (result != DW_OK) {
+            return result;
         }
     }
     return DW_OK;

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 #include "dw_io.h"
 
-#include "dw_alloc.h"
 #include "dw_store.h"
 
 #include <errno.h>
@@ -186,16 +185,12 @@ static int copy_file(const struct dw_io *io, const struct dw_alloc *alloc, int f
                      const char *name, uint64_t length) {
     char *buf = dw_get(alloc, COPY_BYTES);
     if (buf == NULL) {
-        errno = ENOMEM;
-        return -1;
+        return DW_ENOMEM;
     }
-    int result = -1;
     int in = dw_io_open(io, from, name, O_RDONLY);
     int out = in < 0 ? -1 : dw_io_open(io, to, name, O_WRONLY | O_CREAT | O_EXCL);
-    if (out >= 0) {
-        result = copy_bytes(io, in, out, length, buf);
-    }
-    int err = errno;
+    const int copied = out < 0 ? -1 : copy_bytes(io, in, out, length, buf);
+    const int result = copied == 0 ? DW_OK : dw_io_error(errno);
     if (out >= 0) {
         io->close(out);
     }
@@ -203,21 +198,20 @@ static int copy_file(const struct dw_io *io, const struct dw_alloc *alloc, int f
         io->close(in);
     }
     dw_release(alloc, buf);
-    errno = err;
     return result;
 }
 
 int dw_io_clone(const struct dw_io *io, const struct dw_alloc *alloc, int from, int to,
                 const char *name, uint64_t length, int copy) {
     if (io->unlinkat(to, name, 0) != 0 && errno != ENOENT) {
-        return -1;
+        return dw_io_error(errno);
     }
     if (!copy) {
         if (io->linkat(from, name, to, name, 0) == 0) {
-            return 0;
+            return DW_OK;
         }
         if (errno != EXDEV && errno != EPERM && errno != EMLINK && errno != EOPNOTSUPP) {
-            return -1;
+            return dw_io_error(errno);
         }
     }
     return copy_file(io, alloc, from, to, name, length);

@@ -375,7 +375,7 @@ static int upkeep(struct dw_store *store, size_t max_bytes, bool *more) {
         return DW_OK;
     }
     /* Moving takes room on the disk: none is begun while there is none. */
-    int result = store->flush_failed ? dw_flush_all(store) : DW_OK;
+    int result = store->disk_full ? dw_flush_all(store) : DW_OK;
     if (result == DW_OK) {
         result = move_step(store, max_bytes);
     }

@@ -18,13 +18,12 @@
 
 enum {
     SLICE = 256,
-    SLICE_BYTES = 256 * 1024,      /* no more of records at a time, but at least one */
-    DIRECT_BYTES = 32 * 1024,      /* a longer record is read where it goes */
-    GAP_BYTES = 2048,              /* read over rather than begin another read */
-    ARENA_BYTES = 2 * SLICE_BYTES, /* records and gaps */
-    PEEK_BUDGET = 1024,            /* references that the wheel visits under one lock */
-    DENIED_RETRY_MS = 30000, /* until a record whose file gives no permission is tried again */
-    LOGGED_EACH = 8,         /* corrupt records of a partition; then at powers of 2 */
+    SLICE_BYTES = 256 * 1024, /* no more of records at a time, but at least one */
+    DIRECT_BYTES = 32 * 1024, /* a longer record is read where it goes */
+    GAP_BYTES = 2048,         /* read over rather than begin another read */
+    PEEK_BUDGET = 1024,       /* references that the wheel visits under one lock */
+    DENIED_RETRY_MS = 30000,  /* until a record whose file gives no permission is tried again */
+    LOGGED_EACH = 8,          /* corrupt records of a partition; then at powers of 2 */
 };
 
 /* What became of one that was collected. */
@@ -52,7 +51,8 @@ struct slice {
     struct dw_store *store;
     struct ref *refs;
     uint16_t *order; /* of refs, as they lie in the files */
-    uint8_t *arena;
+    uint8_t *arena;  /* what is read, and the gaps between */
+    size_t arena_bytes;
     size_t arena_used;
     uint32_t count;
     struct dw_partition *acquired; /* whose record file is pinned as `fd` */
@@ -66,13 +66,18 @@ static int slice_new(struct dw_store *store, struct slice *slice, uint32_t max_n
         .store = store,
         .refs = dw_get(store->alloc, most * sizeof *slice->refs),
         .order = dw_get(store->alloc, most * sizeof *slice->order),
-        .arena = dw_get(store->alloc, ARENA_BYTES),
         .fd = -1,
     };
-    if (slice->refs == NULL || slice->order == NULL || slice->arena == NULL) {
-        return DW_ENOMEM;
+    return slice->refs == NULL || slice->order == NULL ? DW_ENOMEM : DW_OK;
+}
+
+static int reserve_arena(struct slice *slice, size_t bytes) {
+    if (bytes > slice->arena_bytes) {
+        dw_release(slice->store->alloc, slice->arena);
+        slice->arena = dw_get(slice->store->alloc, bytes);
+        slice->arena_bytes = slice->arena != NULL ? bytes : 0;
     }
-    return DW_OK;
+    return bytes > slice->arena_bytes ? DW_ENOMEM : DW_OK;
 }
 
 static void slice_free(struct slice *slice) {
@@ -259,9 +264,10 @@ static void sort_order(struct slice *slice, uint32_t count) {
     }
 }
 
-/* Reads all that was collected but for long records' bodies. */
-static void read_slice(struct slice *slice) {
+/* Reads all that was collected but for long records' bodies. DW_OK, DW_ENOMEM */
+static int read_slice(struct slice *slice) {
     uint32_t count = 0;
+    size_t bytes = 0;
     for (uint32_t i = 0; i < slice->count; i++) {
         struct ref *ref = &slice->refs[i];
         if (ref->buf != NULL) {
@@ -270,10 +276,15 @@ static void read_slice(struct slice *slice) {
             ref->fate = FATE_DIRECT;
         } else {
             slice->order[count++] = (uint16_t)i;
+            bytes += (size_t)dw_rec_bytes(ref->record.length);
         }
     }
+    /* No more is read over than is wanted. */
+    size_t gaps = bytes;
+    if (reserve_arena(slice, bytes + gaps) != DW_OK) {
+        return DW_ENOMEM;
+    }
     sort_order(slice, count);
-    size_t gaps = ARENA_BYTES - SLICE_BYTES - DIRECT_BYTES;
     for (uint32_t from = 0; from < count;) {
         const struct ref *last = &slice->refs[slice->order[from]];
         uint32_t to = from + 1;
@@ -290,6 +301,7 @@ static void read_slice(struct slice *slice) {
         read_run(slice, from, to);
         from = to;
     }
+    return DW_OK;
 }
 
 /* --------------------------------------------------------------- handing out */
@@ -446,8 +458,15 @@ struct take {
     uint64_t now_ms;
     uint32_t left_n;
     uint64_t left_bytes;
-    bool over; /* nothing more is to be taken */
+    bool over;       /* nothing more is to be taken */
+    uint64_t rounds; /* that the wheel may still ask for before it shows the next entry */
 };
+
+/* The wheel asks to be called again when it has worked for long, but also when it has no memory. It
+ * never has to look at more than all that is in it, once a level. */
+static uint64_t most_rounds(const struct dw_store *store) {
+    return 16 + 16 * (dw_wheel_count(store->wheel) / PEEK_BUDGET + 1);
+}
 
 /* Lock held. */
 static void collect_due(struct slice *slice, struct take *take) {
@@ -459,8 +478,10 @@ static void collect_due(struct slice *slice, struct take *take) {
         uint32_t k = next_entry(store, take->now_ms, &again);
         if (k == DW_NIL) {
             take->over = !again;
+            take->rounds -= again;
             return;
         }
+        take->rounds = most_rounds(store);
         const uint32_t length = dw_slab_at(store->slab, k)->len;
         store->taken++;
         collect(slice, k);
@@ -475,13 +496,12 @@ static void collect_due(struct slice *slice, struct take *take) {
     take->over = take->left_n == 0;
 }
 
-/* Hands out what was collected, and puts back what could not be. */
-static int hand_out_slice(struct slice *slice, const struct take *take,
-                          const struct dw_sink *sink) {
+/* Hands out what was collected, unless `result` is an error by now, and puts back what was not. */
+static int hand_out_slice(struct slice *slice, const struct take *take, const struct dw_sink *sink,
+                          int result) {
     struct dw_store *store = slice->store;
-    int result = DW_OK;
     uint32_t i = 0;
-    for (; i < slice->count; i++) {
+    for (; result == DW_OK && i < slice->count; i++) {
         struct ref *ref = &slice->refs[i];
         result = hand_out(slice, ref, sink);
         if (result == DW_EACCES) {
@@ -494,7 +514,7 @@ static int hand_out_slice(struct slice *slice, const struct take *take,
             break;
         }
     }
-    if (i < slice->count) {
+    if (result != DW_OK) {
         dw_lock(store);
         for (; i < slice->count; i++) {
             put_back(store, slice->refs[i].record.id, DW_NEVER);
@@ -513,9 +533,11 @@ static int take_slices(struct slice *slice, struct take *take, const struct dw_s
         dw_publish(store);
         dw_unlock(store);
         if (slice->count > 0) {
-            read_slice(slice);
-            result = hand_out_slice(slice, take, sink);
+            result = read_slice(slice);
+            result = hand_out_slice(slice, take, sink, result);
             let_go(slice);
+        } else if (take->rounds == 0) {
+            result = DW_ENOMEM;
         }
     }
     return result;
@@ -541,6 +563,9 @@ int dw_store_take(dw_store *store, uint64_t now_ms, uint32_t max_n, uint64_t max
     if (result == DW_OK && any) {
         struct take take = {.now_ms = now_ms, .left_n = max_n, .left_bytes = max_bytes};
         struct slice slice;
+        dw_lock(store);
+        take.rounds = most_rounds(store);
+        dw_unlock(store);
         result = slice_new(store, &slice, max_n);
         if (result == DW_OK) {
             result = take_slices(&slice, &take, sink);
@@ -575,8 +600,10 @@ int dw_store_read(dw_store *store, uint64_t id, const struct dw_sink *sink) {
     }
     dw_unlock(store);
     if (result == DW_OK) {
-        read_slice(&slice);
-        result = hand_out(&slice, &slice.refs[0], sink);
+        result = read_slice(&slice);
+        if (result == DW_OK) {
+            result = hand_out(&slice, &slice.refs[0], sink);
+        }
         let_go(&slice);
     }
     slice_free(&slice);

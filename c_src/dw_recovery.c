@@ -866,9 +866,10 @@ static int restore_one(void *arg, const char *name, uint64_t bytes) {
     if (result != DW_OK) {
         return result;
     }
-    if (dw_io_clone(io, restoring->alloc, restoring->from, restoring->to, name, bytes,
-                    size > bytes) != 0) {
-        return dw_io_error(errno);
+    result = dw_io_clone(io, restoring->alloc, restoring->from, restoring->to, name, bytes,
+                         size > bytes);
+    if (result != DW_OK) {
+        return result;
     }
     int fd = dw_io_open(io, restoring->to, name, O_RDWR);
     if (fd < 0) {

@@ -554,6 +554,7 @@ int dw_flush_partition(struct dw_store *store, struct dw_partition *partition) {
 
 int dw_flush_all(struct dw_store *store) {
     int result = DW_OK;
+    store->disk_full = false;
     for (uint32_t i = 0; i < store->parts_capacity; i++) {
         dw_lock(store);
         struct dw_partition *partition = store->parts[i];
@@ -562,12 +563,14 @@ int dw_flush_all(struct dw_store *store) {
         if (!skip &&
             (dw_stream_buffered(&partition->rec) > 0 || dw_stream_buffered(&partition->idx) > 0)) {
             int failed = dw_flush_partition(store, partition);
+            if (failed == DW_ENOSPC) {
+                store->disk_full = true;
+            }
             if (result == DW_OK) {
                 result = failed;
             }
         }
     }
-    store->flush_failed = result != DW_OK;
     return result;
 }
 

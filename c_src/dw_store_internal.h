@@ -82,7 +82,7 @@ struct dw_store {
     struct dw_partition **touched;                      /* by the present call */
     uint32_t touched_count;
     uint64_t next_serial;
-    bool flush_failed;           /* the last time */
+    bool disk_full;              /* when the buffers were last written */
     struct dw_partition *moving; /* what maintain moves records out of */
     uint64_t moving_off;
     void *scratch;

@@ -2,6 +2,7 @@
 #ifndef DW_IO_H
 #define DW_IO_H
 
+#include "dw_alloc.h"
 #include "dw_error.h"
 
 #include <dirent.h>
@@ -55,8 +56,7 @@ int dw_io_list(const struct dw_io *io, int dirfd, void (*each)(void *arg, const 
 
 /* Makes `name` of directory `from` appear in directory `to`, replacing what is there, with its
  * first `length` bytes at least: a hard link, or where that cannot be, or if `copy` is set, a
- * durable copy of exactly `length` bytes. 0, or -1 and errno. */
-struct dw_alloc;
+ * durable copy of exactly `length` bytes. DW_OK, DW_ENOMEM, DW_EIO, DW_ENOSPC, DW_EACCES */
 int dw_io_clone(const struct dw_io *io, const struct dw_alloc *alloc, int from, int to,
                 const char *name, uint64_t length, int copy);
 

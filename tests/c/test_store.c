@@ -1,0 +1,1486 @@
+/* SPDX-License-Identifier: MPL-2.0 */
+/* The store's calls, one statement of its contract after the other. */
+#include "dw_crc32c.h"
+#include "dw_le.h"
+#include "dw_partition.h"
+#include "fault_io.h"
+#include "store_fixture.h"
+#include "store_model.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define NOW UINT64_C(1700000000000)
+
+struct world {
+    struct fixture f;
+    struct model model;
+    struct collected collected;
+};
+
+static int setup(void **state) {
+    struct world *w = calloc(1, sizeof *w);
+    assert_non_null(w);
+    fixture_init(&w->f);
+    *state = w;
+    return 0;
+}
+
+static int setup_open(void **state) {
+    setup(state);
+    fixture_open(&((struct world *)*state)->f);
+    return 0;
+}
+
+static int teardown(void **state) {
+    struct world *w = *state;
+    fixture_end(&w->f);
+    model_free(&w->model);
+    collected_free(&w->collected);
+    free(w);
+    return 0;
+}
+
+/* Inserts n records with bodies of `length`, the first due after `delay`, each next `step` later.
+ */
+static void insert_n(struct world *w, size_t n, uint64_t delay, uint64_t step, uint32_t length) {
+    struct model_new_record *records = calloc(n, sizeof *records);
+    assert_non_null(records);
+    for (size_t i = 0; i < n; i++) {
+        records[i] =
+            (struct model_new_record){.when = delay + i * step, .length = length, .encoding = 7};
+    }
+    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, n), DW_OK);
+    free(records);
+}
+
+static void insert_one(struct world *w, uint64_t delay, uint64_t key_hash, uint32_t length) {
+    const struct model_new_record record = {
+        .when = delay, .key_hash = key_hash, .length = length, .encoding = 9};
+    assert_int_equal(model_insert(&w->model, w->f.store, NOW, &record, 1), DW_OK);
+}
+
+static uint32_t take(struct world *w, uint64_t now, uint32_t max_n) {
+    assert_int_equal(model_take(&w->model, w->f.store, now, max_n, UINT64_MAX, &w->collected),
+                     DW_OK);
+    return w->collected.count;
+}
+
+static void settle_taken(struct world *w) {
+    uint64_t *ids = calloc(w->collected.count + 1, sizeof *ids);
+    assert_non_null(ids);
+    for (uint32_t i = 0; i < w->collected.count; i++) {
+        ids[i] = w->collected.records[i].id;
+    }
+    assert_int_equal(model_settle(&w->model, w->f.store, ids, w->collected.count), DW_OK);
+    free(ids);
+}
+
+static void settle_one(struct world *w, uint64_t id) {
+    assert_int_equal(model_settle(&w->model, w->f.store, &id, 1), DW_OK);
+}
+
+static struct dw_stat stat_of(struct world *w) {
+    struct dw_stat stat;
+    assert_int_equal(dw_store_stat(w->f.store, &stat), DW_OK);
+    return stat;
+}
+
+static void checkpoint(struct world *w) {
+    assert_int_equal(fixture_checkpoint(&w->f, NULL), DW_OK);
+}
+
+static void reopen(struct world *w) {
+    fixture_close(&w->f);
+    fixture_open(&w->f);
+    model_replay(&w->model, w->f.store, UINT64_MAX);
+}
+
+static void maintain_all(struct world *w, uint64_t now) {
+    bool more = true;
+    for (unsigned i = 0; more; i++) {
+        assert_true(i < 100000);
+        assert_int_equal(dw_store_maintain(w->f.store, now, 1, &more), DW_OK);
+    }
+}
+
+static const char *in_dir(struct world *w, const char *name) {
+    char path[600];
+    snprintf(path, sizeof path, "store/%s", name);
+    return fixture_path(&w->f, path);
+}
+
+static const char *only_file(struct world *w, const char *ending) {
+    char name[256];
+    assert_int_equal(count_files(w->f.dir, ending), 1);
+    nth_file(w->f.dir, ending, 0, name);
+    return in_dir(w, name);
+}
+
+/* The closed store's directory, to come back to. */
+static void save_copy(struct world *w) {
+    copy_dir(w->f.dir, fixture_path(&w->f, "copy"));
+}
+
+static void back_to_copy(struct world *w) {
+    fixture_close(&w->f);
+    remove_dir(w->f.dir);
+    copy_dir(fixture_path(&w->f, "copy"), w->f.dir);
+}
+
+/* ----------------------------------------------------------------- opening */
+
+static void test_configuration_is_checked(void **state) {
+    struct world *w = *state;
+    const struct dw_config good = w->f.config;
+    struct dw_config bad[7] = {good, good, good, good, good, good, good};
+    bad[0].now_ms = DW_DUE_MAX + 1;
+    bad[1].max_record_bytes = 0;
+    bad[2].max_record_bytes = UINT32_C(1) << 31;
+    bad[3].max_open_files = 7;
+    bad[4].max_open_files = 4097;
+    bad[5].partition_bytes = (UINT64_C(16) << 30) + 1;
+    bad[6].now_ms = UINT64_MAX;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        w->f.config = bad[i];
+        assert_int_equal(fixture_try_open(&w->f), DW_EINVAL);
+        assert_null(w->f.store);
+    }
+    struct stat st;
+    assert_int_equal(stat(w->f.dir, &st), -1);
+}
+
+static void test_new_store_is_empty(void **state) {
+    struct world *w = *state;
+    uint64_t applied = 1;
+    assert_int_equal(dw_store_peek_applied(w->f.dir, &applied), DW_OK);
+    assert_int_equal(applied, 0);
+    fixture_open(&w->f);
+    struct stat st;
+    assert_int_equal(stat(w->f.dir, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0700);
+    const struct dw_recovery none = {0};
+    assert_memory_equal(&w->f.report, &none, sizeof none);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(dw_store_next_due(w->f.store), DW_NEVER);
+    assert_int_equal(dw_store_applied(w->f.store), 0);
+    assert_int_equal(take(w, DW_DUE_MAX, 10), 0);
+    assert_int_equal(stat_of(w).partitions, 0);
+}
+
+static void test_missing_parent(void **state) {
+    struct world *w = *state;
+    snprintf(w->f.dir, sizeof w->f.dir, "%s/no/where", w->f.base);
+    assert_int_equal(fixture_try_open(&w->f), DW_EIO);
+    assert_int_equal(dw_store_errno(), ENOENT);
+}
+
+static void test_a_fixed_default_allocator(void **state) {
+    struct world *w = *state;
+    w->f.config.alloc = NULL;
+    w->f.config.io = NULL;
+    w->f.config.log = NULL;
+    fixture_open(&w->f);
+    insert_n(w, 10, 0, 1, 100);
+    checkpoint(w);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_files_of_no_checkpoint_are_removed(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 1000, 1000000, 100);
+    checkpoint(w);
+    const unsigned named = count_files(w->f.dir, "");
+    insert_n(w, 100, 1000, 100000000, 100);
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+    assert_true(count_files(w->f.dir, "") > named);
+    fixture_close(&w->f);
+    /* Not ours: left alone. */
+    int fd = open(in_dir(w, "indexes"), O_CREAT | O_WRONLY, 0600);
+    close(fd);
+    fd = open(in_dir(w, "MANIFEST.tmp"), O_CREAT | O_WRONLY, 0600);
+    close(fd);
+    fixture_open(&w->f);
+    assert_int_equal(count_files(w->f.dir, ""), named + 1);
+    assert_int_equal(w->f.report.applied, 1);
+    assert_int_equal(w->f.report.pending, 10);
+    model_replay(&w->model, w->f.store, UINT64_MAX);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_without_manifest_it_begins_anew(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 1000, 1000000, 100);
+    checkpoint(w);
+    fixture_close(&w->f);
+    assert_int_equal(unlink(in_dir(w, "MANIFEST")), 0);
+    fixture_open(&w->f);
+    assert_int_equal(w->f.report.applied, 0);
+    assert_int_equal(count_files(w->f.dir, ""), 0);
+    model_replay(&w->model, w->f.store, UINT64_MAX);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_longer_files_are_cut(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 1000, 1, 100);
+    checkpoint(w);
+    const uint64_t rec = file_size(only_file(w, ".rec")), idx = file_size(only_file(w, ".idx"));
+    insert_n(w, 10, 1000, 1, 100);
+    settle_one(w, 1 << 16);
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+    const uint64_t more =
+        file_size(only_file(w, ".rec")) - rec + file_size(only_file(w, ".idx")) - idx;
+    fixture_close(&w->f);
+    fixture_open(&w->f);
+    assert_int_equal(w->f.report.cut_bytes, more);
+    assert_int_equal(file_size(only_file(w, ".rec")), rec);
+    assert_int_equal(file_size(only_file(w, ".idx")), idx);
+    model_replay(&w->model, w->f.store, 0);
+    model_compare(&w->model, w->f.store, true);
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(w->f.report.pending, 19);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_damaged_manifest(void **state) {
+    struct world *w = *state;
+    uint64_t applied;
+    insert_n(w, 10, 1000, 1, 100);
+    assert_int_equal(fixture_checkpoint(&w->f, fixture_path(&w->f, "snapshot")), DW_OK);
+    fixture_close(&w->f);
+    flip_bit(in_dir(w, "MANIFEST"), 20, 3);
+    assert_int_equal(dw_store_peek_applied(w->f.dir, &applied), DW_ECORRUPT);
+    assert_int_equal(fixture_try_open(&w->f), DW_ECORRUPT);
+    assert_int_equal(count_files(w->f.dir, ".rec"), 1);
+    assert_int_equal(dw_store_restore(w->f.dir, fixture_path(&w->f, "snapshot")), DW_OK);
+    reopen(w);
+    model_compare(&w->model, w->f.store, true);
+}
+
+/* Makes the version of a file or manifest later, with the checksum that belongs to it. */
+static void make_later(const char *path, size_t covered) {
+    uint8_t bytes[4096];
+    int fd = open(path, O_RDWR);
+    const size_t size = covered != 0 ? covered : (size_t)file_size(path);
+    assert_true(size <= sizeof bytes);
+    assert_int_equal(pread(fd, bytes, size, 0), size);
+    dw_le32_put(bytes + 8, 2);
+    dw_le32_put(bytes + 12, dw_crc32c(dw_crc32c(0, bytes, 12), bytes + 16, size - 16));
+    assert_int_equal(pwrite(fd, bytes, size, 0), size);
+    close(fd);
+}
+
+static void test_later_versions_are_left_alone(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 1000, 1, 100);
+    checkpoint(w);
+    fixture_close(&w->f);
+    static const char *const endings[3] = {".idx", ".rec", "MANIFEST"};
+    for (int i = 0; i < 3; i++) {
+        make_later(only_file(w, endings[i]), i < 2 ? DW_FILE_HEADER : 0);
+        assert_int_equal(fixture_try_open(&w->f), DW_EVERSION);
+        assert_int_equal(count_files(w->f.dir, ""), 3);
+    }
+    uint64_t applied;
+    assert_int_equal(dw_store_peek_applied(w->f.dir, &applied), DW_EVERSION);
+    assert_int_equal(dw_store_validate(w->f.dir, &applied), DW_EVERSION);
+}
+
+/* ------------------------------------------------------------------ insert */
+
+static void test_malformed_batches(void **state) {
+    struct world *w = *state;
+    const struct model_new_record records[2] = {{.when = 5, .length = 10},
+                                                {.when = 6, .length = 20}};
+    size_t bytes;
+    uint32_t count;
+    uint8_t *batch = model_batch(1, records, 2, &bytes);
+    struct dw_inserted out;
+    assert_int_equal(dw_batch_check(batch, bytes, 20, &count), DW_OK);
+    assert_int_equal(count, 2);
+    assert_int_equal(dw_batch_check(batch, bytes, 19, &count), DW_ETOOBIG);
+    for (size_t length = 0; length < bytes; length++) {
+        const int expected = length == 34 ? DW_OK : DW_EINVAL;
+        assert_int_equal(dw_batch_check(batch, length, 20, &count), expected);
+        assert_int_equal(count, expected == DW_OK);
+    }
+    static const struct {
+        size_t at;
+        uint8_t value;
+        int result;
+    } bad[] = {
+        {0, 0, DW_EINVAL},                           /* an empty body */
+        {3, 1, DW_ETOOBIG},                          /* 16 MiB */
+        {0, 9, DW_EINVAL},                           /* the next record begins too early */
+        {4, 2, DW_EINVAL},                           /* unknown flags */
+        {5, 0x80, DW_EINVAL},   {34, 21, DW_EINVAL}, /* more than there is */
+        {34 + 5, 1, DW_EINVAL},                      /* flags of the second */
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const uint8_t good = batch[bad[i].at];
+        batch[bad[i].at] = bad[i].value;
+        assert_int_equal(dw_store_insert(w->f.store, 1, NOW, batch, bytes, &out), bad[i].result);
+        assert_int_equal(out.count, 0);
+        assert_int_equal(out.next_due, DW_NEVER);
+        batch[bad[i].at] = good;
+    }
+    assert_int_equal(dw_store_insert(w->f.store, 1, NOW, batch, 0, &out), DW_EINVAL);
+    assert_int_equal(dw_store_insert(w->f.store, UINT64_C(1) << 48, NOW, batch, bytes, &out),
+                     DW_EINVAL);
+    assert_int_equal(dw_store_applied(w->f.store), 0);
+    model_compare(&w->model, w->f.store, false);
+    assert_int_equal(dw_store_insert(w->f.store, 1, NOW, batch, bytes, &out), DW_OK);
+    assert_int_equal(out.count, 2);
+    assert_int_equal(out.next_due, NOW + 5);
+    assert_true(out.buffered >= bytes);
+    free(batch);
+}
+
+static void test_largest_batch(void **state) {
+    struct world *w = *state;
+    struct model_new_record *records = calloc(65536, sizeof *records);
+    struct dw_inserted out;
+    size_t bytes;
+    assert_non_null(records);
+    for (unsigned i = 0; i < 65536; i++) {
+        records[i] = (struct model_new_record){.when = i, .length = 1};
+    }
+    uint8_t *batch = model_batch(3, records, 65536, &bytes);
+    assert_int_equal(dw_store_insert(w->f.store, 3, NOW, batch, bytes, &out), DW_EINVAL);
+    assert_int_equal(dw_store_insert(w->f.store, 3, NOW, batch, bytes - 25, &out), DW_OK);
+    assert_int_equal(out.count, 65535);
+    assert_null(dw_store_check(w->f.store));
+    struct dw_sink sink = collected_sink(&w->collected);
+    uint64_t next_due;
+    assert_int_equal(dw_store_take(w->f.store, NOW + 65534, 70000, UINT64_MAX, &sink, &next_due),
+                     DW_OK);
+    assert_int_equal(w->collected.count, 65535);
+    for (unsigned i = 0; i < 65535; i++) {
+        assert_int_equal(w->collected.records[i].id, (UINT64_C(3) << 16) | i);
+    }
+    assert_int_equal(next_due, DW_NEVER);
+    free(batch);
+    free(records);
+}
+
+static void test_due_times(void **state) {
+    struct world *w = *state;
+    const struct model_new_record records[] = {
+        {.when = 0, .length = 1},
+        {.when = UINT64_MAX, .length = 1},
+        {.when = DW_DUE_MAX, .length = 1},
+        {.when = UINT64_MAX, .absolute = true, .length = 1},
+        {.when = DW_DUE_MAX, .absolute = true, .length = 1},
+        {.when = 0, .absolute = true, .length = 1},
+        {.when = NOW - 1, .absolute = true, .length = 1},
+    };
+    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 7), DW_OK);
+    for (unsigned i = 1; i <= 4; i++) {
+        assert_int_equal(model_find(&w->model, 1 << 16 | i)->due, DW_DUE_MAX);
+    }
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(take(w, NOW, 10), 3);
+    assert_int_equal(take(w, DW_DUE_MAX - 1, 10), 0);
+    assert_int_equal(take(w, UINT64_MAX, 10), 4);
+}
+
+/* Raft's log may be replayed from anywhere before. */
+static void test_changes_at_or_below_applied_do_nothing(void **state) {
+    struct world *w = *state;
+    insert_n(w, 5, 0, 0, 10);
+    model_note(&w->model, w->f.store);
+    assert_int_equal(dw_store_applied(w->f.store), 2);
+    const struct model_new_record record = {.when = 1, .length = 3};
+    size_t bytes;
+    uint8_t *batch = model_batch(2, &record, 1, &bytes);
+    for (uint64_t index = 0; index <= 2; index++) {
+        struct dw_inserted out = {.count = 99};
+        uint64_t id = 1 << 16, removed = 99;
+        assert_int_equal(dw_store_insert(w->f.store, index, NOW, batch, bytes, &out), DW_OK);
+        assert_int_equal(out.count, 0);
+        assert_int_equal(out.bytes, 0);
+        assert_int_equal(out.next_due, NOW);
+        assert_int_equal(dw_store_settle(w->f.store, index, &id, 1, &removed), DW_OK);
+        assert_int_equal(removed, 0);
+        assert_int_equal(dw_store_reschedule(w->f.store, index, id, NOW + 5), DW_OK);
+        dw_store_note(w->f.store, index);
+        model_compare(&w->model, w->f.store, true);
+    }
+    free(batch);
+}
+
+/* ---------------------------------------------------------- take and settle */
+
+static void test_in_due_order_then_by_id(void **state) {
+    struct world *w = *state;
+    insert_n(w, 100, 1000, 0, 30);
+    insert_n(w, 100, 1100, UINT64_MAX, 30); /* backwards: each 1 ms earlier */
+    insert_n(w, 100, 1000, 0, 30);
+    assert_int_equal(dw_store_next_due(w->f.store), NOW + 1000);
+    assert_int_equal(take(w, NOW + 999, 1000), 0);
+    assert_int_equal(take(w, NOW + 1000, 1000), 200);
+    for (unsigned i = 0; i < 200; i++) {
+        const uint64_t id = i < 100 ? (UINT64_C(1) << 16) + i : (UINT64_C(3) << 16) + i - 100;
+        assert_int_equal(w->collected.records[i].id, id);
+        assert_int_equal(w->collected.records[i].encoding, 7);
+    }
+    assert_int_equal(take(w, NOW + 1100, 1000), 100);
+    for (unsigned i = 0; i < 100; i++) {
+        assert_int_equal(w->collected.records[i].due, NOW + 1001 + i);
+    }
+    assert_int_equal(dw_store_next_due(w->f.store), DW_NEVER);
+    assert_int_equal(stat_of(w).taken, 300);
+    assert_int_equal(stat_of(w).pending, 300);
+}
+
+static void test_recovered_in_order_of_id(void **state) {
+    struct world *w = *state;
+    /* One millisecond's records come into different partitions, and are moved. */
+    w->f.config.partition_bytes = 1000;
+    w->f.config.split_bytes = 1;
+    fixture_close(&w->f);
+    fixture_open(&w->f);
+    for (unsigned i = 0; i < 30; i++) {
+        insert_n(w, 20, 20000000, 0, 30);
+        maintain_all(w, NOW + 19000000 - 1000000 * (i % 20));
+    }
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(take(w, NOW + 20000000, 1000), 600);
+    for (unsigned i = 1; i < 600; i++) {
+        assert_true(w->collected.records[i].id > w->collected.records[i - 1].id);
+    }
+}
+
+static void test_limits_of_take(void **state) {
+    struct world *w = *state;
+    insert_n(w, 700, 0, 1, 100);
+    assert_int_equal(take(w, NOW + 1000, 0), 0);
+    assert_int_equal(take(w, NOW + 1000, 1), 1);
+    assert_int_equal(take(w, NOW + 1000, 300), 300);
+    static const uint64_t max_bytes[] = {0, 1, 99, 100, 101, 1000};
+    static const uint32_t taken[] = {1, 1, 1, 1, 2, 10};
+    for (int i = 0; i < 6; i++) {
+        assert_int_equal(
+            model_take(&w->model, w->f.store, NOW + 1000, 500, max_bytes[i], &w->collected), DW_OK);
+        assert_int_equal(w->collected.count, taken[i]);
+    }
+    assert_int_equal(take(w, NOW + 500, UINT32_MAX), 501 - 301 - 16);
+    assert_int_equal(take(w, NOW + 1000, UINT32_MAX), 199);
+}
+
+static void test_records_of_all_lengths(void **state) {
+    struct world *w = *state;
+    static const uint32_t lengths[] = {1,     7,     8,      9,      100,     4096,   32719, 32720,
+                                       32721, 65536, 262144, 500000, 1 << 20, 200000, 3,     32000};
+    struct model_new_record records[16];
+    for (int i = 0; i < 16; i++) {
+        records[i] = (struct model_new_record){.when = (uint64_t)(i * 7 % 16),
+                                               .length = lengths[i],
+                                               .key_hash = 5,
+                                               .encoding = (uint16_t)i};
+    }
+    /* From the buffers, from the files, and from both. */
+    for (int round = 0; round < 3; round++) {
+        assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 16), DW_OK);
+        if (round == 1) {
+            assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+        }
+        if (round == 2) {
+            fault_io_fail(FAULT_PWRITE, 1, true, ENOSPC);
+            assert_int_equal(dw_store_flush(w->f.store), DW_ENOSPC);
+            assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 16), DW_OK);
+            fault_io_fail(0, 0, false, 0);
+        }
+        model_compare(&w->model, w->f.store, true);
+        assert_int_equal(take(w, NOW + 100, 100), round == 2 ? 32 : 16);
+        settle_taken(w);
+    }
+}
+
+static void test_never_early_when_the_clock_steps_back(void **state) {
+    struct world *w = *state;
+    insert_n(w, 100, 0, 100, 10);
+    assert_int_equal(take(w, NOW + 5000, 10), 10);
+    assert_int_equal(take(w, NOW + 450, 100), 0);
+    assert_int_equal(take(w, NOW + 1000, 100), 1);
+    insert_n(w, 10, 1001, 1, 10); /* the wheel has passed these */
+    assert_int_equal(take(w, NOW + 1000, 100), 0);
+    assert_int_equal(dw_store_next_due(w->f.store), NOW + 1001);
+    assert_int_equal(take(w, NOW + 1005, 100), 5);
+    assert_int_equal(take(w, NOW + 3600000, 1000), 94);
+}
+
+static void test_taken_are_not_handed_out_again(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 0, 0, 10);
+    assert_int_equal(take(w, NOW, 10), 10);
+    assert_int_equal(take(w, NOW, 10), 0);
+    assert_int_equal(dw_store_next_due(w->f.store), DW_NEVER);
+    assert_int_equal(model_untake(&w->model, w->f.store), DW_OK);
+    assert_int_equal(take(w, NOW, 4), 4);
+    settle_taken(w);
+    assert_int_equal(take(w, NOW, 10), 6);
+    model_compare(&w->model, w->f.store, true);
+    /* Only this opening knows that they were. */
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(take(w, NOW, 10), 6);
+}
+
+static void test_untaken_in_order(void **state) {
+    struct world *w = *state;
+    insert_n(w, 50, 0, 0, 10);
+    assert_int_equal(take(w, NOW, 20), 20);
+    assert_int_equal(model_untake(&w->model, w->f.store), DW_OK);
+    assert_int_equal(take(w, NOW, 50), 50);
+    for (unsigned i = 0; i < 50; i++) {
+        assert_int_equal(w->collected.records[i].id, 1 << 16 | i);
+    }
+}
+
+static void test_postpone(void **state) {
+    struct world *w = *state;
+    insert_n(w, 3, 0, 0, 10);
+    const uint64_t id = 1 << 16;
+    assert_int_equal(model_postpone(&w->model, w->f.store, id, NOW + 10), DW_ENOENT);
+    assert_int_equal(take(w, NOW, 10), 3);
+    assert_int_equal(model_postpone(&w->model, w->f.store, 99, NOW + 10), DW_ENOENT);
+    assert_int_equal(model_postpone(&w->model, w->f.store, id, NOW + 10), DW_OK);
+    assert_int_equal(model_postpone(&w->model, w->f.store, id, NOW + 10), DW_ENOENT);
+    assert_int_equal(model_postpone(&w->model, w->f.store, id + 1, NOW - 10), DW_OK);
+    assert_int_equal(model_postpone(&w->model, w->f.store, id + 2, UINT64_MAX), DW_OK);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(take(w, NOW + 9, 10), 1);
+    assert_int_equal(take(w, NOW + 10, 10), 1);
+    assert_int_equal(w->collected.records[0].due, NOW);
+    /* Again and again, and it is settled while it waits. */
+    for (unsigned i = 1; i < 10; i++) {
+        assert_int_equal(model_postpone(&w->model, w->f.store, id, NOW + 10 + i), DW_OK);
+        assert_int_equal(take(w, NOW + 10 + i, 10), 1);
+        assert_int_equal(w->collected.records[0].due, NOW);
+    }
+    assert_int_equal(model_postpone(&w->model, w->f.store, id, NOW + 100), DW_OK);
+    settle_one(w, id);
+    settle_one(w, id + 2);
+    model_compare(&w->model, w->f.store, true);
+    /* The numbers of these entries are used again, and nothing of the old is seen. */
+    insert_n(w, 3, 5, 5, 10);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(model_untake(&w->model, w->f.store), DW_OK);
+    assert_int_equal(take(w, NOW + 1000, 10), 4);
+}
+
+static void test_settle(void **state) {
+    struct world *w = *state;
+    insert_n(w, 40, 0, 1000, 10);
+    assert_int_equal(take(w, NOW + 5000, 3), 3);
+    const uint64_t ids[] = {1 << 16, 1 << 16, 1 << 16 | 20, 2 << 16, 0, UINT64_MAX, 1 << 16 | 39};
+    assert_int_equal(model_settle(&w->model, w->f.store, ids, 7), DW_OK);
+    assert_int_equal(w->model.count, 37);
+    assert_int_equal(model_settle(&w->model, w->f.store, ids, 0), DW_OK);
+    model_compare(&w->model, w->f.store, true);
+    struct dw_sink sink = collected_sink(&w->collected);
+    assert_int_equal(dw_store_read(w->f.store, 1 << 16, &sink), DW_ENOENT);
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(w->f.report.pending, 37);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_no_memory_for_a_body(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 0, 1, 40000);
+    insert_n(w, 10, 0, 1, 10);
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+    for (uint32_t refuse = 1; refuse < 12; refuse++) {
+        w->collected.refuse_at = refuse;
+        w->collected.refused = 0;
+        assert_int_equal(
+            model_take(&w->model, w->f.store, NOW + 100, 100, UINT64_MAX, &w->collected),
+            DW_ENOMEM);
+        assert_int_equal(w->collected.count, refuse - 1);
+        assert_int_equal(w->collected.refused, 1);
+        assert_int_equal(model_untake(&w->model, w->f.store), DW_OK);
+        struct dw_sink sink = collected_sink(&w->collected);
+        w->collected.refuse_at = 1;
+        assert_int_equal(dw_store_read(w->f.store, 1 << 16, &sink), DW_ENOMEM);
+    }
+    w->collected.refuse_at = 0;
+    assert_int_equal(take(w, NOW + 100, 100), 20);
+}
+
+/* ------------------------------------------------------- read, page and find */
+
+static void test_pages(void **state) {
+    struct world *w = *state;
+    struct dw_record page[10];
+    uint32_t n = 5;
+    insert_n(w, 95, 1000, 0, 10);
+    insert_n(w, 95, 1000, UINT64_MAX, 10);
+    assert_int_equal(take(w, NOW + 950, 20), 20);
+    assert_int_equal(model_postpone(&w->model, w->f.store, w->collected.records[3].id, NOW + 9999),
+                     DW_OK);
+    model_compare(&w->model, w->f.store, true); /* in pages, half of it in files */
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+    insert_n(w, 40, 500, 3, 10);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(dw_store_page(w->f.store, 0, 0, page, 0, &n), DW_OK);
+    assert_int_equal(n, 0);
+    assert_int_equal(dw_store_page(w->f.store, DW_DUE_MAX, UINT64_MAX, page, 10, &n), DW_OK);
+    assert_int_equal(n, 0);
+    assert_int_equal(dw_store_page(w->f.store, NOW + 1000, 1 << 16 | 89, page, 10, &n), DW_OK);
+    assert_int_equal(n, 6); /* five of the first, one of the second batch */
+    assert_int_equal(page[0].id, 1 << 16 | 90);
+    assert_int_equal(page[5].id, 2 << 16);
+}
+
+static void test_find(void **state) {
+    struct world *w = *state;
+    uint64_t ids[200], n;
+    for (unsigned i = 0; i < 100; i++) {
+        insert_one(w, 1000 * i, i % 2 == 0 ? 42 : i % 3, 10);
+    }
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(dw_store_find(w->f.store, 42, ids, 3, &n), DW_OK);
+    assert_int_equal(n, 50);
+    assert_int_equal(dw_store_find(w->f.store, 42, NULL, 0, &n), DW_OK);
+    assert_int_equal(n, 50);
+    assert_int_equal(dw_store_find(w->f.store, 4711, ids, 200, &n), DW_OK);
+    assert_int_equal(n, 0);
+    /* 0 is no key. */
+    assert_int_equal(dw_store_find(w->f.store, 0, ids, 200, &n), DW_OK);
+    assert_int_equal(n, 0);
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(dw_store_find(w->f.store, 42, ids, 200, &n), DW_OK);
+    assert_int_equal(n, 50);
+    assert_int_equal(model_settle(&w->model, w->f.store, ids, 50), DW_OK);
+    assert_int_equal(dw_store_find(w->f.store, 42, ids, 200, &n), DW_OK);
+    assert_int_equal(n, 0);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_reschedule(void **state) {
+    struct world *w = *state;
+    insert_n(w, 6, 1000000, 0, 50);
+    const uint64_t id = 1 << 16;
+    assert_int_equal(model_reschedule(&w->model, w->f.store, 99, NOW), DW_ENOENT);
+    /* Waiting, earlier and later; late. */
+    assert_int_equal(model_reschedule(&w->model, w->f.store, id, NOW + 10), DW_OK);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, id + 1, NOW + 2000000), DW_OK);
+    assert_int_equal(take(w, NOW + 20, 10), 1);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, id + 2, NOW + 5), DW_OK);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, id + 2, NOW + 6), DW_OK);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, id + 3, UINT64_MAX), DW_OK);
+    model_compare(&w->model, w->f.store, true);
+    /* What was taken stays taken. */
+    assert_int_equal(model_reschedule(&w->model, w->f.store, id, NOW + 7), DW_OK);
+    assert_int_equal(take(w, NOW + 30, 10), 1);
+    assert_int_equal(w->collected.records[0].id, id + 2);
+    assert_int_equal(model_untake(&w->model, w->f.store), DW_OK);
+    model_compare(&w->model, w->f.store, true);
+    /* A postponed one forgets that. */
+    assert_int_equal(take(w, NOW + 30, 10), 2);
+    assert_int_equal(model_postpone(&w->model, w->f.store, id, NOW + 500), DW_OK);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, id, NOW + 40), DW_OK);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(take(w, NOW + 40, 10), 1);
+    assert_int_equal(w->collected.records[0].due, NOW + 40);
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(w->f.report.pending, 6);
+    model_compare(&w->model, w->f.store, true);
+}
+
+/* ---------------------------------------------------------------- files */
+
+static void test_a_full_disk(void **state) {
+    struct world *w = *state;
+    for (int round = 0; round < 4; round++) {
+        insert_n(w, 50, 1000, 100000, 200);
+        fault_io_fail(FAULT_PWRITE, 3, true, round % 2 == 0 ? ENOSPC : EDQUOT);
+        assert_int_equal(dw_store_flush(w->f.store), DW_ENOSPC);
+        assert_true(dw_store_errno() == ENOSPC || dw_store_errno() == EDQUOT);
+        assert_true(stat_of(w).buffered > 0);
+        model_compare(&w->model, w->f.store, true);
+        dw_checkpoint *one;
+        assert_int_equal(dw_store_checkpoint(w->f.store, &one), DW_ENOSPC);
+        assert_null(one);
+        settle_one(w, (w->model.index << 16 | 5) - (UINT64_C(1) << 16));
+        bool more;
+        assert_int_equal(dw_store_maintain(w->f.store, NOW, 100, &more), DW_OK);
+    }
+    fault_io_fail(0, 0, false, 0);
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+    assert_int_equal(stat_of(w).buffered, 0);
+    model_compare(&w->model, w->f.store, true);
+    checkpoint(w);
+    reopen(w);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_open_files_are_bounded(void **state) {
+    struct world *w = *state;
+    insert_n(w, 100, 1, 60000, 200);
+    insert_n(w, 100, 1, 3000000, 200);
+    for (unsigned i = 0; i < 3; i++) {
+        checkpoint(w);
+        model_compare(&w->model, w->f.store, true);
+        assert_true(stat_of(w).open_files <= w->f.config.max_open_files);
+        assert_true(stat_of(w).partitions > 20);
+    }
+}
+
+static void test_emptied_partitions_go_with_the_next_checkpoint(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 0, 0, 100);
+    checkpoint(w);
+    insert_n(w, 10, 1000000, 0, 20000);
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+    assert_int_equal(count_files(w->f.dir, ".rec"), 2);
+    assert_int_equal(take(w, NOW + 2000000, 100), 20);
+    settle_taken(w);
+    maintain_all(w, NOW + 2000000);
+    /* The manifest names the first, and not the second. */
+    assert_int_equal(stat_of(w).partitions, 0);
+    assert_int_equal(count_files(w->f.dir, ".rec"), 1);
+    fault_io_fail(FAULT_RENAME, 1, false, EIO);
+    assert_int_equal(fixture_checkpoint(&w->f, NULL), DW_EIO);
+    assert_int_equal(count_files(w->f.dir, ".rec"), 1);
+    checkpoint(w);
+    assert_int_equal(count_files(w->f.dir, ""), 1);
+    assert_int_equal(stat_of(w).file_bytes, 0);
+    assert_int_equal(stat_of(w).dead_bytes, 0);
+    reopen(w);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_a_reader_keeps_what_it_reads(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 0, 0, 30000);
+    dw_checkpoint *one;
+    assert_int_equal(dw_store_checkpoint(w->f.store, &one), DW_OK);
+    assert_int_equal(take(w, NOW, 100), 10);
+    settle_taken(w);
+    maintain_all(w, NOW + 1000000);
+    assert_int_equal(count_files(w->f.dir, ".rec"), 1); /* the checkpoint's */
+    assert_int_equal(dw_checkpoint_finish(one, fixture_path(&w->f, "snapshot")), DW_OK);
+    dw_checkpoint_release(one);
+    assert_int_equal(count_files(w->f.dir, ".rec"), 1);
+    assert_int_equal(count_files(fixture_path(&w->f, "snapshot"), ".rec"), 1);
+    reopen(w);
+    assert_int_equal(w->f.report.pending, 10);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_long_partitions_are_followed_by_others(void **state) {
+    struct world *w = *state;
+    w->f.config.partition_bytes = 10000;
+    fixture_open(&w->f);
+    for (unsigned i = 0; i < 20; i++) {
+        insert_n(w, 10, 100, 1, 400);
+    }
+    assert_true(stat_of(w).partitions >= 8);
+    checkpoint(w);
+    reopen(w);
+    assert_true(w->f.report.partitions >= 8);
+    insert_n(w, 10, 100, 1, 400);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(take(w, NOW + 1000, 1000), 210);
+}
+
+/* --------------------------------------------------------------- maintain */
+
+static void test_coarse_partitions_are_split_in_time(void **state) {
+    struct world *w = *state;
+    const uint64_t day = 24 * 3600 * 1000;
+    w->f.config.split_bytes = 1000;
+    fixture_open(&w->f);
+    for (unsigned i = 0; i < 20; i++) {
+        insert_n(w, 25, 10 * day, 700000, 100);
+    }
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+    const uint32_t coarse = stat_of(w).partitions;
+    assert_true(coarse <= 3);
+    maintain_all(w, NOW + day);
+    assert_int_equal(stat_of(w).partitions, coarse);
+    uint32_t most = coarse;
+    for (uint64_t now = NOW + day; now < NOW + 10 * day + 25 * 700000; now += 600000) {
+        maintain_all(w, now);
+        const uint32_t partitions = stat_of(w).partitions;
+        most = partitions > most ? partitions : most;
+        take(w, now, 1000);
+        settle_taken(w);
+    }
+    assert_true(most > 2 * coarse);
+    model_compare(&w->model, w->f.store, true);
+    take(w, NOW + 11 * day, 1000);
+    settle_taken(w);
+    assert_int_equal(w->model.count, 0);
+    maintain_all(w, NOW + 11 * day);
+    checkpoint(w);
+    assert_int_equal(count_files(w->f.dir, ""), 1);
+}
+
+static void test_garbage_is_bounded(void **state) {
+    struct world *w = *state;
+    w->f.config.split_bytes = 8000;
+    fixture_open(&w->f);
+    insert_n(w, 1000, 40000000, 0, 100);
+    insert_n(w, 1000, 40000000, 0, 100);
+    uint64_t *ids = calloc(2000, sizeof *ids);
+    assert_non_null(ids);
+    for (unsigned i = 0; i < 2000; i++) {
+        ids[i] = (UINT64_C(1) + i / 1000) << 16 | i % 1000;
+    }
+    /* Half of it dead: left. More than half: rewritten. */
+    assert_int_equal(model_settle(&w->model, w->f.store, ids, 999), DW_OK);
+    maintain_all(w, NOW);
+    checkpoint(w);
+    assert_int_equal(stat_of(w).dead_bytes, 999 * dw_rec_bytes(100));
+    assert_int_equal(model_settle(&w->model, w->f.store, ids + 999, 10), DW_OK);
+    maintain_all(w, NOW);
+    assert_int_equal(stat_of(w).partitions, 1);
+    model_compare(&w->model, w->f.store, true);
+    checkpoint(w);
+    assert_int_equal(stat_of(w).dead_bytes, 0);
+    assert_int_equal(count_files(w->f.dir, ".rec"), 1);
+    reopen(w);
+    assert_int_equal(w->f.report.pending, 991);
+    model_compare(&w->model, w->f.store, true);
+    free(ids);
+}
+
+/* A slice in use empties by itself; it is only kept from growing. */
+static void test_garbage_of_now_is_sealed(void **state) {
+    struct world *w = *state;
+    w->f.config.split_bytes = 8000;
+    fixture_open(&w->f);
+    for (unsigned i = 0; i < 40; i++) {
+        insert_n(w, 20, i, 0, 1000);
+        insert_n(w, 1, 10000, 0, 10); /* keeps its partition from being empty */
+        assert_int_equal(take(w, NOW + i, 100), 20);
+        settle_taken(w);
+        maintain_all(w, NOW + i);
+        assert_true(stat_of(w).partitions <= 42);
+    }
+    /* 20 kB of garbage a round, and a partition takes up to 16 kB of that. */
+    assert_int_equal(stat_of(w).partitions, 40);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_leftovers_are_merged(void **state) {
+    struct world *w = *state;
+    fixture_open(&w->f);
+    const uint64_t width = UINT64_C(1) << dw_level_shift(0);
+    const unsigned slices = 300;
+    for (unsigned i = 0; i < slices; i++) {
+        insert_n(w, 1, i * width + 100, 0, 100);
+        maintain_all(w, NOW + i * width);
+    }
+    assert_true(stat_of(w).partitions > 200);
+    maintain_all(w, NOW + (slices + 100) * width);
+    assert_true(stat_of(w).partitions <= 260);
+    model_compare(&w->model, w->f.store, true);
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(take(w, NOW + (slices + 100) * width, 1000), slices);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_maintain_is_bounded(void **state) {
+    struct world *w = *state;
+    w->f.config.split_bytes = 1000;
+    fixture_open(&w->f);
+    for (unsigned i = 0; i < 10; i++) {
+        insert_n(w, 100, 3000000, 10, 2000);
+    }
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+    unsigned steps = 0;
+    bool more = true;
+    while (more) {
+        const struct dw_stat before = stat_of(w);
+        assert_int_equal(dw_store_maintain(w->f.store, NOW + 2900000, 1, &more), DW_OK);
+        assert_true(stat_of(w).file_bytes <= before.file_bytes + 80000);
+        model_compare(&w->model, w->f.store, false);
+        steps++;
+    }
+    assert_true(steps > 20);
+    model_compare(&w->model, w->f.store, true);
+}
+
+/* ------------------------------------------------------------- checkpoints */
+
+static void test_one_checkpoint_at_a_time(void **state) {
+    struct world *w = *state;
+    dw_checkpoint *one, *two;
+    assert_int_equal(dw_store_checkpoint(w->f.store, &one), DW_OK);
+    assert_int_equal(dw_store_checkpoint(w->f.store, &two), DW_EINVAL);
+    assert_null(two);
+    dw_checkpoint_release(one);
+    assert_int_equal(dw_store_checkpoint(w->f.store, &two), DW_OK);
+    dw_checkpoint_release(two);
+    dw_checkpoint_release(NULL);
+    uint64_t applied;
+    assert_int_equal(dw_store_peek_applied(w->f.dir, &applied), DW_OK);
+    assert_int_equal(applied, 0);
+}
+
+static void test_finish_may_be_tried_again(void **state) {
+    struct world *w = *state;
+    insert_n(w, 20, 10, 1000000, 100);
+    dw_checkpoint *one;
+    assert_int_equal(dw_store_checkpoint(w->f.store, &one), DW_OK);
+    fault_io_fail(FAULT_LINK, 3, false, EMLINK); /* one is copied instead */
+    fault_io_fail_name(FAULT_PWRITE, "MANIFEST", ENOSPC);
+    const char *snapshot = fixture_path(&w->f, "snapshot");
+    assert_int_equal(dw_checkpoint_finish(one, snapshot), DW_ENOSPC);
+    fault_io_fail_name(0, NULL, 0);
+    assert_int_equal(dw_checkpoint_finish(one, snapshot), DW_OK);
+    assert_int_equal(dw_checkpoint_finish(one, snapshot), DW_OK);
+    dw_checkpoint_release(one);
+    uint64_t applied;
+    assert_int_equal(dw_store_validate(snapshot, &applied), DW_OK);
+    assert_int_equal(applied, 1);
+    fixture_close(&w->f);
+    assert_int_equal(dw_store_restore(w->f.dir, snapshot), DW_OK);
+    reopen(w);
+    model_compare(&w->model, w->f.store, true);
+}
+
+/* Linux forgets what it could not write, and a second fsync succeeds. */
+static void test_a_failed_fsync_is_not_forgotten(void **state) {
+    struct world *w = *state;
+    insert_n(w, 20, 10, 1000, 100);
+    insert_n(w, 20, 100000000, 1000, 100);
+    fault_io_fail(FAULT_FDATASYNC, 2, false, EIO);
+    assert_int_equal(fixture_checkpoint(&w->f, NULL), DW_EIO);
+    assert_int_equal(fault_io_failed(), 1);
+    assert_int_equal(fixture_checkpoint(&w->f, NULL), DW_EIO);
+    uint64_t applied;
+    assert_int_equal(dw_store_peek_applied(w->f.dir, &applied), DW_OK);
+    assert_int_equal(applied, 0);
+    insert_n(w, 20, 10, 1000, 100);
+    maintain_all(w, NOW);
+    model_compare(&w->model, w->f.store, true);
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(w->f.report.applied, 3);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_a_file_that_cannot_be_written(void **state) {
+    struct world *w = *state;
+    insert_n(w, 20, 10, 1000, 100);
+    fault_io_fail_name(FAULT_PWRITE, "00000001-", EIO);
+    assert_int_equal(dw_store_flush(w->f.store), DW_EIO);
+    insert_n(w, 20, 10, 1000, 100);
+    bool more;
+    int result = dw_store_maintain(w->f.store, NOW, 1 << 20, &more);
+    assert_int_equal(result, DW_OK);
+    maintain_all(w, NOW);
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+    checkpoint(w);
+    reopen(w);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_snapshots_do_not_change(void **state) {
+    struct world *w = *state;
+    const char *first = fixture_path(&w->f, "first"), *second = fixture_path(&w->f, "second");
+    insert_n(w, 20, 10, 1000000, 100);
+    assert_int_equal(fixture_checkpoint(&w->f, first), DW_OK);
+    insert_n(w, 20, 10, 1000000, 100);
+    settle_one(w, 1 << 16);
+    assert_int_equal(fixture_checkpoint(&w->f, second), DW_OK);
+    /* Back to the first, and on from there with other changes. */
+    fixture_close(&w->f);
+    assert_int_equal(dw_store_restore(w->f.dir, first), DW_OK);
+    fixture_open(&w->f);
+    assert_int_equal(w->f.report.applied, 1);
+    assert_int_equal(w->f.report.pending, 20);
+    struct model other = {0};
+    const struct model_new_record record = {.when = 10, .length = 5000};
+    other.index = 1;
+    for (unsigned i = 0; i < 50; i++) {
+        assert_int_equal(model_insert(&other, NULL, NOW, &record, 1), DW_OK);
+        const struct model_change *change = &other.changes[i];
+        struct dw_inserted out;
+        assert_int_equal(
+            dw_store_insert(w->f.store, change->index, NOW, change->bytes, change->length, &out),
+            DW_OK);
+    }
+    checkpoint(w);
+    model_free(&other);
+    fixture_close(&w->f);
+    assert_int_equal(dw_store_restore(w->f.dir, second), DW_OK);
+    fixture_open(&w->f);
+    assert_int_equal(w->f.report.applied, 3);
+    assert_int_equal(w->f.report.pending, 39);
+    model_replay(&w->model, w->f.store, UINT64_MAX);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_incomplete_snapshots(void **state) {
+    struct world *w = *state;
+    const char *snapshot = fixture_path(&w->f, "snapshot");
+    uint64_t applied;
+    char name[256], path[700];
+    assert_int_equal(dw_store_validate(snapshot, &applied), DW_ENOENT);
+    assert_int_equal(dw_store_restore(w->f.dir, snapshot), DW_ENOENT);
+    insert_n(w, 20, 10, 0, 100);
+    assert_int_equal(fixture_checkpoint(&w->f, snapshot), DW_OK);
+    insert_n(w, 20, 10, 0, 100);
+    checkpoint(w);
+    fixture_close(&w->f);
+    for (int i = 0; i < 2; i++) {
+        nth_file(snapshot, i == 0 ? ".rec" : ".idx", 0, name);
+        snprintf(path, sizeof path, "%s/%s", snapshot, name);
+        assert_int_equal(unlink(path), 0);
+        assert_int_equal(dw_store_validate(snapshot, &applied), DW_ECORRUPT);
+        int fd = open(path, O_CREAT | O_WRONLY, 0600);
+        assert_int_equal(write(fd, "too short", 9), 9);
+        close(fd);
+        assert_int_equal(dw_store_validate(snapshot, &applied), DW_ECORRUPT);
+        /* The store is not given up for it. */
+        assert_int_equal(dw_store_restore(w->f.dir, snapshot), DW_ECORRUPT);
+        assert_int_equal(dw_store_peek_applied(w->f.dir, &applied), DW_OK);
+        assert_int_equal(applied, 2);
+    }
+    snprintf(path, sizeof path, "%s/MANIFEST", snapshot);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(dw_store_validate(snapshot, &applied), DW_ENOENT);
+    reopen(w);
+    model_compare(&w->model, w->f.store, true);
+}
+
+/* ----------------------------------------------------------------- damage */
+
+static void test_a_damaged_record(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 0, 0, 100);
+    checkpoint(w);
+    fixture_close(&w->f);
+    const char *rec = only_file(w, ".rec");
+    const uint64_t at = DW_FILE_HEADER + 3 * dw_rec_bytes(100);
+    flip_bit(rec, at + DW_REC_HEADER + 50, 2);         /* body */
+    flip_bit(rec, at + 2 * dw_rec_bytes(100) + 17, 2); /* header of another */
+    reopen(w);
+    assert_int_equal(w->f.report.pending, 10);
+    model_find(&w->model, 1 << 16 | 3)->corrupt = true;
+    model_find(&w->model, 1 << 16 | 5)->corrupt = true;
+    model_compare(&w->model, w->f.store, true);
+    assert_true(w->f.logged[DW_LOG_ERROR] >= 2);
+    assert_non_null(strstr(w->f.last_log, strrchr(rec, '/')));
+    assert_int_equal(dw_store_reschedule(w->f.store, 2, 1 << 16 | 3, NOW + 10), DW_ECORRUPT);
+    assert_int_equal(dw_store_applied(w->f.store), 1);
+    /* Handed out as what they are, in their turn; the others whole. */
+    w->f.logged[DW_LOG_ERROR] = 0;
+    assert_int_equal(take(w, NOW, 4), 4);
+    assert_true(w->collected.corrupt[3] && !w->collected.corrupt[2]);
+    assert_int_equal(w->collected.offset, at);
+    assert_string_equal(w->collected.file, strrchr(rec, '/') + 1);
+    assert_int_equal(w->collected.records[3].length, 100);
+    assert_int_equal(take(w, NOW, 100), 6);
+    assert_true(w->collected.corrupt[1]);
+    assert_int_equal(w->f.logged[DW_LOG_ERROR], 2);
+    assert_true(stat_of(w).corrupt_records >= 4);
+    assert_int_equal(model_untake(&w->model, w->f.store), DW_OK);
+    take(w, NOW, 100);
+    settle_taken(w);
+    maintain_all(w, NOW + 1000000);
+    checkpoint(w);
+    assert_int_equal(count_files(w->f.dir, ".rec"), 0);
+}
+
+static void test_damage_is_not_moved(void **state) {
+    struct world *w = *state;
+    w->f.config.split_bytes = 1000;
+    fixture_open(&w->f);
+    insert_n(w, 100, 3000000, 0, 100);
+    checkpoint(w);
+    fixture_close(&w->f);
+    const char *rec = only_file(w, ".rec");
+    flip_bit(rec, DW_FILE_HEADER + 30 * dw_rec_bytes(100) + 60, 0);
+    flip_bit(rec, DW_FILE_HEADER + 60 * dw_rec_bytes(100) + 9, 0);
+    reopen(w);
+    model_find(&w->model, 1 << 16 | 30)->corrupt = true;
+    model_find(&w->model, 1 << 16 | 60)->corrupt = true;
+    maintain_all(w, NOW + 2900000);
+    assert_int_equal(stat_of(w).partitions, 2);
+    model_compare(&w->model, w->f.store, true);
+    checkpoint(w);
+    reopen(w);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(take(w, NOW + 3000000, 1000), 100);
+    settle_taken(w);
+    checkpoint(w);
+    maintain_all(w, NOW + 6000000);
+    checkpoint(w);
+    assert_int_equal(count_files(w->f.dir, ".rec"), 0);
+}
+
+static void test_a_damaged_index_is_made_again(void **state) {
+    struct world *w = *state;
+    const uint64_t dead[] = {1 << 16 | 2, 1 << 16 | 5};
+    insert_n(w, 10, 0, 0, 100);
+    assert_int_equal(model_settle(&w->model, w->f.store, dead, 2), DW_OK);
+    checkpoint(w);
+    fixture_close(&w->f);
+    const char *idx = only_file(w, ".idx");
+    /* One that was added: the record tells. */
+    flip_bit(idx, DW_FILE_HEADER + 4 * DW_IDX_ENTRY + 9, 1);
+    reopen(w);
+    assert_int_equal(w->f.report.rebuilt_indexes, 1);
+    assert_int_equal(w->f.report.pending, 8);
+    assert_int_equal(w->f.logged[DW_LOG_WARNING], 1);
+    assert_non_null(strstr(w->f.last_log, strrchr(idx, '/')));
+    char offset[32];
+    snprintf(offset, sizeof offset, "offset %u", DW_FILE_HEADER + 4 * DW_IDX_ENTRY);
+    assert_non_null(strstr(w->f.last_log, offset));
+    model_compare(&w->model, w->f.store, true);
+    /* It is then left for a sound one. */
+    maintain_all(w, NOW);
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(w->f.report.rebuilt_indexes, 0);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_a_damaged_note_of_dead_records(void **state) {
+    struct world *w = *state;
+    const uint64_t dead[] = {1 << 16 | 2, 1 << 16 | 5};
+    insert_n(w, 10, 0, 0, 100);
+    assert_int_equal(model_settle(&w->model, w->f.store, dead, 2), DW_OK);
+    checkpoint(w);
+    fixture_close(&w->f);
+    flip_bit(only_file(w, ".idx"), DW_FILE_HEADER + 10 * DW_IDX_ENTRY + 9, 1);
+    fixture_open(&w->f);
+    /* Delivered again rather than lost. */
+    assert_int_equal(w->f.report.pending, 10);
+    assert_null(dw_store_check(w->f.store));
+}
+
+static void test_missing_files(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 0, 0, 100);
+    insert_n(w, 10, 100000000, 0, 100);
+    checkpoint(w);
+    fixture_close(&w->f);
+    save_copy(w);
+    char name[256];
+
+    /* The index: everything is there. */
+    nth_file(w->f.dir, ".idx", 0, name);
+    assert_int_equal(unlink(in_dir(w, name)), 0);
+    fixture_open(&w->f);
+    assert_int_equal(w->f.report.rebuilt_indexes, 1);
+    model_compare(&w->model, w->f.store, true);
+    maintain_all(w, NOW);
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(w->f.report.rebuilt_indexes, 0);
+    model_compare(&w->model, w->f.store, true);
+
+    /* The records: they are known, and handed out as lost; the rest is served. */
+    back_to_copy(w);
+    nth_file(w->f.dir, ".rec", 0, name);
+    assert_int_equal(unlink(in_dir(w, name)), 0);
+    w->f.logged[DW_LOG_ERROR] = 0;
+    fixture_open(&w->f);
+    assert_int_equal(w->f.report.corrupt_records, 10);
+    assert_int_equal(w->f.report.pending, 20);
+    assert_int_equal(w->f.logged[DW_LOG_ERROR], 1);
+    assert_non_null(strstr(w->f.last_log, name));
+    for (unsigned i = 0; i < 10; i++) {
+        model_find(&w->model, 1 << 16 | i)->corrupt = true;
+    }
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(take(w, NOW, 100), 10);
+    assert_true(w->collected.corrupt[0] && w->collected.corrupt[9]);
+    /* What comes new does not go there. */
+    insert_n(w, 10, 0, 0, 100);
+    assert_int_equal(take(w, NOW, 100), 10);
+    assert_false(w->collected.corrupt[0]);
+    checkpoint(w);
+
+    /* Both: gone without a trace but the log's. */
+    back_to_copy(w);
+    assert_int_equal(unlink(in_dir(w, name)), 0);
+    nth_file(w->f.dir, ".idx", 0, name);
+    assert_int_equal(unlink(in_dir(w, name)), 0);
+    fixture_open(&w->f);
+    assert_int_equal(w->f.report.corrupt_records, 10);
+    assert_int_equal(w->f.report.pending, 10);
+    assert_non_null(strstr(w->f.last_log, "10 of its 10 records are lost"));
+    assert_null(dw_store_check(w->f.store));
+    checkpoint(w);
+    fixture_close(&w->f);
+    fixture_open(&w->f);
+    assert_int_equal(w->f.report.corrupt_records, 0);
+    assert_int_equal(w->f.report.partitions, 1);
+}
+
+static void test_short_files(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 0, 0, 100);
+    checkpoint(w);
+    fixture_close(&w->f);
+    save_copy(w);
+    for (uint64_t length = 0; length < DW_FILE_HEADER + 10 * DW_IDX_ENTRY; length += 13) {
+        assert_int_equal(truncate(only_file(w, ".idx"), (off_t)length), 0);
+        fixture_open(&w->f);
+        assert_int_equal(w->f.report.rebuilt_indexes, 1);
+        assert_int_equal(w->f.report.corrupt_records, 0);
+        model_compare(&w->model, w->f.store, true);
+        back_to_copy(w);
+    }
+    const uint64_t size = file_size(only_file(w, ".rec"));
+    for (uint64_t length = 0; length < size; length += 77) {
+        assert_int_equal(truncate(only_file(w, ".rec"), (off_t)length), 0);
+        fixture_open(&w->f);
+        const uint64_t whole =
+            length < DW_FILE_HEADER ? 0 : (length - DW_FILE_HEADER) / dw_rec_bytes(100);
+        assert_int_equal(w->f.report.corrupt_records, 10 - whole);
+        for (unsigned i = 0; i < 10; i++) {
+            model_find(&w->model, 1 << 16 | i)->corrupt = i >= whole;
+        }
+        model_compare(&w->model, w->f.store, true);
+        back_to_copy(w);
+    }
+}
+
+/* After moves and with damage there may be two of one id: the later one is right. */
+static void test_two_records_of_one_id(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 1000000, 0, 100);
+    checkpoint(w);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 3, NOW + 200000000), DW_OK);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 4, NOW + 20), DW_OK);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 4, NOW + 30), DW_OK);
+    checkpoint(w);
+    fixture_close(&w->f);
+    save_copy(w);
+    const unsigned partitions = count_files(w->f.dir, ".idx");
+    assert_int_equal(partitions, 3);
+    /* Any of the index files lost, in any combination. */
+    for (unsigned lost = 1; lost < 8; lost++) {
+        for (unsigned i = partitions; i-- > 0;) {
+            char name[256];
+            if ((lost >> i & 1) != 0) {
+                nth_file(w->f.dir, ".idx", i, name);
+                assert_int_equal(unlink(in_dir(w, name)), 0);
+            }
+        }
+        fixture_open(&w->f);
+        assert_int_equal(w->f.report.pending, 10);
+        model_compare(&w->model, w->f.store, true);
+        maintain_all(w, NOW);
+        model_compare(&w->model, w->f.store, true);
+        checkpoint(w);
+        reopen(w);
+        assert_int_equal(w->f.report.rebuilt_indexes, 0);
+        model_compare(&w->model, w->f.store, true);
+        back_to_copy(w);
+    }
+}
+
+static void test_no_permission_on_a_file(void **state) {
+    struct world *w = *state;
+    char name[256];
+    insert_n(w, 10, 0, 0, 100);
+    insert_n(w, 10, 100000000, 0, 100);
+    checkpoint(w);
+    fixture_close(&w->f);
+
+    /* While reading: the rest is served, and these are when it is given back. */
+    fixture_open(&w->f);
+    nth_file(w->f.dir, ".rec", 0, name);
+    fault_io_fail_name(FAULT_OPEN | FAULT_PREAD, name, EACCES);
+    struct dw_sink sink = collected_sink(&w->collected);
+    uint64_t next_due;
+    assert_int_equal(dw_store_take(w->f.store, NOW + 100000000, 100, UINT64_MAX, &sink, &next_due),
+                     DW_OK);
+    assert_int_equal(w->collected.count, 10);
+    assert_int_equal(w->collected.records[0].id, 2 << 16);
+    assert_true(next_due > NOW + 100000000 && next_due <= NOW + 100000000 + 60000);
+    assert_int_equal(dw_store_read(w->f.store, 1 << 16, &sink), DW_EACCES);
+    assert_int_equal(dw_store_errno(), EACCES);
+    assert_true(w->f.logged[DW_LOG_ERROR] > 0);
+    fault_io_fail_name(0, NULL, 0);
+    sink = collected_sink(&w->collected);
+    assert_int_equal(dw_store_take(w->f.store, next_due, 100, UINT64_MAX, &sink, &next_due), DW_OK);
+    assert_int_equal(w->collected.count, 10);
+    assert_int_equal(w->collected.records[0].due, NOW);
+    fixture_close(&w->f);
+
+    /* While opening: the files are kept through a checkpoint, until they can be read again. */
+    char part[256];
+    snprintf(part, sizeof part, "%.*s", (int)(strlen(name) - 4), name);
+    fault_io_fail_name(FAULT_OPEN, part, EACCES);
+    fixture_open(&w->f);
+    assert_int_equal(w->f.report.pending, 10);
+    assert_int_equal(w->f.report.corrupt_records, 10);
+    assert_non_null(strstr(w->f.last_log, "its files are kept"));
+    assert_null(dw_store_check(w->f.store));
+    insert_n(w, 5, 0, 0, 10);
+    maintain_all(w, NOW + 1000000);
+    assert_int_equal(fixture_checkpoint(&w->f, fixture_path(&w->f, "snapshot")), DW_OK);
+    fixture_close(&w->f);
+    fault_io_fail_name(0, NULL, 0);
+    reopen(w);
+    assert_int_equal(w->f.report.pending, 25);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_no_permission_on_the_directory(void **state) {
+    struct world *w = *state;
+    fixture_open(&w->f);
+    fixture_close(&w->f);
+    fault_io_fail(FAULT_OPEN, 1, true, EACCES);
+    assert_int_equal(fixture_try_open(&w->f), DW_EACCES);
+    assert_int_equal(dw_store_errno(), EACCES);
+    fault_io_fail(FAULT_LIST, 1, true, EACCES);
+    assert_int_equal(fixture_try_open(&w->f), DW_EACCES);
+    fault_io_fail(0, 0, false, 0);
+    fixture_open(&w->f);
+    insert_n(w, 5, 0, 0, 10);
+    fault_io_fail(FAULT_OPEN, 1, true, EROFS);
+    assert_int_equal(dw_store_flush(w->f.store), DW_EACCES);
+    assert_int_equal(dw_store_errno(), EROFS);
+    fault_io_fail(0, 0, false, 0);
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+}
+
+/* No descriptors left: nothing is lost, nothing called corrupt. */
+static void test_out_of_descriptors(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 0, 0, 100);
+    checkpoint(w);
+    reopen(w);
+    fault_io_fail(FAULT_OPEN, 1, true, EMFILE);
+    assert_int_equal(model_take(&w->model, w->f.store, NOW, 5, UINT64_MAX, &w->collected), DW_EIO);
+    assert_int_equal(w->collected.count, 0);
+    assert_int_equal(dw_store_errno(), EMFILE);
+    fault_io_fail(0, 0, false, 0);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(take(w, NOW, 100), 10);
+}
+
+/* ----------------------------------------------------------------- closing */
+
+static void test_closed(void **state) {
+    struct world *w = *state;
+    insert_n(w, 10, 0, 0, 100);
+    dw_checkpoint *one, *two;
+    assert_int_equal(dw_store_checkpoint(w->f.store, &one), DW_OK);
+    dw_store_close(w->f.store);
+    dw_store_close(w->f.store);
+    dw_store *store = w->f.store;
+    const struct model_new_record record = {.when = 1, .length = 3};
+    struct dw_sink sink = collected_sink(&w->collected);
+    struct dw_inserted inserted;
+    struct dw_record records[2];
+    struct dw_stat stat;
+    uint64_t n, id = 1 << 16;
+    uint32_t count;
+    size_t bytes;
+    bool more;
+    uint8_t *batch = model_batch(2, &record, 1, &bytes);
+    assert_int_equal(dw_store_insert(store, 2, NOW, batch, bytes, &inserted), DW_ECLOSED);
+    free(batch);
+    assert_int_equal(dw_store_settle(store, 2, &id, 1, &n), DW_ECLOSED);
+    assert_int_equal(dw_store_reschedule(store, 2, id, NOW), DW_ECLOSED);
+    dw_store_note(store, 2);
+    assert_int_equal(dw_store_applied(store), 1);
+    assert_int_equal(dw_store_flush(store), DW_ECLOSED);
+    assert_int_equal(dw_store_maintain(store, NOW, 1, &more), DW_ECLOSED);
+    assert_int_equal(dw_store_checkpoint(store, &two), DW_ECLOSED);
+    assert_null(two);
+    assert_int_equal(dw_checkpoint_finish(one, NULL), DW_ECLOSED);
+    dw_checkpoint_release(one);
+    assert_int_equal(dw_store_take(store, NOW, 1, 1, &sink, &n), DW_ECLOSED);
+    assert_int_equal(n, DW_NEVER);
+    assert_int_equal(dw_store_postpone(store, id, NOW), DW_ECLOSED);
+    assert_int_equal(dw_store_untake(store), DW_ECLOSED);
+    assert_int_equal(dw_store_next_due(store), DW_NEVER);
+    assert_int_equal(dw_store_stat(store, &stat), DW_ECLOSED);
+    assert_int_equal(dw_store_read(store, id, &sink), DW_ECLOSED);
+    assert_int_equal(dw_store_page(store, 0, 0, records, 2, &count), DW_ECLOSED);
+    assert_int_equal(dw_store_find(store, 1, &id, 1, &n), DW_ECLOSED);
+    dw_store_release(NULL);
+}
+
+int main(void) {
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST_OPEN(name) cmocka_unit_test_setup_teardown(name, setup_open, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(test_configuration_is_checked),
+        TEST(test_new_store_is_empty),
+        TEST(test_missing_parent),
+        TEST(test_a_fixed_default_allocator),
+        TEST_OPEN(test_files_of_no_checkpoint_are_removed),
+        TEST_OPEN(test_without_manifest_it_begins_anew),
+        TEST_OPEN(test_longer_files_are_cut),
+        TEST_OPEN(test_damaged_manifest),
+        TEST_OPEN(test_later_versions_are_left_alone),
+        TEST_OPEN(test_malformed_batches),
+        TEST_OPEN(test_largest_batch),
+        TEST_OPEN(test_due_times),
+        TEST_OPEN(test_changes_at_or_below_applied_do_nothing),
+        TEST_OPEN(test_in_due_order_then_by_id),
+        TEST_OPEN(test_recovered_in_order_of_id),
+        TEST_OPEN(test_limits_of_take),
+        TEST_OPEN(test_records_of_all_lengths),
+        TEST_OPEN(test_never_early_when_the_clock_steps_back),
+        TEST_OPEN(test_taken_are_not_handed_out_again),
+        TEST_OPEN(test_untaken_in_order),
+        TEST_OPEN(test_postpone),
+        TEST_OPEN(test_settle),
+        TEST_OPEN(test_no_memory_for_a_body),
+        TEST_OPEN(test_pages),
+        TEST_OPEN(test_find),
+        TEST_OPEN(test_reschedule),
+        TEST_OPEN(test_a_full_disk),
+        TEST_OPEN(test_open_files_are_bounded),
+        TEST_OPEN(test_emptied_partitions_go_with_the_next_checkpoint),
+        TEST_OPEN(test_a_reader_keeps_what_it_reads),
+        TEST(test_long_partitions_are_followed_by_others),
+        TEST(test_coarse_partitions_are_split_in_time),
+        TEST(test_garbage_is_bounded),
+        TEST(test_garbage_of_now_is_sealed),
+        TEST(test_leftovers_are_merged),
+        TEST(test_maintain_is_bounded),
+        TEST_OPEN(test_one_checkpoint_at_a_time),
+        TEST_OPEN(test_finish_may_be_tried_again),
+        TEST_OPEN(test_a_failed_fsync_is_not_forgotten),
+        TEST_OPEN(test_a_file_that_cannot_be_written),
+        TEST_OPEN(test_snapshots_do_not_change),
+        TEST_OPEN(test_incomplete_snapshots),
+        TEST_OPEN(test_a_damaged_record),
+        TEST(test_damage_is_not_moved),
+        TEST_OPEN(test_a_damaged_index_is_made_again),
+        TEST_OPEN(test_a_damaged_note_of_dead_records),
+        TEST_OPEN(test_missing_files),
+        TEST_OPEN(test_short_files),
+        TEST_OPEN(test_two_records_of_one_id),
+        TEST_OPEN(test_no_permission_on_a_file),
+        TEST(test_no_permission_on_the_directory),
+        TEST_OPEN(test_out_of_descriptors),
+        TEST_OPEN(test_closed),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
