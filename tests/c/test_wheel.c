@@ -504,7 +504,7 @@ static void peek_works_ahead(void **state) {
     for (unsigned busy = 0; busy < 2; busy++) {
         struct fixture f;
         const uint32_t n = 10000;
-        begin(&f, 65536 + 256);
+        begin(&f, 65536);
         for (uint32_t i = 0; busy && i < 256; i++)
             insert(&f, 65536 + 256 + i);
         for (uint32_t i = 0; i < n; i++)
