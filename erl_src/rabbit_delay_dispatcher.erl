@@ -29,8 +29,8 @@
 -define(TAKE_MESSAGES, 256).
 -define(TAKE_BYTES, 4194304).
 
-%% At most this long is slept; a timer of Erlang's can be set for 49 days.
--define(MAX_SLEEP_MS, 3600000).
+%% At most this long is slept: the clock may be stepped meanwhile.
+-define(MAX_SLEEP_MS, 1000).
 -define(STORE_RETRY_MS, 1000).
 
 -record(in_flight,
