@@ -27,6 +27,10 @@ def one_run(session, node, peer, size, connections, count):
     noise = quiet.ended()
     node.settle()
     settled = node.cpu_seconds()
+    pending = peer.pending(node)
+    if pending != done["confirmed"]:
+        raise loadgen.LoadFailed(f"{peer.label}: {done['confirmed']:,} confirmed, "
+                                 f"{pending:,} pending")
     peer.clear(node)
     return {"peer": peer.key, "size": size, "connections": connections, "complete":
             done["complete"], "rejected": done["rejected"], "rate": done["rate"],
