@@ -848,7 +848,7 @@ void dw_publish(struct dw_store *store) {
         .open_files = store->files.open,
     };
     dw_wheel_histogram(store->wheel, stat.histogram);
-    stat.histogram[0] += dw_heap_count(store->heap);
+    stat.histogram[0] += dw_heap_count(store->heap) + store->stranded;
     uint64_t words[DW_STAT_WORDS];
     memcpy(words, &stat, sizeof words);
     ck_sequence_write_begin(&store->sequence);

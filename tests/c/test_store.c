@@ -1038,7 +1038,7 @@ static void test_incomplete_snapshots(void **state) {
     struct world *w = *state;
     const char *snapshot = fixture_path(&w->f, "snapshot");
     uint64_t applied;
-    char name[256], path[700];
+    char name[256], path[PATH_MAX];
     assert_int_equal(dw_store_validate(snapshot, &applied), DW_ENOENT);
     assert_int_equal(dw_store_restore(w->f.dir, snapshot), DW_ENOENT);
     insert_n(w, 20, 10, 0, 100);
