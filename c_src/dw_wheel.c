@@ -64,8 +64,10 @@
 #define BLOCKS_AT_FIRST 8u
 #define LINE 64u
 #define ARITY 4u
-#define LOOK_AHEAD CHUNK_REFS /* references drained ahead when a new millisecond's entry is shown  \
-                               */
+#define LOOK_AHEAD                                                                                 \
+    CHUNK_REFS      /* references drained ahead when a new millisecond's entry is shown            \
+                     */
+#define PREFETCH 8u /* references fetched ahead of a millisecond's, at least */
 #define DEAD_SLACK 1024u
 #define SWEEP_REFS (2 * CHUNK_REFS)
 
@@ -118,8 +120,9 @@ struct dw_wheel {
     uint32_t near_n; /* chunks in use at level 0 */
     uint32_t sweep;  /* places of heap and near array that the sweep has yet to look at */
     size_t bytes;
-    uint64_t occupied[LEVELS][WORDS];
-    uint32_t counts[LEVELS][SLOTS]; /* [0] is not used */
+    uint64_t occupied[LEVELS][WORDS]; /* a bit a slot */
+    uint8_t words[LEVELS];            /* a bit a word of it: whether it is not 0 */
+    uint32_t counts[LEVELS][SLOTS];   /* [0] is not used */
     struct slot slot[LEVELS * SLOTS];
 };
 
@@ -277,12 +280,18 @@ static void delist(dw_wheel *w, uint32_t c) {
 /* ---- slots */
 
 static inline void set_occupied(dw_wheel *w, uint32_t slot, bool on) {
-    uint64_t *word = &w->occupied[slot / SLOTS][slot % SLOTS / 64];
+    unsigned level = slot / SLOTS, i = slot % SLOTS / 64;
     uint64_t bit = UINT64_C(1) << slot % 64;
-    *word = on ? *word | bit : *word & ~bit;
+    if (on)
+        w->occupied[level][i] |= bit;
+    else
+        w->occupied[level][i] &= ~bit;
+    unsigned word = 1u << i;
+    w->words[level] =
+        (uint8_t)(w->occupied[level][i] != 0 ? w->words[level] | word : w->words[level] & ~word);
 }
 
-/* The number modulo nothing of the slot of `level` in which time t lies. */
+/* The number, from the epoch on, of the slot of the level in which time t lies. */
 static inline uint64_t number(unsigned level, uint64_t t) {
     return t >> (BITS * level);
 }
@@ -353,18 +362,18 @@ static inline int append(dw_wheel *w, unsigned level, uint64_t due, uint32_t k) 
  * holds nothing in the slots before `from`, so those that its two windows may have follow each
  * other in the bitmap, round its end. */
 static uint64_t find_occupied(const dw_wheel *w, unsigned level, uint64_t from) {
-    const uint64_t *word = w->occupied[level];
     unsigned bit = (unsigned)(from % SLOTS), i = bit / 64;
-    uint64_t bits = word[i] & UINT64_MAX << bit % 64;
-    for (unsigned n = 0; n <= WORDS; n++) {
-        if (bits != 0) {
-            unsigned found = i * 64 + (unsigned)__builtin_ctzll(bits);
-            return from + (found - bit) % SLOTS;
-        }
-        i = (i + 1) % WORDS;
-        bits = word[i];
+    uint64_t bits = w->occupied[level][i] & UINT64_MAX << bit % 64;
+    if (bits == 0) {
+        /* The words after the first one, round to the part of it that is not yet looked at. */
+        unsigned words = w->words[level], after = i + 1;
+        words = (words | words << WORDS) >> after & ((1u << WORDS) - 1);
+        if (words == 0)
+            return DW_NEVER;
+        i = (after + (unsigned)__builtin_ctz(words)) % WORDS;
+        bits = w->occupied[level][i];
     }
-    return DW_NEVER;
+    return from + (i * 64 + (unsigned)__builtin_ctzll(bits) - bit) % SLOTS;
 }
 
 /* ---- entries */
@@ -419,8 +428,10 @@ static inline uint64_t ref_due(const dw_wheel *w, unsigned level, uint64_t in_sl
     return (in_slot & ~mask) | (ref.due & mask);
 }
 
-static void prefetch_refs(const dw_wheel *w, const struct chunk *chunk) {
-    for (unsigned i = chunk->first; i < chunk->n; i++)
+/* Fetches the slab's lines of the next references, of at most `most`. */
+static inline void prefetch_refs(const dw_wheel *w, const struct chunk *chunk, unsigned most) {
+    unsigned end = chunk->first + most < chunk->n ? chunk->first + most : chunk->n;
+    for (unsigned i = chunk->first; i < end; i++)
         __builtin_prefetch(dw_slab_at(w->slab, chunk->ref[i].k), 1);
 }
 
@@ -435,7 +446,7 @@ static bool drain(dw_wheel *w, unsigned level, uint64_t n, uint64_t *budget) {
         uint32_t c = s->head;
         struct chunk *chunk = chunk_at(w, c);
         if (*budget > 0)
-            prefetch_refs(w, chunk);
+            prefetch_refs(w, chunk, CHUNK_REFS);
         for (; chunk->first < chunk->n; chunk->first++, --*budget) {
             if (*budget == 0)
                 return false;
@@ -502,6 +513,8 @@ static uint32_t first_live(dw_wheel *w, uint32_t slot, uint64_t *budget) {
         if (*budget == 0)
             return DW_NIL;
         const struct chunk *chunk = chunk_at(w, w->slot[slot].head);
+        if (chunk->first % PREFETCH == 0)
+            prefetch_refs(w, chunk, 2 * PREFETCH);
         uint32_t k = chunk->ref[chunk->first].k;
         if (is_live(w, k))
             return k;
@@ -518,7 +531,7 @@ static bool refresh(dw_wheel *w, uint32_t c) {
     struct chunk *chunk = chunk_at(w, c);
     unsigned level = level_of(chunk), n = 0;
     uint64_t in_slot = level > 0 ? heap_at(w, chunk->pos)->due : w->now, least = DW_NEVER;
-    prefetch_refs(w, chunk);
+    prefetch_refs(w, chunk, CHUNK_REFS);
     for (unsigned i = chunk->first; i < chunk->n; i++) {
         struct ref ref = chunk->ref[i];
         if (!is_live(w, ref.k)) {
@@ -761,6 +774,9 @@ static const char *check_slot(const dw_wheel *w, unsigned level, uint64_t n, str
     bool occupied = (w->occupied[level][n % SLOTS / 64] >> n % 64 & 1) != 0;
     if (occupied == is_empty(w, slot))
         return "the bitmap and a slot differ";
+    bool word = (w->words[level] >> n % SLOTS / 64 & 1) != 0;
+    if (word != (w->occupied[level][n % SLOTS / 64] != 0))
+        return "the bitmap and its summary differ";
     if (occupied && level > 0 && n == number(level, w->now))
         return "a current slot is not empty";
     if (occupied && level < LEVELS - 1 && (n >> BITS) - number(level + 1, w->now) > 1)
