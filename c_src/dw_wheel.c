@@ -33,12 +33,13 @@
  * 512 bytes, cut from blocks; a chunk that was emptied is reused, blocks are kept.
  *
  * Next due. Within level 0 the bitmap tells. Above, all chunks are in a 4-ary heap by the least due
- * time that may be in them. A chunk at the top whose least entry was cancelled or drained is gone
- * through, its dead are dropped, and it sinks to where it belongs. That is at most one chunk a
- * cancelled entry, ever. The one bad case: after many entries at the front of the far ones were
- * cancelled, with neither dw_wheel_next nor dw_wheel_work in between, the next dw_wheel_next pays
- * for them all, about a microsecond each. The same goes for many cancelled ones within one
- * millisecond of level 0, at some nanoseconds each.
+ * time that may be in them. When the least entry of the chunk at the top was cancelled or drained,
+ * the next one is found and the chunk sinks to where it belongs: at most once a cancelled entry and
+ * chunk drained, and a cancel does it for SETTLE_CHUNKS chunks where the top is known to be wrong.
+ * The one bad case: many entries at the front of the far ones are cancelled, the earliest last of
+ * all, with no dw_wheel_work before dw_wheel_next; that then pays for them all, about a microsecond
+ * each. So it is with many that were cancelled within one millisecond of level 0, some nanoseconds
+ * each.
  *
  * Dead references, those of cancelled entries, are dropped wherever they are met. When they are
  * more than half as many as the live ones and DEAD_SLACK more, a sweep goes over all chunks,
@@ -70,6 +71,8 @@
 #define PREFETCH 8u /* references fetched ahead of a millisecond's, at least */
 #define DEAD_SLACK 1024u
 #define SWEEP_REFS (2 * CHUNK_REFS)
+#define SETTLE_TRIES 4u
+#define SETTLE_CHUNKS 2u
 
 struct ref {
     uint32_t due; /* low 32 bits */
@@ -118,6 +121,7 @@ struct dw_wheel {
     uint32_t free;   /* first of the free chunks, or DW_NIL */
     uint32_t heap_n; /* chunks in use above level 0 */
     uint32_t near_n; /* chunks in use at level 0 */
+    bool stale;      /* the heap's top may be due later than it says, as some were cancelled */
     uint32_t sweep;  /* places of heap and near array that the sweep has yet to look at */
     size_t bytes;
     uint64_t occupied[LEVELS][WORDS]; /* a bit a slot */
@@ -586,15 +590,30 @@ static void sweep(dw_wheel *w, uint64_t *budget) {
     }
 }
 
-/* Whether the chunk at the heap's top does have a live entry that is due when the heap says. */
-static bool top_is_exact(const dw_wheel *w) {
-    const struct item *top = heap_at(w, 0);
-    const struct chunk *chunk = chunk_at(w, top->chunk);
-    for (unsigned i = chunk->first; i < chunk->n; i++)
-        if (chunk->ref[i].due == (uint32_t)top->due && is_live(w, chunk->ref[i].k) &&
-            dw_slab_at(w->slab, chunk->ref[i].k)->due == top->due)
-            return true;
-    return false;
+/* Makes the heap's top say exactly when its earliest live entry is due: true if that is what it has
+ * said, false if it is later, and another chunk may be the top now. Mostly the slab is only looked
+ * at for the entries that would be the earliest. */
+static bool settle_top(dw_wheel *w) {
+    const struct item top = *heap_at(w, 0);
+    const struct chunk *chunk = chunk_at(w, top.chunk);
+    uint32_t least = (uint32_t)top.due;
+    for (unsigned tries = 0; BITS * level_of(chunk) <= 32 && tries < SETTLE_TRIES; tries++) {
+        uint32_t from = least;
+        least = UINT32_MAX;
+        for (unsigned i = chunk->first; i < chunk->n; i++)
+            if (chunk->ref[i].due >= from && chunk->ref[i].due < least)
+                least = chunk->ref[i].due;
+        for (unsigned i = chunk->first; i < chunk->n; i++)
+            if (chunk->ref[i].due == least && is_live(w, chunk->ref[i].k)) {
+                uint64_t due = top.due - (uint32_t)top.due + least;
+                if (due != top.due)
+                    heap_down(w, 0, (struct item){.due = due, .chunk = top.chunk});
+                return due == top.due;
+            }
+        if (least++ == UINT32_MAX)
+            break;
+    }
+    return refresh(w, top.chunk) && heap_at(w, chunk->pos)->due == top.due;
 }
 
 /* Finds out when the earliest live entry is due; false if the budget ran out first. */
@@ -606,21 +625,21 @@ static bool find_earliest(dw_wheel *w, uint64_t *budget, uint64_t *due) {
             return false;
     }
     while (w->heap_n > 0 && heap_at(w, 0)->due < *due) {
-        if (top_is_exact(w)) {
-            *due = heap_at(w, 0)->due;
-            break;
-        }
         if (*budget < CHUNK_REFS)
             return false;
         *budget -= CHUNK_REFS;
-        refresh(w, heap_at(w, 0)->chunk);
+        if (settle_top(w))
+            *due = heap_at(w, 0)->due;
     }
+    w->stale = false;
     return true;
 }
 
 static void upkeep(dw_wheel *w) {
     uint64_t budget = SWEEP_REFS;
     sweep(w, &budget);
+    for (unsigned n = 0; n < SETTLE_CHUNKS && w->stale; n++)
+        w->stale = w->heap_n > 0 && !settle_top(w);
 }
 
 /* ---- the interface */
@@ -650,6 +669,8 @@ void dw_wheel_cancel(dw_wheel *w, uint32_t k) {
     count_out(w, e->due);
     w->live--;
     w->dead++;
+    if (w->heap_n > 0 && e->due == heap_at(w, 0)->due)
+        w->stale = true;
     upkeep(w);
 }
 
@@ -705,7 +726,7 @@ void dw_wheel_pop(dw_wheel *w) {
 }
 
 bool dw_wheel_work(dw_wheel *w, uint32_t budget) {
-    uint64_t left = budget, due;
+    uint64_t left = budget > CHUNK_REFS ? budget : CHUNK_REFS, due;
     look_ahead(w, &left);
     sweep(w, &left);
     bool known = find_earliest(w, &left, &due);

@@ -49,8 +49,9 @@ enum dw_peek dw_wheel_peek(dw_wheel *wheel, uint64_t now_ms, uint32_t budget, ui
  * DW_TAKEN. Nothing may come between the two calls. */
 void dw_wheel_pop(dw_wheel *wheel);
 
-/* Look-ahead and compaction work of at most `budget` references that does not move the wheel's
- * time; true if there is more. Calling it is never needed for correctness, only to spread work. */
+/* Look-ahead and compaction work of at most `budget` references (62 if it is less) that does not
+ * move the wheel's time; true if there is more. Calling it is never needed for correctness, only to
+ * spread work. */
 bool dw_wheel_work(dw_wheel *wheel, uint32_t budget);
 
 /* The due time of the earliest live entry, DW_NEVER if there is none. Exact, also with only far

@@ -545,25 +545,54 @@ static void next_follows_cancels_of_the_earliest(void **state) {
     }
 }
 
-/* Many cancelled ahead of one that stays, then looked for at once: work has prepared it. */
+/* Many cancelled ahead of one that stays, which is then looked for, with and without work before.
+ */
 static void next_after_many_cancels(void **state) {
     (void)state;
-    struct fixture f;
-    struct rng rng = rng_of(9);
-    const uint32_t n = 20000;
-    begin(&f, T0);
-    for (uint32_t i = 0; i < n; i++)
-        insert(&f, T0 + 7200000 + rng_below(&rng, 10000000));
-    uint32_t stays = insert(&f, T0 + 99999999);
-    for (uint32_t i = 0; i < n; i++)
-        dw_wheel_cancel(f.wheel, i);
-    uint32_t calls = 0;
-    while (dw_wheel_work(f.wheel, 1000))
-        assert_true(++calls < 1000);
-    assert_true(dw_wheel_next(f.wheel) == T0 + 99999999);
-    assert_int_equal(take(&f, T0 + 99999999), stays);
-    check(&f);
-    end(&f);
+    for (unsigned order = 0; order < 3; order++) {
+        struct fixture f;
+        struct rng rng = rng_of(9);
+        const uint32_t n = 20000;
+        begin(&f, T0);
+        for (uint32_t i = 0; i < n; i++)
+            insert(&f, T0 + 7200000 + (order == 0 ? rng_below(&rng, 10000000) : i * UINT64_C(500)));
+        uint32_t stays = insert(&f, T0 + 99999999);
+        for (uint32_t i = 0; i < n; i++)
+            dw_wheel_cancel(f.wheel, order == 1 ? n - 1 - i : i);
+        for (uint32_t calls = 0; order < 2 && dw_wheel_work(f.wheel, order * 1000);)
+            assert_true(++calls < 1000);
+        assert_true(dw_wheel_next(f.wheel) == T0 + 99999999);
+        assert_int_equal(take(&f, T0 + 99999999), stays);
+        check(&f);
+        end(&f);
+    }
+}
+
+/* The earlier half of far entries is cancelled, the earliest first, last or in between. */
+static void next_after_half_is_cancelled(void **state) {
+    (void)state;
+    const uint32_t n = (uint32_t)rng_size(4000, 500);
+    struct many *all = malloc(n * sizeof *all);
+    assert_non_null(all);
+    for (unsigned order = 0; order < 3; order++)
+        for (uint64_t reach = n; reach < UINT64_C(1) << 44; reach *= 1000) {
+            struct fixture f;
+            struct rng rng = rng_of(reach + order);
+            begin(&f, T0);
+            for (uint32_t i = 0; i < n; i++) {
+                all[i].due = T0 + reach + rng_below(&rng, reach);
+                all[i].id = insert(&f, all[i].due);
+            }
+            qsort(all, n, sizeof *all, compare_many);
+            for (uint32_t i = 0; i < n / 2; i++) {
+                uint32_t at = order == 0 ? i : order == 1 ? n / 2 - 1 - i : (i + n / 3) % (n / 2);
+                dw_wheel_cancel(f.wheel, (uint32_t)all[at].id);
+            }
+            assert_true(dw_wheel_next(f.wheel) == all[n / 2].due);
+            check(&f);
+            end(&f);
+        }
+    free(all);
 }
 
 static void the_dead_are_bounded(void **state) {
@@ -817,6 +846,7 @@ int main(void) {
         cmocka_unit_test(peek_works_ahead),
         cmocka_unit_test(next_follows_cancels_of_the_earliest),
         cmocka_unit_test(next_after_many_cancels),
+        cmocka_unit_test(next_after_half_is_cancelled),
         cmocka_unit_test(the_dead_are_bounded),
         cmocka_unit_test(the_dead_are_bounded_when_the_live_go),
         cmocka_unit_test(memory_is_reused),
