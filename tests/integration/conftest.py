@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -18,6 +19,21 @@ PLUGIN_DIRS = [os.environ.get("DELAY_PLUGIN_DIR") or os.path.join(REPOSITORY, "d
 
 # Statistics every second, so that a test which reads rates need not wait for five.
 QUICK_STATISTICS = ["collect_statistics_interval = 1000"]
+
+
+# No test waits for ever, whatever is not answered.
+LONGEST_TEST_SECONDS = 150
+
+
+@pytest.fixture(autouse=True)
+def deadline():
+    def over(*_):
+        raise TimeoutError(f"the test takes more than {LONGEST_TEST_SECONDS} s")
+
+    signal.signal(signal.SIGALRM, over)
+    signal.alarm(LONGEST_TEST_SECONDS)
+    yield
+    signal.alarm(0)
 
 
 @pytest.fixture(scope="session")
