@@ -19,9 +19,9 @@ dw_index *dw_index_new(const struct dw_alloc *alloc, const dw_slab *slab,
                        enum dw_index_field field); /* NULL: no memory */
 void dw_index_free(dw_index *index);
 
-int dw_index_put(dw_index *index, uint32_t k);         /* DW_OK, DW_ENOMEM; k must not be in it */
+int dw_index_put(dw_index *index, uint32_t k); /* DW_OK, DW_ENOMEM; k must not be in it */
 uint32_t dw_index_find(const dw_index *index, uint64_t value); /* an entry with it, or DW_NIL */
-void dw_index_del(dw_index *index, uint32_t k);        /* k must be in it */
+void dw_index_del(dw_index *index, uint32_t k);                /* k must be in it */
 
 /* All entries with `value`, in no particular order: at most max numbers into out, how many there
  * are in all as the answer. */
