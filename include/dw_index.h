@@ -6,7 +6,8 @@
 
 /* A hash index over slab entries: 64-byte buckets of 12 one-byte tags and 12 entry numbers,
  * growing by splitting one bucket at a time (linear hashing, Litwin 1980), never all at once.
- * Some 6 to 7 bytes an entry. One thread at a time. */
+ * What does not fit a bucket goes into nodes of 32 bytes. Some 6 to 7 bytes an entry; it shrinks
+ * again as entries go. One thread at a time. */
 
 typedef struct dw_index dw_index;
 
