@@ -25,6 +25,7 @@
 #include <limits.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -70,30 +71,58 @@ static struct {
 
 /* --------------------------------------------------------------------- memory */
 
-/* The VM's allocator, so that the memory shows in its statistics. It aligns to 8, malloc to 16:
- * the block's own address is kept in front of what is given out. */
-#define ALIGNMENT 16
+/* Small blocks come from the VM's allocator. Larger ones, which are nearly all of a store's memory
+ * and come in few sizes, are mapped one by one: what is given back leaves the process at once. With
+ * 3 M messages, the VM's allocator took 56 to 58 bytes of resident memory each for 49 asked for,
+ * and kept 120 MB after the store was closed; malloc 51 and 59 MB; this 51 and 8 MB. It costs 0.1
+ * us a message. In front of each block is where it really begins. */
+#define ALIGNMENT 16 /* malloc's; the VM's is 8 */
+#define MAPPED_FROM 32768
+#define MAPPED_OFFSET 64 /* a cache line, as some blocks are made of such */
+
+struct origin {
+    void *block;
+    size_t mapped; /* bytes; 0: the VM's */
+};
+_Static_assert(sizeof(struct origin) <= ALIGNMENT, "it must fit in front of a block");
 
 static void *get(void *ctx, size_t bytes) {
+    struct origin origin = {0};
+    uintptr_t at;
     (void)ctx;
-    if (bytes > SIZE_MAX - 2 * ALIGNMENT) {
+    if (bytes > SIZE_MAX / 2) {
         return NULL;
     }
-    char *block = enif_alloc(bytes + ALIGNMENT);
-    if (block == NULL) {
-        return NULL;
+    if (bytes >= MAPPED_FROM) {
+        origin.mapped = bytes + MAPPED_OFFSET;
+        origin.block =
+            mmap(NULL, origin.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (origin.block == MAP_FAILED) {
+            return NULL;
+        }
+        at = (uintptr_t)origin.block + MAPPED_OFFSET;
+    } else {
+        origin.block = enif_alloc(bytes + 2 * ALIGNMENT);
+        if (origin.block == NULL) {
+            return NULL;
+        }
+        at = ((uintptr_t)origin.block + 2 * ALIGNMENT - 1) & ~(uintptr_t)(ALIGNMENT - 1);
     }
-    uintptr_t at = ((uintptr_t)block + ALIGNMENT) & ~(uintptr_t)(ALIGNMENT - 1);
-    memcpy((void *)(at - sizeof block), &block, sizeof block);
+    memcpy((void *)(at - sizeof origin), &origin, sizeof origin);
     return (void *)at;
 }
 
 static void release(void *ctx, void *p) {
     (void)ctx;
-    if (p != NULL) {
-        char *block;
-        memcpy(&block, (char *)p - sizeof block, sizeof block);
-        enif_free(block);
+    if (p == NULL) {
+        return;
+    }
+    struct origin origin;
+    memcpy(&origin, (char *)p - sizeof origin, sizeof origin);
+    if (origin.mapped > 0) {
+        munmap(origin.block, origin.mapped);
+    } else {
+        enif_free(origin.block);
     }
 }
 
