@@ -25,7 +25,7 @@ export LC_ALL := C.UTF-8
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1) $@" &&)
 
-.PHONY: deps deps-build deps-demo deps-bench build nif erl dist demo demo-stop format clean \
+.PHONY: deps deps-build deps-demo deps-bench build nif erl dist demo demo-stop bench-core format clean \
         check check-c check-erl check-integration check-static \
         suites-c suites-erl suites-integration suites-static c-tests
 .DELETE_ON_ERROR:
@@ -95,11 +95,23 @@ _build/c/$(1)/test_%: _build/c/$(1)/tests/test_%.o _build/c/$(1)/libdw.a
 	$$(call say,LD) $$(CC) $$(c_flags_$(1)) -o $$@ $$^ -lcmocka $$(LIBCK) -lpthread -lm
 endef
 $(foreach f,asan tsan plain,$(eval $(call flavour,$(f))))
-.PRECIOUS: _build/c/%.o
+.SECONDARY:
+
+# What the core alone takes, without a broker.
+C_BENCHES := $(patsubst tests/bench/%.c,_build/c/plain/%,$(wildcard tests/bench/bench_*.c))
+
+_build/c/plain/bench_%: tests/bench/bench_%.c _build/c/plain/libdw.a
+	$(call say,LD) $(CC) $(C_STANDARD) $(c_flags_plain) $(C_WARNINGS) -MMD -MP -o $@ $< \
+	    _build/c/plain/libdw.a $(LIBCK) -lpthread -lm
+
+bench-core: deps-build $(C_BENCHES)
+	_build/c/plain/bench_wheel
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
+	    echo _build/c/plain/bench_store && _build/c/plain/bench_store "$$dir/store"
 
 C_TEST_PROGRAMS := $(C_TESTS:%=_build/c/asan/%) $(C_TESTS:%=_build/c/plain/%) \
                    $(C_TESTS_THREADED:%=_build/c/tsan/%)
-c-tests: $(C_TEST_PROGRAMS)
+c-tests: $(C_TEST_PROGRAMS) $(C_BENCHES)
 
 -include $(wildcard _build/c/*/*.d _build/c/*/*/*.d)
 
@@ -139,12 +151,15 @@ RESULTS := _build/results
 
 check: deps
 	@rm -rf $(RESULTS)
-	@$(MAKE) --no-print-directory dist suites-static suites-c suites-erl suites-integration
+	@for part in dist suites-static suites-c suites-erl suites-integration; do \
+	    $(MAKE) --no-print-directory $$part || exit; \
+	done
 	@$(SUM)
 
 check-static check-c check-erl check-integration: check-%: deps
 	@rm -f $(RESULTS)/$*-*.json
-	@$(MAKE) --no-print-directory $(if $(filter c,$*),,dist) suites-$*
+	@$(if $(filter c,$*),,$(MAKE) --no-print-directory dist)
+	@$(MAKE) --no-print-directory suites-$*
 	@$(SUM) $*-
 
 suites-c:
