@@ -162,7 +162,6 @@ static void note_all_synced(const char *path) {
 
 void fault_io_track(const char *dir) {
     struct stat st;
-    track.count = 0;
     snprintf(track.dir, sizeof track.dir, "%s", dir);
     snprintf(track.durable_dir, sizeof track.durable_dir, "%s.durable", dir);
     must(mkdir(track.durable_dir, 0700) == 0 || errno == EEXIST, track.durable_dir);

@@ -44,7 +44,8 @@ uint64_t fault_io_failed(void);  /* of these that were made to fail */
 void fault_io_fail_name(unsigned kinds, const char *part, int err);
 
 /* From now on notes what is durable in directory `dir`: which names, by its fsync, and how much of
- * each file, by theirs. What is in it now is. */
+ * each file, by theirs (also of files that come to it by a link, if they were made since the first
+ * such call). What is in it now is. */
 void fault_io_track(const char *dir);
 
 /* Fills directory `to` with what is left of the tracked one after a power cut: of names made or

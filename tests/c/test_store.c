@@ -699,6 +699,11 @@ static void test_reschedule(void **state) {
     model_compare(&w->model, w->f.store, true);
     assert_int_equal(take(w, NOW + 40, 10), 1);
     assert_int_equal(w->collected.records[0].due, NOW + 40);
+    assert_int_equal(model_postpone(&w->model, w->f.store, id, NOW + 50), DW_OK);
+    assert_int_equal(take(w, NOW + 50, 10), 1);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, id, NOW + 60), DW_OK);
+    assert_int_equal(model_untake(&w->model, w->f.store), DW_OK);
+    model_compare(&w->model, w->f.store, true);
     checkpoint(w);
     reopen(w);
     assert_int_equal(w->f.report.pending, 6);
@@ -768,7 +773,7 @@ static void test_emptied_partitions_go_with_the_next_checkpoint(void **state) {
     model_compare(&w->model, w->f.store, true);
 }
 
-static void test_a_reader_keeps_what_it_reads(void **state) {
+static void test_a_checkpoint_keeps_its_files(void **state) {
     struct world *w = *state;
     insert_n(w, 10, 0, 0, 30000);
     dw_checkpoint *one;
@@ -776,7 +781,7 @@ static void test_a_reader_keeps_what_it_reads(void **state) {
     assert_int_equal(take(w, NOW, 100), 10);
     settle_taken(w);
     maintain_all(w, NOW + 1000000);
-    assert_int_equal(count_files(w->f.dir, ".rec"), 1); /* the checkpoint's */
+    assert_int_equal(count_files(w->f.dir, ".rec"), 1);
     assert_int_equal(dw_checkpoint_finish(one, fixture_path(&w->f, "snapshot")), DW_OK);
     dw_checkpoint_release(one);
     assert_int_equal(count_files(w->f.dir, ".rec"), 1);
@@ -784,6 +789,74 @@ static void test_a_reader_keeps_what_it_reads(void **state) {
     reopen(w);
     assert_int_equal(w->f.report.pending, 10);
     model_compare(&w->model, w->f.store, true);
+}
+
+/* A sink that does away with all records while the first is being handed out. */
+struct sweeping {
+    struct world *w;
+    struct dw_sink inner;
+    bool swept;
+};
+
+static void *sweeping_body(void *ctx, const struct dw_record *record) {
+    struct sweeping *sweeping = ctx;
+    return sweeping->inner.body(sweeping->inner.ctx, record);
+}
+
+static void sweeping_done(void *ctx, const struct dw_record *record) {
+    struct sweeping *sweeping = ctx;
+    struct world *w = sweeping->w;
+    sweeping->inner.done(sweeping->inner.ctx, record);
+    if (!sweeping->swept) {
+        sweeping->swept = true;
+        uint64_t ids[5];
+        for (unsigned i = 0; i < 5; i++) {
+            ids[i] = 1 << 16 | i;
+        }
+        assert_int_equal(model_settle(&w->model, w->f.store, ids, 5), DW_OK);
+        maintain_all(w, NOW + 10000000);
+        checkpoint(w);
+        assert_int_equal(stat_of(w).partitions, 0);
+        insert_n(w, 10, 0, 0, 50); /* what was freed may be used again */
+    }
+}
+
+static void sweeping_corrupt(void *ctx, const struct dw_record *record, const char *file,
+                             uint64_t offset) {
+    struct sweeping *sweeping = ctx;
+    sweeping->inner.corrupt(sweeping->inner.ctx, record, file, offset);
+}
+
+static void test_a_reader_keeps_what_it_reads(void **state) {
+    struct world *w = *state;
+    static const uint32_t lengths[2] = {100, 50000};
+    for (int flushed = 0; flushed < 2; flushed++) {
+        for (int i = 0; i < 2; i++) {
+            struct sweeping sweeping = {.w = w, .inner = collected_sink(&w->collected)};
+            const struct dw_sink sink = {sweeping_body, sweeping_done, sweeping_corrupt, &sweeping};
+            uint64_t next_due;
+            w->model.index = 0;
+            fixture_close(&w->f);
+            remove_dir(w->f.dir);
+            fixture_open(&w->f);
+            insert_n(w, 5, 0, 0, lengths[i]); /* collected all at once */
+            ;
+            if (flushed) {
+                checkpoint(w);
+            }
+            assert_int_equal(dw_store_take(w->f.store, NOW, 5, UINT64_MAX, &sink, &next_due),
+                             DW_OK);
+            assert_int_equal(w->collected.count, 5);
+            for (unsigned j = 0; j < 5; j++) {
+                assert_int_equal(w->collected.records[j].id, 1 << 16 | j);
+                assert_false(w->collected.corrupt[j]);
+            }
+            model_compare(&w->model, w->f.store, true);
+            checkpoint(w); /* now it goes */
+            assert_int_equal(count_files(w->f.dir, ".rec"), 1);
+            model_free(&w->model);
+        }
+    }
 }
 
 static void test_long_partitions_are_followed_by_others(void **state) {
@@ -833,6 +906,17 @@ static void test_coarse_partitions_are_split_in_time(void **state) {
     maintain_all(w, NOW + 11 * day);
     checkpoint(w);
     assert_int_equal(count_files(w->f.dir, ""), 1);
+}
+
+static void test_records_not_yet_written_are_moved(void **state) {
+    struct world *w = *state;
+    w->f.config.split_bytes = 1000;
+    fixture_open(&w->f);
+    insert_n(w, 50, 3000000, 4000, 100);
+    maintain_all(w, NOW + 2900000);
+    assert_true(stat_of(w).partitions > 2);
+    assert_int_equal(w->f.logged[DW_LOG_WARNING], 0);
+    model_compare(&w->model, w->f.store, true);
 }
 
 static void test_garbage_is_bounded(void **state) {
@@ -1106,6 +1190,24 @@ static void test_a_damaged_record(void **state) {
     assert_int_equal(count_files(w->f.dir, ".rec"), 0);
 }
 
+/* Whole, but not the one that should be there. */
+static void test_another_record_in_its_place(void **state) {
+    struct world *w = *state;
+    uint8_t bytes[DW_REC_HEADER + 104];
+    const uint64_t each = dw_rec_bytes(100);
+    insert_n(w, 10, 0, 0, 100);
+    checkpoint(w);
+    fixture_close(&w->f);
+    int fd = open(only_file(w, ".rec"), O_RDWR);
+    assert_int_equal(pread(fd, bytes, each, (off_t)(DW_FILE_HEADER + 3 * each)), each);
+    assert_int_equal(pwrite(fd, bytes, each, (off_t)(DW_FILE_HEADER + 5 * each)), each);
+    close(fd);
+    reopen(w);
+    model_find(&w->model, 1 << 16 | 5)->corrupt = true;
+    assert_int_equal(take(w, NOW, 100), 10);
+    assert_true(w->collected.corrupt[5]);
+}
+
 static void test_damage_is_not_moved(void **state) {
     struct world *w = *state;
     w->f.config.split_bytes = 1000;
@@ -1121,6 +1223,7 @@ static void test_damage_is_not_moved(void **state) {
     model_find(&w->model, 1 << 16 | 60)->corrupt = true;
     maintain_all(w, NOW + 2900000);
     assert_int_equal(stat_of(w).partitions, 2);
+    assert_non_null(strstr(w->f.last_log, "2 records cannot be moved"));
     model_compare(&w->model, w->f.store, true);
     checkpoint(w);
     reopen(w);
@@ -1140,24 +1243,29 @@ static void test_a_damaged_index_is_made_again(void **state) {
     assert_int_equal(model_settle(&w->model, w->f.store, dead, 2), DW_OK);
     checkpoint(w);
     fixture_close(&w->f);
-    const char *idx = only_file(w, ".idx");
-    /* One that was added: the record tells. */
-    flip_bit(idx, DW_FILE_HEADER + 4 * DW_IDX_ENTRY + 9, 1);
-    reopen(w);
-    assert_int_equal(w->f.report.rebuilt_indexes, 1);
-    assert_int_equal(w->f.report.pending, 8);
-    assert_int_equal(w->f.logged[DW_LOG_WARNING], 1);
-    assert_non_null(strstr(w->f.last_log, strrchr(idx, '/')));
-    char offset[32];
-    snprintf(offset, sizeof offset, "offset %u", DW_FILE_HEADER + 4 * DW_IDX_ENTRY);
-    assert_non_null(strstr(w->f.last_log, offset));
-    model_compare(&w->model, w->f.store, true);
-    /* It is then left for a sound one. */
-    maintain_all(w, NOW);
-    checkpoint(w);
-    reopen(w);
-    assert_int_equal(w->f.report.rebuilt_indexes, 0);
-    model_compare(&w->model, w->f.store, true);
+    save_copy(w);
+    /* Any that was added: the record tells, also of one that is dead. */
+    for (unsigned i = 0; i < 10; i++) {
+        back_to_copy(w);
+        const char *idx = only_file(w, ".idx");
+        flip_bit(idx, DW_FILE_HEADER + i * DW_IDX_ENTRY + 9, 1);
+        w->f.logged[DW_LOG_WARNING] = 0;
+        reopen(w);
+        assert_int_equal(w->f.report.rebuilt_indexes, 1);
+        assert_int_equal(w->f.report.pending, 8);
+        assert_int_equal(w->f.logged[DW_LOG_WARNING], 1);
+        assert_non_null(strstr(w->f.last_log, strrchr(idx, '/')));
+        char offset[32];
+        snprintf(offset, sizeof offset, "offset %u;", DW_FILE_HEADER + i * DW_IDX_ENTRY);
+        assert_non_null(strstr(w->f.last_log, offset));
+        model_compare(&w->model, w->f.store, true);
+        /* It is then left for a sound one. */
+        maintain_all(w, NOW);
+        checkpoint(w);
+        reopen(w);
+        assert_int_equal(w->f.report.rebuilt_indexes, 0);
+        model_compare(&w->model, w->f.store, true);
+    }
 }
 
 static void test_a_damaged_note_of_dead_records(void **state) {
@@ -1271,6 +1379,9 @@ static void test_two_records_of_one_id(void **state) {
     assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 3, NOW + 200000000), DW_OK);
     assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 4, NOW + 20), DW_OK);
     assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 4, NOW + 30), DW_OK);
+    /* There and back: the right one is in the file of the wrong one before. */
+    assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 5, NOW + 200000000), DW_OK);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 5, NOW + 1000001), DW_OK);
     checkpoint(w);
     fixture_close(&w->f);
     save_copy(w);
@@ -1457,9 +1568,11 @@ int main(void) {
         TEST_OPEN(test_a_full_disk),
         TEST_OPEN(test_open_files_are_bounded),
         TEST_OPEN(test_emptied_partitions_go_with_the_next_checkpoint),
+        TEST_OPEN(test_a_checkpoint_keeps_its_files),
         TEST_OPEN(test_a_reader_keeps_what_it_reads),
         TEST(test_long_partitions_are_followed_by_others),
         TEST(test_coarse_partitions_are_split_in_time),
+        TEST(test_records_not_yet_written_are_moved),
         TEST(test_garbage_is_bounded),
         TEST(test_garbage_of_now_is_sealed),
         TEST(test_leftovers_are_merged),
@@ -1471,6 +1584,7 @@ int main(void) {
         TEST_OPEN(test_snapshots_do_not_change),
         TEST_OPEN(test_incomplete_snapshots),
         TEST_OPEN(test_a_damaged_record),
+        TEST_OPEN(test_another_record_in_its_place),
         TEST(test_damage_is_not_moved),
         TEST_OPEN(test_a_damaged_index_is_made_again),
         TEST_OPEN(test_a_damaged_note_of_dead_records),

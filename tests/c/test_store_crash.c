@@ -2,7 +2,7 @@
 /* What a crash or a bad disk leaves: a store is opened on it, Raft's replay follows, and it must
  * hold what the model does. After a crash, exactly; after damage, all but what was damaged, and
  * perhaps again what was settled. */
-#include "dw_partition.h"
+#include "dw_store_internal.h"
 #include "fault_io.h"
 #include "store_fixture.h"
 #include "store_model.h"
@@ -213,6 +213,98 @@ static void test_power_cuts(void **state) {
     for (unsigned i = 0; i < rounds; i++) {
         power_cuts(i);
     }
+}
+
+/* A restore that ends anywhere leaves the old store, none, or the new one, and each is whole. */
+static void test_restore_cut_short(void **state) {
+    struct world w;
+    unsigned seen[3] = {0};
+    (void)state;
+    world_init(&w, 21);
+    const char *snapshot = fixture_path(&w.f, "snapshot");
+    fixture_open(&w.f);
+    insert_some(&w, 20);
+    assert_int_equal(fixture_checkpoint(&w.f, snapshot), DW_OK);
+    /* The files of the snapshot are gone from the store. */
+    while (w.model.count > 0) {
+        settle_some(&w, 32);
+    }
+    insert_some(&w, 20);
+    assert_int_equal(fixture_checkpoint(&w.f, NULL), DW_OK);
+    fixture_close(&w.f);
+    fixture_open(&w.f);
+    fixture_close(&w.f);
+    copy_dir(w.f.dir, fixture_path(&w.f, "crashed"));
+    const uint64_t last = w.model.index;
+    bool failed = true;
+    for (uint64_t n = 1; failed; n++) {
+        for (uint64_t random = 0; random < 5; random++) {
+            char dir[sizeof w.f.dir];
+            memcpy(dir, w.f.dir, sizeof dir);
+            remove_dir(w.f.dir);
+            copy_dir(fixture_path(&w.f, "crashed"), w.f.dir);
+            fault_io_track(w.f.dir);
+            fault_io_fail(FAULT_CHANGE, n, true, EIO);
+            int result = dw_restore_with(w.f.dir, fixture_path(&w.f, "snapshot"), &fault_io,
+                                         &w.f.alloc.alloc);
+            failed = fault_io_failed() > 0;
+            assert_int_equal(result, failed ? DW_EIO : DW_OK);
+            fault_io_fail(0, 0, false, 0);
+            snprintf(w.f.dir, sizeof w.f.dir, "%s/left", w.f.base);
+            fault_io_power_cut(w.f.dir, random * 0x9E3779B97F4A7C15u);
+            memset(w.f.logged, 0, sizeof w.f.logged);
+            fixture_open(&w.f);
+            assert_int_equal(w.f.logged[DW_LOG_ERROR] + w.f.logged[DW_LOG_WARNING], 0);
+            const uint64_t applied = w.f.report.applied;
+            assert_true(applied == 1 || (failed && (applied == 0 || applied == last)));
+            seen[applied == last ? 2 : applied]++;
+            model_replay(&w.model, w.f.store, 0);
+            model_compare(&w.model, w.f.store, true);
+            fixture_close(&w.f);
+            remove_dir(w.f.dir);
+            memcpy(w.f.dir, dir, sizeof dir);
+        }
+    }
+    assert_true(seen[0] > 0 && seen[1] > 0 && seen[2] > 0);
+    world_end(&w);
+}
+
+/* So does a checkpoint's snapshot: it is whole, or it is not there. */
+static void test_snapshot_cut_short(void **state) {
+    struct world w;
+    (void)state;
+    world_init(&w, 22);
+    fixture_open(&w.f);
+    bool failed = true;
+    unsigned whole = 0, none = 0;
+    for (uint64_t n = 1; failed; n++) {
+        insert_some(&w, 5);
+        const char *snapshot = fixture_path(&w.f, "snapshot");
+        remove_dir(snapshot);
+        assert_int_equal(mkdir(snapshot, 0700), 0);
+        fault_io_track(snapshot);
+        dw_checkpoint *checkpoint;
+        assert_int_equal(dw_store_checkpoint(w.f.store, &checkpoint), DW_OK);
+        fault_io_fail(FAULT_RENAME | FAULT_FSYNC | FAULT_PWRITE | FAULT_LINK | FAULT_UNLINK, n,
+                      true, EIO);
+        int result = dw_checkpoint_finish(checkpoint, snapshot);
+        dw_checkpoint_release(checkpoint);
+        failed = fault_io_failed() > 0;
+        assert_int_equal(result, failed ? DW_EIO : DW_OK);
+        fault_io_fail(0, 0, false, 0);
+        for (uint64_t random = 0; random < 8; random++) {
+            const char *left = fixture_path(&w.f, "left");
+            uint64_t applied;
+            fault_io_power_cut(left, random * 0x9E3779B97F4A7C15u);
+            result = dw_store_validate(left, &applied);
+            assert_true(result == DW_OK || (failed && result == DW_ENOENT));
+            assert_int_equal(applied, result == DW_OK ? w.model.index : 0);
+            *(result == DW_OK ? &whole : &none) += 1;
+            remove_dir(left);
+        }
+    }
+    assert_true(whole > 8 && none > 8);
+    world_end(&w);
 }
 
 /* ----------------------------------------------------- cuts at every place */
@@ -523,6 +615,8 @@ static void test_larger_damage(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_power_cuts),
+        cmocka_unit_test(test_restore_cut_short),
+        cmocka_unit_test(test_snapshot_cut_short),
         cmocka_unit_test(test_files_cut_anywhere),
         cmocka_unit_test(test_files_of_later_vanish),
         cmocka_unit_test(test_every_flipped_bit),
