@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { FDS = 1024, FILES = 8192 };
+enum { FDS = 1024, FILES = 1 << 18 };
 
 static struct {
     unsigned kinds;
@@ -126,24 +126,25 @@ static void copy_names(const char *from, const char *to) {
     closedir(dir);
 }
 
+/* Where it is noted, or is to be. */
+static struct synced *noted(ino_t inode) {
+    uint64_t at = inode * UINT64_C(0x9E3779B97F4A7C15) >> 46;
+    while (track.files[at].inode != 0 && track.files[at].inode != inode) {
+        at = (at + 1) % FILES;
+    }
+    return &track.files[at];
+}
+
 static void note_synced(ino_t inode, uint64_t bytes) {
-    unsigned i = 0;
-    while (i < track.count && track.files[i].inode != inode) {
-        i++;
+    struct synced *synced = noted(inode);
+    if (synced->inode == 0) {
+        must(++track.count < FILES / 2, "too many files");
     }
-    if (i == track.count) {
-        must(track.count++ < FILES, "too many files");
-    }
-    track.files[i] = (struct synced){.inode = inode, .bytes = bytes};
+    *synced = (struct synced){.inode = inode, .bytes = bytes};
 }
 
 static uint64_t synced_bytes(ino_t inode) {
-    for (unsigned i = 0; i < track.count; i++) {
-        if (track.files[i].inode == inode) {
-            return track.files[i].bytes;
-        }
-    }
-    return 0;
+    return noted(inode)->bytes;
 }
 
 static void note_all_synced(const char *path) {
