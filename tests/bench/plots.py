@@ -25,7 +25,7 @@ def _save(figure, path):
     plt.close(figure)
 
 
-def bars(path, labels, panels, log=False):
+def bars(path, labels, panels):
     """Panels of (title, {peer: [the values of each label]}): medians, with least and greatest."""
     figure, axes = plt.subplots(1, len(panels), squeeze=False,
                                 figsize=(max(5, 4.8 * len(panels)), 3.6))
@@ -41,13 +41,21 @@ def bars(path, labels, panels, log=False):
                          color=COLOURS[peer], label=peer if x == 0 else None,
                          yerr=[[middle - min(some)], [max(some) - middle]],
                          error_kw={"elinewidth": 1, "capsize": 2})
+                axis.annotate(f"{middle:,.3g}" if middle < 1000 else f"{middle:,.0f}",
+                              (x + (place - (len(series) - 1) / 2) * width, max(some)),
+                              ha="center", va="bottom", fontsize=6)
         axis.set_xticks(range(len(labels)), labels)
         axis.set_title(title)
         axis.grid(axis="x", visible=False)
-        if log:
-            axis.set_yscale("log")
+        axis.margins(y=0.12)
         axis.legend()
     _save(figure, path)
+
+
+def _labelled(axis):
+    """Plain numbers on a logarithmic axis."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
 
 
 def _styled(names_and_peers):
@@ -69,6 +77,8 @@ def quantiles(path, label, runs):
                   [100 - share for share in shares.values()], **style)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    _labelled(axis.xaxis)
+    _labelled(axis.yaxis)
     axis.set_xlabel(label)
     axis.set_ylabel("% of messages that are later")
     axis.legend()
@@ -82,6 +92,7 @@ def lines(path, x_label, y_label, series, log=False):
         axis.plot(series[name][1], series[name][2], marker=".", **style)
     if log:
         axis.set_yscale("log")
+        _labelled(axis.yaxis)
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
     axis.legend()

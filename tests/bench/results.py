@@ -6,6 +6,7 @@ marker lines is replaced."""
 import json
 import os
 import re
+import textwrap
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DOCUMENT = os.path.join(HERE, "RESULTS.md")
@@ -62,13 +63,15 @@ def load(name, directory):
         return None
 
 
+def _wrapped(text):
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
 def section(figure, result, plots):
-    lines = [f"## {figure.TITLE}", "", figure.ABOUT.format(**result), "",
-             *figure.report(result), "",
-             f"`{result['command']}`, {result['date']}, {result['minutes']:.0f} minutes. "
-             + machine_of(result)]
-    if noise := noise_of(result):
-        lines.append(noise)
+    made = (f"`{result['command']}`, {result['date']}, {result['minutes']:.0f} minutes. "
+            f"{machine_of(result)} {noise_of(result) or ''}")
+    lines = [f"## {figure.TITLE}", "", _wrapped(figure.ABOUT.format(**result)), "",
+             *figure.report(result), "", _wrapped(made)]
     for plot in plots:
         lines += ["", f"![{figure.TITLE}](plots/{plot}.svg)"]
     return "\n".join(lines)

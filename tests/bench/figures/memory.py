@@ -77,5 +77,5 @@ def plot(result, path):
     plots.bars(path("memory"), [f"{size:,} B" for size in SIZES], [
         ("RSS a pending message, B", {p: [of(result, p, s, "each") for s in SIZES]
                                       for p in ("ours", "B", "C")}),
-    ], log=True)
+    ])
     return ["memory"]
