@@ -284,11 +284,16 @@ int dw_grow_parts(struct dw_store *store, uint32_t capacity) {
     return DW_OK;
 }
 
+static bool takes_more(const struct dw_store *store, const struct dw_partition *partition) {
+    const uint64_t length = dw_stream_length(&partition->rec);
+    return !partition->sealed && (length == DW_FILE_HEADER || length < store->partition_bytes);
+}
+
 static struct dw_partition *find_target(struct dw_store *store, uint32_t level, uint64_t slice) {
     for (uint32_t i = 0; i < store->parts_capacity; i++) {
         struct dw_partition *partition = store->parts[i];
         if (partition != NULL && partition->level == level && partition->slice == slice &&
-            !partition->sealed) {
+            takes_more(store, partition)) {
             return partition;
         }
     }
@@ -335,15 +340,12 @@ int dw_target(struct dw_store *store, uint64_t clock_ms, uint64_t due, struct dw
     dw_place(clock_ms, due, &level, &slice);
     struct dw_partition **target = &store->target[level][slice % DW_TARGETS];
     struct dw_partition *partition = *target;
-    if (partition == NULL || partition->slice != slice) {
+    if (partition == NULL || partition->slice != slice || !takes_more(store, partition)) {
         dw_lock(store);
         partition = find_target(store, level, slice);
         dw_unlock(store);
     }
-    if (partition != NULL && dw_stream_length(&partition->rec) >= store->partition_bytes) {
-        partition->sealed = true;
-    }
-    if (partition == NULL || partition->sealed) {
+    if (partition == NULL) {
         *target = NULL;
         int result = new_target(store, level, slice, &partition);
         if (result != DW_OK) {
@@ -398,7 +400,7 @@ static void retire(struct dw_store *store, struct dw_partition *partition) {
 
 void dw_retire_if_empty(struct dw_store *store, struct dw_partition *partition) {
     if (partition->live == 0 && !partition->retired && !partition->opaque &&
-        (partition->sealed || dw_stream_length(&partition->rec) > KEEP_EMPTY_BYTES ||
+        (!takes_more(store, partition) || dw_stream_length(&partition->rec) > KEEP_EMPTY_BYTES ||
          dw_slice_is_past(store->clock, partition->level, partition->slice))) {
         retire(store, partition);
     }

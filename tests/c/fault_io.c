@@ -21,6 +21,8 @@ static struct {
     unsigned name_kinds;
     char name_part[128];
     int name_err;
+    size_t short_bytes;
+    bool interrupt;
     char fd_name[FDS][128];
 } fault;
 
@@ -74,6 +76,23 @@ void fault_io_fail_name(unsigned kinds, const char *part, int err) {
     fault.name_kinds = part != NULL ? kinds : 0;
     fault.name_err = err;
     snprintf(fault.name_part, sizeof fault.name_part, "%s", part != NULL ? part : "");
+}
+
+void fault_io_short(size_t bytes) {
+    fault.short_bytes = bytes;
+}
+
+/* How many of the bytes this call is to do; 0: it is interrupted. */
+static size_t shortened(size_t bytes) {
+    if (fault.short_bytes == 0 || bytes == 0) {
+        return bytes;
+    }
+    fault.interrupt = !fault.interrupt;
+    if (fault.interrupt) {
+        errno = EINTR;
+        return 0;
+    }
+    return bytes < fault.short_bytes ? bytes : fault.short_bytes;
 }
 
 static const char *name_of(int fd) {
@@ -278,7 +297,11 @@ static int fault_close(int fd) {
 }
 
 static ssize_t fault_pread(int fd, void *buf, size_t bytes, off_t off) {
-    return fails(FAULT_PREAD, name_of(fd)) ? -1 : pread(fd, buf, bytes, off);
+    if (fails(FAULT_PREAD, name_of(fd))) {
+        return -1;
+    }
+    const size_t some = shortened(bytes);
+    return some == 0 && bytes > 0 ? -1 : pread(fd, buf, some, off);
 }
 
 static ssize_t fault_pwrite(int fd, const void *buf, size_t bytes, off_t off) {
@@ -288,7 +311,8 @@ static ssize_t fault_pwrite(int fd, const void *buf, size_t bytes, off_t off) {
         errno = err;
         return -1;
     }
-    return pwrite(fd, buf, bytes, off);
+    const size_t some = shortened(bytes);
+    return some == 0 && bytes > 0 ? -1 : pwrite(fd, buf, some, off);
 }
 
 static int fault_fstat(int fd, struct stat *st) {

@@ -43,6 +43,10 @@ uint64_t fault_io_failed(void);  /* of these that were made to fail */
  */
 void fault_io_fail_name(unsigned kinds, const char *part, int err);
 
+/* Reads and writes of at most that many bytes at once, and every other one interrupted; 0: as they
+ * come. */
+void fault_io_short(size_t bytes);
+
 /* From now on notes what is durable in directory `dir`: which names, by its fsync, and how much of
  * each file, by theirs (also of files that come to it by a link, if they were made since the first
  * such call). What is in it now is. */

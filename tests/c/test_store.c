@@ -2,7 +2,7 @@
 /* The store's calls, one statement of its contract after the other. */
 #include "dw_crc32c.h"
 #include "dw_le.h"
-#include "dw_partition.h"
+#include "dw_store_internal.h"
 #include "fault_io.h"
 #include "store_fixture.h"
 #include "store_model.h"
@@ -622,6 +622,42 @@ static void test_no_memory_for_a_body(void **state) {
     assert_int_equal(take(w, NOW + 100, 100), 20);
 }
 
+/* A sink without memory, and none for anything else from then on. */
+static void *body_of_none(void *ctx, const struct dw_record *record) {
+    (void)record;
+    fault_alloc_fail(ctx, 1, true);
+    return NULL;
+}
+
+/* What was taken, cannot be handed out, and for whose queueing there is no memory, is not lost. */
+static void test_stranded_records(void **state) {
+    struct world *w = *state;
+    uint64_t next_due;
+    const struct dw_sink sink = {.body = body_of_none, .ctx = &w->f.alloc};
+    for (int round = 0; round < 3; round++) {
+        insert_n(w, 5, 10, 0, 100);
+        const uint64_t first = w->model.index << 16;
+        assert_int_equal(dw_store_take(w->f.store, NOW + 20, 3, UINT64_MAX, &sink, &next_due),
+                         DW_ENOMEM);
+        fault_alloc_fail(&w->f.alloc, 0, false);
+        assert_int_equal(next_due, NOW + 10);
+        assert_int_equal(stat_of(w).taken, 0);
+        model_compare(&w->model, w->f.store, true);
+        settle_one(w, first + 1);
+        model_compare(&w->model, w->f.store, true);
+        if (round == 1) {
+            maintain_all(w, NOW + 20);
+        } else if (round == 2) {
+            assert_int_equal(model_untake(&w->model, w->f.store), DW_OK);
+        }
+        assert_int_equal(take(w, NOW + 20, 10), 4);
+        assert_int_equal(w->collected.records[0].id, first);
+        settle_taken(w);
+        checkpoint(w);
+        reopen(w); /* the heap is new, and has to ask for memory again */
+    }
+}
+
 /* ------------------------------------------------------- read, page and find */
 
 static void test_pages(void **state) {
@@ -875,6 +911,57 @@ static void test_long_partitions_are_followed_by_others(void **state) {
     assert_int_equal(take(w, NOW + 1000, 1000), 210);
 }
 
+/* 4,095 partitions are the most there can be. */
+static void test_no_partition_left(void **state) {
+    struct world *w = *state;
+    struct model_new_record records[100] = {{0}};
+    w->f.config.partition_bytes = 1;
+    fixture_open(&w->f);
+    for (unsigned i = 0; i < 100; i++) {
+        records[i] = (struct model_new_record){.when = i, .length = 1};
+    }
+    for (unsigned i = 0; i < 40; i++) {
+        assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 100), DW_OK);
+    }
+    assert_int_equal(stat_of(w).partitions, 4000);
+    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 100), DW_EFULL);
+    assert_int_equal(stat_of(w).pending, 4000);
+    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 95), DW_OK);
+    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 1), DW_EFULL);
+    assert_null(dw_store_check(w->f.store));
+    for (unsigned i = 0; i < 5; i++) {
+        settle_one(w, UINT64_C(1) << 16 | i);
+    }
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 5), DW_OK);
+    assert_int_equal(take(w, NOW + 1000, 10000), 4095);
+    settle_taken(w);
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(w->f.report.pending, 0);
+}
+
+static void test_short_reads_and_writes(void **state) {
+    struct world *w = *state;
+    insert_n(w, 30, 0, 1000, 300);
+    insert_n(w, 3, 0, 1000, 50000);
+    fault_io_short(997);
+    assert_int_equal(fixture_checkpoint(&w->f, fixture_path(&w->f, "snapshot")), DW_OK);
+    model_compare(&w->model, w->f.store, true);
+    reopen(w);
+    model_compare(&w->model, w->f.store, true);
+    fixture_close(&w->f);
+    fault_io_fail(FAULT_LINK, 1, true, EXDEV);
+    assert_int_equal(
+        dw_restore_with(w->f.dir, fixture_path(&w->f, "snapshot"), &fault_io, &w->f.alloc.alloc),
+        DW_OK);
+    assert_true(fault_io_failed() > 0);
+    fault_io_fail(0, 0, false, 0);
+    reopen(w);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(take(w, NOW + 100000, 100), 33);
+}
+
 /* --------------------------------------------------------------- maintain */
 
 static void test_coarse_partitions_are_split_in_time(void **state) {
@@ -916,6 +1003,30 @@ static void test_records_not_yet_written_are_moved(void **state) {
     maintain_all(w, NOW + 2900000);
     assert_true(stat_of(w).partitions > 2);
     assert_int_equal(w->f.logged[DW_LOG_WARNING], 0);
+    model_compare(&w->model, w->f.store, true);
+}
+
+/* Longer than what is moved at a time; and calls that fail while they are. */
+static void test_long_records_are_moved(void **state) {
+    struct world *w = *state;
+    bool more;
+    w->f.config.split_bytes = 1000;
+    fixture_open(&w->f);
+    insert_n(w, 10, 3000000, 20000, 10);
+    insert_n(w, 4, 3000000, 50000, 300000);
+    insert_n(w, 10, 3000000, 20000, 10);
+    checkpoint(w);
+    reopen(w);
+    fault_io_fail(FAULT_OPEN, 1, false, EMFILE);
+    assert_int_equal(dw_store_maintain(w->f.store, NOW + 2900000, 1, &more), DW_EIO);
+    assert_int_equal(dw_store_errno(), EMFILE);
+    fault_io_fail(0, 0, false, 0);
+    maintain_all(w, NOW + 2900000);
+    assert_true(stat_of(w).partitions >= 3);
+    assert_int_equal(w->f.logged[DW_LOG_WARNING], 0);
+    model_compare(&w->model, w->f.store, true);
+    checkpoint(w);
+    reopen(w);
     model_compare(&w->model, w->f.store, true);
 }
 
@@ -1268,6 +1379,30 @@ static void test_a_damaged_index_is_made_again(void **state) {
     }
 }
 
+/* Index and records damaged in one place: what is between is lost, and said to be. */
+static void test_damage_to_both_files(void **state) {
+    struct world *w = *state;
+    insert_n(w, 6000, 0, 0, 100);
+    checkpoint(w);
+    fixture_close(&w->f);
+    const char *idx = only_file(w, ".idx"), *rec = only_file(w, ".rec");
+    for (unsigned i = 5000; i < 5003; i++) {
+        flip_bit(idx, DW_FILE_HEADER + i * DW_IDX_ENTRY + 20, 1);
+        flip_bit(rec, DW_FILE_HEADER + i * dw_rec_bytes(100) + 20, 1);
+    }
+    fixture_open(&w->f);
+    assert_int_equal(w->f.report.pending, 5997);
+    assert_int_equal(w->f.report.corrupt_records, 3);
+    assert_non_null(strstr(w->f.last_log, "3 of its 6000 records are lost"));
+    assert_int_equal(w->f.logged[DW_LOG_ERROR], 2); /* and where in the file */
+    struct dw_sink sink = collected_sink(&w->collected);
+    uint64_t next_due;
+    assert_int_equal(dw_store_take(w->f.store, NOW, 10000, UINT64_MAX, &sink, &next_due), DW_OK);
+    assert_int_equal(w->collected.count, 5997);
+    assert_int_equal(w->collected.records[5000].id, 1 << 16 | 5003);
+    assert_null(dw_store_check(w->f.store));
+}
+
 static void test_a_damaged_note_of_dead_records(void **state) {
     struct world *w = *state;
     const uint64_t dead[] = {1 << 16 | 2, 1 << 16 | 5};
@@ -1450,6 +1585,12 @@ static void test_no_permission_on_a_file(void **state) {
     insert_n(w, 5, 0, 0, 10);
     maintain_all(w, NOW + 1000000);
     assert_int_equal(fixture_checkpoint(&w->f, fixture_path(&w->f, "snapshot")), DW_OK);
+    assert_int_equal(count_files(fixture_path(&w->f, "snapshot"), ".rec"), 3);
+    fault_io_fail_name(FAULT_OPEN | FAULT_LINK, part, EACCES);
+    assert_int_equal(fixture_checkpoint(&w->f, fixture_path(&w->f, "without")), DW_OK);
+    assert_int_equal(count_files(fixture_path(&w->f, "without"), ".rec"), 2);
+    uint64_t applied;
+    assert_int_equal(dw_store_validate(fixture_path(&w->f, "without"), &applied), DW_OK);
     fixture_close(&w->f);
     fault_io_fail_name(0, NULL, 0);
     reopen(w);
@@ -1562,6 +1703,7 @@ int main(void) {
         TEST_OPEN(test_postpone),
         TEST_OPEN(test_settle),
         TEST_OPEN(test_no_memory_for_a_body),
+        TEST_OPEN(test_stranded_records),
         TEST_OPEN(test_pages),
         TEST_OPEN(test_find),
         TEST_OPEN(test_reschedule),
@@ -1571,8 +1713,11 @@ int main(void) {
         TEST_OPEN(test_a_checkpoint_keeps_its_files),
         TEST_OPEN(test_a_reader_keeps_what_it_reads),
         TEST(test_long_partitions_are_followed_by_others),
+        TEST(test_no_partition_left),
+        TEST_OPEN(test_short_reads_and_writes),
         TEST(test_coarse_partitions_are_split_in_time),
         TEST(test_records_not_yet_written_are_moved),
+        TEST(test_long_records_are_moved),
         TEST(test_garbage_is_bounded),
         TEST(test_garbage_of_now_is_sealed),
         TEST(test_leftovers_are_merged),
@@ -1587,6 +1732,7 @@ int main(void) {
         TEST_OPEN(test_another_record_in_its_place),
         TEST(test_damage_is_not_moved),
         TEST_OPEN(test_a_damaged_index_is_made_again),
+        TEST_OPEN(test_damage_to_both_files),
         TEST_OPEN(test_a_damaged_note_of_dead_records),
         TEST_OPEN(test_missing_files),
         TEST_OPEN(test_short_files),
