@@ -52,9 +52,9 @@ def measure(name, session, options):
                    "date": datetime.date.today().isoformat(),
                    "minutes": (time.monotonic() - began) / 60})
     print("\n".join([f"\n{figure.TITLE}", *figure.report(result),
-                     results.noise_of(result) or "",
-                     "Small numbers: whether a goal is met says nothing." if options.quick else ""]),
-          flush=True)
+                     results.noise_of(result) or ""]), flush=True)
+    if options.quick:
+        print("Small numbers: whether a goal is met says nothing.", flush=True)
     results.save(name, result, options.out)
     plots = results.draw(figure, result, options.out)
     results.write(name, results.section(figure, result, plots),

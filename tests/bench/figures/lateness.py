@@ -12,8 +12,8 @@ from machine import Quiet
 from session import median_run, shown, spread, turns, verdict
 
 TITLE = "Lateness at a steady rate"
-ABOUT = ("{rate:,} a second for {seconds} s, 100 B, one publisher and one consumer (prefetch 1,000, "
-         "acknowledging) on the same machine. Lateness: from the due time, which counts from just "
+ABOUT = ("{rate:,} a second for {seconds} s, 100 B, one publisher and one consumer (prefetch "
+         "1,000, acknowledging) on the same machine. Lateness: from the due time, which counts from just "
          "before the publish, until the client has read the message. *uniform*: delays of 1 to 5 s "
          "to the millisecond; *fixed*: 3 s, at which dead-lettering from the head of a queue is at "
          "its best; *none*: published directly, the floor of this machine.")
@@ -51,8 +51,8 @@ def one_run(session, node, case, seconds):
     node.settle()
     quiet = Quiet(node)
     cpu = node.cpu_seconds()
-    consumer = Consumer(node, run=run_id, queue=peer.destination, prefetch=1000, count=count, idle=20,
-                        linger=1, timeout=seconds + 120, window_s=window_s)
+    consumer = Consumer(node, run=run_id, queue=peer.destination, prefetch=1000, count=count,
+                        idle=20, linger=1, timeout=seconds + 120, window_s=window_s)
     try:
         published = loadgen.publish(node, run=run_id, count=count, rate=RATE, seed=session.seed,
                                     delay=DELAYS[case.delay], timeout=seconds + 60,
@@ -86,8 +86,8 @@ def run(session):
                 continue
             result = one_run(session, node, case, seconds)
             runs.append({"round": number, **result})
-            session.say(f"lateness {case.name}: p50 {result['p50']:.1f} p99 {result['p99']:.1f} max "
-                        f"{result['max']:.1f} ms, early {result['early']}, "
+            session.say(f"lateness {case.name}: p50 {result['p50']:.1f} p99 {result['p99']:.1f} "
+                        f"max {result['max']:.1f} ms, early {result['early']}, "
                         f"others {result['noise']['others']}")
     return {"rate": RATE, "seconds": seconds, "runs": runs}
 
@@ -106,8 +106,8 @@ def growth(windows):
 
 
 def report(result):
-    lines = ["| peer, delays, target | p50, ms | p99, ms | max, ms | p99 over time, ms (median run) "
-             "| early | missing | duplicates | CPU, us |", "| --- " * 9 + "|"]
+    lines = ["| peer, delays, target | p50, ms | p99, ms | max, ms "
+             "| p99 over time, ms (median run) | early | missing | duplicates | CPU, us |", "| --- " * 9 + "|"]
     verdicts = []
     for case in CASES:
         runs = [r for r in result["runs"] if r["case"] == case.name]

@@ -42,7 +42,8 @@ def one_run(session, node, peer, size, connections, count):
 def run(session):
     count = session.scaled(200_000)
     runs = []
-    contestants = [(peer, shape) for shape in SHAPES for peer in session.peers("ours", "Q", "B", "C")]
+    contestants = [(peer, shape) for shape in SHAPES
+                   for peer in session.peers("ours", "Q", "B", "C")]
     with session.node() as node:
         for number, (peer, (size, connections)) in turns(contestants, session.rounds(5)):
             result = one_run(session, node, peer, size, connections, count)
