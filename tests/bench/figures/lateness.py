@@ -13,10 +13,10 @@ from session import median_run, shown, spread, turns, verdict
 
 TITLE = "Lateness at a steady rate"
 ABOUT = ("{rate:,} a second for {seconds} s, 100 B, one publisher and one consumer (prefetch "
-         "1,000, acknowledging) on the same machine. Lateness: from the due time, which counts from "
-         "just before the publish, until the client has read the message. *uniform*: delays of 1 to 5 s "
-         "to the millisecond; *fixed*: 3 s, at which dead-lettering from the head of a queue is at "
-         "its best; *none*: published directly, the floor of this machine.")
+         "1,000, acknowledging) on the same machine. Lateness: from the due time, which counts "
+         "from just before the publish, until the client has read the message. *uniform*: delays "
+         "of 1 to 5 s to the millisecond; *fixed*: 3 s, at which dead-lettering from the head of "
+         "a queue is at its best; *none*: published directly, the floor of this machine.")
 RATE = 2000
 
 
