@@ -19,8 +19,6 @@ def internal_queue(exchange):
     return f"amq.delayed.{exchange}"
 
 
-HOUR_MS = 3600_000
-
 # How late, in ms, a message may come before a test calls it a failure: for slow, shared machines.
 LATE = 5000
 
@@ -218,9 +216,3 @@ def assert_on_time(delivery, published, delay, late=LATE):
     """Never early is exact; how late is bounded generously."""
     assert 0 <= lateness(delivery, published, delay) <= late, (
         f"{delivery} came {lateness(delivery, published, delay):.1f} ms after it was due")
-
-
-def set_clock(broker, offset_ms):
-    """Steps the clock by which messages are released to so far from the true time. What a broker
-    holds can so be made due at a moment of the test's choosing. Ends with a restart."""
-    broker.eval(f"application:set_env(rabbitmq_delay_wheel, clock_offset_ms, {offset_ms}).")

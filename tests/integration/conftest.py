@@ -62,7 +62,8 @@ def brokers():
 def broker(brokers):
     """The broker that most tests share: none of them may harm it."""
     return brokers("shared", enable=(PLUGIN, "rabbitmq_management",
-                                     "rabbitmq_consistent_hash_exchange", "rabbitmq_prometheus"))
+                                     "rabbitmq_consistent_hash_exchange", "rabbitmq_prometheus",
+                                     "rabbitmq_stomp"))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pytest
 import wire
 from client import Client, assert_on_time
 from management import eventually
+from node import evaluate
 
 
 def test_the_delay_is_negated(client):
@@ -331,9 +332,10 @@ def test_those_without_a_route_are_counted_by_a_metric_of_their_own(client, brok
         client.publish(exchange, key, delay=300)
     client.collect(queue, 1)
     eventually(lambda: management.messages_delayed(exchange), lambda n: n == 0)
-    unroutable = broker.eval(
-        "maps:get(unroutable, rabbit_delay_dispatcher:counters(rabbit_delay_registry:dispatcher("
-        f'rabbit_misc:r(<<"/">>, exchange, <<"{exchange}">>)))).')
+    dispatcher = ("rabbit_delay_registry:dispatcher(rabbit_misc:r(<<\"/\">>, exchange, "
+                  f"<<\"{exchange}\">>))")
+    unroutable = evaluate(
+        broker, f"maps:get(unroutable, rabbit_delay_dispatcher:counters({dispatcher})).")
     assert unroutable == "3"
 
 

@@ -7,14 +7,16 @@ import os
 import subprocess
 import time
 import uuid
+from types import SimpleNamespace
 
 import pika.exceptions
 import pytest
 
 import wire
-from client import HOUR_MS, Client, set_clock
+from client import Client
 from conftest import PLUGIN
 from management import Management, eventually
+from node import HOUR_MS, evaluate, queue_process, set_clock
 
 REFUSALS = (pika.exceptions.NackError, pika.exceptions.UnroutableError,
             pika.exceptions.ChannelClosedByBroker)
@@ -115,11 +117,11 @@ def test_a_target_whose_process_is_killed_as_messages_come_due_gets_them_all(cli
     with wire.Publisher(broker) as publisher:
         publisher.publish(exchange, "k", [str(n) for n in range(5000)],
                           headers=lambda n: {"x-delay": 1500 + n % 2500})
-    process = "case amqqueue:get_pid(Q) of {N, _} -> whereis(N); P -> P end"
+    missing = {str(n) for n in range(5000)}
     for _ in range(2):
-        broker.eval(f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, '
-                    f'<<"{queue}">>)), exit({process}, kill).')
-    client.collect_every(queue, {str(n) for n in range(5000)}, within=60)
+        missing -= {delivery.text for delivery in client.collect(queue, 200)}
+        evaluate(broker, f"exit({queue_process(queue)}, kill).")
+    client.collect_every(queue, missing)
 
 
 def test_a_slow_consumer_slows_nobody_else(client, broker):
@@ -228,28 +230,10 @@ def test_a_stop_while_releasing_loses_nothing(brokers):
     broker.end()
 
 
-# ---------------------------------------------------------------- broken store files
+# -------------------------------------------------------------- damaged store files
 
-SMALL_SNAPSHOTS = ["delayed_message.snapshot_interval.messages = 500",
-                   "delayed_message.snapshot_interval.bytes = 100000000"]
-
-
-def store_files(broker, pattern):
-    return glob.glob(os.path.join(broker.data_dir, "delayed", "*", "delay_store", pattern))
-
-
-def holding(files, text):
-    """The files that contain a text, and where."""
-    found = []
-    for path in files:
-        with open(path, "rb") as file:
-            at = file.read().find(text)
-        if at >= 0:
-            found.append((path, at))
-    return found
-
-
-def flip(path, at):
+def flipped(path, at):
+    at += 3
     with open(path, "r+b") as file:
         file.seek(at)
         byte = file.read(1)[0]
@@ -257,95 +241,120 @@ def flip(path, at):
         file.write(bytes([byte ^ 0x55]))
 
 
-@pytest.fixture(scope="module")
-def corruptible(brokers):
-    broker = brokers("corruptible", conf=SMALL_SNAPSHOTS,
-                     enable=(PLUGIN, "rabbitmq_management"))
-    yield broker
-    broker.end()
-
-
-def fill_until_checkpointed(broker, soon_ms):
-    """An exchange with 2,000 messages due then and 2,000 in 30 days, all of them in files of a
-    checkpoint; with its queue."""
-    client = Client(broker)
-    exchange, queue = client.delayed_and_queue()
-    due = int(time.time() * 1000) + soon_ms
-    with wire.Publisher(broker) as publisher:
-        for kind, when in (("soon", due), ("far", due + 30 * 24 * HOUR_MS)):
-            publisher.publish(exchange, "k", [f"{exchange} {kind} {n:05} end" for n in range(2000)],
-                              headers={"x-opt-delivery-time": wire.signed_long(when)})
-        # More, so that a snapshot comes to cover all of the above.
-        publisher.publish(exchange, "k", ["tail"] * 2000, headers={"x-delay": 90 * 24 * HOUR_MS})
-    eventually(lambda: all(holding(store_files(broker, "*.rec"),
-                                   f"{exchange} {kind} 01999 end".encode())
-                           for kind in ("soon", "far")), bool)
-    return exchange, queue
-
-
-def test_a_corrupt_record_is_named_in_the_log_and_all_others_are_delivered(corruptible):
-    broker = corruptible
-    exchange, queue = fill_until_checkpointed(broker, 12000)
-    victim = f"{exchange} soon 00100 end"
-    broker.stop()
-    (path, at), *_ = holding(store_files(broker, "*.rec"), victim.encode())
-    flip(path, at + 3)
-    before = len(broker.log())
-    broker.start()
-    client = Client(broker)
-    got = client.collect_every(queue, {f"{exchange} soon {n:05} end" for n in range(2000)}
-                               - {victim})
-    assert victim not in {delivery.text for delivery in got}
-    assert all(delivery.text.startswith(exchange) for delivery in got)
-    eventually(lambda: os.path.basename(path) in broker.log()[before:], bool)
-    management = Management(broker)
-    eventually(lambda: management.messages_delayed(exchange), lambda n: n == 4000)
-    client.close()
-
-
-def removed(path):
+def removed(path, _):
     os.unlink(path)
 
 
-def cut(path):
-    os.truncate(path, os.path.getsize(path) // 2)
+def cut(path, at):
+    os.truncate(path, at - 1000)
 
 
-def emptied(path):
+def emptied(path, _):
     os.truncate(path, 0)
 
 
-def overwritten(path):
+def overwritten(path, _):
     size = os.path.getsize(path)
     with open(path, "r+b") as file:
         file.write(os.urandom(size))
 
 
-def made_a_directory(path):
+def made_a_directory(path, _):
     os.unlink(path)
     os.mkdir(path)
 
 
-@pytest.mark.parametrize("breaks", [removed, cut, emptied, overwritten, made_a_directory])
-def test_a_broken_file_is_named_in_the_log_and_the_rest_is_served(corruptible, breaks):
-    broker = corruptible
-    exchange, queue = fill_until_checkpointed(broker, 10000)
-    other, other_queue = Client(broker).delayed_and_queue()
+WAYS = [flipped, removed, cut, emptied, overwritten, made_a_directory]
+
+
+@pytest.fixture(scope="module")
+def damaged(brokers):
+    """A broker that was stopped and started, and whose files were damaged in between: of one
+    exchange in each way. Each had 1,000 messages due soon and 1,000 due in 30 days, in files of
+    their own; what is damaged is message 100 of those due late, or its file."""
+    broker = brokers("damaged", enable=(PLUGIN, "rabbitmq_management"), conf=[
+        "delayed_message.snapshot_interval.messages = 500",
+        "delayed_message.snapshot_interval.bytes = 100000000"])
     client = Client(broker)
-    client.publish(other, body=b"of another exchange", delay=8000)
+    queues, damage = {}, {}
+    for way in WAYS:
+        exchange = client.delayed(name=way.__name__)
+        queues[way] = client.queue((exchange, "k"))
+        with wire.Publisher(broker) as publisher:
+            for kind, offset in (("soon", HOUR_MS), ("late", 30 * 24 * HOUR_MS)):
+                publisher.publish(exchange, "k", [text_of(way, kind, n) for n in range(1000)],
+                                  headers=at(offset))
+            # More, so that a snapshot comes to cover all of the above.
+            publisher.publish(exchange, "k", ["tail"] * 1000, headers=at(90 * 24 * HOUR_MS))
+    for way in WAYS:
+        eventually(lambda: holding(broker, way, "soon", 999) and holding(broker, way, "late", 999),
+                   bool)
     broker.stop()
-    (path, _), *_ = holding(store_files(broker, "*.rec"), f"{exchange} far 00100 end".encode())
-    breaks(path)
+    for way in WAYS:
+        path, offset = holding(broker, way, "late", 100)
+        assert holding(broker, way, "soon", 100)[0] != path
+        way(path, offset)
+        damage[way] = os.path.basename(path)
     before = len(broker.log())
     broker.start()
-    client = Client(broker)
-    assert client.texts(other_queue, 1) == ["of another exchange"]
-    client.collect_every(queue, {f"{exchange} soon {n:05} end" for n in range(2000)})
-    eventually(lambda: os.path.basename(path) in broker.log()[before:], bool)
-    published = client.publish(exchange, body=b"new", delay=300)
-    delivery = client.one(queue)
+    yield SimpleNamespace(broker=broker, queues=queues, files=damage,
+                          log=lambda: broker.log()[before:])
+    broker.end()
+
+
+def text_of(way, kind, number):
+    return f"{way.__name__} {kind} {number:05} end"
+
+
+def holding(broker, way, kind, number):
+    """The file of the delay store that contains a message, and where; None if none does."""
+    text = text_of(way, kind, number).encode()
+    for path in glob.glob(os.path.join(broker.data_dir, "delayed", "*", "delay_store", "*.rec")):
+        with open(path, "rb") as file:
+            at = file.read().find(text)
+        if at >= 0:
+            return path, at
+    return None
+
+
+def named(ways):
+    return [pytest.param(way, id=way.__name__) for way in ways]
+
+
+@pytest.mark.parametrize("way", named(WAYS))
+def test_what_is_in_whole_files_is_served(damaged, way):
+    client = Client(damaged.broker)
+    management = Management(damaged.broker)
+    eventually(lambda: management.messages_delayed(way.__name__), lambda n: n >= 2000, within=30)
+    set_clock(damaged.broker, 2 * HOUR_MS)
+    client.collect_every(damaged.queues[way], {text_of(way, "soon", n) for n in range(1000)})
+    set_clock(damaged.broker, 0)
+    client.close()
+
+
+@pytest.mark.parametrize("way", named(WAYS))
+def test_an_exchange_with_a_damaged_file_goes_on_delaying(damaged, way):
+    client = Client(damaged.broker)
+    published = client.publish(way.__name__, body=b"new", delay=300)
+    delivery = client.one(damaged.queues[way])
     assert delivery.text == "new" and (delivery.at - published) * 1000 >= 300
     client.close()
+
+
+def test_of_a_file_with_one_damaged_record_all_others_are_served(damaged):
+    client = Client(damaged.broker)
+    set_clock(damaged.broker, 31 * 24 * HOUR_MS)
+    wanted = {text_of(flipped, "late", n) for n in range(1000) if n != 100}
+    got = {delivery.text for delivery in client.collect_every(damaged.queues[flipped], wanted)}
+    assert text_of(flipped, "late", 100) not in got
+    assert got == wanted
+    client.close()
+
+
+@pytest.mark.parametrize("way", named(WAYS))
+def test_the_damaged_file_is_named_in_the_log(damaged, way):
+    set_clock(damaged.broker, 31 * 24 * HOUR_MS)
+    eventually(lambda: damaged.files[way] in damaged.log(), bool, within=20)
 
 
 # ----------------------------------------------------------- the data directory itself

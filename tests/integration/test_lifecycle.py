@@ -12,9 +12,10 @@ import pika.exceptions
 import pytest
 
 import wire
-from client import HOUR_MS, Client, closes_channel, internal_queue, set_clock
+from client import Client, closes_channel, internal_queue
 from conftest import PLUGIN, PLUGIN_DIRS
 from management import Management, eventually
+from node import HOUR_MS, has_enabled, set_clock
 
 
 def due_in(ms):
@@ -313,7 +314,8 @@ def pending(switched):
     """An exchange of every common type with a message pending for its queue, for an hour."""
     if not switched.running():
         switched.start()
-    switched.plugins("enable", PLUGIN)
+    if not has_enabled(switched, PLUGIN):
+        switched.plugins("enable", PLUGIN)
     client = Client(switched)
     queues = {}
     for kind, key in (("direct", "k"), ("topic", "a.#"), ("fanout", "")):
@@ -346,9 +348,7 @@ def assert_the_broker_serves(broker):
     client.close()
     management = Management(broker)
     for path in ("exchanges", "queues", "overview", "vhosts", "definitions"):
-        management.get(path)
-    broker.rows("list_exchanges", "name", "type")
-    broker.rows("list_queues", "name", "messages")
+        assert management.get(path)
 
 
 def assert_nothing_is_confirmed_and_lost(broker, exchange):
@@ -372,13 +372,6 @@ def test_disabled_then_restarted_the_broker_serves_and_enabled_it_delivers(switc
     switched.restart()
     assert_the_broker_serves(switched)
     switched.plugins("enable", PLUGIN)
-    assert_they_arrive(switched, pending)
-
-
-def test_disabled_enabled_and_restarted_it_delivers(switched, pending):
-    switched.plugins("disable", PLUGIN)
-    switched.plugins("enable", PLUGIN)
-    switched.restart()
     assert_they_arrive(switched, pending)
 
 

@@ -14,6 +14,7 @@ import pytest
 import wire
 from client import DELAYED, Client, closes_channel, internal_queue
 from management import eventually, quoted
+from node import evaluate, queue_process
 
 
 @pytest.fixture
@@ -208,6 +209,28 @@ def test_imported_definitions_make_a_working_exchange(broker, management):
     management.request("DELETE", f"vhosts/{vhost}")
 
 
+def test_definitions_loaded_at_boot_make_a_working_exchange(brokers, tmp_path):
+    file = tmp_path / "definitions.json"
+    file.write_text(json.dumps({
+        "users": [{"name": "guest", "password": "guest", "tags": "administrator"}],
+        "vhosts": [{"name": "/"}],
+        "permissions": [{"user": "guest", "vhost": "/", "configure": ".*", "write": ".*",
+                         "read": ".*"}],
+        "exchanges": [{"name": "later", "vhost": "/", "type": DELAYED, "durable": True,
+                       "auto_delete": False, "internal": False,
+                       "arguments": {"x-delayed-type": "direct"}}],
+        "queues": [{"name": "q", "vhost": "/", "durable": True, "auto_delete": False,
+                    "arguments": {}}],
+        "bindings": [{"source": "later", "vhost": "/", "destination": "q",
+                      "destination_type": "queue", "routing_key": "k", "arguments": {}}]}))
+    broker = brokers("definitions", conf=[f"load_definitions = {file}"])
+    client = Client(broker)
+    published = client.publish("later", body=b"loaded", delay=300)
+    assert (client.one("q").at - published) * 1000 >= 300
+    client.close()
+    broker.end()
+
+
 def test_definitions_exported_and_imported_again_change_nothing(broker, holding, management,
                                                                 tmp_path):
     file = tmp_path / "definitions.json"
@@ -312,11 +335,9 @@ def test_publishing_while_its_record_is_deleted_again_and_again_loses_nothing(
 def test_its_process_killed_loses_nothing_confirmed(client, broker):
     exchange, queue = client.delayed_and_queue()
     client.publish(exchange, body=b"first", delay=2500)
-    name = internal_queue(exchange)
     with wire.Publisher(broker) as publisher:
         publisher.send(exchange, "k", [str(n + 1) for n in range(2000)], headers={"x-delay": 1500})
-        broker.eval(f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, '
-                    f'<<"{name}">>)), exit(amqqueue:get_pid(Q), kill).')
+        evaluate(broker, f"exit({queue_process(internal_queue(exchange))}, kill).")
         publisher.await_answers(30)
         confirmed = {str(n) for n in publisher.confirmed}
     client.collect_every(queue, {"first", *confirmed}, within=30)

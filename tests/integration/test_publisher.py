@@ -10,7 +10,8 @@ import pytest
 
 import wire
 from client import Client, closes_channel
-from management import Management, eventually
+from management import eventually
+from node import evaluate
 
 
 @pytest.fixture
@@ -24,12 +25,10 @@ def returns(client):
 
 
 def counters(broker):
-    """The broker's own counters of unroutable messages."""
-    text = broker.eval(
-        "lists:flatten(io_lib:format(\"~p ~p\", [lists:sum([maps:get(K, M, 0) || "
-        "{_, M} <- maps:to_list(rabbit_global_counters:overview())]) || K <- "
-        "[messages_unroutable_dropped_total, messages_unroutable_returned_total]])).")
-    return text
+    """The broker's own counters of unroutable messages, dropped and returned."""
+    return evaluate(broker, "[lists:sum([maps:get(K, M, 0) || M <- maps:values("
+                    "rabbit_global_counters:overview())]) || K <- "
+                    "[messages_unroutable_dropped_total, messages_unroutable_returned_total]].")
 
 
 # --------------------------------------------------------------------------- confirms

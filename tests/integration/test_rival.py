@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MPL-2.0
-"""The official delayed-message plugin beside ours: one serves the exchange type, the other says what
-to do, and the broker serves."""
+"""The official delayed-message plugin beside ours: one serves the exchange type, the other says
+what to do, and the broker serves. And the way from that one to ours."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 from client import Client
 from conftest import PLUGIN, PLUGIN_DIRS
 from management import eventually
+from node import HOUR_MS, evaluate
 from private_broker import stock_home
 
 RIVAL = "rabbitmq_delayed_message_exchange"
@@ -36,7 +37,8 @@ def with_rival(brokers, tmp_path_factory):
 
 
 def served_by(broker):
-    return broker.eval("{ok, M} = rabbit_registry:lookup_module(exchange, 'x-delayed-message'), M.")
+    return evaluate(broker, "{ok, M} = rabbit_registry:lookup_module(exchange, "
+                    "'x-delayed-message'), M.")
 
 
 def assert_serves(broker):
@@ -64,11 +66,19 @@ def test_a_boot_with_both_enabled_succeeds_and_says_what_to_do(with_rival):
     eventually(lambda: f"disable {RIVAL}" in with_rival.log()[before:], bool)
 
 
-def test_with_the_other_disabled_ours_serves(with_rival):
-    with_rival.plugins("set", "--offline", PLUGIN)
-    with_rival.restart()
+def test_exchanges_declared_with_the_other_go_on_with_ours(with_rival):
+    with_rival.stop()
+    with_rival.plugins("set", "--offline", RIVAL)
+    with_rival.start()
     client = Client(with_rival)
     exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"undelayed by the other", delay=HOUR_MS)
+    assert client.texts(queue, 1) == ["undelayed by the other"]
+    with_rival.stop()
+    with_rival.plugins("set", "--offline", PLUGIN)
+    with_rival.start()
+    client = Client(with_rival)
+    client.delayed(name=exchange)
     published = client.publish(exchange, body=b"delayed", delay=300)
     assert (client.one(queue).at - published) * 1000 >= 300
     client.close()

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Evaluates Erlang expressions inside a broker, in milliseconds: rabbitmqctl takes a second or more
+to start."""
+
+import subprocess
+
+HOUR_MS = 3600_000
+
+
+def evaluate(broker, expression):
+    """The printed value of an expression that ends with a full stop."""
+    done = subprocess.run(
+        ["erl_call", "-address", f"127.0.0.1:{broker.dist_port}", "-c", broker.cookie,
+         "-timeout", "60", "-e"],
+        input=expression + "\n", capture_output=True, text=True, check=False, timeout=90,
+        env=broker.environment())
+    assert done.returncode == 0 and done.stdout.startswith("{ok, "), (
+        f"{expression}\n{done.stdout}{done.stderr}")
+    return done.stdout[len("{ok, "):].rstrip()[:-1]
+
+
+def set_clock(broker, offset_ms):
+    """Steps the clock by which messages are released to so far from the true time. What a broker
+    holds can so be made due at a moment of the test's choosing. Ends with a restart."""
+    evaluate(broker, f"application:set_env(rabbitmq_delay_wheel, clock_offset_ms, {offset_ms}).")
+
+
+def has_enabled(broker, plugin):
+    return evaluate(broker, f"lists:member({plugin}, rabbit_plugins:active()).") == "true"
+
+
+def queue_process(queue):
+    """An expression for the process of a queue in the default vhost, its leader if it is a quorum
+    queue."""
+    return (f'(fun () -> {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, '
+            f'<<"{queue}">>)), case amqqueue:get_pid(Q) of {{N, _}} -> whereis(N); P -> P end '
+            f'end)()')
