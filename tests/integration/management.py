@@ -19,6 +19,7 @@ def _no_such_number(text):
 
 class Management:
     def __init__(self, broker, user="guest", password="guest"):
+        self._broker = broker
         self._base = f"http://127.0.0.1:{broker.management_port}/api/"
         token = base64.b64encode(f"{user}:{password}".encode()).decode()
         self._headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
@@ -37,7 +38,7 @@ class Management:
     def get(self, path):
         """The decoded answer; fails unless the status is 200."""
         status, answer = self.request("GET", path)
-        assert status == 200, f"GET {path}: {status} {answer}"
+        assert status == 200, f"GET {path}: {status} {answer}\n{self._broker.log_tail()}"
         return answer
 
     def exchange(self, name, vhost="/"):

@@ -15,7 +15,7 @@ import wire
 from client import Client, closes_channel, internal_queue
 from conftest import PLUGIN, PLUGIN_DIRS
 from management import Management, eventually
-from node import HOUR_MS, has_enabled, set_clock
+from node import HOUR_MS, evaluate, has_enabled, set_clock
 
 
 def due_in(ms):
@@ -97,6 +97,21 @@ def test_a_deleted_one_leaves_no_internal_queue(client, broker):
     client.channel.exchange_delete(exchange)
     names = {row["name"] for row in broker.rows("list_queues", "name")}
     assert internal_queue(exchange) not in names
+
+
+def test_exchanges_that_come_and_go_leave_no_crash_in_the_log(client, broker):
+    before = len(broker.log())
+    queue = client.queue()
+    for _ in range(100):
+        exchange = client.delayed(keep=True)
+        client.channel.queue_bind(queue, exchange, "k")
+        client.publish(exchange, delay=HOUR_MS)
+        client.channel.exchange_delete(exchange)
+    done = f"done {uuid.uuid4()}"
+    evaluate(broker, f'rabbit_log:info("{done}").')
+    eventually(lambda: done in broker.log(), bool)
+    assert [line for line in broker.log()[before:].splitlines()
+            if "crasher" in line or "terminating" in line] == []
 
 
 def test_publishing_to_a_deleted_one_is_not_found(client):
