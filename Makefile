@@ -173,9 +173,19 @@ suites-c:
 	    $(RUN) c-tsan-$$t -- _build/c/tsan/$$t || exit; \
 	done
 
-suites-erl:
-	@mkdir -p $(RESULTS)/eunit
+# The library for tests/erl/sanitized.
+SANITIZED := _build/sanitized/$(APP)
+
+suites-erl: $(SANITIZED)/priv/rabbit_delay_store.so
+	@mkdir -p $(RESULTS)/eunit $(RESULTS)/sanitized
 	@$(RUN) erl-eunit --junit "$(RESULTS)/eunit/*.xml" -- $(REBAR3) eunit
+	@$(RUN) erl-sanitized --junit "$(RESULTS)/sanitized/*.xml" -- \
+	    tests/erl/sanitized $(SANITIZED) $(RESULTS)/sanitized
+
+$(SANITIZED)/priv/rabbit_delay_store.so: $(wildcard c_src/*.c c_src/*.h include/*.h) Makefile
+	@mkdir -p $(@D)
+	$(call say,CC) $(CC) $(C_NIF_FLAGS) -U_FORTIFY_SOURCE $(c_flags_asan) $(CORE_WARNINGS) -shared \
+	    -Wl,-z,nodelete -o $@ $(wildcard c_src/*.c) $(LIBCK) -lpthread
 
 # Clients in JavaScript, as their lock file has them. Without them their tests fail and say so.
 NODE_CLIENTS := tests/integration/clients
