@@ -8,6 +8,7 @@ import time
 import uuid
 from types import SimpleNamespace
 
+import pika
 import pika.exceptions
 import pytest
 
@@ -102,10 +103,16 @@ def test_a_deleted_one_leaves_no_internal_queue(client, broker):
 def test_exchanges_that_come_and_go_leave_no_crash_in_the_log(client, broker):
     before = len(broker.log())
     queue = client.queue()
-    for _ in range(100):
+    delayed = pika.BasicProperties(headers={"x-delay": HOUR_MS}, delivery_mode=2)
+    for number in range(150):
         exchange = client.delayed(keep=True)
         client.channel.queue_bind(queue, exchange, "k")
-        client.publish(exchange, delay=HOUR_MS)
+        client.channel.basic_publish(exchange, "k", b"x", delayed)
+        # At different moments of the exchange's start.
+        if number % 3 == 1:
+            client.depth(queue)
+        elif number % 3 == 2:
+            client.publish(exchange, delay=HOUR_MS)
         client.channel.exchange_delete(exchange)
     done = f"done {uuid.uuid4()}"
     evaluate(broker, f'rabbit_log:info("{done}").')
