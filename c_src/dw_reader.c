@@ -644,7 +644,7 @@ int dw_store_find(dw_store *store, uint64_t key_hash, uint64_t *ids, uint32_t ma
  * last of them. An entry keeps its number and its due time for as long as it is pending and is not
  * rescheduled, so what stays is met exactly once. */
 
-enum { PAGE_STEP = 4096 };
+enum { PAGE_STEP = 2048 };
 
 static bool comes_before(const struct dw_record *a, const struct dw_record *b) {
     return a->due != b->due ? a->due < b->due : a->id < b->id;
@@ -760,8 +760,7 @@ int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct
         const uint32_t to = limit - k < PAGE_STEP ? limit : k + PAGE_STEP;
         page_step(store, k, to, &after, out, max_n, n);
         k = to;
-        dw_unlock(store);
-        dw_lock(store);
+        dw_let_others(store);
     }
     dw_unlock(store);
     page_sort(out, *n);

@@ -670,6 +670,7 @@ static struct dw_store *new_store(const char *dir, const struct dw_config *confi
         .split_bytes = config->split_bytes != 0 ? config->split_bytes : 8 << 20,
         .clock = config->now_ms,
     };
+    pthread_mutex_init(&store->turn, NULL);
     pthread_mutex_init(&store->lock, NULL);
     pthread_cond_init(&store->idle, NULL);
     ck_sequence_init(&store->sequence);

@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,9 +23,9 @@ enum { SCRATCH_KEPT = 1024 * 1024, PARTS_MIN = 64 };
 /* -------------------------------------------------------------------- life */
 
 int dw_enter(struct dw_store *store) {
-    pthread_mutex_lock(&store->lock);
+    dw_lock(store);
     if (store->closed) {
-        pthread_mutex_unlock(&store->lock);
+        dw_unlock(store);
         return DW_ECLOSED;
     }
     store->ops++;
@@ -35,7 +36,21 @@ void dw_leave(struct dw_store *store) {
     if (--store->ops == 0 && store->closed) {
         pthread_cond_broadcast(&store->idle);
     }
-    pthread_mutex_unlock(&store->lock);
+    dw_unlock(store);
+}
+
+/* A thread that has the lock most of the time would mostly be interrupted with it; so it says where
+ * it may be. */
+void dw_let_others(struct dw_store *store) {
+    dw_unlock(store);
+    sched_yield();
+    dw_lock(store);
+}
+
+void dw_breathe(struct dw_store *store, size_t i) {
+    if (i % STEP == STEP - 1) {
+        dw_let_others(store);
+    }
 }
 
 static int detach_any(struct dw_store *store) {
@@ -91,6 +106,7 @@ void dw_store_free(struct dw_store *store) {
     dw_release(alloc, store->dir);
     pthread_cond_destroy(&store->idle);
     pthread_mutex_destroy(&store->lock);
+    pthread_mutex_destroy(&store->turn);
     dw_release(alloc, store);
 }
 
@@ -171,8 +187,7 @@ int dw_requeue_all(struct dw_store *store, uint32_t state) {
         }
         if (k % STEP == STEP - 1) {
             dw_publish(store);
-            dw_unlock(store);
-            dw_lock(store);
+            dw_let_others(store);
         }
         struct dw_entry *entry = dw_slab_at(store->slab, k);
         if (entry->state == state) {
@@ -753,13 +768,6 @@ int dw_store_insert(dw_store *store, uint64_t index, uint64_t base_ms, const voi
 }
 
 /* ------------------------------------------------------------------ settle */
-
-void dw_breathe(struct dw_store *store, size_t i) {
-    if (i % STEP == STEP - 1) {
-        dw_unlock(store);
-        dw_lock(store);
-    }
-}
 
 /* Lock held. Room is made for every note of a dead record before the first is made. */
 static int settle(struct dw_store *store, const uint64_t *ids, size_t n, uint64_t *removed) {

@@ -31,6 +31,9 @@
 #define DW_STAT_WORDS (sizeof(struct dw_stat) / sizeof(uint64_t))
 
 struct dw_store {
+    /* Who waits for the lock holds `turn`, so that a call which lets go of the lock between two
+     * steps does not have it again before the one that waits. */
+    pthread_mutex_t turn;
     pthread_mutex_t lock;
     pthread_cond_t idle; /* ops fell to 0 */
     uint32_t ops;        /* calls under way that let go of the lock */
@@ -97,7 +100,9 @@ int dw_enter(struct dw_store *store);
 /* Ends it: lock held before, not after. */
 void dw_leave(struct dw_store *store);
 static inline void dw_lock(struct dw_store *store) {
+    pthread_mutex_lock(&store->turn);
     pthread_mutex_lock(&store->lock);
+    pthread_mutex_unlock(&store->turn);
 }
 static inline void dw_unlock(struct dw_store *store) {
     pthread_mutex_unlock(&store->lock);
@@ -120,7 +125,9 @@ int dw_link_entry(struct dw_store *store, const struct dw_entry *like);
 void dw_unlink_entry(struct dw_store *store, uint32_t k);
 /* Lock held: lets go of an entry in no index, whatever its state. */
 void dw_drop_entry(struct dw_store *store, uint32_t k);
-/* Lock held: lets go of it for a moment now and then; i counts what was done since. */
+/* Lock held: lets go of it for a moment. */
+void dw_let_others(struct dw_store *store);
+/* Lock held: does that now and then; i counts what was done. */
 void dw_breathe(struct dw_store *store, size_t i);
 /* Lock held: a taken entry is handed out again at its due time. DW_OK, DW_ENOMEM */
 int dw_requeue(struct dw_store *store, uint32_t k);

@@ -18,7 +18,8 @@
  *    0  8  "DWHREC\r\n" or "DWHIDX\r\n"
  *    8  4  version of the format, 1
  *   12  4  CRC-32C of these 64 bytes but these four
- *   16  8  serial number, never used again in this directory
+ *   16  8  serial number; no two files that checkpoints of one directory name have the same, but
+ *          after dw_store_restore()
  *   24  4  level
  *   28  4  0
  *   32  8  slice
