@@ -52,10 +52,23 @@ static int evict(struct dw_files *files) {
     return -1;
 }
 
+int dw_files_idle(struct dw_files *files, uint64_t ticks) {
+    for (struct dw_file *file = files->oldest; file != NULL; file = file->newer) {
+        if (file->used + ticks > files->tick) {
+            return -1;
+        }
+        if (file->pins == 0) {
+            return dw_files_detach(files, file);
+        }
+    }
+    return -1;
+}
+
 int dw_files_acquire(struct dw_files *files, struct dw_file *file, const char *name, int create) {
     pthread_mutex_lock(files->lock);
     if (file->fd >= 0) {
         file->pins++;
+        file->used = files->tick;
         if (files->newest != file) {
             take_out(files, file);
             put_first(files, file);
@@ -85,6 +98,7 @@ int dw_files_acquire(struct dw_files *files, struct dw_file *file, const char *n
         put_first(files, file);
     }
     file->pins++;
+    file->used = files->tick;
     pthread_mutex_unlock(files->lock);
     if (spare >= 0) {
         files->io->close(spare);

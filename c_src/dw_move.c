@@ -24,6 +24,7 @@ enum {
     WHEEL_BUDGET = 1024, /* references under one lock */
     WHEEL_ROUNDS = 16,   /* of that, a call */
     GARBAGE_SHARE = 8,   /* of split_bytes: less garbage is let be */
+    IDLE_TICKS = 60,     /* calls after which a file that was not used is closed */
 };
 
 /* ------------------------------------------------------------------ moving */
@@ -363,6 +364,18 @@ static bool work_ahead(struct dw_store *store, uint64_t now_ms) {
     return more;
 }
 
+/* Many stores may be idle: they do not keep files open. */
+static void close_idle(struct dw_store *store) {
+    dw_lock(store);
+    store->files.tick++;
+    for (int fd; (fd = dw_files_idle(&store->files, IDLE_TICKS)) >= 0;) {
+        dw_unlock(store);
+        store->io->close(fd);
+        dw_lock(store);
+    }
+    dw_unlock(store);
+}
+
 static int upkeep(struct dw_store *store, size_t max_bytes, bool *more) {
     dw_lock(store);
     tidy(store);
@@ -407,6 +420,9 @@ int dw_store_maintain(dw_store *store, uint64_t now_ms, size_t max_bytes, bool *
         *more = *more || ahead;
     }
     dw_reap(store);
+    if (!*more) {
+        close_idle(store);
+    }
     dw_lock(store);
     dw_publish(store);
     dw_leave(store);

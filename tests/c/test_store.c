@@ -172,6 +172,9 @@ static void test_new_store_is_empty(void **state) {
     const struct dw_recovery none = {0};
     assert_memory_equal(&w->f.report, &none, sizeof none);
     model_compare(&w->model, w->f.store, true);
+    /* There may be hundreds of exchanges. */
+    assert_true(stat_of(w).memory_bytes < 65536);
+    assert_true(w->f.alloc.bytes < 65536);
     assert_int_equal(dw_store_next_due(w->f.store), DW_NEVER);
     assert_int_equal(dw_store_applied(w->f.store), 0);
     assert_int_equal(take(w, DW_DUE_MAX, 10), 0);
@@ -783,6 +786,28 @@ static void test_open_files_are_bounded(void **state) {
         assert_true(stat_of(w).open_files <= w->f.config.max_open_files);
         assert_true(stat_of(w).partitions > 20);
     }
+}
+
+static void test_idle_files_are_closed(void **state) {
+    struct world *w = *state;
+    bool more;
+    insert_n(w, 10, 100000, 1000000, 200);
+    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+    assert_true(stat_of(w).open_files > 4);
+    for (unsigned i = 0; i < 59; i++) {
+        assert_int_equal(dw_store_maintain(w->f.store, NOW, 1, &more), DW_OK);
+        assert_true(stat_of(w).open_files > 4);
+    }
+    model_compare(&w->model, w->f.store, true); /* uses some */
+    const uint32_t used = stat_of(w).open_files;
+    assert_int_equal(dw_store_maintain(w->f.store, NOW, 1, &more), DW_OK);
+    assert_int_equal(dw_store_maintain(w->f.store, NOW, 1, &more), DW_OK);
+    assert_true(stat_of(w).open_files > 0 && stat_of(w).open_files <= used);
+    for (unsigned i = 0; i < 60; i++) {
+        assert_int_equal(dw_store_maintain(w->f.store, NOW, 1, &more), DW_OK);
+    }
+    assert_int_equal(stat_of(w).open_files, 0);
+    model_compare(&w->model, w->f.store, true);
 }
 
 static void test_emptied_partitions_go_with_the_next_checkpoint(void **state) {
@@ -1709,6 +1734,7 @@ int main(void) {
         TEST_OPEN(test_reschedule),
         TEST_OPEN(test_a_full_disk),
         TEST_OPEN(test_open_files_are_bounded),
+        TEST_OPEN(test_idle_files_are_closed),
         TEST_OPEN(test_emptied_partitions_go_with_the_next_checkpoint),
         TEST_OPEN(test_a_checkpoint_keeps_its_files),
         TEST_OPEN(test_a_reader_keeps_what_it_reads),
