@@ -232,9 +232,11 @@ to_snapshot(#?MODULE{exchange = XName, seen = Seen, sessions = Sessions}) ->
 from_snapshot(#{version := 1, exchange := XName, seen := Seen, sessions := Sessions}, Store) ->
     #?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions, offered = Seen}.
 
-%% Opens the store in Dir and says what was found there.
+%% Opens the store in Dir and says what was found there. Ra comes here whenever a server starts, and
+%% is refused where it restarts one by itself.
 -spec open_store(file:filename_all(), rabbit_exchange:name()) -> rabbit_delay_store:store().
 open_store(Dir, XName) ->
+    _ = rabbit_delay_registry:take_permit(XName) orelse exit({not_permitted, XName}),
     Config = #{now => rabbit_delay_config:now_ms(),
                max_record_bytes => rabbit_delay_config:max_message_size(),
                max_open_files => 64,

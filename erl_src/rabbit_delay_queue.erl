@@ -32,6 +32,8 @@
 -define(MAX_WAITING_BYTES, 67108864).
 -define(MAX_WAITING_MS, 15000).
 
+-define(LOOK_AT_SPACE_BYTES, 1048576).
+
 -define(MEMBER_RETRY_MS, 1000).
 -define(RESEND_MS, 50).
 -define(STATS_MS, 5000).
@@ -52,8 +54,12 @@
          name :: rabbit_amqqueue:name(),
          durable :: boolean(),
          server_id :: ra:server_id(),
-         %% the Raft server, while it leads, and our monitor of it
+         %% the Raft server, while it leads, our monitor of it, and the generation of the Ra system
+         %% that it belongs to
          leader :: undefined | {pid(), reference()},
+         generation = 0 :: non_neg_integer(),
+         %% what has been appended since the free space was looked at, bytes
+         appended = 0 :: non_neg_integer(),
          %% the process that starts the member
          starter :: undefined | reference(),
          session :: pos_integer(),
@@ -139,8 +145,16 @@ handle_info({ra_event, _, {applied, Replies}}, State) ->
 handle_info({ra_event, _, {rejected, _}}, State) ->
     %% The server does not lead at present; when it does again, all is sent again.
     State;
-handle_info({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}} = State) ->
+handle_info({'DOWN', Ref, process, _, Reason}, #state{leader = {_, Ref}} = State) ->
+    ok = case Reason of
+             normal -> ok;
+             shutdown -> ok;
+             {shutdown, _} -> ok;
+             _ -> rabbit_delay_system:server_failed(State#state.generation, Reason)
+         end,
     start_member_later(State#state{leader = undefined});
+handle_info({generation, Generation}, State) ->
+    State#state{generation = Generation};
 handle_info({member, {leader, Pid}}, #state{exchange = XName} = State) ->
     ok = rabbit_delay_registry:leader(XName, Pid),
     State;
@@ -185,18 +199,24 @@ handle_info(_, State) ->
 start_member(#state{exchange = XName, durable = Durable, server_id = ServerId} = State) ->
     Queue = self(),
     {_, Ref} = spawn_monitor(
-                 fun () -> Queue ! {member, start_member(XName, Durable, ServerId)} end),
+                 fun () -> Queue ! {member, start_member(Queue, XName, Durable, ServerId)} end),
     State#state{starter = Ref}.
 
-start_member(XName, Durable, {Name, _} = ServerId) ->
-    case rabbit_delay_raft:start_member(XName, Durable) of
-        ok ->
-            case ra:members(ServerId) of
-                {ok, _, ServerId} -> {leader, whereis(Name)};
-                _ -> not_leader
+start_member(Queue, XName, Durable, {Name, _} = ServerId) ->
+    case rabbit_delay_system:ready() of
+        {ok, Generation} ->
+            Queue ! {generation, Generation},
+            case rabbit_delay_raft:start_member(XName, Durable) of
+                ok ->
+                    case ra:members(ServerId) of
+                        {ok, _, ServerId} -> {leader, whereis(Name)};
+                        _ -> not_leader
+                    end;
+                {error, _} = Error ->
+                    Error
             end;
-        {error, _} = Error ->
-            Error
+        not_ready ->
+            not_leader
     end.
 
 start_member_later(State) ->
@@ -317,11 +337,20 @@ append(#state{waiting = Waiting} = State0) ->
     case Batch of
         none ->
             append(State);
-        #batch{} ->
+        #batch{entry = {_, Bytes}} ->
             ok = send(SeqNo, Batch, State),
-            append(State#state{last_seq_no = SeqNo,
-                               batches = (State#state.batches)#{SeqNo => Batch}})
+            append(watch_space(byte_size(Bytes),
+                               State#state{last_seq_no = SeqNo,
+                                           batches = (State#state.batches)#{SeqNo => Batch}}))
     end.
+
+%% A burst can use up the space between two looks at it.
+watch_space(Bytes, #state{appended = Appended} = State)
+  when Appended + Bytes < ?LOOK_AT_SPACE_BYTES ->
+    State#state{appended = Appended + Bytes};
+watch_space(_, State) ->
+    ok = rabbit_delay_system:check_space(),
+    State#state{appended = 0}.
 
 %% The channels have counted these as published into a queue; that comes when they are due.
 uncount(Ws, #state{name = QName}) ->

@@ -94,6 +94,7 @@ start_member(XName, Durable) ->
              machine => {module, rabbit_delay_machine,
                          #{exchange => XName, durable => Durable, uid => Uid}}},
     ok = forget_other_registration(Name, Uid),
+    ok = rabbit_delay_registry:permit_start(XName),
     case ra:start_server(?RA_SYSTEM, Conf) of
         ok ->
             _ = ra:trigger_election(ServerId),

@@ -15,7 +15,8 @@
 
 -export([create_table/0, start_link/0, recover/0, withdraw/0, system_up/0]).
 -export([ensure/1, delete/1, leader/2, queue_name/1, pending/1, stat/1,
-         register_queue/2, register_dispatcher/2, register_store/2, queue/1, dispatcher/1]).
+         register_queue/2, register_dispatcher/2, register_store/2, queue/1, dispatcher/1,
+         permit_start/1, take_permit/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 %% The queue names of clients cannot begin with "amq.".
@@ -28,7 +29,9 @@
               queue :: pid() | undefined,
               dispatcher :: pid() | undefined,
               %% the open store, where this node's member leads
-              store :: rabbit_delay_store:store() | undefined}).
+              store :: rabbit_delay_store:store() | undefined,
+              %% its Raft server may start, once
+              permit = false :: boolean()}).
 
 -record(state, {exchanges = #{} :: #{rabbit_exchange:name() => pid()},
                 monitors = #{} :: #{reference() => rabbit_exchange:name()}}).
@@ -145,6 +148,17 @@ register_dispatcher(XName, Pid) -> update(XName, {#row.dispatcher, Pid}).
 
 -spec register_store(rabbit_exchange:name(), rabbit_delay_store:store() | undefined) -> ok.
 register_store(XName, Store) -> update(XName, {#row.store, Store}).
+
+%% The exchange's Raft server may start, once: see rabbit_delay_system.
+-spec permit_start(rabbit_exchange:name()) -> ok.
+permit_start(XName) -> update(XName, {#row.permit, true}).
+
+%% By the server that starts.
+-spec take_permit(rabbit_exchange:name()) -> boolean().
+take_permit(XName) ->
+    Permitted = lookup(XName, #row.permit) =:= true,
+    _ = Permitted andalso update(XName, {#row.permit, false}),
+    Permitted.
 
 -spec queue(rabbit_exchange:name()) -> pid() | undefined.
 queue(XName) -> lookup(XName, #row.queue).

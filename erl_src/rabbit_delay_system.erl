@@ -7,6 +7,11 @@
 %% system ends, or its directory cannot be used, this process says so in the log and tries again,
 %% with pauses of 1 to 30 s; until then delayed publishes are refused.
 %%
+%% Ra's parts restart one by one, and a server that restarts while the WAL is down sees only what is
+%% in segments: it would lead, and overwrite what the WAL still holds. So no server of ours restarts
+%% by itself (rabbit_delay_registry:permit_start/1), and when one has failed the whole system is
+%% started afresh, the WAL before the servers.
+%%
 %% It also watches the free space, below a limit of which delayed messages are refused, and it is
 %% where the stores' log lines arrive, since C has no logger.
 -module(rabbit_delay_system).
@@ -16,15 +21,18 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([start_link/0, status/0, log_pid/0]).
+-export([start_link/0, status/0, ready/0, server_failed/2, check_space/0, log_pid/0]).
+-export([shorten/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -define(MIN_PAUSE_MS, 1000).
 -define(MAX_PAUSE_MS, 30000).
 -define(WATCH_MS, 500).
 -define(STATUS, {?MODULE, status}).
+-define(REPORT_DEPTH, 30).
 
 -record(state, {system :: pid() | undefined,
+                generation = 0 :: non_neg_integer(),
                 pause = ?MIN_PAUSE_MS :: pos_integer(),
                 started_at = 0 :: integer()}).
 
@@ -38,6 +46,22 @@ start_link() ->
 status() ->
     persistent_term:get(?STATUS, {down, "the plugin is not running"}).
 
+%% Whether servers can be started now, and in which generation of the system. Answered after all
+%% that the caller has said before.
+-spec ready() -> {ok, Generation :: pos_integer()} | not_ready.
+ready() ->
+    gen_server:call(?MODULE, ready, infinity).
+
+%% A Raft server that ran in that generation has failed.
+-spec server_failed(Generation :: pos_integer(), Why :: term()) -> ok.
+server_failed(Generation, Why) ->
+    gen_server:cast(?MODULE, {server_failed, Generation, Why}).
+
+%% Looks at the free space now. For whoever has just used some.
+-spec check_space() -> ok.
+check_space() ->
+    gen_server:call(?MODULE, check_space, infinity).
+
 -spec log_pid() -> pid().
 log_pid() ->
     case whereis(?MODULE) of
@@ -48,6 +72,7 @@ log_pid() ->
 -spec init([]) -> {ok, #state{}, {continue, start}}.
 init([]) ->
     process_flag(trap_exit, true),
+    _ = logger:add_primary_filter(?MODULE, {fun ?MODULE:shorten/2, []}),
     set_status(starting),
     watch(),
     {ok, #state{}, {continue, start}}.
@@ -57,11 +82,22 @@ init([]) ->
 handle_continue(start, State) ->
     {noreply, start(State)}.
 
--spec handle_call(term(), term(), #state{}) -> {reply, {error, unknown_call}, #state{}}.
+-spec handle_call(term(), term(), #state{}) -> {reply, term(), #state{}}.
+handle_call(ready, _From, #state{system = undefined} = State) ->
+    {reply, not_ready, State};
+handle_call(ready, _From, #state{generation = Generation} = State) ->
+    {reply, {ok, Generation}, State};
+handle_call(check_space, _From, State) ->
+    {reply, ok, check_space(State)};
 handle_call(_, _, State) ->
     {reply, {error, unknown_call}, State}.
 
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
+handle_cast({server_failed, Generation, Why},
+            #state{system = System, generation = Generation} = State) when System =/= undefined ->
+    set_status({down, "it is being restarted"}),
+    ok = stop_system(System),
+    {noreply, retry("a Raft server failed: " ++ format(Why), State#state{system = undefined})};
 handle_cast(_, State) ->
     {noreply, State}.
 
@@ -82,16 +118,19 @@ handle_info(_, State) ->
 -spec terminate(term(), #state{}) -> ok.
 terminate(_, #state{system = System}) ->
     set_status({down, "the plugin is stopping"}),
+    _ = logger:remove_primary_filter(?MODULE),
     case System of
-        undefined ->
-            ok;
-        _ ->
-            Ref = monitor(process, System),
-            exit(System, shutdown),
-            receive {'DOWN', Ref, process, System, _} -> ok end
+        undefined -> ok;
+        _ -> stop_system(System)
     end.
 
-start(State) ->
+stop_system(System) ->
+    Ref = monitor(process, System),
+    exit(System, shutdown),
+    receive {'DOWN', Ref, process, System, _} -> ok end,
+    receive {'EXIT', System, _} -> ok after 0 -> ok end.
+
+start(#state{generation = Generation} = State) ->
     Dir = rabbit_delay_config:data_dir(),
     case usable(Dir) of
         ok ->
@@ -102,7 +141,8 @@ start(State) ->
                     ?LOG_INFO("delayed messages are kept in ~ts", [Dir], ?LOG_DOMAIN),
                     set_status(up),
                     rabbit_delay_registry:system_up(),
-                    State#state{system = Pid, started_at = erlang:monotonic_time(millisecond)};
+                    State#state{system = Pid, generation = Generation + 1,
+                                started_at = erlang:monotonic_time(millisecond)};
                 {error, Reason} ->
                     retry("the Raft log does not start: " ++ format(Reason), State)
             catch
@@ -184,3 +224,32 @@ format(Format, Args) ->
 log(info, Message) -> ?LOG_INFO("~ts", [Message], ?LOG_DOMAIN);
 log(warning, Message) -> ?LOG_WARNING("~ts", [Message], ?LOG_DOMAIN);
 log(error, Message) -> ?LOG_ERROR("~ts", [Message], ?LOG_DOMAIN).
+
+%% A logger filter. What Ra's processes say when they crash holds every message in their mailbox and
+%% state: many seconds of formatting, in the process that is to end.
+-spec shorten(logger:log_event(), term()) -> logger:filter_return().
+shorten(#{msg := {report, #{label := {proc_lib, crash}, report := [Info | _]}}} = Event, _)
+  when is_list(Info) ->
+    case proplists:get_value(registered_name, Info) of
+        Name when is_atom(Name), Name =/= [] ->
+            shorten_if_ours(Name, proplists:get_value(error_info, Info), Event);
+        _ ->
+            ignore
+    end;
+shorten(#{msg := {report, #{label := {gen_statem, terminate}, name := Name,
+                            reason := Reason}}} = Event, _) ->
+    shorten_if_ours(Name, Reason, Event);
+shorten(_, _) ->
+    ignore.
+
+shorten_if_ours(Name, Reason, Event) when is_atom(Name) ->
+    case atom_to_list(Name) of
+        "ra_rabbit_delay_wheel_" ++ _ -> shortened(Name, Reason, Event);
+        "rabbit_delay_" ++ _ -> shortened(Name, Reason, Event);
+        _ -> ignore
+    end;
+shorten_if_ours(_, _, _) ->
+    ignore.
+
+shortened(Name, Reason, Event) ->
+    Event#{msg := {"~s ended: ~0P", [Name, Reason, ?REPORT_DEPTH]}}.
