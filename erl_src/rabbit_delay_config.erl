@@ -7,7 +7,8 @@
 
 -export([data_dir/0, max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,
          in_flight_messages/1, in_flight_bytes/0, wal_size/0, snapshot_interval/0,
-         disk_free_limit/0, retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1]).
+         disk_free_limit/0, appending_bytes/0,
+         retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1]).
 
 -define(APP, rabbitmq_delay_wheel).
 -define(MIB, 1048576).
@@ -63,10 +64,17 @@ wal_size() ->
 snapshot_interval() ->
     {env(snapshot_interval_messages, 100000), env(snapshot_interval_bytes, 32 * ?MIB)}.
 
-%% With less free space than this, bytes, delayed messages are refused.
--spec disk_free_limit() -> non_neg_integer().
+%% With less free space than this, bytes, delayed messages are refused. Never less than what is
+%% already under way may take: Ra's segment writer does not notice a full disk, and deletes the WAL
+%% file whose entries it has failed to write.
+-spec disk_free_limit() -> pos_integer().
 disk_free_limit() ->
-    env(disk_free_limit, 2 * wal_size()).
+    max(env(disk_free_limit, 0), 2 * wal_size() + 4 * ?MIB).
+
+%% How many bytes of a delay queue's batches may be under way to the log.
+-spec appending_bytes() -> pos_integer().
+appending_bytes() ->
+    max(?MIB, wal_size() div 4).
 
 %% How long a message that no queue would take waits for the next attempt: doubled from the first
 %% number up to the second.

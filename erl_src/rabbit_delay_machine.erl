@@ -170,12 +170,13 @@ state_enter(_, _) ->
     [].
 
 %% Ra drops an offer that comes while it writes a snapshot, and an idle log gets none: now and then
-%% the tick offers again, so that what is left to replay after a restart stays short.
+%% the tick offers again, so that what is left to replay after a restart stays short. When space
+%% runs out it does so at once: what is in a snapshot is not needed from the log.
 -spec tick(non_neg_integer(), state()) -> ra_machine:effects().
 tick(TimeMs, #?MODULE{store = Store, exchange = XName, seen = Seen} = State) ->
     Slot = erlang:phash2(XName, ?OFFER_SECONDS),
-    case TimeMs div 1000 rem ?OFFER_SECONDS of
-        Slot ->
+    case TimeMs div 1000 rem ?OFFER_SECONDS =:= Slot orelse rabbit_delay_system:status() of
+        Now when Now =:= true; element(1, Now) =:= full ->
             case rabbit_delay_store:stat(Store) of
                 #{checkpoint_applied := Checkpoint} when Checkpoint < Seen ->
                     [{release_cursor, Seen, State}];

@@ -66,6 +66,8 @@
          last_seq_no = 0 :: non_neg_integer(),
          %% under way, by sequence number
          batches = #{} :: #{pos_integer() => #batch{}},
+         batches_bytes = 0 :: non_neg_integer(),
+         max_batches_bytes :: pos_integer(),
          resend_timer :: undefined | reference(),
          %% not yet appended, newest first
          waiting = [] :: [#waiting{}],
@@ -100,7 +102,8 @@ init({XName, Durable}) ->
                 name = QName,
                 durable = Durable,
                 server_id = rabbit_delay_raft:server_id(XName),
-                session = Session + 1}}.
+                session = Session + 1,
+                max_batches_bytes = rabbit_delay_config:appending_bytes()}}.
 
 -spec handle_batch([gen_batch_server:op()], #state{}) ->
           {ok, [gen_batch_server:action()], #state{}}.
@@ -113,10 +116,7 @@ terminate(_, #state{batches = Batches, name = QName} = State) ->
     _ = reject_waiting(State),
     maps:foreach(
       fun (_, #batch{confirms = Confirms}) ->
-              maps:foreach(
-                fun (Sender, SeqNos) ->
-                        [rabbit_delay_broker:reject(Sender, QName, S) || S <- SeqNos]
-                end, Confirms)
+              maps:foreach(fun (Sender, SeqNos) -> reject_all(Sender, QName, SeqNos) end, Confirms)
       end, Batches).
 
 handle_op({cast, {leader, ServerPid}}, {Replies, State}) ->
@@ -242,28 +242,13 @@ send_all_again(#state{batches = Batches} = State) ->
 send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
     rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, SeqNo).
 
-applied({SeqNo, ok}, #state{batches = Batches, name = QName} = State) ->
-    case maps:take(SeqNo, Batches) of
-        {#batch{confirms = Confirms}, Rest} ->
-            maps:foreach(fun (Sender, SeqNos) ->
-                                 rabbit_delay_broker:confirm(Sender, QName, SeqNos)
-                         end, Confirms),
-            State#state{batches = Rest};
-        error ->
-            State
-    end;
-applied({SeqNo, {error, Reason}}, #state{batches = Batches, name = QName} = State) ->
-    case maps:take(SeqNo, Batches) of
-        {#batch{confirms = Confirms}, Rest} ->
-            ?LOG_ERROR("delayed messages of ~s: a batch was refused by the store: ~p",
-                       [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
-            maps:foreach(fun (Sender, SeqNos) ->
-                                 [rabbit_delay_broker:reject(Sender, QName, S) || S <- SeqNos]
-                         end, Confirms),
-            State#state{batches = Rest};
-        error ->
-            State
-    end;
+applied({SeqNo, ok}, #state{name = QName} = State) ->
+    ended(SeqNo, fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end,
+          State);
+applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
+    ?LOG_ERROR("delayed messages of ~s: a batch was refused by the store: ~p",
+               [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
+    ended(SeqNo, fun (Sender, SeqNos) -> reject_all(Sender, QName, SeqNos) end, State);
 applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
     %% One before it went to a server that was about to end.
     case maps:is_key(SeqNo, Batches) of
@@ -275,6 +260,19 @@ applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
         false ->
             State
     end.
+
+%% A batch is no longer under way: Answer goes to each of its senders.
+ended(SeqNo, Answer, #state{batches = Batches, batches_bytes = All} = State) ->
+    case maps:take(SeqNo, Batches) of
+        {#batch{entry = {_, Bytes}, confirms = Confirms}, Rest} ->
+            maps:foreach(Answer, Confirms),
+            State#state{batches = Rest, batches_bytes = All - byte_size(Bytes)};
+        error ->
+            State
+    end.
+
+reject_all(Sender, QName, SeqNos) ->
+    lists:foreach(fun (SeqNo) -> rabbit_delay_broker:reject(Sender, QName, SeqNo) end, SeqNos).
 
 resend_soon(#state{resend_timer = undefined} = State) ->
     State#state{resend_timer = erlang:send_after(?RESEND_MS, self(), resend)};
@@ -325,6 +323,8 @@ append(#state{leader = undefined} = State) ->
     State;
 append(#state{batches = Batches} = State) when map_size(Batches) >= ?MAX_BATCHES ->
     State;
+append(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when Bytes >= Max ->
+    State;
 append(#state{waiting = Waiting} = State0) ->
     {Ws, Rest} = next_batch(lists:reverse(Waiting), 0, 0, []),
     SeqNo = State0#state.last_seq_no + 1,
@@ -341,7 +341,9 @@ append(#state{waiting = Waiting} = State0) ->
             ok = send(SeqNo, Batch, State),
             append(watch_space(byte_size(Bytes),
                                State#state{last_seq_no = SeqNo,
-                                           batches = (State#state.batches)#{SeqNo => Batch}}))
+                                           batches = (State#state.batches)#{SeqNo => Batch},
+                                           batches_bytes = State#state.batches_bytes +
+                                               byte_size(Bytes)}))
     end.
 
 %% A burst can use up the space between two looks at it.

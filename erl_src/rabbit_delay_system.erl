@@ -30,6 +30,7 @@
 -define(WATCH_MS, 500).
 -define(STATUS, {?MODULE, status}).
 -define(REPORT_DEPTH, 30).
+-define(START_BYTES, 4194304).
 
 -record(state, {system :: pid() | undefined,
                 generation = 0 :: non_neg_integer(),
@@ -198,10 +199,23 @@ usable(Dir) ->
              fun () -> file:delete(Probe) end],
     case first_error(Steps) of
         ok ->
-            ok;
+            enough_space(Dir);
         {error, Reason} ->
             {error, format("data directory ~ts (delayed_message.data_dir) cannot be used: ~ts",
                            [Dir, file:format_error(Reason)])}
+    end.
+
+%% Reading the WAL of the last run may write all of it again, to segments, before it is deleted.
+enough_space(Dir) ->
+    Wals = lists:sum([filelib:file_size(File)
+                      || File <- filelib:wildcard(filename:join(Dir, "*.wal"))]),
+    Needed = 2 * Wals + ?START_BYTES,
+    case rabbit_delay_store:disk_free(Dir) of
+        {ok, Free} when Free < Needed ->
+            {error, format("~b bytes are free in ~ts, and ~b are needed to open what is there",
+                           [Free, Dir, Needed])};
+        _ ->
+            ok
     end.
 
 first_error([]) ->
