@@ -580,10 +580,13 @@ static void sweep(dw_wheel *w, uint64_t *budget) {
     if (w->sweep == 0 && w->dead > w->live / 2 + DEAD_SLACK)
         w->sweep = w->heap_n + w->near_n;
     while (w->sweep > 0 && *budget >= CHUNK_REFS) {
+        const uint32_t all = w->heap_n + w->near_n;
+        if (w->sweep > all) {
+            w->sweep = all; /* others have gone meanwhile, perhaps all */
+            continue;
+        }
         *budget -= CHUNK_REFS;
-        uint32_t all = w->heap_n + w->near_n;
-        w->sweep = (w->sweep < all ? w->sweep : all) - 1;
-        uint32_t i = w->sweep;
+        uint32_t i = --w->sweep;
         uint32_t c = i < w->heap_n ? heap_at(w, i)->chunk : *near_at(w, i - w->heap_n);
         if (refresh(w, c))
             join(w, c);

@@ -833,6 +833,25 @@ static void no_wheel_without_memory(void **state) {
     dw_wheel_free(NULL);
 }
 
+/* A sweep is under way when the last chunk goes: there is nothing left to sweep. */
+static void a_sweep_ends_with_the_last_chunk(void **state) {
+    struct fixture f;
+    uint32_t dead[1025];
+    (void)state;
+    begin(&f, T0);
+    for (unsigned i = 0; i < 1025; i++)
+        dead[i] = insert(&f, T0 + i);
+    uint32_t live = insert(&f, T0 + 20000);
+    for (unsigned i = 0; i < 1025; i++)
+        dw_wheel_cancel(f.wheel, dead[i]);
+    assert_int_equal(take(&f, T0 + 20000), live);
+    check(&f);
+    dw_wheel_work(f.wheel, 1000);
+    assert_int_equal(take(&f, T0 + 30000), DW_NIL);
+    check(&f);
+    end(&f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(behaves_as_the_model),
@@ -849,6 +868,7 @@ int main(void) {
         cmocka_unit_test(next_after_half_is_cancelled),
         cmocka_unit_test(the_dead_are_bounded),
         cmocka_unit_test(the_dead_are_bounded_when_the_live_go),
+        cmocka_unit_test(a_sweep_ends_with_the_last_chunk),
         cmocka_unit_test(memory_is_reused),
         cmocka_unit_test(memory_of_the_cancelled_is_reused),
         cmocka_unit_test(memory_per_entry),
