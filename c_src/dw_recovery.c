@@ -633,7 +633,10 @@ static int open_store(struct opening *opening, const char *dir, uint64_t now_ms)
     if (result != DW_OK && result != DW_ENOENT) {
         return result;
     }
-    if (dw_io_list(store->io, store->dirfd, clean, opening) != 0) {
+    /* The manifest may have been renamed by a process that did not live to sync the directory. It
+     * must be durable before what only an older one names is removed. */
+    if (store->io->fsync(store->dirfd) != 0 ||
+        dw_io_list(store->io, store->dirfd, clean, opening) != 0) {
         return dw_io_error(errno);
     }
     store->durable = result == DW_OK ? 1 : 0;
