@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MPL-2.0
-"""The broker's HTTP API, read strictly: what is not valid JSON (a NaN, say) is an error."""
+"""The broker's HTTP API, read strictly: what is not valid JSON (a NaN, a key that is there twice) is
+an error."""
 
 import base64
 import json
@@ -15,6 +16,16 @@ def quoted(name):
 
 def _no_such_number(text):
     raise ValueError(f"{text} is not JSON")
+
+
+def _each_key_once(pairs):
+    keys = [key for key, _ in pairs]
+    assert len(set(keys)) == len(keys), f"a key is there twice: {pairs}"
+    return dict(pairs)
+
+
+def _read(text):
+    return json.loads(text, parse_constant=_no_such_number, object_pairs_hook=_each_key_once)
 
 
 class Management:
@@ -33,7 +44,7 @@ class Management:
                 status, text = answer.status, answer.read()
         except urllib.error.HTTPError as refused:
             status, text = refused.code, refused.read()
-        return status, json.loads(text, parse_constant=_no_such_number) if text else None
+        return status, _read(text) if text else None
 
     def get(self, path):
         """The decoded answer; fails unless the status is 200."""
