@@ -198,8 +198,10 @@ handle_info(_, State) ->
 %% Opening a store can take a while: not in this process.
 start_member(#state{exchange = XName, durable = Durable, server_id = ServerId} = State) ->
     Queue = self(),
-    {_, Ref} = spawn_monitor(
-                 fun () -> Queue ! {member, start_member(Queue, XName, Durable, ServerId)} end),
+    %% Linked: it must not start a member for an exchange that has been deleted meanwhile.
+    {_, Ref} = spawn_opt(
+                 fun () -> Queue ! {member, start_member(Queue, XName, Durable, ServerId)} end,
+                 [link, monitor]),
     State#state{starter = Ref}.
 
 start_member(Queue, XName, Durable, {Name, _} = ServerId) ->

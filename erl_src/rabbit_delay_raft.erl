@@ -120,6 +120,7 @@ stop_member(XName) ->
 %% that a crash in the middle leaves nothing that could come back.
 -spec delete_member(rabbit_exchange:name()) -> ok.
 delete_member(XName) ->
+    ok = await_starts(),
     case find_member(XName) of
         {ok, Uid} ->
             ok = stop_member(XName),
@@ -131,6 +132,14 @@ delete_member(XName) ->
             ok;
         none ->
             ok
+    end.
+
+%% Ra's supervisor starts one server at a time, and does nothing else meanwhile.
+await_starts() ->
+    #{names := #{server_sup := Sup}} = system_config(),
+    case whereis(Sup) of
+        undefined -> ok;
+        Pid -> _ = supervisor:count_children(Pid), ok
     end.
 
 %% Puts a member aside whose exchange is gone: its messages will not be delivered, and an operator

@@ -192,11 +192,12 @@ handle_call({ensure, XName}, _From, State0) ->
 handle_call({delete, XName}, _From, State0) ->
     State = stop(XName, State0),
     ok = rabbit_delay_broker:delete_queue(queue_name(XName)),
+    %% A server that is just starting has its permit until here.
+    ok = rabbit_delay_raft:delete_member(XName),
     case ets:take(?MODULE, XName) of
         [#row{store = Store}] when Store =/= undefined -> ok = rabbit_delay_store:close(Store);
         _ -> ok
     end,
-    ok = rabbit_delay_raft:delete_member(XName),
     {reply, ok, State}.
 
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
