@@ -187,14 +187,7 @@ $(SANITIZED)/priv/rabbit_delay_store.so: $(wildcard c_src/*.c c_src/*.h include/
 	$(call say,CC) $(CC) $(C_NIF_FLAGS) -U_FORTIFY_SOURCE $(c_flags_asan) $(CORE_WARNINGS) -shared \
 	    -Wl,-z,nodelete -o $@ $(wildcard c_src/*.c) $(LIBCK) -lpthread
 
-# Clients in JavaScript, as their lock file has them. Without them their tests fail and say so.
-NODE_CLIENTS := tests/integration/clients
-NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,\
-                $(wildcard $(NODE_CLIENTS)/package-lock.json))
-$(NODE_CLIENTS)/node_modules/.package-lock.json: $(NODE_CLIENTS)/package-lock.json
-	-cd $(NODE_CLIENTS) && npm ci --no-audit --no-fund --ignore-scripts
-
-suites-integration: $(NODE_MODULES)
+suites-integration:
 	@$(RUN) integration-pytest --junit "$(RESULTS)/pytest/*.xml" -- \
 	    $(PYTHON) -m pytest -q -p no:cacheprovider --junitxml=$(RESULTS)/pytest/integration.xml \
 	    tests/integration
