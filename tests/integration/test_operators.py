@@ -29,13 +29,18 @@ def holding(client):
 @pytest.fixture(scope="module")
 def known(broker, management):
     """An exchange that holds three messages, for so long that the management plugin has statistics
-    of its internal queue."""
+    of its internal queue; and there is another one that has delivered all that it held."""
     client = Client(broker)
     exchange, _ = client.delayed_and_queue()
     for _ in range(3):
         client.publish(exchange, body=b"x", delay=3600_000)
-    path = f"queues/%2F/{quoted(internal_queue(exchange))}"
-    eventually(lambda: management.get(path), lambda queue: queue.get("messages") == 3, within=20)
+    empty, queue = client.delayed_and_queue()
+    client.publish(empty, body=b"x", delay=100)
+    client.one(queue)
+    for name, held in ((exchange, 3), (empty, 0)):
+        path = f"queues/%2F/{quoted(internal_queue(name))}"
+        eventually(lambda: management.get(path), lambda queue: queue.get("messages") == held
+                   and {"consumers", "state", "messages_details"} <= queue.keys(), within=20)
     yield exchange
     client.close()
 
