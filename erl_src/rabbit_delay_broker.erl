@@ -208,9 +208,8 @@ queue_pid(QName) ->
 -spec queue_stats(rabbit_amqqueue:name(), Pending :: non_neg_integer()) -> ok.
 queue_stats(QName, Pending) ->
     {reductions, Reductions} = process_info(self(), reductions),
-    rabbit_core_metrics:queue_stats(QName, [{messages, Pending}, {messages_ready, Pending},
-                                            {messages_unacknowledged, 0}, {consumers, 0},
-                                            {state, running}]),
+    %% Without the counts, which the management plugin adds from the second call.
+    rabbit_core_metrics:queue_stats(QName, [{consumers, 0}, {state, running}]),
     rabbit_core_metrics:queue_stats(QName, Pending, 0, Pending, Reductions).
 
 %% -------------------------------------------------------------------------------- release

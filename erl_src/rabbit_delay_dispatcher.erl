@@ -213,9 +213,15 @@ attach(#state{exchange = XName, server_id = ServerId, ids = Ids} = State) ->
         0 -> ok = rabbit_delay_store:untake(Store);
         _ -> ok
     end,
-    {ok, X} = lookup(XName),
-    Max = rabbit_delay_config:in_flight_messages(rabbit_delay_broker:exchange_arguments(X)),
-    pump(State#state{store = Store, max_messages = Max}).
+    case lookup(XName) of
+        {ok, X} ->
+            Args = rabbit_delay_broker:exchange_arguments(X),
+            pump(State#state{store = Store,
+                             max_messages = rabbit_delay_config:in_flight_messages(Args)});
+        {error, not_found} ->
+            %% It is being deleted, and this process with it.
+            State
+    end.
 
 lookup(XName) ->
     rabbit_delay_broker:lookup_exchange(XName).
