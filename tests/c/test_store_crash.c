@@ -220,7 +220,7 @@ static void power_cuts(uint64_t seed) {
 
 static void test_power_cuts(void **state) {
     (void)state;
-    const unsigned rounds = fixture_rounds(40);
+    const unsigned rounds = fixture_rounds(20);
     const char *seed = getenv("DW_TEST_SEED");
     for (unsigned i = 0; i < rounds; i++) {
         power_cuts(seed != NULL ? strtoull(seed, NULL, 10) : i);
@@ -390,7 +390,9 @@ static void test_files_cut_anywhere(void **state) {
     const char *crashed = fixture_path(&w.f, "crashed");
     open_and_compare(&w);
     unsigned cuts = 0;
-    const unsigned files = count_files(crashed, ""), step = fixture_rounds(10) >= 10 ? 1 : 29;
+    const unsigned files = count_files(crashed, ""), step = fixture_rounds(10) > 10    ? 1
+                                                            : fixture_rounds(10) == 10 ? 5
+                                                                                       : 29;
     for (unsigned i = 0; i < files; i++) {
         char name[256], path[PATH_MAX];
         restore_files(&w);
@@ -529,7 +531,7 @@ static void test_every_flipped_bit(void **state) {
     small_store(&w);
     const char *crashed = fixture_path(&w.f, "crashed");
     const unsigned files = count_files(crashed, "");
-    const unsigned step = fixture_rounds(100) > 100 ? 1 : fixture_rounds(100) == 100 ? 3 : 61;
+    const unsigned step = fixture_rounds(100) > 100 ? 1 : fixture_rounds(100) == 100 ? 7 : 61;
     unsigned reported = 0, flips = 0;
     for (unsigned i = 0; i < files; i++) {
         char name[256], path[PATH_MAX];
@@ -595,7 +597,7 @@ static void test_larger_damage(void **state) {
     (void)state;
     world_init(&w, 11);
     crash(&w, named, 300);
-    for (unsigned round = 0; round < fixture_rounds(150); round++) {
+    for (unsigned round = 0; round < fixture_rounds(60); round++) {
         restore_files(&w);
         const unsigned files = count_files(w.f.dir, "");
         for (uint64_t n = 1 + pick(&w, 3); n > 0; n--) {

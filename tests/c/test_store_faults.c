@@ -299,45 +299,45 @@ static void test_no_fault(void **state) {
 
 static void test_each_allocation(void **state) {
     (void)state;
-    run_all(FAULT_ALLOC, 0, 0, false, 5);
+    run_all(FAULT_ALLOC, 0, 0, false, 13);
 }
 
 static void test_all_allocations_from_one_on(void **state) {
     (void)state;
-    run_all(FAULT_ALLOC, 0, 0, true, 5);
+    run_all(FAULT_ALLOC, 0, 0, true, 13);
 }
 
 static void test_each_write(void **state) {
     (void)state;
-    run_all(FAULT_IO, FAULT_PWRITE | FAULT_FTRUNCATE, ENOSPC, false, 1);
-    run_all(FAULT_IO, FAULT_PWRITE, EIO, false, 3);
-    run_all(FAULT_IO, FAULT_PWRITE, ENOSPC, true, 3);
+    run_all(FAULT_IO, FAULT_PWRITE | FAULT_FTRUNCATE, ENOSPC, false, 5);
+    run_all(FAULT_IO, FAULT_PWRITE, EIO, false, 11);
+    run_all(FAULT_IO, FAULT_PWRITE, ENOSPC, true, 11);
 }
 
 static void test_each_sync(void **state) {
     (void)state;
-    run_all(FAULT_IO, FAULT_FDATASYNC | FAULT_FSYNC, EIO, false, 1);
+    run_all(FAULT_IO, FAULT_FDATASYNC | FAULT_FSYNC, EIO, false, 3);
 }
 
 static void test_each_change_of_a_name(void **state) {
     (void)state;
     run_all(FAULT_IO, FAULT_RENAME | FAULT_MKDIR, EIO, false, 1);
-    run_all(FAULT_IO, FAULT_LINK, EIO, false, 1);
-    run_all(FAULT_IO, FAULT_LINK, EXDEV, true, 3);
-    run_all(FAULT_IO, FAULT_UNLINK, EACCES, false, 2);
+    run_all(FAULT_IO, FAULT_LINK, EIO, false, 3);
+    run_all(FAULT_IO, FAULT_LINK, EXDEV, true, 7);
+    run_all(FAULT_IO, FAULT_UNLINK, EACCES, false, 7);
 }
 
 static void test_each_open(void **state) {
     (void)state;
-    run_all(FAULT_IO, FAULT_OPEN, EMFILE, false, 4);
-    run_all(FAULT_IO, FAULT_OPEN, EMFILE, true, 9);
-    run_all(FAULT_IO, FAULT_LIST, EIO, false, 2);
+    run_all(FAULT_IO, FAULT_OPEN, EMFILE, false, 13);
+    run_all(FAULT_IO, FAULT_OPEN, EMFILE, true, 29);
+    run_all(FAULT_IO, FAULT_LIST, EIO, false, 5);
 }
 
 static void test_each_read(void **state) {
     (void)state;
-    run_all(FAULT_IO, FAULT_PREAD | FAULT_FSTAT, EIO, false, 4);
-    run_all(FAULT_IO, FAULT_PREAD, EIO, true, 9);
+    run_all(FAULT_IO, FAULT_PREAD | FAULT_FSTAT, EIO, false, 13);
+    run_all(FAULT_IO, FAULT_PREAD, EIO, true, 29);
 }
 
 int main(void) {
