@@ -55,8 +55,11 @@ C_STANDARD := -std=c11 -D_GNU_SOURCE -Iinclude -Ic_src
 C_WARNINGS := -Wall -Wextra -Wpedantic -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
               -Wpointer-arith -Wvla
 CORE_WARNINGS := $(C_WARNINGS) -Wconversion
-C_HARDENED := -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection -fcf-protection
-C_NIF_FLAGS := $(C_STANDARD) -O2 -g -fPIC -fvisibility=hidden $(C_HARDENED) \
+C_HARDENED = -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection \
+              $(C_HARDENED_$(shell uname -m))
+C_HARDENED_x86_64 := -fcf-protection
+C_HARDENED_aarch64 := -mbranch-protection=standard
+C_NIF_FLAGS = $(C_STANDARD) -O2 -g -fPIC -fvisibility=hidden $(C_HARDENED) \
                -ffile-prefix-map=$(CURDIR)=. -I$(or $(ERL_INCLUDE),/usr/lib/erlang/usr/include)
 LIBCK := $(firstword $(wildcard /usr/lib/*/libck.a /usr/lib/libck.a))
 
