@@ -27,7 +27,7 @@
 %% in all these cases: Raft's log has it.
 %%
 %% Wrong types and numbers out of range are badarg. Errors of the operating system come as
-%% {error, {eio | enospc | eacces, Errno}}, {eacces, ewouldblock} being a directory that another
+%% {error, {eio | enospc | eacces, Errno}}, {eacces, eagain} being a directory that another
 %% process of the operating system has open; the others are atoms, named as in include/dw_error.h.
 %%
 %% Calls that may touch a file, and those that may take long, run on dirty schedulers.
