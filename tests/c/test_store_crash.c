@@ -227,6 +227,38 @@ static void test_power_cuts(void **state) {
     }
 }
 
+/* A checkpoint that ends at each of its calls in turn. */
+static void test_checkpoint_cut_short(void **state) {
+    struct world w;
+    (void)state;
+    world_init(&w, 20);
+    fixture_open(&w.f);
+    fault_io_track(w.f.dir);
+    bool failed = true;
+    for (uint64_t n = 1; failed; n++) {
+        for (unsigned i = 0; i < 6; i++) {
+            dw_checkpoint *checkpoint;
+            insert_some(&w, 30);
+            settle_some(&w, 10);
+            w.now += 100000;
+            assert_int_equal(dw_store_checkpoint(w.f.store, &checkpoint), DW_OK);
+            fault_io_fail(FAULT_PWRITE | FAULT_RENAME | FAULT_FSYNC, n, true, ENOSPC);
+            int result = dw_checkpoint_finish(checkpoint, NULL);
+            dw_checkpoint_release(checkpoint);
+            failed = fault_io_failed() > 0;
+            assert_int_equal(result, failed ? DW_ENOSPC : DW_OK);
+            fault_io_fail(0, 0, false, 0);
+            w.perhaps[0] = w.model.index;
+            w.perhaps_count = failed;
+            for (unsigned cut = 0; cut < 4; cut++) {
+                open_what_is_left(&w, model_random(&w.random));
+            }
+            assert_int_equal(fixture_checkpoint(&w.f, NULL), DW_OK);
+        }
+    }
+    world_end(&w);
+}
+
 /* A restore that ends anywhere leaves the old store, none, or the new one, and each is whole. */
 static void test_restore_cut_short(void **state) {
     struct world w;
@@ -628,13 +660,10 @@ static void test_larger_damage(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_power_cuts),
-        cmocka_unit_test(test_restore_cut_short),
-        cmocka_unit_test(test_snapshot_cut_short),
-        cmocka_unit_test(test_files_cut_anywhere),
-        cmocka_unit_test(test_files_of_later_vanish),
-        cmocka_unit_test(test_every_flipped_bit),
-        cmocka_unit_test(test_larger_damage),
+        cmocka_unit_test(test_power_cuts),         cmocka_unit_test(test_checkpoint_cut_short),
+        cmocka_unit_test(test_restore_cut_short),  cmocka_unit_test(test_snapshot_cut_short),
+        cmocka_unit_test(test_files_cut_anywhere), cmocka_unit_test(test_files_of_later_vanish),
+        cmocka_unit_test(test_every_flipped_bit),  cmocka_unit_test(test_larger_damage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
