@@ -51,8 +51,7 @@
          seen = 0 :: ra:index(),
          %% newest first
          sessions = [] :: [{Session :: pos_integer(), LastSeqNo :: non_neg_integer()}],
-         %% the last index that was offered to Ra as a snapshot, and what has come since
-         offered = 0 :: ra:index(),
+         %% what has come since a snapshot was last offered to Ra
          messages_since = 0 :: non_neg_integer(),
          bytes_since = 0 :: non_neg_integer()}).
 
@@ -156,7 +155,7 @@ offer(Messages, Bytes, Reply, Effects,
     {MaxMessages, MaxBytes} = rabbit_delay_config:snapshot_interval(),
     case {M0 + Messages, B0 + Bytes} of
         {M, B} when M >= MaxMessages; B >= MaxBytes ->
-            State = State0#?MODULE{offered = Seen, messages_since = 0, bytes_since = 0},
+            State = State0#?MODULE{messages_since = 0, bytes_since = 0},
             {State, Reply, [{release_cursor, Seen, State} | Effects]};
         {M, B} ->
             {State0#?MODULE{messages_since = M, bytes_since = B}, Reply, Effects}
@@ -231,7 +230,7 @@ to_snapshot(#?MODULE{exchange = XName, seen = Seen, sessions = Sessions}) ->
 
 -spec from_snapshot(snapshot(), rabbit_delay_store:store()) -> state().
 from_snapshot(#{version := 1, exchange := XName, seen := Seen, sessions := Sessions}, Store) ->
-    #?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions, offered = Seen}.
+    #?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions}.
 
 %% Opens the store in Dir and says what was found there. Ra comes here whenever a server starts, and
 %% is refused where it restarts one by itself.

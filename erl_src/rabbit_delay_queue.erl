@@ -42,6 +42,8 @@
 -define(NO_LIMIT, 16#ffffffffffff).
 
 -record(waiting, {message :: rabbit_delay_broker:message(),
+                  %% of its payload, bytes
+                  size = 0 :: non_neg_integer(),
                   sender :: pid(),
                   seq_no :: undefined | pos_integer(),
                   flow :: flow | noflow}).
@@ -291,7 +293,7 @@ take(#waiting{message = Message} = W,
             reject(W, State),
             State;
         false ->
-            State#state{waiting = [W | Waiting], waiting_count = Count + 1,
+            State#state{waiting = [W#waiting{size = Size} | Waiting], waiting_count = Count + 1,
                         waiting_bytes = Bytes + Size}
     end.
 
@@ -328,14 +330,14 @@ append(#state{batches = Batches} = State) when map_size(Batches) >= ?MAX_BATCHES
 append(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when Bytes >= Max ->
     State;
 append(#state{waiting = Waiting} = State0) ->
-    {Ws, Rest} = next_batch(lists:reverse(Waiting), 0, 0, []),
+    {Ws, Count, Taken, Rest} = next_batch(lists:reverse(Waiting), 0, 0, []),
     SeqNo = State0#state.last_seq_no + 1,
     {Batch, Rejected} = batch(Ws),
     ok = uncount(Ws, State0),
     lists:foreach(fun (W) -> reject(W, State0) end, Rejected),
     State = State0#state{waiting = lists:reverse(Rest),
-                         waiting_count = length(Rest),
-                         waiting_bytes = waiting_bytes(Rest)},
+                         waiting_count = State0#state.waiting_count - Count,
+                         waiting_bytes = State0#state.waiting_bytes - Taken},
     case Batch of
         none ->
             append(State);
@@ -365,14 +367,10 @@ uncount(Ws, #state{name = QName}) ->
     maps:foreach(fun (XName, N) -> rabbit_delay_broker:count_published(XName, QName, -N) end,
                  Counts).
 
-waiting_bytes(Ws) ->
-    lists:sum([rabbit_delay_broker:payload_size(W#waiting.message) || W <- Ws]).
-
 next_batch([W | Rest], Count, Bytes, Acc) when Count < ?MAX_MESSAGES, Bytes < ?MAX_BYTES ->
-    Size = rabbit_delay_broker:payload_size(W#waiting.message),
-    next_batch(Rest, Count + 1, Bytes + Size, [W | Acc]);
-next_batch(Rest, _, _, Acc) ->
-    {lists:reverse(Acc), Rest}.
+    next_batch(Rest, Count + 1, Bytes + W#waiting.size, [W | Acc]);
+next_batch(Rest, Count, Bytes, Acc) ->
+    {lists:reverse(Acc), Count, Bytes, Rest}.
 
 %% The Raft entry for these messages, in the store's batch format (include/dw_store.h), and those
 %% that are too large for it.

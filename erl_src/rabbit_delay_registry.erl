@@ -210,7 +210,8 @@ handle_cast(start_members, State) ->
 -spec handle_info(term(), #state{}) -> {noreply, #state{}}.
 handle_info(heal, State) ->
     _ = erlang:send_after(?HEAL_MS, self(), heal),
-    {noreply, heal(State)};
+    ok = heal_all(State),
+    {noreply, State};
 handle_info({'DOWN', Ref, process, _, Reason}, #state{monitors = Monitors} = State) ->
     case maps:take(Ref, Monitors) of
         {XName, Rest} ->
@@ -286,22 +287,21 @@ declare(XName) ->
             {error, "its delay queue is not running"}
     end.
 
-heal(#state{exchanges = Exchanges} = State) ->
+heal_all(#state{exchanges = Exchanges}) ->
     lists:foreach(
       fun (XName) ->
               case ets:lookup(?MODULE, XName) of
                   [#row{queue = Pid}] when is_pid(Pid) ->
                       case rabbit_delay_broker:queue_pid(queue_name(XName)) of
                           Pid -> ok;
-                          _ -> heal(XName, State)
+                          _ -> heal(XName)
                       end;
                   _ ->
                       ok
               end
-      end, maps:keys(Exchanges)),
-    State.
+      end, maps:keys(Exchanges)).
 
-heal(XName, _) ->
+heal(XName) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, _} -> declare(XName);
         {error, not_found} -> ok

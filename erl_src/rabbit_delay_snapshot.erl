@@ -30,20 +30,12 @@
 -define(MAGIC, "DWSN").
 -define(VERSION, 1).
 
-%% Runs in the Ra server: what is to be snapshotted is fixed here.
+%% Runs in the Ra server: what is to be snapshotted is fixed here. A checkpoint that an earlier writer
+%% died with is given up by the store.
 -spec prepare(term(), rabbit_delay_machine:state()) -> term().
 prepare(_Meta, State) ->
-    {checkpoint(rabbit_delay_machine:store(State)), rabbit_delay_machine:to_snapshot(State)}.
-
-%% A snapshot writer that died leaves a checkpoint behind that only garbage collection ends.
-checkpoint(Store) ->
-    case rabbit_delay_store:checkpoint(Store) of
-        {error, Reason} when Reason =:= einval; Reason =:= busy ->
-            true = erlang:garbage_collect(),
-            rabbit_delay_store:checkpoint(Store);
-        Result ->
-            Result
-    end.
+    {rabbit_delay_store:checkpoint(rabbit_delay_machine:store(State)),
+     rabbit_delay_machine:to_snapshot(State)}.
 
 %% Runs in a process of its own.
 -spec write(file:filename_all(), ra_snapshot:meta(), term()) -> ok | {error, term()}.
