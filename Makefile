@@ -3,9 +3,15 @@
 # make demo     see it work          make check   run every test
 # make dist     build the plugin     make bench   measure it against other ways
 # make build    compile              make deps    install what all of these need (Debian, root)
+#
+# 3.10 is this machine's RabbitMQ (Debian 12); 4.0 and 4.3 are in chroots (Debian 13 and sid) that
+# make broker-4.0 and make broker-4.3 prepare. make dist-4.0, check-4.0, demo and so on make them.
 
-BROKER_SERIES := 3.10
-BROKER_HOME ?= $(lastword $(sort $(wildcard /usr/lib/rabbitmq/lib/rabbitmq_server-$(BROKER_SERIES).*)))
+SERIES := 3.10 4.0 4.3
+export BROKER_SERIES ?= 3.10
+BROKER_ROOT := $(if $(filter-out 3.10,$(BROKER_SERIES)),$(CURDIR)/_brokers/$(BROKER_SERIES))
+BROKER_HOME = $(lastword $(sort $(wildcard \
+    $(BROKER_ROOT)/usr/lib/rabbitmq/lib/rabbitmq_server-$(BROKER_SERIES).*)))
 PYTHON ?= /usr/bin/python3
 REBAR3 ?= rebar3
 CLANG_FORMAT ?= clang-format-14
@@ -16,8 +22,12 @@ VERSION := $(shell sed -n 's/.*{vsn, "\(.*\)"}.*/\1/p' erl_src/$(APP).app.src)
 NIF := priv/rabbit_delay_store.so
 EZ := dist/$(BROKER_SERIES)/$(APP)-$(VERSION).ez
 
-CLI_LIBS := _build/cli
-export ERL_LIBS = $(BROKER_HOME)/plugins:$(CURDIR)/$(CLI_LIBS)
+# Of newer brokers, this machine's compiler reads the headers but not the modules.
+BEAMS := _build$(if $(BROKER_ROOT),/$(BROKER_SERIES))
+CLI_LIBS := $(BEAMS)/cli
+HEADERS := $(BEAMS)/headers
+export ERL_LIBS = $(if $(BROKER_ROOT),$(CURDIR)/$(HEADERS),$(BROKER_HOME)/plugins:$(CURDIR)/$(CLI_LIBS))
+export REBAR_BASE_DIR := $(CURDIR)/$(BEAMS)
 export REBAR_OFFLINE := 1
 export REBAR_GLOBAL_CONFIG_DIR := $(CURDIR)/_build/global
 export LC_ALL := C.UTF-8
@@ -25,7 +35,8 @@ export LC_ALL := C.UTF-8
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1) $@" &&)
 
-.PHONY: deps deps-build deps-demo deps-bench build nif erl dist demo demo-stop bench-core format clean \
+.PHONY: deps deps-build deps-demo deps-bench build nif erl $(SERIES:%=erl-%) demo demo-stop bench-core format clean \
+        dist $(SERIES:%=dist-%) $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static \
         suites-c suites-erl suites-integration suites-static c-tests
 .DELETE_ON_ERROR:
@@ -119,24 +130,51 @@ c-tests: $(C_TEST_PROGRAMS) $(C_BENCHES)
 -include $(wildcard _build/c/*/*.d _build/c/*/*/*.d)
 
 # ------------------------------------------------------------------------ Erlang
-erl: $(CLI_LIBS)/rabbitmqctl/ebin
+erl: erl-$(BROKER_SERIES)
+erl-3.10: $(CLI_LIBS)/rabbitmqctl/ebin
 	$(REBAR3) compile
+erl-4.0: $(HEADERS)
+	$(REBAR3) compile
+# Erlang 29, which RabbitMQ 4.3 may run on, does not load what Erlang 25 compiles, and the oldest that
+# it runs on is 27: Debian 13's, which RabbitMQ 4.0's chroot has.
+erl-4.3: $(HEADERS) broker-4.0
+	scripts/in_broker _brokers/4.0 $(CURDIR) -- env -C $(CURDIR) ERL_LIBS=$$ERL_LIBS LANG=C.UTF-8 \
+	    BROKER_SERIES=4.3 escript scripts/compile $(APP) $(BEAMS)/default/lib/$(APP)/ebin
+
+$(HEADERS): $(BROKER_HOME)/plugins
+	@rm -rf $@ && for include in $</*/include; do \
+	    app=$$(basename "$$(dirname "$$include")") && mkdir -p $@/$$app/ebin && \
+	    ln -s "$$include" $@/$$app/include || exit; \
+	done
 
 $(CLI_LIBS)/rabbitmqctl/ebin: $(BROKER_HOME)/escript/rabbitmqctl scripts/cli_modules
 	@rm -rf $@ && mkdir -p $@
 	escript scripts/cli_modules $(BROKER_HOME)/escript/rabbitmqctl $@
 
 # -------------------------------------------------------------------------- dist
-dist: build
-	@$(MAKE) --no-print-directory $(EZ)
+# One archive a series. What cannot be built does not keep the others from it.
+dist:
+	@failed=; for series in $(SERIES); do \
+	    $(MAKE) --no-print-directory dist-$$series || failed="$$failed $$series"; \
+	done; [ -z "$$failed" ] || { echo "not built: RabbitMQ$$failed" >&2; exit 1; }
+
+dist-3.10:
+dist-4.0 dist-4.3: dist-%: broker-%
+$(SERIES:%=dist-%): dist-%:
+	@$(MAKE) --no-print-directory BROKER_SERIES=$* build
+	@$(MAKE) --no-print-directory BROKER_SERIES=$* dist/$*/$(APP)-$(VERSION).ez
+
+broker-3.10: deps-build
+broker-4.0 broker-4.3: broker-%:
+	@scripts/broker $*
 
 .PHONY: $(EZ)
 $(EZ):
 	@rm -rf dist/$(BROKER_SERIES) && mkdir -p $(@D)
-	escript scripts/ez $(APP) $(VERSION) $@
+	escript scripts/ez $(APP) $(VERSION) $(BEAMS) $@
 
 # -------------------------------------------------------------------------- demo
-demo: deps-demo dist
+demo: deps-demo dist-3.10
 	@$(PYTHON) demo/demo.py
 
 demo-stop:

@@ -158,18 +158,18 @@ handle_info({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}, exchange = X
     ok = rabbit_delay_registry:register_store(XName, undefined),
     {noreply, cancel_timer(State#state{leader = undefined, note = undefined,
                                        store = undefined})};
-handle_info({'DOWN', _, process, Pid, Reason}, #state{publisher = Publisher0} = State) ->
-    case rabbit_delay_broker:handle_down(Pid, Reason, Publisher0) of
-        {ok, Publisher, Actions} ->
-            {noreply, handle_actions(Actions, State#state{publisher = Publisher})};
-        {eol, QName, Publisher} ->
-            {noreply, queue_gone(QName, State#state{publisher = Publisher})}
-    end;
 handle_info({bump_credit, Message}, State) ->
     credit_flow:handle_bump_msg(Message),
     {noreply, State};
-handle_info(_, State) ->
-    {noreply, State}.
+handle_info(Message, #state{publisher = Publisher0} = State) ->
+    case rabbit_delay_broker:handle_down(Message, Publisher0) of
+        {ok, Publisher, Actions} ->
+            {noreply, handle_actions(Actions, State#state{publisher = Publisher})};
+        {eol, QName, Publisher} ->
+            {noreply, queue_gone(QName, State#state{publisher = Publisher})};
+        unknown ->
+            {noreply, State}
+    end.
 
 %% ------------------------------------------------------------------------------ leadership
 
@@ -341,7 +341,8 @@ publish(Message0, Already, X, SeqNo, InFlight0, State0, Routed) ->
             case rabbit_delay_broker:publish(Qs, Message, SeqNo, Publisher0) of
                 {ok, Publisher, Actions} ->
                     {handle_actions(Actions, State#state{publisher = Publisher}),
-                     routed(rabbit_delay_broker:exchange_of(Message), QNames, Routed)};
+                     routed(rabbit_delay_broker:exchange_of(Message, State#state.exchange), QNames,
+                            Routed)};
                 {error, Reason} ->
                     ?LOG_WARNING("delayed messages of ~s: cannot publish to ~0p: ~0P",
                                  [rabbit_misc:rs(State#state.exchange), QNames, Reason, 10],

@@ -12,8 +12,8 @@
 -include("rabbit_delay.hrl").
 
 -export([register/0, is_registered/0, unregister/0]).
--export([description/0, serialise_events/0, route/2, validate/1, validate_binding/2, create/2,
-         delete/3, policy_changed/2, add_binding/3, remove_bindings/3, assert_args_equivalence/2,
+-export([description/0, serialise_events/0, route/2, route/3, validate/1, validate_binding/2,
+         create/2, delete/2, delete/3, policy_changed/2, add_binding/3, remove_bindings/3, assert_args_equivalence/2,
          info/1, info/2]).
 -export([underlying_type/1, while_releasing/1, list/2]).
 
@@ -83,13 +83,23 @@ description() ->
 -spec serialise_events() -> boolean().
 serialise_events() -> false.
 
+%% Until 3.13.
 -spec route(rabbit_delay_broker:exchange(), rabbit_delay_broker:delivery()) ->
           rabbit_router:match_result().
 route(X, Delivery) ->
+    route(X, Delivery, #{}).
+
+%% Options are for the underlying type.
+-spec route(rabbit_delay_broker:exchange(), rabbit_delay_broker:delivery(), Options :: map()) ->
+          rabbit_router:match_result().
+route(X, Delivery, Options) ->
     case get(?RELEASING) of
-        true -> (underlying_type(X)):route(X, Delivery);
-        undefined -> route_or_delay(X, Delivery)
+        true -> route_now(X, Delivery, Options);
+        undefined -> route_or_delay(X, Delivery, Options)
     end.
+
+route_now(X, Delivery, Options) ->
+    rabbit_delay_broker:route_by(underlying_type(X), X, Delivery, Options).
 
 %% Runs Fun, in which our exchanges route what they are given without delaying it.
 -spec while_releasing(fun(() -> Result)) -> Result.
@@ -101,44 +111,38 @@ while_releasing(Fun) ->
         erase(?RELEASING)
     end.
 
-route_or_delay(X, Delivery) ->
+route_or_delay(X, Delivery, Options) ->
     Message = rabbit_delay_broker:message_of(Delivery),
     Headers = rabbit_delay_broker:headers(Message),
     Args = rabbit_delay_broker:exchange_arguments(X),
     case rabbit_delay_header:due(Headers, rabbit_delay_config:now_ms(),
                                  rabbit_delay_config:max_delay_ms(Args)) of
         now ->
-            (underlying_type(X)):route(X, Delivery);
+            route_now(X, Delivery, Options);
         {unusable, Header, Value, Why} ->
-            case rabbit_delay_config:unusable_delay(Args) of
-                route_now -> (underlying_type(X)):route(X, Delivery);
-                reject -> refuse_unusable(X, Delivery, Header, Value, Why)
-            end;
+            _ = rabbit_delay_config:unusable_delay(Args) =:= reject
+                andalso refuse_unusable(X, Header, Value, Why),
+            route_now(X, Delivery, Options);
         _ ->
             delay(X, Delivery, Message)
     end.
 
 %% A client is told; anyone else, a queue that dead-letters for instance, must not fail over it.
-refuse_unusable(X, Delivery, Header, Value, Why) ->
-    case rabbit_delay_broker:channel_can_be_closed() of
-        true ->
-            XName = rabbit_misc:rs(rabbit_delay_broker:exchange_name(X)),
-            case Why of
-                not_a_number ->
-                    rabbit_misc:protocol_error(
-                      precondition_failed,
-                      "cannot delay a message published to ~s: header '~s' is ~0P, which is not a "
-                      "number of milliseconds",
-                      [XName, Header, Value, 20]);
-                {beyond, MaxDelay} ->
-                    rabbit_misc:protocol_error(
-                      precondition_failed,
-                      "cannot delay a message published to ~s: header '~s' is ~0P, more than the "
-                      "maximum delay of ~b ms",
-                      [XName, Header, Value, 20, MaxDelay])
-            end;
-        false ->
-            (underlying_type(X)):route(X, Delivery)
+refuse_unusable(X, Header, Value, Why) ->
+    XName = rabbit_misc:rs(rabbit_delay_broker:exchange_name(X)),
+    case Why of
+        not_a_number ->
+            rabbit_delay_broker:raise_to_client(
+              precondition_failed,
+              "cannot delay a message published to ~s: header '~s' is ~0P, which is not a number of "
+              "milliseconds",
+              [XName, Header, Value, 20]);
+        {beyond, MaxDelay} ->
+            rabbit_delay_broker:raise_to_client(
+              precondition_failed,
+              "cannot delay a message published to ~s: header '~s' is ~0P, more than the maximum "
+              "delay of ~b ms",
+              [XName, Header, Value, 20, MaxDelay])
     end.
 
 delay(X, Delivery, Message) ->
@@ -160,29 +164,26 @@ delay(X, Delivery, Message) ->
             end
     end.
 
-%% A publisher that awaits a confirm gets a nack from the queue; another one has to be told here.
+%% A publisher that awaits a confirm gets a nack from the queue; another one has to be told here,
+%% where the broker lets us know which it is.
 available(Delivery) ->
     case rabbit_delay_system:status() of
         {_, Why} ->
-            case rabbit_delay_broker:awaits_confirm(Delivery) of
-                true -> ok;
-                false -> {error, Why}
+            case rabbit_delay_broker:confirms(Delivery) of
+                false -> {error, Why};
+                _ -> ok
             end;
         _ ->
             ok
     end.
 
 refuse(ErrorName, Format, Args, XName) ->
-    case rabbit_delay_broker:channel_can_be_closed() of
-        true ->
-            rabbit_misc:protocol_error(ErrorName,
-                                       "cannot delay a message published to ~s: " ++ Format,
-                                       [rabbit_misc:rs(XName) | Args]);
-        false ->
-            ?LOG_ERROR("a message for ~s is dropped by its publisher: " ++ Format,
-                       [rabbit_misc:rs(XName) | Args], ?LOG_DOMAIN),
-            []
-    end.
+    no_client = rabbit_delay_broker:raise_to_client(
+                  ErrorName, "cannot delay a message published to ~s: " ++ Format,
+                  [rabbit_misc:rs(XName) | Args]),
+    ?LOG_ERROR("a message for ~s is dropped by its publisher: " ++ Format,
+               [rabbit_misc:rs(XName) | Args], ?LOG_DOMAIN),
+    [].
 
 %% The exchange type that routes; rabbit_exchange_type_invalid if it is not there any more.
 -spec underlying_type(rabbit_delay_broker:exchange()) -> module().
@@ -243,12 +244,18 @@ validate_binding(X, Binding) ->
 create(Serial, X) ->
     (underlying_type(X)):create(Serial, X).
 
--spec delete(transaction | none, rabbit_delay_broker:exchange(), [rabbit_types:binding()]) -> ok.
-delete(transaction, X, Bindings) ->
-    (underlying_type(X)):delete(transaction, X, Bindings);
-delete(none, X, Bindings) ->
-    ok = (underlying_type(X)):delete(none, X, Bindings),
-    rabbit_delay_registry:delete(rabbit_delay_broker:exchange_name(X)).
+%% From 3.13 on.
+-spec delete(none | pos_integer(), rabbit_delay_broker:exchange()) -> ok.
+delete(Serial, X) ->
+    delete(Serial, X, []).
+
+-spec delete(transaction | none | pos_integer(), rabbit_delay_broker:exchange(),
+             [rabbit_types:binding()]) -> ok.
+delete(Serial, X, Bindings) ->
+    case rabbit_delay_broker:delete_exchange(underlying_type(X), Serial, X, Bindings) of
+        true -> rabbit_delay_registry:delete(rabbit_delay_broker:exchange_name(X));
+        false -> ok
+    end.
 
 -spec policy_changed(rabbit_delay_broker:exchange(), rabbit_delay_broker:exchange()) -> ok.
 policy_changed(Old, New) ->
@@ -257,12 +264,12 @@ policy_changed(Old, New) ->
 -spec add_binding(transaction | none | pos_integer(), rabbit_delay_broker:exchange(),
                   rabbit_types:binding()) -> ok.
 add_binding(Serial, X, Binding) ->
-    (underlying_type(X)):add_binding(Serial, X, Binding).
+    rabbit_delay_broker:add_binding(underlying_type(X), Serial, X, Binding).
 
 -spec remove_bindings(transaction | none | pos_integer(), rabbit_delay_broker:exchange(),
                       [rabbit_types:binding()]) -> ok.
 remove_bindings(Serial, X, Bindings) ->
-    (underlying_type(X)):remove_bindings(Serial, X, Bindings).
+    rabbit_delay_broker:remove_bindings(underlying_type(X), Serial, X, Bindings).
 
 -spec assert_args_equivalence(rabbit_delay_broker:exchange(), rabbit_framing:amqp_table()) -> ok.
 assert_args_equivalence(X, Args) ->

@@ -10,11 +10,14 @@
 %% a number. Zero, negative, and a time that has passed mean: at once.
 -module(rabbit_delay_header).
 
--export([due/3, negate/1]).
+-export([due/3, negate/1, from_amqp10/2, to_amqp10/1, names/0]).
 
 -export_type([due/0, headers/0]).
 
 -type headers() :: [{binary(), atom(), term()}] | undefined.
+
+%% A value of AMQP 1.0, as RabbitMQ tags it.
+-type amqp10_value() :: {Tag :: atom(), term()} | null | undefined.
 
 -type due() :: now
              | {delay, Ms :: pos_integer()}
@@ -69,6 +72,29 @@ negate(Headers) ->
                     Headers
             end
     end.
+
+%% The headers that are understood.
+-spec names() -> [binary()].
+names() -> [?TIME, ?DELAY, ?X_DELAY].
+
+%% Another protocol's annotation as a header; none if it has no value. AMQP 1.0's timestamps are in
+%% ms.
+-spec from_amqp10(binary(), amqp10_value()) -> [{binary(), atom(), term()}].
+from_amqp10(_, undefined) -> [];
+from_amqp10(_, null) -> [];
+from_amqp10(?TIME, {timestamp, Ms}) -> [{?TIME, long, Ms}];
+from_amqp10(Name, {Tag, Text}) when Tag =:= utf8; Tag =:= symbol -> [{Name, longstr, Text}];
+from_amqp10(Name, {Tag, N}) when Tag =:= ulong; Tag =:= uint; Tag =:= ushort; Tag =:= ubyte;
+                                 Tag =:= int ->
+    [{Name, long, N}];
+from_amqp10(Name, {Tag, Value}) -> [{Name, Tag, Value}];
+from_amqp10(Name, Value) -> [{Name, unknown, Value}].
+
+%% A header of ours as another protocol's annotation.
+-spec to_amqp10({binary(), atom(), term()}) -> amqp10_value().
+to_amqp10({_, longstr, Text}) -> {utf8, Text};
+to_amqp10({_, signedint, N}) -> {int, N};
+to_amqp10({_, Tag, Value}) -> {Tag, Value}.
 
 find(Name, Headers) ->
     case lists:keyfind(Name, 1, Headers) of

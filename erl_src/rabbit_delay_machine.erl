@@ -28,7 +28,7 @@
 -include("rabbit_delay.hrl").
 
 -export([init/1, apply/3, state_enter/2, tick/2, overview/1, snapshot_module/0,
-         init_aux/1, handle_aux/6]).
+         init_aux/1, handle_aux/5, handle_aux/6]).
 -export([store/1, to_snapshot/1, from_snapshot/2, open_store/2]).
 
 -export_type([state/0, command/0, earliest/0, snapshot/0]).
@@ -196,6 +196,12 @@ overview(#?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessi
 
 -spec init_aux(atom()) -> undefined.
 init_aux(_) -> undefined.
+
+%% From ra 2.10 on.
+-spec handle_aux(ra_server:ra_state(), cast | {call, term()}, term(), undefined, Ra) ->
+          {no_reply, undefined, Ra} | {reply, term(), undefined, Ra} when Ra :: term().
+handle_aux(RaftState, Type, Command, Aux, Ra) ->
+    handle_aux(RaftState, Type, Command, Aux, Ra, rabbit_delay_broker:machine_state(Ra)).
 
 -spec handle_aux(ra_server:ra_state(), cast | {call, term()}, term(), undefined,
                  ra_log:state(), state()) ->

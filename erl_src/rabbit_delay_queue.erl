@@ -297,13 +297,14 @@ take(#waiting{message = Message} = W,
                         waiting_bytes = Bytes + Size}
     end.
 
-refused(Message, _, #state{leader = Leader, waiting_count = Count, waiting_bytes = Bytes}) ->
+refused(Message, _, #state{exchange = XName, leader = Leader, waiting_count = Count,
+                           waiting_bytes = Bytes}) ->
     case rabbit_delay_system:status() of
         {_, _} ->
             true;
         _ ->
             %% Published to this queue by name, through the default exchange.
-            (rabbit_delay_broker:exchange_of(Message))#resource.name =:= <<>> orelse
+            (rabbit_delay_broker:exchange_of(Message, XName))#resource.name =:= <<>> orelse
                 (Leader =:= undefined andalso
                  (Count >= ?MAX_WAITING orelse Bytes >= ?MAX_WAITING_BYTES))
     end.
@@ -359,12 +360,12 @@ watch_space(_, State) ->
     State#state{appended = 0}.
 
 %% The channels have counted these as published into a queue; that comes when they are due.
-uncount(Ws, #state{name = QName}) ->
+uncount(Ws, #state{name = QName, exchange = XName}) ->
     Counts = lists:foldl(fun (#waiting{message = Message}, Acc) ->
-                                 XName = rabbit_delay_broker:exchange_of(Message),
-                                 maps:update_with(XName, fun (N) -> N + 1 end, 1, Acc)
+                                 Via = rabbit_delay_broker:exchange_of(Message, XName),
+                                 maps:update_with(Via, fun (N) -> N + 1 end, 1, Acc)
                          end, #{}, Ws),
-    maps:foreach(fun (XName, N) -> rabbit_delay_broker:count_published(XName, QName, -N) end,
+    maps:foreach(fun (Via, N) -> rabbit_delay_broker:count_published(Via, QName, -N) end,
                  Counts).
 
 next_batch([W | Rest], Count, Bytes, Acc) when Count < ?MAX_MESSAGES, Bytes < ?MAX_BYTES ->

@@ -204,8 +204,8 @@ server_dir(Uid) ->
 
 wildcard(Pattern) ->
     Base = rabbit_delay_config:data_dir(),
-    [Dir || Name <- filelib:wildcard(Pattern, Base),
-            filelib:is_dir(Dir = filename:join(Base, Name))].
+    lists:filter(fun filelib:is_dir/1,
+                 [filename:join(Base, Name) || Name <- filelib:wildcard(Pattern, Base)]).
 
 uid_of_dir(Dir) ->
     list_to_binary(filename:basename(Dir)).

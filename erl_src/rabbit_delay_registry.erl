@@ -279,7 +279,7 @@ stop(XName, #state{exchanges = Exchanges, monitors = Monitors} = State) ->
 declare(XName) ->
     case ets:lookup(?MODULE, XName) of
         [#row{queue = Pid}] when is_pid(Pid) ->
-            case rabbit_delay_broker:declare_queue(queue_name(XName), Pid) of
+            case rabbit_delay_broker:declare_queue(queue_name(XName), XName, Pid) of
                 ok -> ok;
                 {error, Reason} -> {error, io_lib:format("~0p", [Reason])}
             end;

@@ -24,7 +24,7 @@
 
 -export([prepare/2, write/3, write/4, sync/1, begin_accept/2, accept_chunk/2, complete_accept/2,
          begin_read/1, begin_read/2, read_chunk/3, recover/1, validate/1, read_meta/1,
-         context/0]).
+         context/0, get_size/1]).
 
 -define(STATE_FILE, "delay_snapshot").
 -define(MAGIC, "DWSN").
@@ -52,9 +52,14 @@ write(_, _, {{error, _} = Error, _}) ->
           {ok, non_neg_integer()} | {error, term()}.
 write(Dir, Meta, Ref, _Sync) ->
     case write(Dir, Meta, Ref) of
-        ok -> {ok, lists:sum([filelib:file_size(File) || File <- files(Dir)])};
+        ok -> get_size(Dir);
         Error -> Error
     end.
+
+%% Bytes. From ra 3.1 on.
+-spec get_size(file:filename_all()) -> {ok, non_neg_integer()}.
+get_size(Dir) ->
+    {ok, lists:sum([filelib:file_size(File) || File <- files(Dir)])}.
 
 -spec sync(file:filename_all()) -> ok.
 sync(_Dir) -> ok.

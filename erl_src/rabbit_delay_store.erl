@@ -40,7 +40,7 @@
 -export([disk_free/1]).
 
 -export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
-              record/0, error/0]).
+              stored/0, error/0]).
 
 -on_load(init/0).
 
@@ -65,7 +65,7 @@
         | {corrupt, id(), Due :: ms(), File :: binary(), Offset :: non_neg_integer()}.
 
 %% `body' is there from read/2, not from page/3.
--type record() ::
+-type stored() ::
         #{id := id(), due := ms(), key_hash := key_hash(), length := pos_integer(),
           encoding := encoding(), body => binary()}.
 
@@ -217,13 +217,13 @@ stat(_Store) ->
 
 %% Shows a pending record. {error, enoent}: there is none with this id.
 -spec read(store(), id()) ->
-          {ok, record()} | error()
+          {ok, stored()} | error()
           | {error, {corrupt, File :: binary(), Offset :: non_neg_integer()}}.
 read(_Store, _Id) ->
     ?NOT_LOADED.
 
 %% The first MaxN pending records after {Due, Id}, in this order; {0, 0} begins.
--spec page(store(), {ms(), id()}, MaxN :: 1..65535) -> {ok, [record()]} | error().
+-spec page(store(), {ms(), id()}, MaxN :: 1..65535) -> {ok, [stored()]} | error().
 page(_Store, _After, _MaxN) ->
     ?NOT_LOADED.
 

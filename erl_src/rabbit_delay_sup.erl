@@ -3,6 +3,7 @@
 %% The plugin's processes, and how they are started and stopped with the broker or with the plugin.
 %%
 %%   rabbit_delay_sup
+%%     rabbit_delay_topic          topic bindings, where the broker does not index them
 %%     rabbit_delay_system         the Ra system, kept alive
 %%     rabbit_delay_exchanges_sup  one rabbit_delay_exchange_sup per exchange that delays:
 %%       rabbit_delay_queue          takes messages in
@@ -59,7 +60,9 @@ start_link() ->
 init([]) ->
     ok = rabbit_delay_registry:create_table(),
     {ok, {#{strategy => one_for_one, intensity => 10, period => 10},
-          [#{id => rabbit_delay_system,
+          [#{id => rabbit_delay_topic,
+             start => {rabbit_delay_topic, start_link, []}},
+           #{id => rabbit_delay_system,
              start => {rabbit_delay_system, start_link, []},
              shutdown => 60000},
            #{id => rabbit_delay_exchanges_sup,

@@ -18,11 +18,11 @@ $(BENCH_LOAD): $(BENCH_SOURCES) tests/bench/load.h
 	@mkdir -p $(@D)
 	$(CC) $(BENCH_CFLAGS) -o $@ $(BENCH_SOURCES) -lrabbitmq -lm
 
-bench: dist $(BENCH_LOAD)
+bench: dist-$(BROKER_SERIES) $(BENCH_LOAD)
 	/usr/bin/python3 tests/bench/bench.py $(BENCH_ARGS) $(FIGURES)
 
-bench-quick: dist $(BENCH_LOAD)
+bench-quick: dist-$(BROKER_SERIES) $(BENCH_LOAD)
 	/usr/bin/python3 tests/bench/bench.py --quick $(BENCH_ARGS) $(FIGURES)
 
-soak: dist $(BENCH_LOAD)
+soak: dist-$(BROKER_SERIES) $(BENCH_LOAD)
 	/usr/bin/python3 tests/bench/soak.py --minutes $(SOAK_MINUTES)

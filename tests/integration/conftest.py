@@ -8,14 +8,16 @@ import tempfile
 
 import pytest
 
+import programs
 from client import Client
 from management import Management
-from private_broker import REPOSITORY, PrivateBroker
+from private_broker import REPOSITORY, PrivateBroker, default_series
 
 # The suite also runs against another implementation of the exchange type, for comparison:
 # DELAY_PLUGIN names the plugin and DELAY_PLUGIN_DIR the directory that holds it.
 PLUGIN = os.environ.get("DELAY_PLUGIN", "rabbitmq_delay_wheel")
-PLUGIN_DIRS = [os.environ.get("DELAY_PLUGIN_DIR") or os.path.join(REPOSITORY, "dist", "3.10")]
+PLUGIN_DIRS = [os.environ.get("DELAY_PLUGIN_DIR") or
+               os.path.join(REPOSITORY, "dist", default_series())]
 
 # Statistics every second, so that a test which reads rates need not wait for five.
 QUICK_STATISTICS = ["collect_statistics_interval = 1000"]
@@ -69,6 +71,11 @@ def broker(brokers):
 @pytest.fixture(scope="session")
 def management(broker):
     return Management(broker)
+
+
+@pytest.fixture(scope="session")
+def node_modules():
+    programs.install()
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ HOUR_MS = 3600_000
 def evaluate(broker, expression):
     """The printed value of an expression that ends with a full stop."""
     done = subprocess.run(
-        ["erl_call", "-address", f"127.0.0.1:{broker.dist_port}", "-c", broker.cookie,
-         "-timeout", "60", "-e"],
+        broker.inside("erl_call", "-address", f"127.0.0.1:{broker.dist_port}", "-c",
+                      broker.cookie, "-timeout", "60", "-e"),
         input=expression + "\n", capture_output=True, text=True, check=False, timeout=90,
         env=broker.environment())
     assert done.returncode == 0 and done.stdout.startswith("{ok, "), (

@@ -7,6 +7,10 @@ machine may run besides: its own epmd, cookie, node name, ports (all on 127.0.0.
 and plugins directory. Its process is the Erlang VM itself, not a shell around it, so that kill9()
 hits what a crash would hit.
 
+BROKER_SERIES in the environment picks RabbitMQ's series: 3.10, the default, is the machine's own;
+another one is in the chroot that scripts/broker makes, where it sees the same paths under the root
+directory and in the plugins directories.
+
     with PrivateBroker(root, enable=["rabbitmq_delay_wheel"]) as broker:
         broker.start()
         connect_to("127.0.0.1", broker.amqp_port)
@@ -42,6 +46,7 @@ PLUGIN_LISTENERS = {
     "rabbitmq_prometheus": "prometheus.tcp.port",
     "rabbitmq_mqtt": "mqtt.listeners.tcp.default",
     "rabbitmq_stomp": "stomp.listeners.tcp.default",
+    "rabbitmq_web_stomp": "web_stomp.tcp.port",
 }
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -51,16 +56,22 @@ class BrokerFailed(RuntimeError):
     """The broker did not do what it was told; the message ends with its logs' last lines."""
 
 
-def stock_home():
-    """Where the distribution's package put the newest RabbitMQ."""
+def default_series():
+    return os.environ.get("BROKER_SERIES") or "3.10"
 
-    def version(path):
-        return [int(n) for n in re.findall(r"\d+", os.path.basename(path))]
 
-    homes = sorted(glob.glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*"), key=version)
+def chroot_of(series):
+    """The directory in which RabbitMQ of that series lives with its own system; None: this one."""
+    return None if series == "3.10" else os.path.join(REPOSITORY, "_brokers", series)
+
+
+def stock_home(series):
+    """Where the distribution's package put RabbitMQ, in its chroot if it has one."""
+    chroot = chroot_of(series) or ""
+    homes = sorted(glob.glob(f"{chroot}/usr/lib/rabbitmq/lib/rabbitmq_server-{series}.*"))
     if not homes:
-        raise BrokerFailed("rabbitmq-server is not installed (make deps)")
-    return homes[-1]
+        raise BrokerFailed(f"there is no RabbitMQ {series} (make broker-{series})")
+    return homes[-1][len(chroot):]
 
 
 def free_port():
@@ -141,19 +152,21 @@ class _Process:
 class PrivateBroker:
     """One node. `plugin_dirs` are searched before the broker's own plugins directory; by default
     that is what `make dist` built. `conf` is a list of rabbitmq.conf lines, which override those
-    written here. `env` goes to the broker and to its tools. `home` is another installation."""
+    written here. `env` goes to the broker and to its tools. `series` is RabbitMQ's."""
 
     def __init__(self, root, plugin_dirs=None, enable=("rabbitmq_delay_wheel",), conf=(), env=None,
-                 home=None, name=None, cookie=None):
+                 name=None, cookie=None, series=None):
         self.root = os.path.abspath(root)
-        self.home = home or stock_home()
+        self.series = series or default_series()
+        self.chroot = chroot_of(self.series)
+        self.home = stock_home(self.series)
         self.nodename = f"{name or 'dw' + uuid.uuid4().hex[:10]}@localhost"
         self.cookie = cookie or uuid.uuid4().hex
         self.enable = list(enable)
         self.conf = list(conf)
         self.extra_env = dict(env or {})
         if plugin_dirs is None:
-            plugin_dirs = [os.path.join(REPOSITORY, "dist", "3.10")]
+            plugin_dirs = [os.path.join(REPOSITORY, "dist", self.series)]
         self.plugin_dirs = [os.path.abspath(d) for d in plugin_dirs]
         self.amqp_port, self.dist_port, self.epmd_port = free_port(), free_port(), free_port()
         self.plugin_ports = {}
@@ -236,6 +249,16 @@ class PrivateBroker:
         env.update(self.extra_env)
         return env
 
+    def inside(self, *argv):
+        """A command line, made to run where the broker does."""
+        if self.chroot is None:
+            return list(argv)
+        return [os.path.join(REPOSITORY, "scripts", "in_broker"), self.chroot, self.root,
+                *(d for d in self.plugin_dirs if not self._is_below(d)), "--", *argv]
+
+    def _is_below(self, path):
+        return path == self.root or path.startswith(self.root + "/")
+
     def plugins_path(self):
         return ":".join(self.plugin_dirs + [os.path.join(self.home, "plugins")])
 
@@ -314,7 +337,7 @@ class PrivateBroker:
             self._save()
             self._until(lambda: _connects(self.epmd_port), self._epmd, "epmd", timeout)
         # With `detached` set the script becomes the Erlang VM rather than waiting for it.
-        self._beam = _Process.spawn([os.path.join(self.home, "sbin", "rabbitmq-server")],
+        self._beam = _Process.spawn(self.inside(os.path.join(self.home, "sbin", "rabbitmq-server")),
                                     {**env, "detached": "true"}, self.root,
                                     self.path("log", "startup.log"))
         _end_at_exit.append(self)
@@ -394,7 +417,7 @@ class PrivateBroker:
     def tool(self, name, *arguments, check=True, timeout=90):
         """Runs one of RabbitMQ's command-line tools against the node; its standard output, or
         with check=False the subprocess.CompletedProcess."""
-        done = subprocess.run([os.path.join(self.home, "sbin", name), *arguments],
+        done = subprocess.run(self.inside(os.path.join(self.home, "sbin", name), *arguments),
                               env=self.environment(), cwd=self.root, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=timeout, check=False)
         if not check:
@@ -491,7 +514,8 @@ def main():
         return sub
 
     start = command("start", "start it, made anew unless the root holds one; prints where it is")
-    start.add_argument("--plugin-dir", action="append", help="default: dist/3.10 of this checkout")
+    start.add_argument("--series", help="of RabbitMQ: 3.10 (default), 4.0, 4.3")
+    start.add_argument("--plugin-dir", action="append", help="default: dist/SERIES of this checkout")
     start.add_argument("--enable", action="append", help="a plugin; default: rabbitmq_delay_wheel")
     start.add_argument("--conf", action="append", default=[], help="a line of rabbitmq.conf")
     command("stop", "stop it in an orderly way")
@@ -509,7 +533,7 @@ def main():
         if options.command == "start" and not os.path.exists(
                 os.path.join(options.root, "broker.json")):
             broker = PrivateBroker(options.root, plugin_dirs=options.plugin_dir, conf=options.conf,
-                                   enable=options.enable or ["rabbitmq_delay_wheel"])
+                                   series=options.series, enable=options.enable or ["rabbitmq_delay_wheel"])
         else:
             broker = PrivateBroker.attach(options.root)
             if options.command == "start":

@@ -6,25 +6,32 @@
 
 -include_lib("rabbit_common/include/rabbit.hrl").
 -include_lib("rabbit_common/include/rabbit_framing.hrl").
+-include_lib("amqp10_common/include/amqp10_framing.hrl").
 
--export([series/0, data_dir/0, is_booted/0]).
+-export([series/0, data_dir/0, is_booted/0, machine_state/1]).
 -export([exchange_name/1, exchange_arguments/1, is_durable/1, lookup_exchange/1,
-         delayed_exchanges/0, durable_delayed_exchanges/0, restore_bindings/2]).
--export([message_of/1, awaits_confirm/1, headers/1, payload_size/1, exchange_of/1, encode/1, decode/2, released/1]).
--export([delivery/1, confirm/3, reject/3, ack_credit/2, channel_can_be_closed/0]).
--export([declare_queue/2, delete_queue/1, queue_pid/1, queue_stats/2]).
--export([publisher/0, route/2, publish/4, handle_event/3, handle_down/3, count_published/3,
+         delayed_exchanges/0, durable_delayed_exchanges/0]).
+-export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
+-export([message_of/1, confirms/1, headers/1, payload_size/1, exchange_of/2, encode/1, decode/2,
+         released/1]).
+-export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
+-export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
+-export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
          queue_name/1]).
 
--export_type([message/0, delivery/0, publisher/0, exchange/0]).
+-export_type([message/0, delivery/0, publisher/0, exchange/0, queue/0]).
 
 -type exchange() :: #exchange{}.
 -type message() :: #basic_message{}.
 -type delivery() :: #delivery{}.
+-type queue() :: amqqueue:amqqueue().
 -opaque publisher() :: rabbit_queue_type:state().
 
 %% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
 -define(ENCODING_BASIC_MESSAGE_3_10, 1).
+
+%% Where the AMQP 1.0 plugin keeps a message's annotations, as they came.
+-define(AMQP10_ANNOTATIONS, <<"x-amqp-1.0-message-annotations">>).
 
 %% ------------------------------------------------------------------------------- the node
 
@@ -38,6 +45,10 @@ data_dir() -> rabbit_mnesia:dir().
 %% Whether the broker has booted, so that a boot step runs because a plugin was enabled.
 -spec is_booted() -> boolean().
 is_booted() -> rabbit:is_booted().
+
+%% The machine's state, of what Ra gives to handle_aux/5; this Ra calls handle_aux/6.
+-spec machine_state(State) -> State.
+machine_state(State) -> State.
 
 %% ---------------------------------------------------------------------------- exchanges
 
@@ -85,25 +96,74 @@ restore_bindings(rabbit_exchange_type_topic = Type, #exchange{name = Name} = X) 
 restore_bindings(_, _) ->
     ok.
 
+-spec add_binding(module(), transaction | none | pos_integer(), exchange(),
+                  rabbit_types:binding()) -> ok.
+add_binding(Type, Serial, X, Binding) ->
+    Type:add_binding(Serial, X, Binding).
+
+-spec remove_bindings(module(), transaction | none | pos_integer(), exchange(),
+                      [rabbit_types:binding()]) -> ok.
+remove_bindings(Type, Serial, X, Bindings) ->
+    Type:remove_bindings(Serial, X, Bindings).
+
+%% Called twice, in a transaction and after it. Deleted = true when the exchange is gone for good.
+-spec delete_exchange(module(), transaction | none, exchange(), [rabbit_types:binding()]) ->
+          Deleted :: boolean().
+delete_exchange(Type, Serial, X, Bindings) ->
+    ok = Type:delete(Serial, X, Bindings),
+    Serial =:= none.
+
+%% Where the exchange type Type sends what is published to X.
+-spec route_by(module(), exchange(), delivery(), Options :: map()) -> rabbit_router:match_result().
+route_by(Type, X, Delivery, _Options) ->
+    Type:route(X, Delivery).
+
 %% ----------------------------------------------------------------------------- messages
 
 %% The message that an exchange is asked to route.
 -spec message_of(delivery()) -> message().
 message_of(#delivery{message = Message}) -> Message.
 
--spec awaits_confirm(delivery()) -> boolean().
-awaits_confirm(#delivery{confirm = Confirm}) -> Confirm.
+%% Whether the publisher awaits a confirm.
+-spec confirms(delivery()) -> boolean() | unknown.
+confirms(#delivery{confirm = Confirm}) -> Confirm.
 
+%% AMQP 1.0's message annotations among them.
 -spec headers(message()) -> rabbit_delay_header:headers().
-headers(#basic_message{content = Content}) -> rabbit_basic:extract_headers(Content).
+headers(#basic_message{content = Content}) ->
+    Headers = rabbit_basic:extract_headers(Content),
+    case amqp10_annotations(Headers) of
+        [] ->
+            Headers;
+        Annotations ->
+            [Field || Name <- rabbit_delay_header:names(),
+                      {{symbol, N}, Value} <- Annotations, N =:= Name,
+                      Field <- rabbit_delay_header:from_amqp10(Name, Value)] ++ Headers
+    end.
+
+amqp10_annotations(undefined) ->
+    [];
+amqp10_annotations(Headers) ->
+    case lists:keyfind(?AMQP10_ANNOTATIONS, 1, Headers) of
+        {_, longstr, Binary} ->
+            %% Anyone can send such a header.
+            try amqp10_framing:decode_bin(Binary) of
+                [#'v1_0.message_annotations'{content = Content}] when is_list(Content) -> Content;
+                _ -> []
+            catch
+                _:_ -> []
+            end;
+        _ ->
+            []
+    end.
 
 -spec payload_size(message()) -> non_neg_integer().
 payload_size(#basic_message{content = #content{payload_fragments_rev = Payload}}) ->
     iolist_size(Payload).
 
-%% The exchange that it was published to, which need not be ours.
--spec exchange_of(message()) -> rabbit_exchange:name().
-exchange_of(#basic_message{exchange_name = XName}) -> XName.
+%% The exchange that it was published to, which need not be the one that delays it.
+-spec exchange_of(message(), rabbit_exchange:name()) -> rabbit_exchange:name().
+exchange_of(#basic_message{exchange_name = XName}, _) -> XName.
 
 %% What is stored of a message, and the number that says how to read it.
 -spec encode(message()) -> {Encoding :: pos_integer(), binary()}.
@@ -128,7 +188,32 @@ decode(Encoding, _) ->
 -spec released(message()) -> message().
 released(#basic_message{content = Content} = Message) ->
     Message#basic_message{
-      content = rabbit_basic:map_headers(fun rabbit_delay_header:negate/1, Content)}.
+      content = rabbit_basic:map_headers(
+                  fun (Headers) -> negate_annotation(rabbit_delay_header:negate(Headers)) end,
+                  Content)}.
+
+negate_annotation(Headers) ->
+    Annotations = amqp10_annotations(Headers),
+    case negated([{Key, Field} || {{symbol, <<"x-delay">> = Name} = Key, Value} <- Annotations,
+                                  Field <- rabbit_delay_header:from_amqp10(Name, Value)]) of
+        {Key, Field} ->
+            Value = rabbit_delay_header:to_amqp10(Field),
+            Encoded = amqp10_framing:encode_bin(
+                        #'v1_0.message_annotations'{
+                           content = lists:keyreplace(Key, 1, Annotations, {Key, Value})}),
+            lists:keyreplace(?AMQP10_ANNOTATIONS, 1, Headers,
+                             {?AMQP10_ANNOTATIONS, longstr, iolist_to_binary(Encoded)});
+        none ->
+            Headers
+    end.
+
+negated([{Key, Field}]) ->
+    case rabbit_delay_header:negate([Field]) of
+        [Field] -> none;
+        [Negated] -> {Key, Negated}
+    end;
+negated(_) ->
+    none.
 
 %% ------------------------------------------------ the classic queue process's protocol
 
@@ -155,21 +240,22 @@ reject(Sender, QName, SeqNo) ->
 ack_credit(Sender, flow) -> credit_flow:ack(Sender);
 ack_credit(_, noflow) -> ok.
 
-%% Whether an error raised here closes a client's channel. Elsewhere, in a queue that dead-letters
-%% to us for example, it would end a process that other messages depend on.
--spec channel_can_be_closed() -> boolean().
-channel_can_be_closed() ->
+%% Raises an error that closes the channel whose message this process routes; every protocol is
+%% served by channels. Returns where it is not a channel: in a queue that dead-letters to us for
+%% example, where an error would end a process that other messages depend on.
+-spec raise_to_client(precondition_failed | resource_error, io:format(), [term()]) -> no_client.
+raise_to_client(Name, Format, Args) ->
     case get(process_name) of
-        {rabbit_channel, _} -> true;
-        _ -> false
+        {rabbit_channel, _} -> rabbit_misc:protocol_error(Name, Format, Args);
+        _ -> no_client
     end.
 
 %% ------------------------------------------------------------- the internal queue's record
 
-%% Records that QName is served by process Pid. The record is non-durable, and exclusive to Pid so
-%% that clients are refused any use of it.
--spec declare_queue(rabbit_amqqueue:name(), pid()) -> ok | {error, term()}.
-declare_queue(#resource{virtual_host = VHost} = QName, Pid) ->
+%% Records that QName, of exchange XName, is served by process Pid. The record is non-durable, and
+%% exclusive to Pid so that clients are refused any use of it.
+-spec declare_queue(rabbit_amqqueue:name(), rabbit_exchange:name(), pid()) -> ok | {error, term()}.
+declare_queue(#resource{virtual_host = VHost} = QName, XName, Pid) ->
     Q = amqqueue:new(QName, Pid, false, false, Pid, [], VHost,
                      #{user => ?INTERNAL_USER}, rabbit_classic_queue),
     case rabbit_amqqueue:internal_declare(Q, false) of
@@ -185,7 +271,7 @@ declare_queue(#resource{virtual_host = VHost} = QName, Pid) ->
                             {error, {name_taken, QName}};
                         false ->
                             ok = delete_queue(QName),
-                            declare_queue(QName, Pid)
+                            declare_queue(QName, XName, Pid)
                     end
             end;
         Other ->
@@ -219,17 +305,17 @@ queue_stats(QName, Pending) ->
 publisher() -> rabbit_queue_type:init().
 
 %% The queues that a message goes to from exchange X now.
--spec route(exchange(), message()) -> [amqqueue:amqqueue()].
+-spec route(exchange(), message()) -> [queue()].
 route(X, Message) ->
     Names = rabbit_exchange:route(X, rabbit_basic:delivery(false, true, Message, undefined)),
     rabbit_amqqueue:prepend_extra_bcc(rabbit_amqqueue:lookup(Names)).
 
--spec queue_name(amqqueue:amqqueue()) -> rabbit_amqqueue:name().
+-spec queue_name(queue()) -> rabbit_amqqueue:name().
 queue_name(Q) -> amqqueue:get_name(Q).
 
 %% Publishes to these queues; what becomes of it arrives as actions, now or from the two functions
 %% below: {settled | rejected, QName, [SeqNo]}.
--spec publish([amqqueue:amqqueue()], message(), SeqNo :: pos_integer(), publisher()) ->
+-spec publish([queue()], message(), SeqNo :: pos_integer(), publisher()) ->
           {ok, publisher(), [term()]} | {error, term()}.
 publish(Qs, Message, SeqNo, Publisher) ->
     rabbit_queue_type:deliver(Qs, rabbit_basic:delivery(false, true, Message, SeqNo), Publisher).
@@ -243,13 +329,16 @@ handle_event(QName, Event, Publisher) ->
         {protocol_error, _, _, _} -> {ok, Publisher, []}
     end.
 
--spec handle_down(pid(), Reason :: term(), publisher()) ->
-          {ok, publisher(), [term()]} | {eol, rabbit_amqqueue:name(), publisher()}.
-handle_down(Pid, Reason, Publisher) ->
+%% What a queue's monitor said, or unknown.
+-spec handle_down(Message :: term(), publisher()) ->
+          {ok, publisher(), [term()]} | {eol, rabbit_amqqueue:name(), publisher()} | unknown.
+handle_down({'DOWN', _, process, Pid, Reason}, Publisher) ->
     case rabbit_queue_type:handle_down(Pid, Reason, Publisher) of
         {ok, Publisher1, Actions} -> {ok, Publisher1, Actions};
         {eol, Publisher1, QName} -> {eol, QName, rabbit_queue_type:remove(QName, Publisher1)}
-    end.
+    end;
+handle_down(_, _) ->
+    unknown.
 
 %% The management pages' rates: N messages that were published to exchange XName went into queue
 %% QName, or, N being negative, did not: a channel counts our internal queue as one.

@@ -1,0 +1,430 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% The broker as the rest of the plugin sees it: whatever differs between RabbitMQ's series is here,
+%% and nowhere else. This is the adapter for RabbitMQ 4.0 (on Mnesia or Khepri) and, with
+%% RABBITMQ_4_3 defined, for 4.3.
+-module(rabbit_delay_broker).
+
+-include_lib("rabbit_common/include/rabbit.hrl").
+-include_lib("rabbit_common/include/rabbit_framing.hrl").
+-include_lib("rabbit/include/mc.hrl").
+-include_lib("amqp10_common/include/amqp10_framing.hrl").
+
+-export([series/0, data_dir/0, is_booted/0, machine_state/1]).
+-export([exchange_name/1, exchange_arguments/1, is_durable/1, lookup_exchange/1,
+         delayed_exchanges/0, durable_delayed_exchanges/0]).
+-export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
+-export([message_of/1, confirms/1, headers/1, payload_size/1, exchange_of/2, encode/1, decode/2,
+         released/1]).
+-export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
+-export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
+-export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
+         queue_name/1]).
+
+-export_type([message/0, delivery/0, publisher/0, exchange/0, queue/0]).
+
+-type exchange() :: #exchange{}.
+-type message() :: mc:state().
+-type delivery() :: mc:state().
+-opaque publisher() :: rabbit_queue_type:state().
+
+-ifdef(RABBITMQ_4_3).
+-type queue() :: amqqueue:target().
+-else.
+-type queue() :: amqqueue:amqqueue().
+-endif.
+
+%% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
+-define(ENCODING_BASIC_MESSAGE_3_10, 1).
+%% A message container as mc:prepare(store, _) leaves it, as term_to_binary/1 writes it.
+-define(ENCODING_CONTAINER_4, 2).
+
+%% mc keeps this to itself; what queues keep on disk depends on it.
+-define(CONTAINER(Protocol, Data, Annotations), {mc, Protocol, Data, Annotations}).
+
+-define(X_DELAY, <<"x-delay">>).
+
+%% ------------------------------------------------------------------------------- the node
+
+-ifdef(RABBITMQ_4_3).
+-spec series() -> string().
+series() -> "4.3".
+-else.
+-spec series() -> string().
+series() -> "4.0".
+-endif.
+
+%% The directory that holds this node's data.
+-spec data_dir() -> file:filename().
+data_dir() -> rabbit:data_dir().
+
+%% Whether the broker has booted, so that a boot step runs because a plugin was enabled.
+-spec is_booted() -> boolean().
+is_booted() -> rabbit:is_booted().
+
+%% The machine's state, of what Ra gives to handle_aux/5.
+-spec machine_state(ra_aux:internal_state()) -> term().
+machine_state(Ra) -> ra_aux:machine_state(Ra).
+
+%% ---------------------------------------------------------------------------- exchanges
+
+-spec exchange_name(exchange()) -> rabbit_exchange:name().
+exchange_name(#exchange{name = Name}) -> Name.
+
+-spec exchange_arguments(exchange()) -> rabbit_framing:amqp_table().
+exchange_arguments(#exchange{arguments = Args}) -> Args.
+
+-spec is_durable(exchange()) -> boolean().
+is_durable(#exchange{durable = Durable}) -> Durable.
+
+-spec lookup_exchange(rabbit_exchange:name()) -> {ok, exchange()} | {error, not_found}.
+lookup_exchange(Name) -> rabbit_exchange:lookup(Name).
+
+%% Those that exist now, in every vhost.
+-spec delayed_exchanges() -> [exchange()].
+delayed_exchanges() ->
+    case rabbit_db_exchange:match(#exchange{type = 'x-delayed-message', _ = '_'}) of
+        Xs when is_list(Xs) -> Xs;
+        {error, _} -> []
+    end.
+
+%% Those that will exist when every vhost has been recovered.
+-spec durable_delayed_exchanges() -> [exchange()].
+durable_delayed_exchanges() ->
+    [X || #exchange{type = 'x-delayed-message', durable = true} = X
+              <- rabbit_db_exchange:get_all_durable()].
+
+%% Routing by the topic type needs help. Under Khepri its index covers exchanges of type topic only:
+%% ours are in rabbit_delay_topic. Under Mnesia it is not filled when the broker recovers while our
+%% exchange type is unknown to it.
+-spec restore_bindings(module(), exchange()) -> ok.
+restore_bindings(rabbit_exchange_type_topic, #exchange{name = Name}) ->
+    Bindings = rabbit_binding:list_for_source(Name),
+    rabbit_delay_topic:replace(Name, [topic_entry(B) || B <- Bindings]),
+    index_again(Name, Bindings);
+restore_bindings(_, _) ->
+    ok.
+
+-ifdef(RABBITMQ_4_3).
+is_khepri() -> true.
+index_again(_, _) -> ok.
+-else.
+is_khepri() -> rabbit_khepri:get_feature_state() =:= enabled.
+
+index_again(Name, Bindings) ->
+    case is_khepri() orelse is_indexed(Name) of
+        true -> ok;
+        false -> lists:foreach(fun (B) -> ok = rabbit_db_topic_exchange:set(B) end, Bindings)
+    end.
+
+is_indexed(Name) ->
+    [] =/= mnesia:dirty_match_object(
+             rabbit_topic_trie_node,
+             #topic_trie_node{trie_node = #trie_node{exchange_name = Name, _ = '_'}, _ = '_'}).
+-endif.
+
+-spec add_binding(module(), none | pos_integer(), exchange(), rabbit_types:binding()) -> ok.
+add_binding(Type, Serial, #exchange{name = Name} = X, Binding) ->
+    ok = Type:add_binding(Serial, X, Binding),
+    case Type of
+        rabbit_exchange_type_topic -> rabbit_delay_topic:add(Name, topic_entry(Binding));
+        _ -> ok
+    end.
+
+-spec remove_bindings(module(), none | pos_integer(), exchange(), [rabbit_types:binding()]) -> ok.
+remove_bindings(Type, Serial, #exchange{name = Name} = X, Bindings) ->
+    ok = Type:remove_bindings(Serial, X, Bindings),
+    case Type of
+        rabbit_exchange_type_topic ->
+            rabbit_delay_topic:remove(Name, [topic_entry(B) || B <- Bindings]);
+        _ ->
+            ok
+    end.
+
+topic_entry(#binding{key = Key, destination = Destination, args = Args}) ->
+    {Key, Destination, Args}.
+
+%% Deleted = true when the exchange is gone for good.
+-spec delete_exchange(module(), none | pos_integer(), exchange(), [rabbit_types:binding()]) ->
+          Deleted :: boolean().
+delete_exchange(Type, Serial, #exchange{name = Name} = X, _Bindings) ->
+    ok = Type:delete(Serial, X),
+    ok = rabbit_delay_topic:replace(Name, []),
+    true.
+
+%% Where the exchange type Type sends what is published to X.
+-spec route_by(module(), exchange(), delivery(), rabbit_exchange:route_opts()) ->
+          rabbit_router:match_result() | [{rabbit_amqqueue:name(), rabbit_types:binding_key()}].
+route_by(rabbit_exchange_type_topic = Type, #exchange{name = Name} = X, Message, Options) ->
+    case is_khepri() of
+        true -> lists:append([rabbit_delay_topic:match(Name, Key)
+                              || Key <- mc:routing_keys(Message)]);
+        false -> Type:route(X, Message, Options)
+    end;
+route_by(Type, X, Message, Options) ->
+    case erlang:function_exported(Type, route, 3) of
+        true -> Type:route(X, Message, Options);
+        false -> Type:route(X, Message)
+    end.
+
+%% ----------------------------------------------------------------------------- messages
+
+%% The message that an exchange is asked to route.
+-spec message_of(delivery()) -> message().
+message_of(Message) -> Message.
+
+%% Whether the publisher awaits a confirm. An exchange is not told here.
+-spec confirms(delivery()) -> boolean() | unknown.
+confirms(_) -> unknown.
+
+%% Those that a delay can be in. AMQP 1.0's are message annotations, MQTT's user properties.
+-spec headers(message()) -> rabbit_delay_header:headers().
+headers(?CONTAINER(mc_amqpl, Content, Annotations)) ->
+    Headers = rabbit_basic:extract_headers(Content),
+    case Annotations of
+        #{?X_DELAY := Delay} when is_integer(Delay) ->
+            lists:keystore(?X_DELAY, 1, case Headers of undefined -> []; _ -> Headers end,
+                           {?X_DELAY, long, Delay});
+        _ ->
+            Headers
+    end;
+headers(Message) ->
+    lists:flatmap(
+      fun (Name) -> rabbit_delay_header:from_amqp10(Name, mc:x_header(Name, Message)) end,
+      rabbit_delay_header:names()).
+
+-spec payload_size(message()) -> non_neg_integer().
+payload_size(Message) ->
+    {_, Payload} = mc:size(Message),
+    Payload.
+
+%% The exchange that it was published to, which need not be the one that delays it.
+-spec exchange_of(message(), rabbit_exchange:name()) -> rabbit_exchange:name().
+exchange_of(Message, XName) ->
+    XName#resource{name = mc:exchange(Message)}.
+
+%% What is stored of a message, and the number that says how to read it. Its id is a queue's.
+-spec encode(message()) -> {Encoding :: pos_integer(), binary()}.
+encode(Message0) ->
+    {_, Message} = mc:take_annotation(id, Message0),
+    {?ENCODING_CONTAINER_4, term_to_binary(mc:prepare(store, Message))}.
+
+-spec decode(Encoding :: non_neg_integer(), binary()) -> {ok, message()} | {error, term()}.
+decode(?ENCODING_CONTAINER_4, Binary) ->
+    decoded(Binary, fun (?CONTAINER(_, _, _) = Message) -> {ok, Message};
+                        (_) -> {error, not_a_message}
+                    end);
+decode(?ENCODING_BASIC_MESSAGE_3_10, Binary) ->
+    decoded(Binary, fun from_basic_message/1);
+decode(Encoding, _) ->
+    {error, {unknown_encoding, Encoding}}.
+
+decoded(Binary, Fun) ->
+    try binary_to_term(Binary) of
+        Term -> Fun(Term)
+    catch
+        error:badarg -> {error, not_a_term}
+    end.
+
+%% The keys of BCC are not in the content any more.
+from_basic_message(#basic_message{exchange_name = XName, routing_keys = [Key | _] = Keys,
+                                  content = Content0}) ->
+    Content = rabbit_binary_parser:ensure_content_decoded(Content0),
+    case mc_amqpl:message(XName, Key, Content) of
+        {ok, Message} -> {ok, mc:set_annotation(?ANN_ROUTING_KEYS, Keys, Message)};
+        {error, _} = Error -> Error
+    end;
+from_basic_message(_) ->
+    {error, not_a_message}.
+
+%% As it is delivered after its delay.
+-spec released(message()) -> message().
+released(?CONTAINER(mc_amqpl, Content, Annotations)) ->
+    ?CONTAINER(mc_amqpl, rabbit_basic:map_headers(fun rabbit_delay_header:negate/1, Content),
+               Annotations);
+released(Message) ->
+    Headers = headers(Message),
+    case rabbit_delay_header:negate(Headers) of
+        Headers ->
+            Message;
+        Negated ->
+            {_, _, Value} = lists:keyfind(?X_DELAY, 1, Negated),
+            mc:set_annotation(?X_DELAY, as_annotation(Value), Message)
+    end.
+
+as_annotation(Text) when is_binary(Text) -> binary_to_integer(Text);
+as_annotation(Number) -> trunc(Number).
+
+%% ------------------------------------------------ the classic queue process's protocol
+
+%% A message handed to our queue process: who sent it, what to confirm it with (undefined: nothing),
+%% and whether the sender awaits credit for it.
+-spec delivery(term()) ->
+          {ok, message(), Sender :: pid(), SeqNo :: undefined | pos_integer(), flow | noflow} |
+          unknown.
+delivery({deliver, #delivery{message = Message, sender = Sender, flow = Flow,
+                             confirm = Confirm, msg_seq_no = SeqNo}, _}) ->
+    {ok, Message, Sender, case Confirm of true -> SeqNo; _ -> undefined end, Flow};
+delivery(_) ->
+    unknown.
+
+-spec confirm(Sender :: pid(), rabbit_amqqueue:name(), [pos_integer()]) -> ok.
+confirm(Sender, QName, SeqNos) ->
+    rabbit_classic_queue:confirm_to_sender(Sender, QName, SeqNos).
+
+-spec reject(Sender :: pid(), rabbit_amqqueue:name(), pos_integer()) -> ok.
+reject(Sender, QName, SeqNo) ->
+    rabbit_classic_queue:send_rejection(Sender, QName, SeqNo).
+
+-spec ack_credit(Sender :: pid(), flow | noflow) -> ok.
+ack_credit(Sender, flow) -> credit_flow:ack(Sender);
+ack_credit(_, noflow) -> ok.
+
+%% Raises an error that closes the channel (AMQP 0-9-1, STOMP), session (AMQP 1.0) or connection
+%% (MQTT) of the client whose message this process routes. Returns where it is not a client's:
+%% in a queue that dead-letters to us for example, where an error would end a process that other
+%% messages depend on.
+-spec raise_to_client(precondition_failed | resource_error, io:format(), [term()]) -> no_client.
+raise_to_client(Name, Format, Args) ->
+    case get('$initial_call') of
+        {rabbit_channel, init, _} ->
+            rabbit_misc:protocol_error(Name, Format, Args);
+        {rabbit_amqp_session, init, _} ->
+            rabbit_amqp_util:protocol_error(amqp10_condition(Name), Format, Args);
+        {Reader, init, _} when Reader =:= rabbit_mqtt_reader; Reader =:= rabbit_web_mqtt_handler ->
+            exit({Name, lists:flatten(io_lib:format(Format, Args))});
+        _ ->
+            no_client
+    end.
+
+amqp10_condition(precondition_failed) -> ?V_1_0_AMQP_ERROR_PRECONDITION_FAILED;
+amqp10_condition(resource_error) -> ?V_1_0_AMQP_ERROR_RESOURCE_LIMIT_EXCEEDED.
+
+%% ------------------------------------------------------------- the internal queue's record
+
+%% Records that QName, of exchange XName, is served by process Pid. The record is non-durable, and
+%% exclusive to Pid so that clients are refused any use of it.
+-spec declare_queue(rabbit_amqqueue:name(), rabbit_exchange:name(), pid()) -> ok | {error, term()}.
+declare_queue(#resource{virtual_host = VHost} = QName, XName, Pid) ->
+    Q = internal(amqqueue:new(QName, Pid, false, false, Pid, [], VHost,
+                              #{user => ?INTERNAL_USER}, rabbit_classic_queue), XName),
+    case rabbit_amqqueue:internal_declare(Q, false) of
+        {created, _} ->
+            ok;
+        {existing, Existing} ->
+            case amqqueue:get_pid(Existing) of
+                Pid ->
+                    ok;
+                Other ->
+                    case is_pid(Other) andalso rabbit_process:is_process_alive(Other) of
+                        true ->
+                            {error, {name_taken, QName}};
+                        false ->
+                            ok = delete_queue(QName),
+                            declare_queue(QName, XName, Pid)
+                    end
+            end;
+        Other ->
+            {error, Other}
+    end.
+
+-ifdef(RABBITMQ_4_3).
+internal(Q, XName) -> amqqueue:make_internal(Q, XName).
+-else.
+internal(Q, _) -> Q.
+-endif.
+
+-spec delete_queue(rabbit_amqqueue:name()) -> ok.
+delete_queue(QName) ->
+    case rabbit_amqqueue:lookup(QName) of
+        {ok, Q} ->
+            _ = rabbit_amqqueue:internal_delete(Q, ?INTERNAL_USER),
+            ok;
+        {error, not_found} ->
+            ok
+    end.
+
+%% The process that the record names, if there is a record.
+-spec queue_pid(rabbit_amqqueue:name()) -> pid() | undefined.
+queue_pid(QName) ->
+    case rabbit_amqqueue:lookup(QName) of
+        {ok, Q} -> amqqueue:get_pid(Q);
+        {error, not_found} -> undefined
+    end.
+
+%% What the management pages show of the internal queue.
+-spec queue_stats(rabbit_amqqueue:name(), Pending :: non_neg_integer()) -> ok.
+queue_stats(QName, Pending) ->
+    {reductions, Reductions} = process_info(self(), reductions),
+    %% Without the counts, which the management plugin adds from the second call.
+    rabbit_core_metrics:queue_stats(QName, [{consumers, 0}, {state, running}]),
+    rabbit_core_metrics:queue_stats(QName, Pending, 0, Pending, Reductions).
+
+%% -------------------------------------------------------------------------------- release
+
+%% The state that publishing to queues and awaiting their confirms needs.
+-spec publisher() -> publisher().
+publisher() -> rabbit_queue_type:init().
+
+%% The queues that a message goes to from exchange X now.
+-spec route(exchange(), message()) -> [queue()].
+route(X, Message) ->
+    rabbit_amqqueue:prepend_extra_bcc(lookup_queues(rabbit_exchange:route(X, Message, #{}))).
+
+-ifdef(RABBITMQ_4_3).
+lookup_queues(Names) -> rabbit_db_queue:get_targets(Names).
+-else.
+lookup_queues(Names) -> rabbit_amqqueue:lookup_many(Names).
+-endif.
+
+-spec queue_name(queue()) -> rabbit_amqqueue:name().
+queue_name(Q) -> amqqueue:get_name(Q).
+
+%% Publishes to these queues; what becomes of it arrives as actions, now or from the two functions
+%% below: {settled | rejected, QName, [SeqNo]}.
+-spec publish([queue()], message(), SeqNo :: pos_integer(), publisher()) ->
+          {ok, publisher(), [term()]} | {error, term()}.
+publish(Qs, Message, SeqNo, Publisher) ->
+    outcome(rabbit_queue_type:deliver(Qs, Message, #{correlation => SeqNo}, Publisher)).
+
+-spec handle_event(rabbit_amqqueue:name(), term(), publisher()) ->
+          {ok, publisher(), [term()]} | {eol, publisher()}.
+handle_event(QName, Event, Publisher) ->
+    case outcome(rabbit_queue_type:handle_event(QName, Event, Publisher)) of
+        {ok, _, _} = Ok -> Ok;
+        {eol, _} -> {eol, rabbit_queue_type:remove(QName, Publisher)};
+        _ -> {ok, Publisher, []}
+    end.
+
+%% What a queue's monitor said, or unknown.
+-spec handle_down(Message :: term(), publisher()) ->
+          {ok, publisher(), [term()]} | {eol, rabbit_amqqueue:name(), publisher()} | unknown.
+handle_down({{'DOWN', QName}, _, process, Pid, Reason}, Publisher) ->
+    case outcome(rabbit_queue_type:handle_down(Pid, QName, Reason, Publisher)) of
+        {ok, _, _} = Ok -> Ok;
+        {eol, Publisher1, _} -> {eol, QName, rabbit_queue_type:remove(QName, Publisher1)};
+        _ -> {ok, Publisher, []}
+    end;
+handle_down(_, _) ->
+    unknown.
+
+%% 4.3 says why a queue rejects.
+outcome({ok, Publisher, Actions}) ->
+    {ok, Publisher, [case Action of
+                         {rejected, QName, _Why, SeqNos} -> {rejected, QName, SeqNos};
+                         _ -> Action
+                     end || Action <- Actions]};
+outcome(Other) ->
+    Other.
+
+%% The management pages' rates: N messages that were published to exchange XName went into queue
+%% QName, or, N being negative, did not: a channel counts our internal queue as one.
+-spec count_published(rabbit_exchange:name(), rabbit_amqqueue:name(), integer()) -> ok.
+count_published(XName, QName, N) ->
+    case application:get_env(rabbit, collect_statistics) of
+        {ok, fine} ->
+            rabbit_core_metrics:channel_stats(queue_exchange_stats, publish,
+                                              {self(), {QName, XName}}, N);
+        _ ->
+            ok
+    end.

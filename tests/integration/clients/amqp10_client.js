@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MPL-2.0
+// AMQP 1.0, with rhea. Arguments: port, the target's address, the source's address, and the
+// condition with which a delay that cannot be used is refused.
+import assert from 'node:assert/strict';
+import rhea from 'rhea';
+
+const [port, target, source, condition] = process.argv.slice(2);
+const { types, message } = rhea;
+
+function connect() {
+  return rhea.create_container().connect({
+    host: '127.0.0.1', port: Number(port), username: 'guest', password: 'guest', reconnect: false,
+  });
+}
+
+const connection = connect();
+const receiver = connection.open_receiver({ source: { address: source }, autoaccept: true });
+const sender = connection.open_sender({ target: { address: target } });
+
+const arrivals = [];
+let wake = () => {};
+receiver.on('message', (context) => {
+  arrivals.push({ at: Date.now(), message: context.message });
+  wake();
+});
+const late = setTimeout(() => { throw new Error(`only ${arrivals.length} came`); }, 30000);
+async function arrived(count) {
+  while (arrivals.length < count) await new Promise((resolve) => { wake = resolve; });
+  return arrivals.splice(0, count);
+}
+
+await new Promise((resolve) => { sender.once('sendable', resolve); });
+const outcomes = new Map();
+for (const name of ['accepted', 'rejected', 'released']) {
+  sender.on(name, (context) => outcomes.get(context.delivery.id)?.(name));
+}
+function send(body, annotations) {
+  const at = Date.now();
+  const delivery = sender.send({
+    body: message.data_section(Buffer.from(body)),
+    durable: true,
+    message_annotations: annotations,
+    application_properties: { kept: 'yes' },
+    message_id: `id-${body}`,
+  });
+  return new Promise((resolve, reject) => {
+    outcomes.set(delivery.id, (outcome) => (outcome === 'accepted' ? resolve(at)
+      : reject(new Error(`${body}: ${outcome}`))));
+  });
+}
+
+// Every annotation, in the types in which libraries write it; each accepted before it is due.
+const soon = Date.now() + 2600;
+const delays = [
+  ['uint', 400, { 'x-delay': types.wrap_uint(400) }],
+  ['ulong', 800, { 'x-delay': types.wrap_ulong(800) }],
+  ['long', 1200, { 'x-opt-delivery-delay': types.wrap_long(1200) }],
+  ['int', 1600, { 'x-opt-delivery-delay': types.wrap_int(1600) }],
+  ['string', 2000, { 'x-delay': '2000' }],
+  ['timestamp', null, { 'x-opt-delivery-time': types.wrap_timestamp(soon) }],
+];
+const published = new Map();
+for (const [name, , annotations] of delays) published.set(name, await send(name, annotations));
+await send('now', {});
+const [now, ...delayed] = await arrived(delays.length + 1);
+assert.equal(now.message.body.content.toString(), 'now');
+assert.deepEqual(delayed.map((arrival) => arrival.message.body.content.toString()),
+  delays.map(([name]) => name));
+for (const [index, { at, message: received }] of delayed.entries()) {
+  const [name, delay] = delays[index];
+  const due = delay === null ? soon : published.get(name) + delay;
+  assert.ok(at >= due, `${name} came ${due - at} ms early`);
+  assert.equal(received.message_id, `id-${name}`);
+  assert.deepEqual(received.application_properties, { kept: 'yes' });
+  const xDelay = received.message_annotations['x-delay'];
+  if (xDelay !== undefined) assert.equal(Number(xDelay), -delay, name);
+}
+
+// A delay that cannot be used: refused in the protocol's own words, and only this connection is told.
+const doomed = connect();
+const failed = new Promise((resolve) => {
+  for (const kind of ['sender', 'session', 'connection']) {
+    doomed.on(`${kind}_error`, (context) => resolve(context[kind].error));
+  }
+  doomed.on('disconnected', () => resolve(new Error('disconnected without a reason')));
+});
+doomed.open_sender({ target: { address: target } }).once('sendable', (context) => {
+  context.sender.send({ body: 'x', message_annotations: { 'x-delay': 'soon' } });
+});
+const error = await failed;
+assert.equal(error.condition, condition, String(error));
+if (condition !== 'amqp:internal-error') assert.match(error.description, /x-delay.*soon/);
+doomed.close();
+
+await send('after it', {});
+assert.equal((await arrived(1))[0].message.body.content.toString(), 'after it');
+clearTimeout(late);
+connection.close();
+console.log('ok');
+process.exit(0);

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Delays over the other protocols that the broker speaks, with a client of each."""
+
+import pytest
+
+from client import Client
+from conftest import PLUGIN
+from private_broker import default_series
+from programs import run
+
+OLD = default_series() == "3.10"
+MQTT_EXCHANGE = "mqtt.delayed"
+
+
+@pytest.fixture(scope="module")
+def protocols(brokers):
+    """A broker that speaks all of them; its MQTT topics go through a delayed exchange."""
+    broker = brokers("protocols", conf=[f"mqtt.exchange = {MQTT_EXCHANGE}"],
+                     enable=(PLUGIN, "rabbitmq_amqp1_0", "rabbitmq_mqtt", "rabbitmq_stomp",
+                             "rabbitmq_web_stomp"))
+    client = Client(broker)
+    client.delayed("topic", name=MQTT_EXCHANGE, keep=True)
+    client.close()
+    return broker
+
+
+@pytest.fixture
+def client(protocols):
+    client = Client(protocols)
+    yield client
+    client.close()
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_amqp_1_0(protocols, client, node_modules, kind):
+    exchange = client.delayed()
+    queue = client.queue((exchange, "k"), arguments={"x-queue-type": kind})
+    target, source, condition = (
+        (f"/exchange/{exchange}/k", f"/amq/queue/{queue}", "amqp:internal-error") if OLD else
+        (f"/exchanges/{exchange}/k", f"/queues/{queue}", "amqp:precondition-failed"))
+    run("node", "amqp10_client.js", str(protocols.amqp_port), target, source, condition)
+
+
+@pytest.mark.parametrize("version", ["4", pytest.param("5", marks=pytest.mark.skipif(
+    OLD, reason="RabbitMQ 3.10 does not speak MQTT 5"))])
+def test_mqtt(protocols, node_modules, version):
+    run("node", "mqtt_client.js", str(protocols.plugin_ports["rabbitmq_mqtt"]), version,
+        protocols.amqp_url, MQTT_EXCHANGE)
+
+
+def test_stomp(protocols, client, node_modules):
+    exchange, queue = client.delayed_and_queue()
+    run("node", "stomp_client.js", str(protocols.plugin_ports["rabbitmq_web_stomp"]), exchange,
+        queue)
+
+
+def test_a_topic_exchange_that_feeds_a_delayed_one(client):
+    exchange, queue = client.delayed_and_queue("topic")
+    client.channel.exchange_bind(exchange, "amq.topic", "k")
+    published = client.publish("amq.topic", "k", b"later", delay=500)
+    client.publish("amq.topic", "k", b"now")
+    now, later = client.collect(queue, 2)
+    assert (now.text, later.text) == ("now", "later")
+    assert later.at - published >= 0.5
