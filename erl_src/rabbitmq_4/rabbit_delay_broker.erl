@@ -193,8 +193,14 @@ headers(Message) ->
       fun (Name) -> rabbit_delay_header:from_amqp10(Name, mc:x_header(Name, Message)) end,
       rabbit_delay_header:names()).
 
+%% mc_amqp knows the size of what it has prepared for a queue only.
 -spec payload_size(message()) -> non_neg_integer().
+payload_size(?CONTAINER(mc_amqp, _, _) = Message) ->
+    size_of(mc:prepare(store, Message));
 payload_size(Message) ->
+    size_of(Message).
+
+size_of(Message) ->
     {_, Payload} = mc:size(Message),
     Payload.
 
