@@ -309,7 +309,8 @@ def text_of(way, kind, number):
 def holding(broker, way, kind, number):
     """The file of the delay store that contains a message, and where; None if none does."""
     text = text_of(way, kind, number).encode()
-    for path in glob.glob(os.path.join(broker.data_dir, "delayed", "*", "delay_store", "*.rec")):
+    for path in glob.glob(os.path.join(broker.data_dir, "quorum", "delayed", "*", "delay_store",
+                                       "*.rec")):
         with open(path, "rb") as file:
             at = file.read().find(text)
         if at >= 0:
@@ -361,18 +362,22 @@ def test_the_damaged_file_is_named_in_the_log(damaged, way):
 
 @pytest.fixture
 def mountpoint(tmp_path):
-    """A small file system of its own: mount(options) mounts it, or mounts it anew."""
+    """A small file system of its own: mount(options) mounts it, or mounts it anew; a broker with
+    mounts of its own has to be named then."""
     path = tmp_path / "mounted"
     path.mkdir()
     mounted = []
 
-    def mount(options):
+    def mount(options, broker=None):
         again = ",remount" if mounted else ""
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options + again, "tmpfs", str(path)],
                               capture_output=True, text=True, check=False)
         if done.returncode != 0 and not mounted:
             pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
         assert done.returncode == 0, done.stderr
+        if broker is not None and broker.chroot:
+            subprocess.run(["nsenter", "--target", str(broker.pid), "--mount", "mount", "-o",
+                            f"{options},remount,bind", broker.chroot + str(path)], check=True)
         mounted.append(options)
         return str(path)
 
@@ -412,7 +417,7 @@ def test_a_read_only_data_directory_is_named_and_retried(brokers, mountpoint):
     data_dir = mountpoint("size=512m,ro")
     broker = brokers("data-dir-is-read-only", conf=[f"delayed_message.data_dir = {data_dir}"])
     exchange = assert_refuses_but_boots(broker, data_dir)
-    mountpoint("size=512m,rw")
+    mountpoint("size=512m,rw", broker)
     eventually(lambda: publishes(broker, exchange), bool, within=60)
     broker.end()
 

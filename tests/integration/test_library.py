@@ -24,7 +24,8 @@ def own(brokers, request):
 def mapped(broker):
     """The names under which the store's library is mapped into the broker."""
     with open(f"/proc/{broker.pid}/maps", encoding="utf-8") as f:
-        return {line.split(None, 5)[5].strip() for line in f if "rabbit_delay_store" in line}
+        names = {line.split(None, 5)[5].strip() for line in f if "rabbit_delay_store" in line}
+    return {name.removeprefix(broker.chroot or "") for name in names}
 
 
 def test_it_survives_that_the_broker_unpacks_the_plugin_again(own):

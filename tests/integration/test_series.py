@@ -85,7 +85,7 @@ def test_a_boot_with_a_build_for_another_series_leaves_it_out_and_says_so(foreig
     before = len(broker.log())
     broker.start()
     assert not has_enabled(broker, PLUGIN)
-    assert PLUGIN in broker.log()[before:] and f"{other}.0" in broker.log()[before:]
+    eventually(lambda: broker.log()[before:], lambda log: PLUGIN in log and f"{other}.0" in log)
     client = Client(broker)
     queue = client.queue()
     client.publish("", queue, b"plain")
@@ -214,9 +214,9 @@ def test_messages_of_the_series_before_move_with_their_directory(brokers, tmp_pa
     status, answer = Management(new).request("POST", "definitions", definitions)
     assert status in (200, 201, 204), answer
     new.stop()
-    moved = os.path.join(new.data_dir, "delayed")
+    moved = os.path.join(new.data_dir, "quorum", "delayed")
     shutil.rmtree(moved)
-    shutil.copytree(os.path.join(old.data_dir, "delayed"), moved)
+    shutil.copytree(os.path.join(old.data_dir, "quorum", "delayed"), moved)
     new.start()
     management = Management(new)
     for exchange, _ in held.values():
