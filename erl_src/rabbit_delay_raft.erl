@@ -18,7 +18,7 @@
 -include_lib("rabbit_common/include/rabbit.hrl").
 -include("rabbit_delay.hrl").
 
--export([system_config/0, server_id/1, members/0, find_member/1, start_member/2, stop_member/1,
+-export([system_config/0, server_id/1, register_members/0, members/0, find_member/1, start_member/2, stop_member/1,
          delete_member/1, quarantine_member/1, store_dir/1, store_dir_of_snapshot/1]).
 -export([enqueue/5, note/2, settle/3]).
 
@@ -28,6 +28,7 @@
 -define(HASH_BYTES, 12).
 -define(RANDOM_BYTES, 6).
 -define(TICK_MS, 1000).
+-define(NAMES_FILE, "names.dets").
 
 %% Our own Ra system, so that delayed messages neither slow nor endanger quorum queues.
 -spec system_config() -> ra_system:config().
@@ -47,6 +48,38 @@ system_config() ->
 -spec server_id(rabbit_exchange:name()) -> ra:server_id().
 server_id(XName) ->
     {binary_to_atom(<<"rabbit_delay_", (hash(XName))/binary>>, utf8), node()}.
+
+%% Enters every member that has a directory into Ra's table of names, before the system is started.
+%% That table lags behind by up to half a second, and from version 3 on Ra drops what the WAL holds of
+%% servers that are not in it. One that cannot be read is made anew.
+-spec register_members() -> ok.
+register_members() ->
+    case members() of
+        [] ->
+            ok;
+        Members ->
+            File = filename:join(rabbit_delay_config:data_dir(), ?NAMES_FILE),
+            ok = open_names(File),
+            lists:foreach(
+              fun ({XName, _, _}) ->
+                      {Name, _} = server_id(XName),
+                      {ok, Uid} = find_member(XName),
+                      ok = dets:insert(?MODULE, {Name, Uid})
+              end, Members),
+            ok = dets:close(?MODULE)
+    end.
+
+open_names(File) ->
+    case dets:open_file(?MODULE, [{file, File}]) of
+        {ok, ?MODULE} ->
+            ok;
+        {error, Reason} ->
+            ?LOG_WARNING("delayed messages: ~ts cannot be read and is made anew: ~0p",
+                         [File, Reason], ?LOG_DOMAIN),
+            ok = file:rename(File, File ++ ".damaged"),
+            {ok, ?MODULE} = dets:open_file(?MODULE, [{file, File}]),
+            ok
+    end.
 
 %% Every member that has a directory here, with the exchange that it belongs to.
 -spec members() -> [{rabbit_exchange:name(), Durable :: boolean(), uid()}].
@@ -97,6 +130,7 @@ start_member(XName, Durable) ->
     ok = rabbit_delay_registry:permit_start(XName),
     case ra:start_server(?RA_SYSTEM, Conf) of
         ok ->
+            ok = sync_new_member(Uid),
             _ = ra:trigger_election(ServerId),
             ok;
         {error, {already_started, _}} ->
@@ -110,6 +144,13 @@ start_member(XName, Durable) ->
         {error, _} = Error ->
             Error
     end.
+
+%% What is confirmed is in the WAL, and the WAL means nothing without the member's directory.
+sync_new_member(Uid) ->
+    #{names := #{directory_rev := Names}} = ra_system:fetch(?RA_SYSTEM),
+    ok = dets:sync(Names),
+    lists:foreach(fun (Dir) -> ok = rabbit_delay_snapshot:sync_dir(Dir) end,
+                  [server_dir(Uid), rabbit_delay_config:data_dir()]).
 
 -spec stop_member(rabbit_exchange:name()) -> ok.
 stop_member(XName) ->

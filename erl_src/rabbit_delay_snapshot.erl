@@ -25,6 +25,7 @@
 -export([prepare/2, write/3, write/4, sync/1, begin_accept/2, accept_chunk/2, complete_accept/2,
          begin_read/1, begin_read/2, read_chunk/3, recover/1, validate/1, read_meta/1,
          context/0, get_size/1]).
+-export([sync_dir/1]).
 
 -define(STATE_FILE, "delay_snapshot").
 -define(MAGIC, "DWSN").
@@ -255,6 +256,8 @@ read_file(Dir) ->
             Error
     end.
 
+%% Makes the names of the files in a directory durable.
+-spec sync_dir(file:filename_all()) -> ok | {error, file:posix()}.
 sync_dir(Dir) ->
     case file:open(Dir, [read, raw, directory]) of
         {ok, Fd} ->

@@ -395,6 +395,13 @@ class PrivateBroker:
             raise BrokerFailed(f"{self.nodename} had to be killed: it did not stop within "
                                f"{timeout} s\n{self.log_tail()}")
 
+    def upgrade(self, series, plugin_dirs):
+        """What the next start() runs on the same files: RabbitMQ of another series."""
+        if self.running():
+            raise BrokerFailed(f"{self.nodename} runs")
+        self.series, self.chroot, self.home = series, chroot_of(series), stock_home(series)
+        self.plugin_dirs = [os.path.abspath(d) for d in plugin_dirs]
+
     def detach(self):
         """Lets it outlive this interpreter."""
         if self in _end_at_exit:
