@@ -106,10 +106,10 @@ findings_in_file(Topology, _) ->
 -spec output(term(), options()) -> term().
 output({ok, Findings}, #{fail_on := FailOn} = Options) ->
     Report = case Options of
-                 #{formatter := <<"json">>} -> [rabbit_delay_doctor_report:json(Findings), $\n];
+                 #{formatter := <<"json">>} -> <<(rabbit_delay_doctor_report:json(Findings))/binary, $\n>>;
                  _ -> rabbit_delay_doctor_report:text(Findings)
              end,
-    ok = io:put_chars(standard_io, unicode:characters_to_binary(Report)),
+    ok = io:put_chars(standard_io, Report),
     case rabbit_delay_doctor_report:worst(Findings) >= threshold(FailOn) of
         true -> {error, ?EXIT_FOUND, rabbit_delay_doctor_report:summary(Findings)};
         false -> {ok, nil}

@@ -8,7 +8,7 @@
 %% where many routings end at the same bindings, those are a node, so that the graph stays small.
 -module(rabbit_delay_dead_letter_routes).
 
--export([index/2, arrivals/3, explore/2, leads_to_queue/2, targets/2, cycles/2]).
+-export([index/2, arrivals/3, explore/2, leads_to_queue/2, targets/3, cycles/2]).
 
 -export_type([index/0, graph/0, node_/0, keys/0, source/0]).
 
@@ -281,18 +281,19 @@ leads_to_queue([{routing, _, _} = Node | Rest], Seen, Graph) ->
 leads_to_queue([_ | _], _, _) ->
     true.
 
-%% The queues that a routing can reach, through exchanges only.
--spec targets(node_(), graph()) -> [binary()].
-targets(Node, Graph) -> targets([Node], #{}, Graph, #{}).
+%% Queues that a routing can reach, through exchanges only; no more than Max of them.
+-spec targets(node_(), graph(), Max :: pos_integer()) -> [binary()].
+targets(Node, Graph, Max) -> targets([Node], #{}, Graph, Max, #{}).
 
-targets([], _, _, Found) ->
+targets(Nodes, _, _, Max, Found) when Nodes =:= []; map_size(Found) >= Max ->
     lists:sort(maps:keys(Found));
-targets([{queue, Queue} | Rest], Seen, Graph, Found) ->
-    targets(Rest, Seen, Graph, Found#{Queue => true});
-targets([Node | Rest], Seen, Graph, Found) when is_map_key(Node, Seen) ->
-    targets(Rest, Seen, Graph, Found);
-targets([Node | Rest], Seen, Graph, Found) ->
-    targets(maps:get(Node, Graph) ++ Rest, Seen#{Node => true}, Graph, Found).
+targets([{queue, Queue} | Rest], Seen, Graph, Max, Found) ->
+    targets(Rest, Seen, Graph, Max, Found#{Queue => true});
+targets([Node | Rest], Seen, Graph, Max, Found) when is_map_key(Node, Seen) ->
+    targets(Rest, Seen, Graph, Max, Found);
+targets([Node | Rest], Seen, Graph, Max, Found) ->
+    Next = lists:sublist(maps:get(Node, Graph), Max),
+    targets(Next ++ Rest, Seen#{Node => true}, Graph, Max, Found).
 
 %% The graph as far as it can be reached from these nodes.
 -spec explore([node_()], index()) -> graph().
@@ -304,12 +305,10 @@ explore([Node | Rest], Index, Graph) when is_map_key(Node, Graph) ->
     explore(Rest, Index, Graph);
 explore([Node | Rest], Index, Graph) ->
     Next = next(Node, Index),
-    explore(push(Next, Rest, Graph), Index, Graph#{Node => Next}).
-
-push(Nodes, Stack, Graph) ->
-    lists:foldl(fun (Node, Acc) when is_map_key(Node, Graph) -> Acc;
-                    (Node, Acc) -> [Node | Acc]
-                end, Stack, Nodes).
+    Unknown = lists:foldl(fun (N, Acc) when is_map_key(N, Graph) -> Acc;
+                              (N, Acc) -> [N | Acc]
+                          end, Rest, Next),
+    explore(Unknown, Index, Graph#{Node => Next}).
 
 %% ------------------------------------------------------------------------------------ cycles
 

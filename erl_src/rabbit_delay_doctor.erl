@@ -36,6 +36,8 @@
 -define(LONG_CHAIN, 8).
 %% How many names a text lists.
 -define(NAMES, 5).
+%% How many ends of a delay are looked for.
+-define(ENDS, 20).
 
 %% The worst first.
 -spec check(rabbit_delay_topology:topology()) -> [finding()].
@@ -570,12 +572,14 @@ ladder(Steps, #{qs := Qs} = Context) ->
 
 %% A delayed exchange that leads to where the dead letters of these queues go in the end.
 replacement(Names, #{graph := Graph, qs := Qs, sources := Sources} = Context) ->
+    Few = lists:sublist(Names, ?ENDS),
+    Replaced = maps:from_list([{Name, true} || Name <- Names]),
     Ends = lists:usort(lists:append(
-                         [rabbit_delay_dead_letter_routes:targets(Node, Graph)
-                          || Name <- lists:sublist(Names, 100), is_map_key(Name, Sources),
-                             Node <- maps:get({queue, Name}, Graph)])),
-    Finals = [End || End <- Ends, not has(ttl, maps:get(End, Qs)) orelse not has(dlx, maps:get(End, Qs)),
-                     not lists:member(End, Names)],
+                         [rabbit_delay_dead_letter_routes:targets(Node, Graph, ?ENDS)
+                          || Name <- Few, is_map_key(Name, Sources),
+                             Node <- lists:sublist(maps:get({queue, Name}, Graph), ?ENDS)])),
+    Finals = [End || End <- Ends, not is_map_key(End, Replaced),
+                     Q <- [maps:get(End, Qs)], not (has(ttl, Q) andalso has(dlx, Q))],
     [put_exchange(<<"delayed">>, <<"x-delayed-message">>, #{<<"x-delayed-type">> => <<"direct">>},
                   Context) |
      [bind(<<"delayed">>, Final, Final, #{}, Context) || Final <- lists:sublist(Finals, ?NAMES)]].

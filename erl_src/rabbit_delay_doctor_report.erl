@@ -9,7 +9,7 @@
 text([]) ->
     <<"No traps found.\n">>;
 text(Findings) ->
-    iolist_to_binary([lists:join($\n, [text_of(Finding) || Finding <- Findings])]).
+    unicode:characters_to_binary(lists:join($\n, [text_of(Finding) || Finding <- Findings])).
 
 text_of(#{rule := Rule, severity := Severity, vhost := VHost, kind := Kind, name := Name,
           why := Why, mend := Mend, commands := Commands}) ->
