@@ -1,0 +1,124 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% rabbitmqctl check_dead_lettering: the traps in how a broker, or a definitions file of any broker,
+%% dead-letters. Exit code 0, or 1 where something as severe as --fail-on was found; 65 for a file that
+%% cannot be read. The report goes to the standard output in either case.
+-module('Elixir.RabbitMQ.CLI.Ctl.Commands.CheckDeadLetteringCommand').
+
+-behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+
+-export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
+         help_section/0, description/0, banner/2, merge_defaults/2, validate/2, distribution/1,
+         validate_execution_environment/2, run/2, output/2]).
+
+-define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
+-define(EXIT_FOUND, 1).
+-define(EXIT_DATA, 65).
+
+-type options() :: #{atom() => term()}.
+
+-spec scopes() -> [atom()].
+scopes() -> [ctl, diagnostics].
+
+-spec switches() -> [{atom(), atom()}].
+switches() ->
+    [{timeout, integer}, {definitions, string}, {fail_on, string}, {all_vhosts, boolean}].
+
+-spec aliases() -> [{atom(), atom()}].
+aliases() -> [{t, timeout}].
+
+-spec usage() -> binary().
+usage() ->
+    <<"check_dead_lettering [--vhost <vhost> | --all-vhosts] [--definitions <file>] "
+      "[--fail-on <error|warning|info|never>] [--formatter json]">>.
+
+-spec usage_additional() -> [[binary()]].
+usage_additional() ->
+    [[<<"--vhost">>, <<"of which vhost; default: /, or with --definitions all">>],
+     [<<"--definitions">>, <<"check this definitions file (JSON, of any broker); needs no broker">>],
+     [<<"--fail-on">>, <<"exit code 1 where something as severe is found; default: error">>],
+     [<<"--formatter">>, <<"json: the findings as one JSON object">>]].
+
+-spec usage_doc_guides() -> [binary()].
+usage_doc_guides() -> [].
+
+-spec help_section() -> {plugin, atom()}.
+help_section() -> {plugin, rabbitmq_delay_wheel}.
+
+-spec description() -> binary().
+description() -> <<"Finds traps in dead-lettering and TTLs: what loses messages or blocks them">>.
+
+-spec banner([binary()], options()) -> binary().
+banner(_, #{definitions := File}) -> <<"Checking dead-lettering in ", File/binary, " ...">>;
+banner(_, _) -> <<"Checking dead-lettering ...">>.
+
+-spec merge_defaults([binary()], options()) -> {[binary()], options()}.
+merge_defaults(Args, Options) -> {Args, maps:merge(#{fail_on => <<"error">>}, Options)}.
+
+-spec validate([binary()], options()) -> ok | {validation_failure, term()}.
+validate([_ | _], _) ->
+    {validation_failure, too_many_args};
+validate([], #{fail_on := FailOn}) ->
+    case threshold(FailOn) of
+        unknown -> {validation_failure,
+                    {bad_argument, <<"--fail-on is none of error, warning, info and never">>}};
+        _ -> ok
+    end.
+
+%% A file is checked without a broker.
+-spec distribution(options()) -> none | cli.
+distribution(#{definitions := _}) -> none;
+distribution(_) -> cli.
+
+-spec validate_execution_environment([binary()], options()) -> ok | {validation_failure, term()}.
+validate_execution_environment(_, #{definitions := _}) -> ok;
+validate_execution_environment(Args, Options) -> ?VALIDATORS:rabbit_is_running(Args, Options).
+
+-spec run([binary()], options()) -> {ok, [rabbit_delay_doctor:finding()]} | {error, term()} |
+          {error, integer(), binary()} | {badrpc, term()}.
+run([], #{definitions := File} = Options) ->
+    case rabbit_delay_topology:of_file(File, maps:get(vhost, Options, <<"/">>)) of
+        {ok, Topology} ->
+            findings_in_file(Topology, Options);
+        {error, Why} ->
+            {error, ?EXIT_DATA, unicode:characters_to_binary(Why)}
+    end;
+run([], #{node := Node, timeout := Timeout} = Options) ->
+    VHosts = case Options of
+                 #{all_vhosts := true} -> all;
+                 _ -> [maps:get(vhost, Options, <<"/">>)]
+             end,
+    case rpc:call(Node, rabbit_delay_doctor, live, [VHosts], Timeout) of
+        {badrpc, _} = Failed -> {error, Failed};
+        Result -> Result
+    end.
+
+findings_in_file(#{vhosts := VHosts} = Topology, #{vhost := VHost}) ->
+    case VHosts of
+        #{VHost := Objects} ->
+            {ok, rabbit_delay_doctor:check(Topology#{vhosts := #{VHost => Objects}})};
+        _ ->
+            {error, {no_such_vhost, VHost}}
+    end;
+findings_in_file(Topology, _) ->
+    {ok, rabbit_delay_doctor:check(Topology)}.
+
+-spec output(term(), options()) -> term().
+output({ok, Findings}, #{fail_on := FailOn} = Options) ->
+    Report = case Options of
+                 #{formatter := <<"json">>} -> <<(rabbit_delay_doctor_report:json(Findings))/binary, $\n>>;
+                 _ -> rabbit_delay_doctor_report:text(Findings)
+             end,
+    ok = io:put_chars(standard_io, Report),
+    case rabbit_delay_doctor_report:worst(Findings) >= threshold(FailOn) of
+        true -> {error, ?EXIT_FOUND, rabbit_delay_doctor_report:summary(Findings)};
+        false -> {ok, nil}
+    end;
+output(Failure, _) ->
+    Failure.
+
+threshold(<<"never">>) -> infinity;
+threshold(<<"error">>) -> rabbit_delay_doctor:severity_rank(error);
+threshold(<<"warning">>) -> rabbit_delay_doctor:severity_rank(warning);
+threshold(<<"info">>) -> rabbit_delay_doctor:severity_rank(info);
+threshold(_) -> unknown.
