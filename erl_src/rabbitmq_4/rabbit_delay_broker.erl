@@ -5,10 +5,12 @@
 %% RABBITMQ_4_3 defined, for 4.3.
 -module(rabbit_delay_broker).
 
+-include_lib("kernel/include/logger.hrl").
 -include_lib("rabbit_common/include/rabbit.hrl").
 -include_lib("rabbit_common/include/rabbit_framing.hrl").
 -include_lib("rabbit/include/mc.hrl").
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
+-include("rabbit_delay.hrl").
 
 -export([series/0, data_dir/0, is_booted/0, machine_state/1]).
 -export([exchange_name/1, exchange_arguments/1, is_durable/1, lookup_exchange/1,
@@ -287,7 +289,7 @@ ack_credit(Sender, flow) -> credit_flow:ack(Sender);
 ack_credit(_, noflow) -> ok.
 
 %% Raises an error that closes the channel (AMQP 0-9-1, STOMP), session (AMQP 1.0) or connection
-%% (MQTT) of the client whose message this process routes. Returns where it is not a client's:
+%% (MQTT, whose clients are not told why: the log is) of the client whose message this process routes. Returns where it is not a client's:
 %% in a queue that dead-letters to us for example, where an error would end a process that other
 %% messages depend on.
 -spec raise_to_client(precondition_failed | resource_error, io:format(), [term()]) -> no_client.
@@ -298,7 +300,9 @@ raise_to_client(Name, Format, Args) ->
         {rabbit_amqp_session, init, _} ->
             rabbit_amqp_util:protocol_error(amqp10_condition(Name), Format, Args);
         {Reader, init, _} when Reader =:= rabbit_mqtt_reader; Reader =:= rabbit_web_mqtt_handler ->
-            exit({Name, lists:flatten(io_lib:format(Format, Args))});
+            Why = lists:flatten(io_lib:format(Format, Args)),
+            ?LOG_ERROR("~ts", [Why], ?LOG_DOMAIN),
+            exit({Name, Why});
         _ ->
             no_client
     end.

@@ -413,6 +413,29 @@ def test_a_data_directory_that_is_a_file_is_named_and_retried(brokers, tmp_path)
     broker.end()
 
 
+def test_publishers_without_confirms_while_nothing_can_be_taken(brokers, tmp_path):
+    """Up to 3.13 an exchange knows that nobody would hear of a nack, and closes the channel. Later
+    it does not, and the message is dropped, as RabbitMQ drops one for a queue that is down."""
+    data_dir = tmp_path / "in-the-way"
+    data_dir.write_text("a file")
+    broker = brokers("no-confirms", conf=[f"delayed_message.data_dir = {data_dir}"])
+    client = Client(broker)
+    exchange, queue = client.delayed_and_queue()
+    eventually(lambda: "cannot be used" in broker.log(), bool)
+    channel = client.channel
+    channel.basic_publish(exchange, "k", b"x", pika.BasicProperties(headers={"x-delay": 1}))
+    if broker.series == "3.10":
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker) as closed:
+            channel.queue_declare(queue, passive=True)
+        assert closed.value.reply_code == 506 and "cannot be used" in closed.value.reply_text
+    else:
+        channel.queue_declare(queue, passive=True)
+        channel.basic_publish(exchange, "k", b"undelayed")
+        assert client.texts(queue, 1) == ["undelayed"]
+    client.close()
+    broker.end()
+
+
 def test_a_read_only_data_directory_is_named_and_retried(brokers, mountpoint):
     data_dir = mountpoint("size=512m,ro")
     broker = brokers("data-dir-is-read-only", conf=[f"delayed_message.data_dir = {data_dir}"])
