@@ -115,6 +115,17 @@ route_or_delay(X, Delivery, Options) ->
     Message = rabbit_delay_broker:message_of(Delivery),
     Headers = rabbit_delay_broker:headers(Message),
     Args = rabbit_delay_broker:exchange_arguments(X),
+    case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message)) of
+        {cancel, _} ->
+            delay(X, Delivery, Message);
+        {invalid, Header, Value, Expected} ->
+            refuse_key(X, Header, Value, Expected),
+            route_or_delay(X, Delivery, Options, Message, Headers, Args);
+        _ ->
+            route_or_delay(X, Delivery, Options, Message, Headers, Args)
+    end.
+
+route_or_delay(X, Delivery, Options, Message, Headers, Args) ->
     case rabbit_delay_header:due(Headers, rabbit_delay_config:now_ms(),
                                  rabbit_delay_config:max_delay_ms(Args)) of
         now ->
@@ -144,6 +155,13 @@ refuse_unusable(X, Header, Value, Why) ->
               "delay of ~b ms",
               [XName, Header, Value, 20, MaxDelay])
     end.
+
+%% As above. For anyone but a client the message is one without a key.
+refuse_key(X, Header, Value, Expected) ->
+    rabbit_delay_broker:raise_to_client(
+      precondition_failed,
+      "cannot take a message published to ~s: header '~s' is ~0P, and must be ~s",
+      [rabbit_misc:rs(rabbit_delay_broker:exchange_name(X)), Header, Value, 40, Expected]).
 
 delay(X, Delivery, Message) ->
     XName = rabbit_delay_broker:exchange_name(X),

@@ -48,7 +48,7 @@
                   seq_no :: undefined | pos_integer(),
                   flow :: flow | noflow}).
 
--record(batch, {entry :: {rabbit_delay_machine:earliest(), binary()},
+-record(batch, {entry :: {1 | 2, rabbit_delay_machine:earliest(), binary()},
                 confirms :: #{Sender :: pid() => [pos_integer()]}}).
 
 -record(state,
@@ -64,6 +64,8 @@
          appended = 0 :: non_neg_integer(),
          %% the process that starts the member
          starter :: undefined | reference(),
+         %% what keys are hashed with, once there is a member
+         salt :: undefined | rabbit_delay_key:salt(),
          session :: pos_integer(),
          last_seq_no = 0 :: non_neg_integer(),
          %% under way, by sequence number
@@ -229,6 +231,8 @@ start_member_later(State) ->
 
 follow_leader(Pid, #state{leader = {Pid, _}} = State) ->
     send_all_again(State);
+follow_leader(Pid, #state{salt = undefined, exchange = XName} = State) ->
+    follow_leader(Pid, State#state{salt = rabbit_delay_raft:key_salt(XName)});
 follow_leader(Pid, #state{leader = Old} = State) ->
     _ = case Old of
             {_, Ref} -> demonitor(Ref, [flush]);
@@ -249,6 +253,8 @@ send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Sessio
 applied({SeqNo, ok}, #state{name = QName} = State) ->
     ended(SeqNo, fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end,
           State);
+applied({SeqNo, {ok, _ByKey}}, State) ->
+    applied({SeqNo, ok}, State);
 applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
     ?LOG_ERROR("delayed messages of ~s: a batch was refused by the store: ~p",
                [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
@@ -268,7 +274,7 @@ applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
 %% A batch is no longer under way: Answer goes to each of its senders.
 ended(SeqNo, Answer, #state{batches = Batches, batches_bytes = All} = State) ->
     case maps:take(SeqNo, Batches) of
-        {#batch{entry = {_, Bytes}, confirms = Confirms}, Rest} ->
+        {#batch{entry = {_, _, Bytes}, confirms = Confirms}, Rest} ->
             maps:foreach(Answer, Confirms),
             State#state{batches = Rest, batches_bytes = All - byte_size(Bytes)};
         error ->
@@ -333,7 +339,7 @@ append(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when Byte
 append(#state{waiting = Waiting} = State0) ->
     {Ws, Count, Taken, Rest} = next_batch(lists:reverse(Waiting), 0, 0, []),
     SeqNo = State0#state.last_seq_no + 1,
-    {Batch, Rejected} = batch(Ws),
+    {Batch, Rejected} = batch(Ws, State0#state.salt),
     ok = uncount(Ws, State0),
     lists:foreach(fun (W) -> reject(W, State0) end, Rejected),
     State = State0#state{waiting = lists:reverse(Rest),
@@ -342,7 +348,7 @@ append(#state{waiting = Waiting} = State0) ->
     case Batch of
         none ->
             append(State);
-        #batch{entry = {_, Bytes}} ->
+        #batch{entry = {_, _, Bytes}} ->
             ok = send(SeqNo, Batch, State),
             append(watch_space(byte_size(Bytes),
                                State#state{last_seq_no = SeqNo,
@@ -373,35 +379,75 @@ next_batch([W | Rest], Count, Bytes, Acc) when Count < ?MAX_MESSAGES, Bytes < ?M
 next_batch(Rest, Count, Bytes, Acc) ->
     {lists:reverse(Acc), Count, Bytes, Rest}.
 
+-record(building, {now :: integer(),
+                   %% of a message, as stored, bytes
+                   limit :: pos_integer(),
+                   salt :: rabbit_delay_key:salt(),
+                   %% 2: some record does something with its key
+                   version = 1 :: 1 | 2,
+                   records = [] :: iodata(),
+                   earliest = {none, none} :: rabbit_delay_machine:earliest(),
+                   confirms = #{} :: #{pid() => [pos_integer()]},
+                   rejected = [] :: [#waiting{}]}).
+
 %% The Raft entry for these messages, in the store's batch format (include/dw_store.h), and those
 %% that are too large for it.
-batch(Ws) ->
-    Now = rabbit_delay_config:now_ms(),
-    Limit = rabbit_delay_config:max_message_size(),
-    batch(Ws, Now, Limit, [], {none, none}, #{}, []).
-
-batch([], _, _, [], _, _, Rejected) ->
-    {none, Rejected};
-batch([], _, _, Records, Earliest, Confirms, Rejected) ->
-    Entry = {Earliest, iolist_to_binary(lists:reverse(Records))},
-    {#batch{entry = Entry, confirms = Confirms}, Rejected};
-batch([#waiting{message = Message, sender = Sender, seq_no = SeqNo, flow = Flow} = W | Rest],
-      Now, Limit, Records, Earliest0, Confirms0, Rejected) ->
-    {Encoding, Body} = rabbit_delay_broker:encode(Message),
-    case byte_size(Body) of
-        Size when Size > Limit ->
-            batch(Rest, Now, Limit, Records, Earliest0, Confirms0, [W | Rejected]);
-        Size ->
-            rabbit_delay_broker:ack_credit(Sender, Flow),
-            {Flags, When, Earliest} = due(Message, Now, Earliest0),
-            Header = <<Size:32/little, Flags:16/little, Encoding:16/little, When:64/little,
-                       0:64/little>>,
-            batch(Rest, Now, Limit, [Body, Header | Records], Earliest,
-                  await_confirm(Sender, SeqNo, Confirms0), Rejected)
+batch(Ws, Salt) ->
+    B = lists:foldl(fun add/2, #building{now = rabbit_delay_config:now_ms(),
+                                         limit = rabbit_delay_config:max_message_size(),
+                                         salt = Salt}, Ws),
+    #building{version = Version, records = Records, earliest = Earliest, confirms = Confirms,
+              rejected = Rejected} = B,
+    case Records of
+        [] -> {none, Rejected};
+        _ -> {#batch{entry = {Version, Earliest, iolist_to_binary(lists:reverse(Records))},
+                     confirms = Confirms}, Rejected}
     end.
 
-due(Message, Now, {LeastDelay, LeastTime}) ->
-    case rabbit_delay_header:due(rabbit_delay_broker:headers(Message), Now, ?NO_LIMIT) of
+add(#waiting{message = Message} = W, B) ->
+    Headers = rabbit_delay_broker:headers(Message),
+    case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message)) of
+        {cancel, Key} ->
+            add_record(W, on_key(cancel), 0, 0, rabbit_delay_key:hash(B#building.salt, Key), <<>>,
+                       B#building{version = 2});
+        Use ->
+            add_message(W, Headers, Use, B)
+    end.
+
+add_message(#waiting{message = Message} = W, Headers, Use,
+            #building{now = Now, limit = Limit, salt = Salt, earliest = Earliest0} = B) ->
+    case rabbit_delay_broker:encode(Message) of
+        {_, Body} when byte_size(Body) > Limit ->
+            B#building{rejected = [W | B#building.rejected]};
+        {Encoding, Body} ->
+            {Absolute, When, Earliest} = due(Headers, Now, Earliest0),
+            B1 = B#building{earliest = Earliest},
+            case Use of
+                {keep, Key} ->
+                    add_record(W, Absolute, Encoding, When, rabbit_delay_key:hash(Salt, Key), Body,
+                               B1);
+                {OnDuplicate, Key} ->
+                    add_record(W, Absolute bor on_key(OnDuplicate), Encoding, When,
+                               rabbit_delay_key:hash(Salt, Key), Body, B1#building{version = 2});
+                _ ->
+                    add_record(W, Absolute, Encoding, When, 0, Body, B1)
+            end
+    end.
+
+add_record(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow}, Flags, Encoding, When, Key, Body,
+           #building{records = Records, confirms = Confirms} = B) ->
+    rabbit_delay_broker:ack_credit(Sender, Flow),
+    Header = <<(byte_size(Body)):32/little, Flags:16/little, Encoding:16/little, When:64/little,
+               Key:64/little>>,
+    B#building{records = [Body, Header | Records],
+               confirms = await_confirm(Sender, SeqNo, Confirms)}.
+
+on_key(replace) -> 1 bsl 1;
+on_key(drop) -> 2 bsl 1;
+on_key(cancel) -> 3 bsl 1.
+
+due(Headers, Now, {LeastDelay, LeastTime}) ->
+    case rabbit_delay_header:due(Headers, Now, ?NO_LIMIT) of
         {delay, Delay} -> {0, Delay, {min(Delay, LeastDelay), LeastTime}};
         {time, Time} -> {1, Time, {LeastDelay, min(Time, LeastTime)}};
         _ -> {0, 0, {0, LeastTime}}

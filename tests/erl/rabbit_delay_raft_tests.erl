@@ -201,7 +201,7 @@ await_leader() ->
 enqueue(SeqNo, Batch) ->
     Ref = make_ref(),
     ok = rabbit_delay_raft:enqueue(rabbit_delay_raft:server_id(?X), ?SESSION, SeqNo,
-                                   {{0, none}, Batch}, Ref),
+                                   {1, {0, none}, Batch}, Ref),
     reply(Ref).
 
 settle(Taken) ->
