@@ -50,7 +50,7 @@ asked(Headers, MessageId) ->
         {_, Type, Value} ->
             case is_key(Type, Value) of
                 true -> {cancel, Value};
-                false -> {invalid, ?CANCEL, Value, "a string of 1 to 255 bytes, the key to cancel"}
+                false -> {invalid, ?CANCEL, Value, "must be a string of 1 to 255 bytes"}
             end;
         false ->
             case on_duplicate(find(?ON_DUPLICATE, Headers)) of
@@ -63,7 +63,7 @@ named(_, {invalid, _, _, _} = Invalid) -> Invalid;
 named(keep, none) -> none;
 named(OnDuplicate, none) ->
     {invalid, ?ON_DUPLICATE, atom_to_binary(OnDuplicate, utf8),
-     "on a message that has a key: x-delay-key or a message_id"};
+     "needs a key: x-delay-key or a message_id"};
 named(OnDuplicate, Key) -> {OnDuplicate, Key}.
 
 %% A message_id is not there for our sake: one that cannot be a key is none.
@@ -75,7 +75,7 @@ key_of(undefined, MessageId) ->
 key_of({Type, Value}, _) ->
     case is_key(Type, Value) of
         true -> Value;
-        false -> {invalid, ?KEY, Value, "a string of 1 to 255 bytes"}
+        false -> {invalid, ?KEY, Value, "must be a string of 1 to 255 bytes"}
     end.
 
 on_duplicate(undefined) -> keep;
@@ -89,7 +89,7 @@ on_duplicate({Type, Word}) when Type =:= longstr; Type =:= binary ->
 on_duplicate({_, Value}) -> unknown_word(Value).
 
 unknown_word(Value) ->
-    {invalid, ?ON_DUPLICATE, Value, "'keep', 'replace' or 'drop'"}.
+    {invalid, ?ON_DUPLICATE, Value, "must be 'keep', 'replace' or 'drop'"}.
 
 is_key(Type, Value) ->
     (Type =:= longstr orelse Type =:= binary) andalso is_binary(Value)
