@@ -11,10 +11,10 @@
 %%
 %% In the store and in the Raft log a key is a 64-bit number: the first 8 bytes of SHA-256 over the
 %% exchange's salt (rabbit_delay_raft:key_salt/1) and the key, little-endian; 0 means no key, and 1
-%% is used in its place. Two keys with the same number are one key. Among N keys that are pending at
-%% a time some two have it with a probability of N^2 / 2^65: 1 in 37 million for a million; that of a
-%% cancel's meeting another than its own is N / 2^64. Nobody who does not know the salt, which is
-%% random, can make two such keys.
+%% is used in its place. Two keys with the same number are one key. Among N keys that are pending
+%% at a time some two have it with a probability of N^2 / 2^65, 1 in 37 million for a million; a
+%% cancel meets another key than its own with one of N / 2^64. Nobody who does not know the salt,
+%% which is random, can make two such keys.
 -module(rabbit_delay_key).
 
 -export([asked/2, hash/2, names/0]).

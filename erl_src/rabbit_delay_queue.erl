@@ -49,6 +49,7 @@
                   flow :: flow | noflow}).
 
 -record(batch, {entry :: {1 | 2, rabbit_delay_machine:earliest(), binary()},
+                messages :: non_neg_integer(),
                 confirms :: #{Sender :: pid() => [pos_integer()]}}).
 
 -record(state,
@@ -66,6 +67,7 @@
          starter :: undefined | reference(),
          %% what keys are hashed with, once there is a member
          salt :: undefined | rabbit_delay_key:salt(),
+         counters :: rabbit_delay_counters:ref(),
          session :: pos_integer(),
          last_seq_no = 0 :: non_neg_integer(),
          %% under way, by sequence number
@@ -106,6 +108,7 @@ init({XName, Durable}) ->
                 name = QName,
                 durable = Durable,
                 server_id = rabbit_delay_raft:server_id(XName),
+                counters = rabbit_delay_registry:counters(XName),
                 session = Session + 1,
                 max_batches_bytes = rabbit_delay_config:appending_bytes()}}.
 
@@ -250,10 +253,18 @@ send_all_again(#state{batches = Batches} = State) ->
 send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
     rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, SeqNo).
 
-applied({SeqNo, ok}, #state{name = QName} = State) ->
+applied({SeqNo, ok}, #state{name = QName, batches = Batches, counters = Counters} = State) ->
+    case Batches of
+        #{SeqNo := #batch{messages = N}} -> rabbit_delay_counters:add(Counters, published, N);
+        _ -> ok
+    end,
     ended(SeqNo, fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end,
           State);
-applied({SeqNo, {ok, _ByKey}}, State) ->
+applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := Dropped}}},
+        #state{counters = Counters} = State) ->
+    rabbit_delay_counters:add(Counters, cancelled, Cancelled),
+    rabbit_delay_counters:add(Counters, replaced, Replaced),
+    rabbit_delay_counters:add(Counters, deduplicated, Dropped),
     applied({SeqNo, ok}, State);
 applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
     ?LOG_ERROR("delayed messages of ~s: a batch was refused by the store: ~p",
@@ -315,7 +326,9 @@ refused(Message, _, #state{exchange = XName, leader = Leader, waiting_count = Co
                  (Count >= ?MAX_WAITING orelse Bytes >= ?MAX_WAITING_BYTES))
     end.
 
-reject(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow}, #state{name = QName}) ->
+reject(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow},
+       #state{name = QName, counters = Counters}) ->
+    rabbit_delay_counters:add(Counters, rejected, 1),
     rabbit_delay_broker:ack_credit(Sender, Flow),
     case SeqNo of
         undefined -> ok;
@@ -339,7 +352,7 @@ append(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when Byte
 append(#state{waiting = Waiting} = State0) ->
     {Ws, Count, Taken, Rest} = next_batch(lists:reverse(Waiting), 0, 0, []),
     SeqNo = State0#state.last_seq_no + 1,
-    {Batch, Rejected} = batch(Ws, State0#state.salt),
+    {Batch, Rejected} = batch(Ws, State0),
     ok = uncount(Ws, State0),
     lists:foreach(fun (W) -> reject(W, State0) end, Rejected),
     State = State0#state{waiting = lists:reverse(Rest),
@@ -383,6 +396,8 @@ next_batch(Rest, Count, Bytes, Acc) ->
                    %% of a message, as stored, bytes
                    limit :: pos_integer(),
                    salt :: rabbit_delay_key:salt(),
+                   counters :: rabbit_delay_counters:ref(),
+                   messages = 0 :: non_neg_integer(),
                    %% 2: some record does something with its key
                    version = 1 :: 1 | 2,
                    records = [] :: iodata(),
@@ -392,16 +407,16 @@ next_batch(Rest, Count, Bytes, Acc) ->
 
 %% The Raft entry for these messages, in the store's batch format (include/dw_store.h), and those
 %% that are too large for it.
-batch(Ws, Salt) ->
+batch(Ws, #state{salt = Salt, counters = Counters}) ->
     B = lists:foldl(fun add/2, #building{now = rabbit_delay_config:now_ms(),
                                          limit = rabbit_delay_config:max_message_size(),
-                                         salt = Salt}, Ws),
-    #building{version = Version, records = Records, earliest = Earliest, confirms = Confirms,
-              rejected = Rejected} = B,
+                                         salt = Salt, counters = Counters}, Ws),
+    #building{version = Version, records = Records, messages = Messages, earliest = Earliest,
+              confirms = Confirms, rejected = Rejected} = B,
     case Records of
         [] -> {none, Rejected};
         _ -> {#batch{entry = {Version, Earliest, iolist_to_binary(lists:reverse(Records))},
-                     confirms = Confirms}, Rejected}
+                     messages = Messages, confirms = Confirms}, Rejected}
     end.
 
 add(#waiting{message = Message} = W, B) ->
@@ -415,13 +430,15 @@ add(#waiting{message = Message} = W, B) ->
     end.
 
 add_message(#waiting{message = Message} = W, Headers, Use,
-            #building{now = Now, limit = Limit, salt = Salt, earliest = Earliest0} = B) ->
+            #building{now = Now, limit = Limit, salt = Salt, earliest = Earliest0,
+                      counters = Counters, messages = Messages} = B) ->
     case rabbit_delay_broker:encode(Message) of
         {_, Body} when byte_size(Body) > Limit ->
             B#building{rejected = [W | B#building.rejected]};
         {Encoding, Body} ->
             {Absolute, When, Earliest} = due(Headers, Now, Earliest0),
-            B1 = B#building{earliest = Earliest},
+            rabbit_delay_counters:delay(Counters, When - Absolute * Now),
+            B1 = B#building{earliest = Earliest, messages = Messages + 1},
             case Use of
                 {keep, Key} ->
                     add_record(W, Absolute, Encoding, When, rabbit_delay_key:hash(Salt, Key), Body,

@@ -26,8 +26,8 @@
 %% in the records' order, so that each sees what those before it have left. Of all but 0, KeyHash is
 %% not 0.
 %%
-%% Who may call what. One process at a time writes: insert, insert_keyed, settle, reschedule, note, flush,
-%% maintain, checkpoint. A second one that tries meanwhile gets {error, busy}, and so does whoever
+%% Who may call what. One process at a time writes: insert, insert_keyed, settle, reschedule, note,
+%% flush, maintain, checkpoint. A second one that tries meanwhile gets {error, busy}, and so does whoever
 %% begins a checkpoint while one is being finished. Any process may call the rest at any time.
 %%
 %% A directory has one opening. Opening or restoring it again closes the older one first, waiting
@@ -44,8 +44,8 @@
 -module(rabbit_delay_store).
 
 -export([open/2, close/1, peek_applied/1, restore/2, validate/1]).
--export([insert/4, insert_keyed/4, check_batch/2, settle/3, reschedule/4, note/2, flush/1, maintain/3,
-         checkpoint/1, finish/2]).
+-export([insert/4, insert_keyed/4, check_batch/2, settle/3, reschedule/4, note/2, flush/1,
+         maintain/3, checkpoint/1, finish/2]).
 -export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, page/3, find/3]).
 -export([disk_free/1]).
 
