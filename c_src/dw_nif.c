@@ -430,30 +430,40 @@ static ERL_NIF_TERM validate(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]
 
 /* --------------------------------------------------------------------- writer */
 
-/* insert(Store, Index, BaseMs, Batch) */
-static ERL_NIF_TERM insert_batch(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool at_once) {
+struct insertion {
     dw_lease *lease;
     uint64_t index, base;
     ErlNifBinary batch;
-    if (!get_lease(env, argv[0], &lease) || !get_index(env, argv[1], &index) ||
-        !get_time(env, argv[2], &base) || !enif_inspect_binary(env, argv[3], &batch)) {
+};
+
+static bool get_insertion(ErlNifEnv *env, const ERL_NIF_TERM argv[], struct insertion *in) {
+    return get_lease(env, argv[0], &in->lease) && get_index(env, argv[1], &in->index) &&
+           get_time(env, argv[2], &in->base) && enif_inspect_binary(env, argv[3], &in->batch);
+}
+
+static ERL_NIF_TERM inserted_term(ErlNifEnv *env, const struct dw_inserted *in) {
+    return enif_make_tuple5(env, atoms.ok, number(env, in->count), number(env, in->bytes),
+                            time_term(env, in->next_due), number(env, in->buffered));
+}
+
+/* insert(Store, Index, BaseMs, Batch) */
+static ERL_NIF_TERM insert_batch(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool at_once) {
+    struct insertion to;
+    if (!get_insertion(env, argv, &to)) {
         return enif_make_badarg(env);
     }
-    if (!dw_lease_write_begin(lease)) {
+    if (!dw_lease_write_begin(to.lease)) {
         return failure(env, DW_EBUSY, 0);
     }
     struct dw_inserted in = {0};
     ErlNifTime began = at_once ? enif_monotonic_time(ERL_NIF_NSEC) : 0;
-    int result = dw_store_insert(dw_lease_store(lease), index, base, batch.data, batch.size, &in);
-    dw_lease_write_end(lease);
+    int result = dw_store_insert(dw_lease_store(to.lease), to.index, to.base, to.batch.data,
+                                 to.batch.size, &in);
+    dw_lease_write_end(to.lease);
     if (at_once) {
         spent(env, began);
     }
-    if (result != DW_OK) {
-        return store_failure(env, result);
-    }
-    return enif_make_tuple5(env, atoms.ok, number(env, in.count), number(env, in.bytes),
-                            time_term(env, in.next_due), number(env, in.buffered));
+    return result == DW_OK ? inserted_term(env, &in) : store_failure(env, result);
 }
 
 static ERL_NIF_TERM insert_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
@@ -484,6 +494,30 @@ static ERL_NIF_TERM insert(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) 
                                  argv);
     }
     return insert_batch(env, argv, true);
+}
+
+/* insert_keyed(Store, Index, BaseMs, Batch). One record may remove any number. */
+static ERL_NIF_TERM insert_keyed(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    struct insertion to;
+    (void)argc;
+    if (!get_insertion(env, argv, &to)) {
+        return enif_make_badarg(env);
+    }
+    if (!dw_lease_write_begin(to.lease)) {
+        return failure(env, DW_EBUSY, 0);
+    }
+    struct dw_keyed in = {0};
+    int result = dw_store_insert_keyed(dw_lease_store(to.lease), to.index, to.base, to.batch.data,
+                                       to.batch.size, &in);
+    dw_lease_write_end(to.lease);
+    if (result != DW_OK) {
+        return store_failure(env, result);
+    }
+    static const char *const names[] = {"cancelled", "replaced", "taken", "dropped"};
+    ERL_NIF_TERM values[] = {number(env, in.cancelled), number(env, in.replaced),
+                             number(env, in.taken), number(env, in.dropped)};
+    return enif_make_tuple3(env, atoms.ok, inserted_term(env, &in.inserted),
+                            map_of(env, names, values, sizeof names / sizeof *names));
 }
 
 /* check_batch(Batch, MaxRecordBytes) */
@@ -1077,6 +1111,7 @@ static ErlNifFunc functions[] = {
     {"restore_nif", 2, restore, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"validate_nif", 1, validate, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"insert_nif", 4, insert, 0},
+    {"insert_keyed_nif", 4, insert_keyed, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"check_batch_nif", 2, check_batch, 0},
     {"settle", 3, settle, 0},
     {"reschedule", 4, reschedule, ERL_NIF_DIRTY_JOB_IO_BOUND},

@@ -35,6 +35,7 @@
 
 -record(in_flight,
         {id :: rabbit_delay_store:id(),
+         due :: rabbit_delay_store:ms(),
          bytes :: non_neg_integer(),
          unsettled = [] :: [rabbit_amqqueue:name()],
          settled = [] :: [rabbit_amqqueue:name()],
@@ -65,12 +66,7 @@
          settling = #{} :: #{reference() => binary()},
          %% the present pause of each queue that rejects, ms, and since when
          pauses = #{} :: #{rabbit_amqqueue:name() => {pos_integer(), Since :: integer()}},
-         counters :: counters:counters_ref()}).
-
--define(RELEASED, 1).
--define(UNROUTABLE, 2).
--define(RETRIED, 3).
--define(CORRUPT, 4).
+         counters :: rabbit_delay_counters:ref()}).
 
 -spec start_link(rabbit_exchange:name()) -> {ok, pid()} | {error, term()}.
 start_link(XName) ->
@@ -89,9 +85,8 @@ wake(XName, DueMs) ->
         Pid -> gen_server:cast(Pid, {wake, DueMs})
     end.
 
-%% Since the process began: messages released, found unroutable when due, put back because a queue
-%% did not take them, and lost to damage of the store's files.
--spec counters(pid()) -> #{released | unroutable | retried | corrupt := non_neg_integer()}.
+%% Since the exchange's processes were first started.
+-spec counters(pid()) -> rabbit_delay_counters:values().
 counters(Pid) ->
     gen_server:call(Pid, counters, infinity).
 
@@ -104,7 +99,7 @@ init(XName) ->
                 max_messages = rabbit_delay_config:in_flight_messages([]),
                 max_bytes = rabbit_delay_config:in_flight_bytes(),
                 publisher = rabbit_delay_broker:publisher(),
-                counters = counters:new(4, [])},
+                counters = rabbit_delay_registry:counters(XName)},
      {continue, find_leader}}.
 
 %% After a crash of this process the leader may have been known for long.
@@ -118,10 +113,7 @@ handle_continue(find_leader, #state{exchange = XName} = State) ->
 
 -spec handle_call(term(), term(), #state{}) -> {reply, term(), #state{}}.
 handle_call(counters, _From, #state{counters = C} = State) ->
-    {reply, #{released => counters:get(C, ?RELEASED),
-              unroutable => counters:get(C, ?UNROUTABLE),
-              retried => counters:get(C, ?RETRIED),
-              corrupt => counters:get(C, ?CORRUPT)}, State};
+    {reply, rabbit_delay_counters:read(C), State};
 handle_call(_, _, State) ->
     {reply, {error, not_supported}, State}.
 
@@ -301,12 +293,12 @@ release(Records, X, State0) ->
 
 release_one({Id, _, _, _}, _, {#state{ids = Ids}, _} = Acc) when is_map_key(Id, Ids) ->
     Acc;
-release_one({Id, _Due, Encoding, Body}, X, {State0, Routed}) ->
+release_one({Id, Due, Encoding, Body}, X, {State0, Routed}) ->
     case rabbit_delay_broker:decode(Encoding, Body) of
         {ok, Message} ->
             State1 = hold(Id, byte_size(Body), State0),
             publish(Message, [], X, State1#state.next_seq_no,
-                    #in_flight{id = Id, bytes = byte_size(Body)}, State1, Routed);
+                    #in_flight{id = Id, due = Due, bytes = byte_size(Body)}, State1, Routed);
         {error, Reason} ->
             {lost(Id, "it cannot be decoded: ~0p", [Reason], State0), Routed}
     end;
@@ -319,7 +311,7 @@ hold(Id, Size, #state{ids = Ids, bytes = Bytes} = State) ->
 lost(Id, Format, Args, #state{exchange = XName, counters = Counters} = State0) ->
     ?LOG_ERROR("delayed message ~b of ~s is lost: " ++ Format,
                [Id, rabbit_misc:rs(XName) | Args], ?LOG_DOMAIN),
-    counters:add(Counters, ?CORRUPT, 1),
+    rabbit_delay_counters:add(Counters, corrupt, 1),
     done(Id, 0, hold(Id, 0, State0)).
 
 %% To the queues that it is routed to, but those of Already, which have it.
@@ -331,7 +323,7 @@ publish(Message0, Already, X, SeqNo, InFlight0, State0, Routed) ->
     #in_flight{id = Id, bytes = Bytes} = InFlight0,
     case Qs of
         [] ->
-            Already =:= [] andalso counters:add(Counters, ?UNROUTABLE, 1),
+            Already =:= [] andalso rabbit_delay_counters:add(Counters, unroutable, 1),
             {done(Id, Bytes, State0), Routed};
         _ ->
             QNames = [rabbit_delay_broker:queue_name(Q) || Q <- Qs],
@@ -402,18 +394,19 @@ queue_gone(QName, #state{in_flight = All} = State) ->
 
 finish(SeqNo, #in_flight{unsettled = [_ | _]} = InFlight, #state{in_flight = All} = State) ->
     State#state{in_flight = All#{SeqNo := InFlight}};
-finish(SeqNo, #in_flight{rejected = [], settled = [_ | _], id = Id, bytes = Bytes},
+finish(SeqNo, #in_flight{rejected = [], settled = [_ | _], id = Id, due = Due, bytes = Bytes},
        #state{in_flight = All, counters = Counters} = State) ->
-    counters:add(Counters, ?RELEASED, 1),
+    rabbit_delay_counters:add(Counters, released, 1),
+    rabbit_delay_counters:lateness(Counters, rabbit_delay_config:now_ms() - Due),
     done(Id, Bytes, State#state{in_flight = maps:remove(SeqNo, All)});
 finish(SeqNo, #in_flight{rejected = Rejected, settled = [], id = Id, bytes = Bytes},
        #state{in_flight = All, counters = Counters} = State0) ->
-    counters:add(Counters, ?RETRIED, 1),
+    rabbit_delay_counters:add(Counters, retried, 1),
     {Pause, State} = pause(Rejected, State0),
     put_back(Id, Bytes, Pause, State#state{in_flight = maps:remove(SeqNo, All)});
 finish(SeqNo, #in_flight{rejected = Rejected, bytes = Bytes} = InFlight,
        #state{in_flight = All, counters = Counters} = State0) ->
-    counters:add(Counters, ?RETRIED, 1),
+    rabbit_delay_counters:add(Counters, retried, 1),
     {Pause, State} = pause(Rejected, State0),
     _ = erlang:send_after(Pause, self(), {retry, SeqNo}),
     State#state{in_flight = All#{SeqNo := InFlight#in_flight{bytes = 0}},
@@ -445,7 +438,10 @@ put_back(Id, Bytes, Pause, #state{store = Store, ids = Ids, bytes = All} = State
         ok -> pump_soon(sleep_until(Until, State));
         %% Without a store there is nothing to put it back into: it was never taken from the next.
         false -> State;
-        {error, enoent} -> pump_soon(State);
+        {error, enoent} ->
+            %% It was cancelled while it was in flight.
+            rabbit_delay_counters:add(State#state.counters, cancelled, 1),
+            pump_soon(State);
         {error, eclosed} -> State
     end.
 

@@ -27,6 +27,8 @@
 
 -define(DELAYED_TYPE, <<"x-delayed-type">>).
 -define(RELEASING, {?MODULE, releasing}).
+%% Of a header's value, in an error.
+-define(SHOWN_BYTES, 30).
 
 %% The official delayed-message plugin registers the same type. Enabling ours beside it at run time
 %% is refused; at boot the broker must not fail because of us.
@@ -115,6 +117,17 @@ route_or_delay(X, Delivery, Options) ->
     Message = rabbit_delay_broker:message_of(Delivery),
     Headers = rabbit_delay_broker:headers(Message),
     Args = rabbit_delay_broker:exchange_arguments(X),
+    case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message)) of
+        {cancel, _} ->
+            delay(X, Delivery, Message);
+        {invalid, Header, Value, Why} ->
+            refuse_key(X, Header, Value, Why),
+            route_or_delay(X, Delivery, Options, Message, Headers, Args);
+        _ ->
+            route_or_delay(X, Delivery, Options, Message, Headers, Args)
+    end.
+
+route_or_delay(X, Delivery, Options, Message, Headers, Args) ->
     case rabbit_delay_header:due(Headers, rabbit_delay_config:now_ms(),
                                  rabbit_delay_config:max_delay_ms(Args)) of
         now ->
@@ -144,6 +157,20 @@ refuse_unusable(X, Header, Value, Why) ->
               "delay of ~b ms",
               [XName, Header, Value, 20, MaxDelay])
     end.
+
+%% As above. For anyone but a client the message is one without a key.
+refuse_key(X, Header, Value, Why) ->
+    rabbit_delay_broker:raise_to_client(
+      precondition_failed,
+      "cannot take a message published to ~s: header '~s' ~s; it is ~s",
+      [rabbit_misc:rs(rabbit_delay_broker:exchange_name(X)), Header, Why, shown(Value)]).
+
+shown(undefined) ->
+    "null";
+shown(<<Start:?SHOWN_BYTES/binary, _, _/binary>> = Value) ->
+    io_lib:format("~0p... of ~b bytes", [Start, byte_size(Value)]);
+shown(Value) ->
+    io_lib:format("~0P", [Value, ?SHOWN_BYTES]).
 
 delay(X, Delivery, Message) ->
     XName = rabbit_delay_broker:exchange_name(X),

@@ -5,7 +5,7 @@
 %% and skips what it has already applied, so replaying the log after a restart is harmless; the rest
 %% of the state is small and goes into every snapshot (rabbit_delay_snapshot).
 %%
-%% Commands, each with a version of its own, 1 so far. They are in logs and snapshots for ever.
+%% Commands, each with a version of its own. They are in logs and snapshots for ever.
 %%
 %%   {enqueue, 1, Session, SeqNo, Earliest, Batch}
 %%      Batch is what rabbit_delay_store:insert/4 takes. Session is the delay queue process's, SeqNo
@@ -13,6 +13,12 @@
 %%      comes before its turn is answered {gap, LastSeqNo} and not applied. Earliest is
 %%      {LeastDelay | none, LeastTime | none} of the batch.
 %%      Reply: ok | {gap, LastSeqNo} | {error, Reason}
+%%   {enqueue, 2, Session, SeqNo, Earliest, Batch}
+%%      The same with a keyed batch, which rabbit_delay_store:insert_keyed/4 takes: so what is
+%%      cancelled, replaced and dropped is decided here, in the order of the log. Earliest is of
+%%      those of its records that are messages, {none, none} if none is.
+%%      Reply: ok, if it was seen before | {ok, rabbit_delay_store:by_key()} | {gap, LastSeqNo} |
+%%      {error, Reason}. What is replayed into a store that has it reports nothing as removed.
 %%   {settle, 1, Ids}
 %%      Ids: 64-bit little-endian. Reply: {ok, Removed} | {error, Reason}
 %%   {note, 1}
@@ -59,7 +65,7 @@
 
 -type earliest() :: {LeastDelay :: none | non_neg_integer(), LeastTime :: none | pos_integer()}.
 
--type command() :: {enqueue, 1, Session :: pos_integer(), SeqNo :: pos_integer(), earliest(),
+-type command() :: {enqueue, 1 | 2, Session :: pos_integer(), SeqNo :: pos_integer(), earliest(),
                     Batch :: binary()}
                  | {settle, 1, Ids :: binary()}
                  | {note, 1}.
@@ -80,16 +86,16 @@ snapshot_module() -> rabbit_delay_snapshot.
 -spec apply(ra_machine:command_meta_data(), command() | ra_machine:builtin_command(), state()) ->
           {state(), term()} | {state(), term(), ra_machine:effects()}.
 apply(#{index := Index, system_time := Now},
-      {enqueue, 1, Session, SeqNo, Earliest, Batch},
-      #?MODULE{sessions = Sessions} = State0) ->
+      {enqueue, Version, Session, SeqNo, Earliest, Batch},
+      #?MODULE{sessions = Sessions} = State0) when Version =:= 1; Version =:= 2 ->
     State = State0#?MODULE{seen = Index},
     case lists:keyfind(Session, 1, Sessions) of
         {_, Last} when SeqNo =< Last ->
             {noted(Index, State), ok};
         {_, Last} when SeqNo =:= Last + 1 ->
-            insert(Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
+            insert(Version, Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
         false when SeqNo =:= 1 ->
-            insert(Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
+            insert(Version, Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
         {_, Last} ->
             {noted(Index, State), {gap, Last}};
         false ->
@@ -108,27 +114,42 @@ apply(#{index := Index}, _, State) ->
 
 %% The store refuses a batch only if it is malformed, which no replica would take, or if it cannot:
 %% then this replica must not go on as if it had.
-insert(Index, Base, Session, SeqNo, Earliest, Batch,
-       #?MODULE{store = Store, sessions = Sessions0} = State0) ->
-    case rabbit_delay_store:insert(Store, Index, Base, Batch) of
-        {ok, Count, Bytes, NextDue, Buffered} ->
+insert(Version, Index, Base, Session, SeqNo, Earliest, Batch,
+       #?MODULE{sessions = Sessions0} = State0) ->
+    case insert(Version, Index, Base, Batch, State0) of
+        {ok, {ok, Count, Bytes, NextDue, Buffered}, Removed, Reply} ->
             Sessions = lists:sublist([{Session, SeqNo} | lists:keydelete(Session, 1, Sessions0)],
                                      ?SESSIONS),
             State = State0#?MODULE{sessions = Sessions},
             flush(Buffered, State),
-            offer(Count, Bytes, ok, wake(earliest_due(Base, Earliest), NextDue, State), State);
+            offer(Count + Removed, Bytes, Reply, wake(earliest_due(Base, Earliest), NextDue, State),
+                  State);
         {error, Reason} when Reason =:= einval; Reason =:= etoobig ->
             {noted(Index, State0), {error, Reason}};
         {error, _} = Error ->
             exit({delay_store, insert, Error})
     end.
 
+insert(1, Index, Base, Batch, #?MODULE{store = Store}) ->
+    case rabbit_delay_store:insert(Store, Index, Base, Batch) of
+        {error, _} = Error -> Error;
+        Inserted -> {ok, Inserted, 0, ok}
+    end;
+insert(2, Index, Base, Batch, #?MODULE{store = Store}) ->
+    case rabbit_delay_store:insert_keyed(Store, Index, Base, Batch) of
+        {ok, Inserted, #{cancelled := Cancelled, replaced := Replaced, taken := Taken} = ByKey} ->
+            {ok, Inserted, Cancelled + Replaced + Taken, {ok, ByKey}};
+        {error, _} = Error ->
+            Error
+    end.
+
+earliest_due(_, {none, none}) -> none;
 earliest_due(Base, {none, Time}) -> max(Base, Time);
 earliest_due(Base, {Delay, none}) -> Base + Delay;
 earliest_due(Base, {Delay, Time}) -> min(Base + Delay, Time).
 
 %% The dispatcher sleeps until what was the next due time: it must hear of an earlier one.
-wake(Due, NextDue, #?MODULE{exchange = XName}) when Due =< NextDue ->
+wake(Due, NextDue, #?MODULE{exchange = XName}) when is_integer(Due), Due =< NextDue ->
     [{mod_call, rabbit_delay_dispatcher, wake, [XName, Due]}];
 wake(_, _, _) ->
     [].

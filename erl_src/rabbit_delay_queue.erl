@@ -48,7 +48,8 @@
                   seq_no :: undefined | pos_integer(),
                   flow :: flow | noflow}).
 
--record(batch, {entry :: {rabbit_delay_machine:earliest(), binary()},
+-record(batch, {entry :: {1 | 2, rabbit_delay_machine:earliest(), binary()},
+                messages :: non_neg_integer(),
                 confirms :: #{Sender :: pid() => [pos_integer()]}}).
 
 -record(state,
@@ -64,6 +65,9 @@
          appended = 0 :: non_neg_integer(),
          %% the process that starts the member
          starter :: undefined | reference(),
+         %% what keys are hashed with, once there is a member
+         salt :: undefined | rabbit_delay_key:salt(),
+         counters :: rabbit_delay_counters:ref(),
          session :: pos_integer(),
          last_seq_no = 0 :: non_neg_integer(),
          %% under way, by sequence number
@@ -104,6 +108,7 @@ init({XName, Durable}) ->
                 name = QName,
                 durable = Durable,
                 server_id = rabbit_delay_raft:server_id(XName),
+                counters = rabbit_delay_registry:counters(XName),
                 session = Session + 1,
                 max_batches_bytes = rabbit_delay_config:appending_bytes()}}.
 
@@ -229,6 +234,8 @@ start_member_later(State) ->
 
 follow_leader(Pid, #state{leader = {Pid, _}} = State) ->
     send_all_again(State);
+follow_leader(Pid, #state{salt = undefined, exchange = XName} = State) ->
+    follow_leader(Pid, State#state{salt = rabbit_delay_raft:key_salt(XName)});
 follow_leader(Pid, #state{leader = Old} = State) ->
     _ = case Old of
             {_, Ref} -> demonitor(Ref, [flush]);
@@ -246,9 +253,19 @@ send_all_again(#state{batches = Batches} = State) ->
 send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
     rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, SeqNo).
 
-applied({SeqNo, ok}, #state{name = QName} = State) ->
+applied({SeqNo, ok}, #state{name = QName, batches = Batches, counters = Counters} = State) ->
+    case Batches of
+        #{SeqNo := #batch{messages = N}} -> rabbit_delay_counters:add(Counters, published, N);
+        _ -> ok
+    end,
     ended(SeqNo, fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end,
           State);
+applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := Dropped}}},
+        #state{counters = Counters} = State) ->
+    rabbit_delay_counters:add(Counters, cancelled, Cancelled),
+    rabbit_delay_counters:add(Counters, replaced, Replaced),
+    rabbit_delay_counters:add(Counters, deduplicated, Dropped),
+    applied({SeqNo, ok}, State);
 applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
     ?LOG_ERROR("delayed messages of ~s: a batch was refused by the store: ~p",
                [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
@@ -268,7 +285,7 @@ applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
 %% A batch is no longer under way: Answer goes to each of its senders.
 ended(SeqNo, Answer, #state{batches = Batches, batches_bytes = All} = State) ->
     case maps:take(SeqNo, Batches) of
-        {#batch{entry = {_, Bytes}, confirms = Confirms}, Rest} ->
+        {#batch{entry = {_, _, Bytes}, confirms = Confirms}, Rest} ->
             maps:foreach(Answer, Confirms),
             State#state{batches = Rest, batches_bytes = All - byte_size(Bytes)};
         error ->
@@ -309,7 +326,9 @@ refused(Message, _, #state{exchange = XName, leader = Leader, waiting_count = Co
                  (Count >= ?MAX_WAITING orelse Bytes >= ?MAX_WAITING_BYTES))
     end.
 
-reject(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow}, #state{name = QName}) ->
+reject(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow},
+       #state{name = QName, counters = Counters}) ->
+    rabbit_delay_counters:add(Counters, rejected, 1),
     rabbit_delay_broker:ack_credit(Sender, Flow),
     case SeqNo of
         undefined -> ok;
@@ -333,7 +352,7 @@ append(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when Byte
 append(#state{waiting = Waiting} = State0) ->
     {Ws, Count, Taken, Rest} = next_batch(lists:reverse(Waiting), 0, 0, []),
     SeqNo = State0#state.last_seq_no + 1,
-    {Batch, Rejected} = batch(Ws),
+    {Batch, Rejected} = batch(Ws, State0),
     ok = uncount(Ws, State0),
     lists:foreach(fun (W) -> reject(W, State0) end, Rejected),
     State = State0#state{waiting = lists:reverse(Rest),
@@ -342,7 +361,7 @@ append(#state{waiting = Waiting} = State0) ->
     case Batch of
         none ->
             append(State);
-        #batch{entry = {_, Bytes}} ->
+        #batch{entry = {_, _, Bytes}} ->
             ok = send(SeqNo, Batch, State),
             append(watch_space(byte_size(Bytes),
                                State#state{last_seq_no = SeqNo,
@@ -373,35 +392,79 @@ next_batch([W | Rest], Count, Bytes, Acc) when Count < ?MAX_MESSAGES, Bytes < ?M
 next_batch(Rest, Count, Bytes, Acc) ->
     {lists:reverse(Acc), Count, Bytes, Rest}.
 
+-record(building, {now :: integer(),
+                   %% of a message, as stored, bytes
+                   limit :: pos_integer(),
+                   salt :: rabbit_delay_key:salt(),
+                   counters :: rabbit_delay_counters:ref(),
+                   messages = 0 :: non_neg_integer(),
+                   %% 2: some record does something with its key
+                   version = 1 :: 1 | 2,
+                   records = [] :: iodata(),
+                   earliest = {none, none} :: rabbit_delay_machine:earliest(),
+                   confirms = #{} :: #{pid() => [pos_integer()]},
+                   rejected = [] :: [#waiting{}]}).
+
 %% The Raft entry for these messages, in the store's batch format (include/dw_store.h), and those
 %% that are too large for it.
-batch(Ws) ->
-    Now = rabbit_delay_config:now_ms(),
-    Limit = rabbit_delay_config:max_message_size(),
-    batch(Ws, Now, Limit, [], {none, none}, #{}, []).
-
-batch([], _, _, [], _, _, Rejected) ->
-    {none, Rejected};
-batch([], _, _, Records, Earliest, Confirms, Rejected) ->
-    Entry = {Earliest, iolist_to_binary(lists:reverse(Records))},
-    {#batch{entry = Entry, confirms = Confirms}, Rejected};
-batch([#waiting{message = Message, sender = Sender, seq_no = SeqNo, flow = Flow} = W | Rest],
-      Now, Limit, Records, Earliest0, Confirms0, Rejected) ->
-    {Encoding, Body} = rabbit_delay_broker:encode(Message),
-    case byte_size(Body) of
-        Size when Size > Limit ->
-            batch(Rest, Now, Limit, Records, Earliest0, Confirms0, [W | Rejected]);
-        Size ->
-            rabbit_delay_broker:ack_credit(Sender, Flow),
-            {Flags, When, Earliest} = due(Message, Now, Earliest0),
-            Header = <<Size:32/little, Flags:16/little, Encoding:16/little, When:64/little,
-                       0:64/little>>,
-            batch(Rest, Now, Limit, [Body, Header | Records], Earliest,
-                  await_confirm(Sender, SeqNo, Confirms0), Rejected)
+batch(Ws, #state{salt = Salt, counters = Counters}) ->
+    B = lists:foldl(fun add/2, #building{now = rabbit_delay_config:now_ms(),
+                                         limit = rabbit_delay_config:max_message_size(),
+                                         salt = Salt, counters = Counters}, Ws),
+    #building{version = Version, records = Records, messages = Messages, earliest = Earliest,
+              confirms = Confirms, rejected = Rejected} = B,
+    case Records of
+        [] -> {none, Rejected};
+        _ -> {#batch{entry = {Version, Earliest, iolist_to_binary(lists:reverse(Records))},
+                     messages = Messages, confirms = Confirms}, Rejected}
     end.
 
-due(Message, Now, {LeastDelay, LeastTime}) ->
-    case rabbit_delay_header:due(rabbit_delay_broker:headers(Message), Now, ?NO_LIMIT) of
+add(#waiting{message = Message} = W, B) ->
+    Headers = rabbit_delay_broker:headers(Message),
+    case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message)) of
+        {cancel, Key} ->
+            add_record(W, on_key(cancel), 0, 0, rabbit_delay_key:hash(B#building.salt, Key), <<>>,
+                       B#building{version = 2});
+        Use ->
+            add_message(W, Headers, Use, B)
+    end.
+
+add_message(#waiting{message = Message} = W, Headers, Use,
+            #building{now = Now, limit = Limit, salt = Salt, earliest = Earliest0,
+                      counters = Counters, messages = Messages} = B) ->
+    case rabbit_delay_broker:encode(Message) of
+        {_, Body} when byte_size(Body) > Limit ->
+            B#building{rejected = [W | B#building.rejected]};
+        {Encoding, Body} ->
+            {Absolute, When, Earliest} = due(Headers, Now, Earliest0),
+            rabbit_delay_counters:delay(Counters, When - Absolute * Now),
+            B1 = B#building{earliest = Earliest, messages = Messages + 1},
+            case Use of
+                {keep, Key} ->
+                    add_record(W, Absolute, Encoding, When, rabbit_delay_key:hash(Salt, Key), Body,
+                               B1);
+                {OnDuplicate, Key} ->
+                    add_record(W, Absolute bor on_key(OnDuplicate), Encoding, When,
+                               rabbit_delay_key:hash(Salt, Key), Body, B1#building{version = 2});
+                _ ->
+                    add_record(W, Absolute, Encoding, When, 0, Body, B1)
+            end
+    end.
+
+add_record(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow}, Flags, Encoding, When, Key, Body,
+           #building{records = Records, confirms = Confirms} = B) ->
+    rabbit_delay_broker:ack_credit(Sender, Flow),
+    Header = <<(byte_size(Body)):32/little, Flags:16/little, Encoding:16/little, When:64/little,
+               Key:64/little>>,
+    B#building{records = [Body, Header | Records],
+               confirms = await_confirm(Sender, SeqNo, Confirms)}.
+
+on_key(replace) -> 1 bsl 1;
+on_key(drop) -> 2 bsl 1;
+on_key(cancel) -> 3 bsl 1.
+
+due(Headers, Now, {LeastDelay, LeastTime}) ->
+    case rabbit_delay_header:due(Headers, Now, ?NO_LIMIT) of
         {delay, Delay} -> {0, Delay, {min(Delay, LeastDelay), LeastTime}};
         {time, Time} -> {1, Time, {LeastDelay, min(Time, LeastTime)}};
         _ -> {0, 0, {0, LeastTime}}

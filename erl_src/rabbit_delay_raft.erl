@@ -18,8 +18,9 @@
 -include_lib("rabbit_common/include/rabbit.hrl").
 -include("rabbit_delay.hrl").
 
--export([system_config/0, server_id/1, register_members/0, members/0, find_member/1, start_member/2, stop_member/1,
-         delete_member/1, quarantine_member/1, store_dir/1, store_dir_of_snapshot/1]).
+-export([system_config/0, server_id/1, register_members/0, members/0, find_member/1,
+         start_member/2, stop_member/1, delete_member/1, quarantine_member/1, key_salt/1,
+         store_dir/1, store_dir_of_snapshot/1]).
 -export([enqueue/5, note/2, settle/3]).
 
 -type uid() :: binary().
@@ -27,6 +28,7 @@
 
 -define(HASH_BYTES, 12).
 -define(RANDOM_BYTES, 6).
+-define(SALT_BYTES, 16).
 -define(TICK_MS, 1000).
 -define(NAMES_FILE, "names.dets").
 
@@ -110,10 +112,10 @@ find_member(XName) ->
 -spec start_member(rabbit_exchange:name(), Durable :: boolean()) -> ok | {error, term()}.
 start_member(XName, Durable) ->
     ServerId = server_id(XName),
-    Uid = case find_member(XName) of
-              {ok, Existing} -> Existing;
-              none -> new_uid(XName)
-          end,
+    {Uid, Salt} = case find_member(XName) of
+                      {ok, Existing} -> {Existing, salt_of(Existing)};
+                      none -> {new_uid(XName), crypto:strong_rand_bytes(?SALT_BYTES)}
+                  end,
     {Name, _} = ServerId,
     Conf = #{cluster_name => Name,
              id => ServerId,
@@ -124,8 +126,9 @@ start_member(XName, Durable) ->
              log_init_args => #{uid => Uid,
                                 snapshot_module => rabbit_delay_snapshot,
                                 snapshot_interval => 0},
+             %% All members of a cluster have the same key_salt: keys' hashes are in its log.
              machine => {module, rabbit_delay_machine,
-                         #{exchange => XName, durable => Durable, uid => Uid}}},
+                         #{exchange => XName, durable => Durable, uid => Uid, key_salt => Salt}}},
     ok = forget_other_registration(Name, Uid),
     ok = rabbit_delay_registry:permit_start(XName),
     case ra:start_server(?RA_SYSTEM, Conf) of
@@ -151,6 +154,19 @@ sync_new_member(Uid) ->
     ok = dets:sync(Names),
     lists:foreach(fun (Dir) -> ok = rabbit_delay_snapshot:sync_dir(Dir) end,
                   [server_dir(Uid), rabbit_delay_config:data_dir()]).
+
+%% What the keys of an exchange's messages are hashed with: random, and as long-lived as its member.
+%% Empty in members from before there were keys.
+-spec key_salt(rabbit_exchange:name()) -> rabbit_delay_key:salt().
+key_salt(XName) ->
+    {ok, Uid} = find_member(XName),
+    salt_of(Uid).
+
+salt_of(Uid) ->
+    case ra_log:read_config(server_dir(Uid)) of
+        {ok, #{machine := {module, rabbit_delay_machine, #{key_salt := Salt}}}} -> Salt;
+        _ -> <<>>
+    end.
 
 -spec stop_member(rabbit_exchange:name()) -> ok.
 stop_member(XName) ->
@@ -211,11 +227,12 @@ store_dir_of_snapshot(SnapshotDir) ->
 %% The three below are asynchronous: the caller gets
 %% {ra_event, ServerId, {applied, [{Correlation, Reply}]}} or {rejected, {_, _, Correlation}}.
 
-%% Appends a batch; see rabbit_delay_machine for the command.
+%% Appends a batch; see rabbit_delay_machine for the command and its versions.
 -spec enqueue(ra:server_id(), Session :: pos_integer(), SeqNo :: pos_integer(),
-              {rabbit_delay_machine:earliest(), Batch :: binary()}, Correlation :: term()) -> ok.
-enqueue(ServerId, Session, SeqNo, {Earliest, Batch}, Correlation) ->
-    ra:pipeline_command(ServerId, {enqueue, 1, Session, SeqNo, Earliest, Batch},
+              {Version :: 1 | 2, rabbit_delay_machine:earliest(), Batch :: binary()},
+              Correlation :: term()) -> ok.
+enqueue(ServerId, Session, SeqNo, {Version, Earliest, Batch}, Correlation) ->
+    ra:pipeline_command(ServerId, {enqueue, Version, Session, SeqNo, Earliest, Batch},
                         Correlation, normal).
 
 %% An entry that changes nothing: once it is applied, so is all before it.

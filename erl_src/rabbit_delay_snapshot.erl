@@ -40,10 +40,15 @@ prepare(_Meta, State) ->
 
 %% Runs in a process of its own.
 -spec write(file:filename_all(), ra_snapshot:meta(), term()) -> ok | {error, term()}.
-write(Dir, Meta, {{ok, Checkpoint, _Applied}, Snapshot}) ->
+write(Dir, Meta, {{ok, Checkpoint, _Applied}, #{exchange := XName} = Snapshot}) ->
+    Began = erlang:monotonic_time(millisecond),
     case rabbit_delay_store:finish(Checkpoint, Dir) of
-        ok -> write_file(Dir, term_to_binary({Meta, Snapshot}));
-        Error -> Error
+        ok ->
+            ok = rabbit_delay_registry:checkpointed(
+                   XName, erlang:monotonic_time(millisecond) - Began),
+            write_file(Dir, term_to_binary({Meta, Snapshot}));
+        Error ->
+            Error
     end;
 write(_, _, {{error, _} = Error, _}) ->
     Error.

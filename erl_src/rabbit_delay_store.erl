@@ -16,8 +16,18 @@
 %%     KeyHash:64/little,      0: no key
 %%     Body:Length/binary>>
 %%
-%% Who may call what. One process at a time writes: insert, settle, reschedule, note, flush,
-%% maintain, checkpoint. A second one that tries meanwhile gets {error, busy}, and so does whoever
+%% In a keyed batch, bits 1 and 2 of Flags say what the record does with its key:
+%%
+%%   0  keep      what is pending under it stays
+%%   1  replace   what is pending under it goes
+%%   2  drop      the record is not inserted if anything is pending under it
+%%   3  cancel    what is pending under it goes; the record is no message, and Length is 0
+%%
+%% in the records' order, so that each sees what those before it have left. Of all but 0, KeyHash is
+%% not 0.
+%%
+%% Who may call what. One process at a time writes: insert, insert_keyed, settle, reschedule, note,
+%% flush, maintain, checkpoint. A second one that tries meanwhile gets {error, busy}, and so does whoever
 %% begins a checkpoint while one is being finished. Any process may call the rest at any time.
 %%
 %% A directory has one opening. Opening or restoring it again closes the older one first, waiting
@@ -34,13 +44,13 @@
 -module(rabbit_delay_store).
 
 -export([open/2, close/1, peek_applied/1, restore/2, validate/1]).
--export([insert/4, check_batch/2, settle/3, reschedule/4, note/2, flush/1, maintain/3,
-         checkpoint/1, finish/2]).
+-export([insert/4, insert_keyed/4, check_batch/2, settle/3, reschedule/4, note/2, flush/1,
+         maintain/3, checkpoint/1, finish/2]).
 -export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, page/3, find/3]).
 -export([disk_free/1]).
 
 -export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
-              stored/0, error/0]).
+              stored/0, by_key/0, error/0]).
 
 -on_load(init/0).
 
@@ -68,6 +78,11 @@
 -type stored() ::
         #{id := id(), due := ms(), key_hash := key_hash(), length := pos_integer(),
           encoding := encoding(), body => binary()}.
+
+%% What became of messages by keys: of those that were pending, how many were cancelled, replaced,
+%% and cancelled or replaced after they had been handed out by take/4; of the batch, how many were
+%% dropped.
+-type by_key() :: #{cancelled | replaced | taken | dropped := non_neg_integer()}.
 
 -type options() ::
         #{now := ms(),
@@ -130,6 +145,16 @@ validate(SnapshotDir) ->
           | error().
 insert(Store, Index, BaseMs, Batch) ->
     insert_nif(Store, Index, BaseMs, flat(Batch)).
+
+%% Inserts a keyed batch and removes what it cancels and replaces, all of it or nothing.
+-spec insert_keyed(store(), index(), BaseMs :: ms(), Batch :: iodata()) ->
+          {ok,
+           {ok, Count :: non_neg_integer(), Bytes :: non_neg_integer(), NextDue :: ms() | infinity,
+            Buffered :: non_neg_integer()},
+           by_key()}
+          | error().
+insert_keyed(Store, Index, BaseMs, Batch) ->
+    insert_keyed_nif(Store, Index, BaseMs, flat(Batch)).
 
 %% Checks a batch as insert/4 would.
 -spec check_batch(Batch :: iodata(), MaxRecordBytes :: pos_integer()) ->
@@ -253,6 +278,9 @@ validate_nif(_SnapshotDir) ->
     ?NOT_LOADED.
 
 insert_nif(_Store, _Index, _BaseMs, _Batch) ->
+    ?NOT_LOADED.
+
+insert_keyed_nif(_Store, _Index, _BaseMs, _Batch) ->
     ?NOT_LOADED.
 
 check_batch_nif(_Batch, _MaxRecordBytes) ->

@@ -49,6 +49,7 @@ recover() ->
 
 -spec stop() -> ok.
 stop() ->
+    ok = rabbit_delay_prometheus:unregister(),
     ok = rabbit_delay_registry:withdraw(),
     rabbit_sup:stop_child(?MODULE).
 

@@ -119,6 +119,33 @@ int dw_store_insert(dw_store *store, uint64_t index, uint64_t base_ms, const voi
 /* Checks a batch as insert would, without a store. */
 int dw_batch_check(const void *batch, size_t bytes, uint32_t max_record_bytes, uint32_t *count);
 
+/* A keyed batch is one in which further flags say what a record does with its key:
+ *
+ *   bits 1 and 2 of `flags`   0 keep, 1 replace, 2 drop, 3 cancel (enum dw_on_key, dw_batch.h)
+ *
+ * Records take effect in their order: each sees what those before it in the batch have left. With
+ * any of these but 0 the key hash is not 0. A cancel has a length of 0, no body and no use for
+ * `when` and `encoding`; all others have a length of at least 1. */
+
+struct dw_keyed {
+    struct dw_inserted inserted; /* what the batch has left pending of itself */
+    uint64_t cancelled;          /* messages that went by cancels, */
+    uint64_t replaced;           /* and by replacements; of both, not those */
+    uint64_t taken;              /* that went likewise, but had been handed out before */
+    uint64_t dropped;            /* messages of the batch that were not inserted */
+};
+
+/* Inserts a keyed batch and removes what it cancels and replaces: all of it or nothing. What goes
+ * is removed from the store in whatever state it is; how much of it was taken is this opening's
+ * own affair, and the only thing in the answer that is. Memory only.
+ * DW_OK, DW_ENOMEM, DW_EFULL, DW_ETOOBIG, DW_EINVAL (a malformed batch), DW_ECLOSED */
+int dw_store_insert_keyed(dw_store *store, uint64_t index, uint64_t base_ms, const void *batch,
+                          size_t bytes, struct dw_keyed *out);
+
+/* Checks a keyed batch as insert_keyed would, without a store. */
+int dw_batch_check_keyed(const void *batch, size_t bytes, uint32_t max_record_bytes,
+                         uint32_t *count);
+
 /* Removes the records with these ids, in whatever state, delivered or cancelled; ids that are not
  * there are passed over. *removed: how many were there. Memory only.
  * DW_OK, DW_ENOMEM (nothing changed), DW_ECLOSED */

@@ -12,8 +12,8 @@
 -export([exchange_name/1, exchange_arguments/1, is_durable/1, lookup_exchange/1,
          delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
--export([message_of/1, confirms/1, headers/1, payload_size/1, exchange_of/2, encode/1, decode/2,
-         released/1]).
+-export([message_of/1, confirms/1, headers/1, message_id/1, payload_size/1, exchange_of/2,
+         encode/1, decode/2, released/1]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
 -export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
 -export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
@@ -136,7 +136,7 @@ headers(#basic_message{content = Content}) ->
         [] ->
             Headers;
         Annotations ->
-            [Field || Name <- rabbit_delay_header:names(),
+            [Field || Name <- rabbit_delay_header:names() ++ rabbit_delay_key:names(),
                       {{symbol, N}, Value} <- Annotations, N =:= Name,
                       Field <- rabbit_delay_header:from_amqp10(Name, Value)] ++ Headers
     end.
@@ -156,6 +156,12 @@ amqp10_annotations(Headers) ->
         _ ->
             []
     end.
+
+-spec message_id(message()) -> binary() | undefined.
+message_id(#basic_message{content = Content}) ->
+    #content{properties = #'P_basic'{message_id = Id}} =
+        rabbit_binary_parser:ensure_content_decoded(Content),
+    Id.
 
 -spec payload_size(message()) -> non_neg_integer().
 payload_size(#basic_message{content = #content{payload_fragments_rev = Payload}}) ->

@@ -16,8 +16,8 @@
 -export([exchange_name/1, exchange_arguments/1, is_durable/1, lookup_exchange/1,
          delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
--export([message_of/1, confirms/1, headers/1, payload_size/1, exchange_of/2, encode/1, decode/2,
-         released/1]).
+-export([message_of/1, confirms/1, headers/1, message_id/1, payload_size/1, exchange_of/2,
+         encode/1, decode/2, released/1]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
 -export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
 -export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
@@ -193,7 +193,21 @@ headers(?CONTAINER(mc_amqpl, Content, Annotations)) ->
 headers(Message) ->
     lists:flatmap(
       fun (Name) -> rabbit_delay_header:from_amqp10(Name, mc:x_header(Name, Message)) end,
-      rabbit_delay_header:names()).
+      rabbit_delay_header:names() ++ rabbit_delay_key:names()).
+
+%% As text, if it is not text: a number in decimal, a UUID as a URN.
+-spec message_id(message()) -> binary() | undefined.
+message_id(?CONTAINER(mc_amqpl, Content, _)) ->
+    #content{properties = #'P_basic'{message_id = Id}} =
+        rabbit_binary_parser:ensure_content_decoded(Content),
+    Id;
+message_id(Message) ->
+    case mc:message_id(Message) of
+        {uuid, Uuid} -> mc_util:uuid_to_urn_string(Uuid);
+        {ulong, N} -> integer_to_binary(N);
+        {_, Id} when is_binary(Id) -> Id;
+        _ -> undefined
+    end.
 
 %% mc_amqp knows the size of what it has prepared for a queue only.
 -spec payload_size(message()) -> non_neg_integer().

@@ -10,6 +10,9 @@
 -define(X, #resource{virtual_host = <<"/">>, kind = exchange, name = <<"x">>}).
 -define(HOUR, 3600000).
 -define(SESSION, 4711).
+%% The answer to a keyed batch, where nothing has been handed out.
+-define(WENT(Cancelled, Replaced, Dropped),
+        {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := Dropped, taken := 0}}).
 
 raft_test_() ->
     {foreach, fun start/0, fun stop/1,
@@ -20,6 +23,11 @@ raft_test_() ->
               {"a malformed batch is refused and changes nothing", fun malformed/0},
               {"settled messages are gone after a restart, the others are there", fun restart/0},
               {"a snapshot is taken when enough has come, and restarts begin there", fun snapshot/0},
+              {"keys have their effect in the order of the log", fun keys/0},
+              {"a keyed batch is applied once, however often it is sent", fun keyed_again/0},
+              {"a malformed keyed batch changes nothing", fun keyed_malformed/0},
+              {"replay brings nothing back that went by its key", fun keyed_replay/0},
+              {"a member keeps the salt of its keys", fun salt/0},
               {"a lost live store is restored from the snapshot", fun lost_store/0},
               {"a damaged manifest of the live store is replaced by the snapshot", fun damaged/0},
               {"a snapshot sent in chunks is the snapshot", fun chunks/0},
@@ -95,6 +103,71 @@ snapshot() ->
     ?assertEqual({gap, 25}, enqueue(27, records(1, ?HOUR))),
     ?assertEqual(ok, enqueue(26, records(1, ?HOUR))),
     ?assertEqual(2501, pending()).
+
+keys() ->
+    start_member(),
+    ?assertMatch(?WENT(0, 0, 0), keyed(1, [{keep, 1}, {keep, 1}, {keep, 2}])),
+    ?assertMatch(?WENT(0, 0, 1), keyed(2, [{drop, 1}, {drop, 3}])),
+    ?assertMatch(?WENT(0, 2, 0), keyed(3, [{replace, 1}])),
+    ?assertEqual([1, 2, 3], pending_keys()),
+    ?assertMatch(?WENT(2, 0, 1), keyed(4, [{cancel, 1}, {drop, 1}, {drop, 1}, {cancel, 2}])),
+    ?assertEqual([1, 3], pending_keys()),
+    ?assertMatch(?WENT(0, 0, 0), keyed(5, [{cancel, 2}])),
+    ?assertMatch(?WENT(3, 1, 0), keyed(6, [{keep, 4}, {replace, 4}, {cancel, 4}, {cancel, 1},
+                                          {cancel, 3}])),
+    ?assertEqual([], pending_keys()),
+    %% Of either version, in one log.
+    ?assertEqual(ok, enqueue(7, iolist_to_binary(keyed_record({keep, 5})))),
+    ?assertMatch(?WENT(1, 0, 0), keyed(8, [{cancel, 5}])).
+
+keyed_again() ->
+    start_member(),
+    ?assertMatch(?WENT(0, 0, 0), keyed(1, [{keep, 1}])),
+    ?assertMatch(?WENT(0, 1, 0), keyed(2, [{replace, 1}])),
+    ?assertMatch(?WENT(1, 0, 0), keyed(3, [{cancel, 1}])),
+    ?assertEqual(ok, keyed(1, [{keep, 1}])),
+    ?assertEqual(ok, keyed(2, [{replace, 1}])),
+    ?assertEqual({gap, 3}, keyed(5, [{keep, 1}])),
+    ?assertEqual([], pending_keys()).
+
+keyed_malformed() ->
+    start_member(),
+    ?assertMatch(?WENT(0, 0, 0), keyed(1, [{keep, 1}])),
+    Cancel = keyed_record({cancel, 1}),
+    [?assertEqual({error, einval}, enqueue(2, 2, iolist_to_binary([Cancel, Bad])))
+     || Bad <- [<<1, 2, 3>>, keyed_record({cancel, 0}), keyed_record({drop, 0})]],
+    ?assertEqual({error, einval}, enqueue(2, 1, iolist_to_binary(Cancel))),
+    ?assertEqual([1], pending_keys()).
+
+%% The log's tail comes again after a restart, over a store that has some or none of it.
+keyed_replay() ->
+    start_member(),
+    Rounds = 40,
+    [begin
+         ?WENT(_, _, _) = keyed(N, [{keep, 1000 + N} | [{replace, K} || K <- lists:seq(1, 50)]]),
+         N rem 7 =:= 0 andalso restart_member()
+     end || N <- lists:seq(1, Rounds)],
+    ?WENT(_, _, _) = keyed(Rounds + 1, [{cancel, K} || K <- lists:seq(2, 50)]),
+    Expected = [1 | lists:seq(1001, 1000 + Rounds)],
+    ?assertEqual(Expected, pending_keys()),
+    restart_member(),
+    ?assertEqual(Expected, pending_keys()),
+    stop_member(),
+    {ok, Uid} = rabbit_delay_raft:find_member(?X),
+    ok = file:del_dir_r(rabbit_delay_raft:store_dir(Uid)),
+    start_member(),
+    ?assertEqual(Expected, pending_keys()),
+    ?assertMatch(?WENT(1, 0, 0), keyed(Rounds + 2, [{cancel, 1}])).
+
+salt() ->
+    start_member(),
+    Salt = rabbit_delay_raft:key_salt(?X),
+    ?assertEqual(16, byte_size(Salt)),
+    restart_member(),
+    ?assertEqual(Salt, rabbit_delay_raft:key_salt(?X)),
+    ok = rabbit_delay_raft:delete_member(?X),
+    start_member(),
+    ?assertNotEqual(Salt, rabbit_delay_raft:key_salt(?X)).
 
 lost_store() ->
     start_member(),
@@ -176,8 +249,9 @@ system_killed() ->
 
 %% ------------------------------------------------------------------------------ helpers
 
+%% What the member before was still writing as a snapshot may be in the way for a moment.
 start_member() ->
-    ok = rabbit_delay_raft:start_member(?X, true),
+    await(fun () -> rabbit_delay_raft:start_member(?X, true) =:= ok end),
     await_leader().
 
 stop_member() ->
@@ -198,10 +272,26 @@ await_leader() ->
     ok = rabbit_delay_raft:note(Id, Ref),
     ok = reply(Ref).
 
+keyed(SeqNo, Records) ->
+    enqueue(SeqNo, 2, iolist_to_binary([keyed_record(R) || R <- Records])).
+
+keyed_record({cancel, Key}) ->
+    <<0:32, (3 bsl 1):16/little, 0:16, 0:64, Key:64/little>>;
+keyed_record({OnKey, Key}) ->
+    Flags = case OnKey of keep -> 0; replace -> 1 bsl 1; drop -> 2 bsl 1 end,
+    <<4:32/little, Flags:16/little, 1:16/little, ?HOUR:64/little, Key:64/little, "body">>.
+
+pending_keys() ->
+    {ok, Records} = rabbit_delay_store:page(store(), {0, 0}, 1000),
+    lists:sort([Key || #{key_hash := Key} <- Records]).
+
 enqueue(SeqNo, Batch) ->
+    enqueue(SeqNo, 1, Batch).
+
+enqueue(SeqNo, Version, Batch) ->
     Ref = make_ref(),
     ok = rabbit_delay_raft:enqueue(rabbit_delay_raft:server_id(?X), ?SESSION, SeqNo,
-                                   {{0, none}, Batch}, Ref),
+                                   {Version, {0, none}, Batch}, Ref),
     reply(Ref).
 
 settle(Taken) ->
