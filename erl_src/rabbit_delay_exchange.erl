@@ -34,7 +34,9 @@
 %% is refused; at boot the broker must not fail because of us.
 -spec register() -> ok.
 register() ->
-    case served_by() of
+    case rabbit_delay_sup:is_for_this_broker() andalso served_by() of
+        false ->
+            ok;
         {other, Module} ->
             case rabbit_delay_broker:is_booted() of
                 true -> throw({error, lists:flatten(rivalry(Module))});

@@ -5,6 +5,7 @@ what an earlier series left on disk."""
 import os
 import shutil
 
+import pika.exceptions
 import pytest
 
 from client import Client
@@ -84,13 +85,13 @@ def test_a_boot_with_a_build_for_another_series_leaves_it_out_and_says_so(foreig
         os.remove(broker.path("etc", written))
     before = len(broker.log())
     broker.start()
-    assert not has_enabled(broker, PLUGIN)
     eventually(lambda: broker.log()[before:], lambda log: PLUGIN in log and f"{other}.0" in log)
     client = Client(broker)
     queue = client.queue()
     client.publish("", queue, b"plain")
     assert client.texts(queue, 1) == ["plain"]
-    client.close()
+    with pytest.raises((pika.exceptions.ChannelClosed, pika.exceptions.ConnectionClosed)):
+        client.delayed()
 
 
 # --------------------------------------------------------------------------------- Khepri
