@@ -287,8 +287,9 @@ unregister(Uid, XName) ->
     _ = ra_log_meta:delete(Meta, Uid),
     ets:delete(Directory, Uid),
     _ = dets:delete(Reverse, Name),
-    _ = ets:delete(ra_log_snapshot_state, Uid),
-    _ = ets:delete(ra_log_metrics, Uid),
-    _ = ets:delete(ra_metrics, Name),
-    _ = ets:delete(ra_state, Name),
+    %% Not every version of Ra has all of these.
+    _ = [ets:delete(Table, Key) || {Table, Key} <- [{ra_log_snapshot_state, Uid},
+                                                    {ra_log_metrics, Uid},
+                                                    {ra_metrics, Name}, {ra_state, Name}],
+                                   ets:whereis(Table) =/= undefined],
     ok.
