@@ -152,13 +152,12 @@ next({page, [], Cursor, Left}, _, Fetch, _) ->
 next({page, Items, Cursor, Left}, Columns, _, Options) ->
     {[row(Item, Columns, Options) || Item <- Items], {page, [], Cursor, Left}}.
 
-row(Item, Columns, Options) ->
-    [{Column, cell(maps:get(Column, Item, <<>>), Options)} || Column <- Columns].
-
-cell(Value, #{formatter := Formatter}) when Formatter =:= <<"json">>; Formatter =:= <<"erlang">> ->
-    Value;
-cell(Value, _) ->
-    rabbit_delay_cli:text(Value).
+row(Item0, Columns, Options) ->
+    Item = case rabbit_delay_cli:is_json(Options) of
+               true -> rabbit_delay_cli:json(Item0);
+               false -> maps:map(fun (_, Value) -> rabbit_delay_cli:text(Value) end, Item0)
+           end,
+    [{Column, maps:get(Column, Item, <<>>)} || Column <- Columns].
 
 -spec output(rabbit_delay_cli:result(), rabbit_delay_cli:options()) -> term().
 output(Result, Options) -> ?DEFAULT_OUTPUT:output(Result, Options).

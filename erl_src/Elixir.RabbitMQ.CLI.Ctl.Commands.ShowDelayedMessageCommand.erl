@@ -81,7 +81,7 @@ run([Exchange, Word], Options) ->
 output({item, Item}, Options) ->
     case rabbit_delay_cli:is_json(Options) of
         true ->
-            ?DEFAULT_OUTPUT:output(Item, Options);
+            ?DEFAULT_OUTPUT:output(rabbit_delay_cli:json(Item), Options);
         false ->
             Lines = [[atom_to_binary(Name, utf8), ": ", rabbit_delay_cli:text(Value)]
                      || Name <- [id, due, size, exchange, routing_key, routing_keys, properties,

@@ -5,7 +5,7 @@
 -module(rabbit_delay_cli).
 
 -export([selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/1, check_selection/3,
-         check_filter/1, filter/1, resource/2, call/4, change/3, text/1, is_json/1]).
+         check_filter/1, filter/1, resource/2, call/4, change/3, text/1, json/1, is_json/1]).
 
 -export_type([options/0, result/0]).
 
@@ -180,6 +180,37 @@ outcome(not_found, _) -> "not pending".
 done(cancel) -> "cancelled";
 done(release) -> "released";
 done(_) -> "rescheduled".
+
+%% An item for the tool's JSON, whose encoders of some versions garble control characters: text with
+%% any goes as text that is not UTF-8 does.
+-spec json(rabbit_delay_pending:item()) -> rabbit_delay_pending:item().
+json(#{payload := Payload, payload_encoding := string} = Item) ->
+    case safe(Payload) of
+        Payload ->
+            (json(maps:remove(payload, Item)))#{payload => Payload};
+        #{base64 := Base64} ->
+            (json(maps:remove(payload, Item)))#{payload => Base64, payload_encoding => base64}
+    end;
+json(Item) ->
+    maps:map(fun (_, Value) -> json_value(Value) end, Item).
+
+json_value(null) -> nil;
+json_value(#{base64 := _} = Encoded) when map_size(Encoded) =:= 1 -> Encoded;
+json_value(Map) when is_map(Map) ->
+    maps:from_list([{json_name(safe(Name)), json_value(Value)} || {Name, Value} <- maps:to_list(Map)]);
+json_value(List) when is_list(List) -> [json_value(Value) || Value <- List];
+json_value(Value) -> safe(Value).
+
+json_name(#{base64 := Base64}) -> <<"base64:", Base64/binary>>;
+json_name(Name) -> Name.
+
+safe(Text) when is_binary(Text) ->
+    case re:run(Text, "[\\x00-\\x07\\x0b\\x0e-\\x1f\\x7f]", [{capture, none}]) of
+        match -> #{base64 => base64:encode(Text)};
+        nomatch -> Text
+    end;
+safe(Value) ->
+    Value.
 
 -spec is_json(options()) -> boolean().
 is_json(#{formatter := <<"json">>}) -> true;

@@ -33,7 +33,7 @@ parse(Key, Word, Now, Filter) when Key =:= due_from; Key =:= due_to ->
 parse(header, Word, _, Filter) when is_binary(Word) ->
     case binary:split(Word, <<"=">>) of
         [Name, Value] when Name =/= <<>> -> {ok, Filter#{header => {Name, Value}}};
-        _ -> {error, text("header: ~tp is not of the form name=value", [Word])}
+        _ -> {error, text("header: ~ts is not of the form name=value", [shown(Word)])}
     end;
 parse(Key, Word, _, Filter) when is_binary(Word), byte_size(Word) =< 255 ->
     {ok, Filter#{Key => Word}};
@@ -102,19 +102,19 @@ time(Word, _) when is_binary(Word) ->
         error:badarg -> rfc3339(Word)
     end;
 time(Word, _) ->
-    {error, text("~0tp is not a time", [Word])}.
+    {error, text("~ts is not a time", [shown(Word)])}.
 
 rfc3339(Word) ->
     try
         in_range(calendar:rfc3339_to_system_time(binary_to_list(Word), [{unit, millisecond}]), Word)
     catch
         error:_ ->
-            {error, text("~0tp is not a time: ms since the epoch, 2027-01-31T12:00:00Z, or an "
-                         "offset such as +90m", [Word])}
+            {error, text("~ts is not a time: ms since the epoch, 2027-01-31T12:00:00Z, or an "
+                         "offset such as +90m", [shown(Word)])}
     end.
 
 in_range(Ms, _) when Ms >= 0, Ms =< ?MAX_MS -> {ok, Ms};
-in_range(_, Word) -> {error, text("~0tp is out of range", [Word])}.
+in_range(_, Word) -> {error, text("~ts is out of range", [shown(Word)])}.
 
 %% A span of time in ms: an integer, or a string with a sign and a unit (ms, s, m, h, d, w; ms if
 %% there is none).
@@ -129,13 +129,14 @@ offset(Word) when is_binary(Word) ->
             case Ms =< ?MAX_MS of
                 true when Sign =:= <<"-">> -> {ok, -Ms};
                 true -> {ok, Ms};
-                false -> {error, text("~0tp is out of range", [Word])}
+                false -> {error, text("~ts is out of range", [shown(Word)])}
             end;
         nomatch ->
-            {error, text("~0tp is not an offset such as +90m or -1h (ms, s, m, h, d, w)", [Word])}
+            {error, text("~ts is not an offset such as +90m or -1h (ms, s, m, h, d, w)",
+                         [shown(Word)])}
     end;
 offset(Word) ->
-    {error, text("~0tp is not an offset in ms", [Word])}.
+    {error, text("~ts is not an offset in ms", [shown(Word)])}.
 
 unit(<<"s">>) -> 1000;
 unit(<<"m">>) -> 60000;
@@ -149,10 +150,18 @@ unit(_) -> 1.
 id(Word) ->
     try binary_to_integer(Word) of
         Id when Id >= 0, Id =< 16#ffffffffffffffff -> {ok, Id};
-        _ -> {error, text("~0tp is not the id of a message", [Word])}
+        _ -> {error, text("~ts is not the id of a message", [shown(Word)])}
     catch
-        error:badarg -> {error, text("~0tp is not the id of a message", [Word])}
+        error:badarg -> {error, text("~ts is not the id of a message", [shown(Word)])}
     end.
+
+shown(Word) when is_binary(Word), byte_size(Word) =< 100 ->
+    case unicode:characters_to_list(Word) of
+        Chars when is_list(Chars) -> [$', Chars, $'];
+        _ -> io_lib:format("~0p", [Word])
+    end;
+shown(Word) ->
+    io_lib:format("~0tP", [Word, 10]).
 
 text(Format, Args) ->
     unicode:characters_to_binary(io_lib:format(Format, Args)).

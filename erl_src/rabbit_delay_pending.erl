@@ -466,9 +466,14 @@ change_chosen([], Then, Position, Sum, _) ->
     then(Then, Position, Sum);
 change_chosen(Chosen, Then, Position, #{matched := Matched} = Sum, #{dry_run := true}) ->
     then(Then, Position, Sum#{matched := Matched + length(Chosen)});
-change_chosen(Chosen, Then, Position,
+change_chosen(Chosen0, Then, Position,
               #{matched := Matched, changed := Changed, in_flight := InFlight} = Sum,
               #{dispatcher := Dispatcher, operation := Operation, bounds := {_, Now}}) ->
+    %% In due order, which those that get the same time then keep.
+    Chosen = case is_backward(Operation) of
+                 true -> Chosen0;
+                 false -> lists:reverse(Chosen0)
+             end,
     Change = case Operation of
                  cancel -> {cancel, [Id || #{id := Id} <- Chosen]};
                  _ -> {reschedule, [{Id, new_due(Operation, Due, Now)}
