@@ -766,18 +766,16 @@ static void test_reschedule_many(void **state) {
     for (size_t i = 0; i < n; i++) {
         model_reschedule(&w->model, NULL, dues[i].id, dues[i].due);
     }
-    assert_int_equal(
-        dw_store_reschedule_many(w->f.store, w->model.index, dues, n, &moved), DW_OK);
+    assert_int_equal(dw_store_reschedule_many(w->f.store, w->model.index, dues, n, &moved), DW_OK);
     assert_int_equal(moved, 4);
     model_compare(&w->model, w->f.store, true);
     /* Its index has been applied. */
     const struct dw_new_due again = {id + 2, NOW};
-    assert_int_equal(
-        dw_store_reschedule_many(w->f.store, w->model.index, &again, 1, &moved), DW_OK);
+    assert_int_equal(dw_store_reschedule_many(w->f.store, w->model.index, &again, 1, &moved),
+                     DW_OK);
     assert_int_equal(moved, 0);
     model_note(&w->model, NULL);
-    assert_int_equal(
-        dw_store_reschedule_many(w->f.store, w->model.index, NULL, 0, &moved), DW_OK);
+    assert_int_equal(dw_store_reschedule_many(w->f.store, w->model.index, NULL, 0, &moved), DW_OK);
     model_compare(&w->model, w->f.store, true);
     assert_int_equal(take(w, NOW + 20, 10), 1);
     checkpoint(w);
