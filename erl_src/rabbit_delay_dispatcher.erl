@@ -15,6 +15,10 @@
 %%
 %% It begins when an entry of its own has been applied: before that, the store may still show what
 %% has been settled.
+%%
+%% What operators ask for goes through here too (change/2), so that cancelling and releasing a message
+%% cannot both succeed: what is in flight is left alone, and what is not is kept from being released
+%% until the change is applied.
 -module(rabbit_delay_dispatcher).
 
 -behaviour(gen_server).
@@ -22,8 +26,20 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([start_link/1, leader/2, wake/2, counters/1]).
+-export([start_link/1, leader/2, wake/2, counters/1, await_ready/2, change/2, change_async/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
+
+-export_type([change/0, changed/0]).
+
+%% Ids: each once.
+-type change() :: {cancel, [rabbit_delay_store:id()]}
+                | {reschedule, [{rabbit_delay_store:id(), DueMs :: rabbit_delay_store:ms()}]}
+                | pause | resume.
+
+%% How many messages were changed, and which were not because they are in flight; the others were not
+%% there any more. {error, interrupted}: the Raft leader changed, and it may have happened or not.
+-type changed() :: {ok, Changed :: non_neg_integer(), InFlight :: [rabbit_delay_store:id()]}
+                 | {error, not_ready | interrupted}.
 
 %% How many records are read and published before other messages are looked at.
 -define(TAKE_MESSAGES, 256).
@@ -32,6 +48,9 @@
 %% At most this long is slept: the clock may be stepped meanwhile.
 -define(MAX_SLEEP_MS, 1000).
 -define(STORE_RETRY_MS, 1000).
+
+%% No answer for so long is none.
+-define(CHANGE_MS, 60000).
 
 -record(in_flight,
         {id :: rabbit_delay_store:id(),
@@ -64,6 +83,13 @@
          done = [] :: [rabbit_delay_store:id()],
          %% appended, not yet applied
          settling = #{} :: #{reference() => binary()},
+         paused = false :: boolean(),
+         %% operators' changes, appended and not yet applied, with the ids that they hold
+         changing = #{} :: #{reference() => {{gen_server:from(), InFlight :: [rabbit_delay_store:id()]},
+                                             change()}},
+         held = #{} :: #{rabbit_delay_store:id() => []},
+         %% who waits for the store
+         awaiting = [] :: [gen_server:from()],
          %% the present pause of each queue that rejects, ms, and since when
          pauses = #{} :: #{rabbit_amqqueue:name() => {pos_integer(), Since :: integer()}},
          counters :: rabbit_delay_counters:ref()}).
@@ -90,6 +116,28 @@ wake(XName, DueMs) ->
 counters(Pid) ->
     gen_server:call(Pid, counters, infinity).
 
+%% Waits until change/2 can be asked for.
+-spec await_ready(pid(), timeout()) -> ok | {error, not_ready}.
+await_ready(Pid, Timeout) ->
+    try
+        gen_server:call(Pid, await_ready, Timeout)
+    catch
+        exit:_ -> {error, not_ready}
+    end.
+
+-spec change(pid(), change()) -> changed().
+change(Pid, Change) ->
+    try
+        gen_server:call(Pid, {change, Change}, ?CHANGE_MS)
+    catch
+        exit:_ -> {error, interrupted}
+    end.
+
+%% The answer comes by gen_server:receive_response/2.
+-spec change_async(pid(), change()) -> gen_server:request_id().
+change_async(Pid, Change) ->
+    gen_server:send_request(Pid, {change, Change}).
+
 -spec init(rabbit_exchange:name()) -> {ok, #state{}, {continue, find_leader}}.
 init(XName) ->
     process_flag(message_queue_data, off_heap),
@@ -111,7 +159,16 @@ handle_continue(find_leader, #state{exchange = XName} = State) ->
     end,
     {noreply, State}.
 
--spec handle_call(term(), term(), #state{}) -> {reply, term(), #state{}}.
+-spec handle_call(term(), gen_server:from(), #state{}) ->
+          {reply, term(), #state{}} | {noreply, #state{}}.
+handle_call(await_ready, From, #state{store = undefined, awaiting = Awaiting} = State) ->
+    {noreply, State#state{awaiting = [From | Awaiting]}};
+handle_call(await_ready, _, State) ->
+    {reply, ok, State};
+handle_call({change, _}, _, #state{store = undefined} = State) ->
+    {reply, {error, not_ready}, State};
+handle_call({change, Change}, From, State) ->
+    {noreply, change(Change, From, State)};
 handle_call(counters, _From, #state{counters = C} = State) ->
     {reply, rabbit_delay_counters:read(C), State};
 handle_call(_, _, State) ->
@@ -141,15 +198,15 @@ handle_info(settle, State) ->
     {noreply, settle(State)};
 handle_info({ra_event, _, {applied, Replies}}, State) ->
     {noreply, lists:foldl(fun applied/2, State, Replies)};
-handle_info({ra_event, _, {rejected, _}}, State) ->
+handle_info({ra_event, _, {rejected, {_, _, Correlation}}}, State) ->
     %% When the server leads again, we are told, and append again.
-    {noreply, State};
+    {noreply, changed(Correlation, {error, not_ready}, State)};
 handle_info({retry, SeqNo}, State) ->
     {noreply, retry(SeqNo, State)};
 handle_info({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}, exchange = XName} = State) ->
     ok = rabbit_delay_registry:register_store(XName, undefined),
-    {noreply, cancel_timer(State#state{leader = undefined, note = undefined,
-                                       store = undefined})};
+    {noreply, cancel_timer(interrupt(State#state{leader = undefined, note = undefined,
+                                                 store = undefined}))};
 handle_info({bump_credit, Message}, State) ->
     credit_flow:handle_bump_msg(Message),
     {noreply, State};
@@ -165,34 +222,34 @@ handle_info(Message, #state{publisher = Publisher0} = State) ->
 
 %% ------------------------------------------------------------------------------ leadership
 
-follow_leader(Pid, #state{leader = Old, settling = Settling, server_id = ServerId} = State) ->
-    Leader = case Old of
-                 {Pid, _} ->
-                     Old;
-                 {_, Ref} ->
-                     demonitor(Ref, [flush]),
-                     {Pid, monitor(process, Pid)};
-                 undefined ->
-                     {Pid, monitor(process, Pid)}
-             end,
+follow_leader(Pid, #state{leader = {Pid, _}} = State) ->
+    begin_again(State);
+follow_leader(Pid, #state{leader = Old} = State) ->
+    _ = case Old of
+            {_, Ref} -> demonitor(Ref, [flush]);
+            undefined -> ok
+        end,
+    begin_again(interrupt(State#state{leader = {Pid, monitor(process, Pid)}})).
+
+begin_again(#state{settling = Settling, server_id = ServerId} = State) ->
     maps:foreach(fun (Correlation, Ids) ->
                          rabbit_delay_raft:settle(ServerId, Ids, Correlation)
                  end, Settling),
     Note = make_ref(),
     ok = rabbit_delay_raft:note(ServerId, Note),
-    State#state{leader = Leader, note = Note}.
+    State#state{note = Note}.
 
 applied({Note, ok}, #state{note = Note} = State) ->
     attach(State#state{note = undefined});
-applied({Correlation, {ok, _}}, #state{settling = Settling, ids = Ids} = State) ->
+applied({Correlation, {ok, _} = Reply}, #state{settling = Settling, ids = Ids} = State) ->
     case maps:take(Correlation, Settling) of
         {Settled, Rest} ->
             pump_soon(State#state{settling = Rest, ids = without(Settled, Ids)});
         error ->
-            State
+            changed(Correlation, Reply, State)
     end;
-applied(_, State) ->
-    State.
+applied({Correlation, Reply}, State) ->
+    changed(Correlation, Reply, State).
 
 without(<<>>, Ids) -> Ids;
 without(<<Id:64/little, Rest/binary>>, Ids) -> without(Rest, maps:remove(Id, Ids)).
@@ -200,6 +257,8 @@ without(<<Id:64/little, Rest/binary>>, Ids) -> without(Rest, maps:remove(Id, Ids
 %% What an earlier process of ours had taken out is to be handed out again.
 attach(#state{exchange = XName, server_id = ServerId, ids = Ids} = State) ->
     {ok, {_, Store}, _} = ra:local_query(ServerId, fun rabbit_delay_machine:store/1, infinity),
+    {ok, {_, Paused}, _} = ra:local_query(ServerId, fun rabbit_delay_machine:is_paused/1, infinity),
+    ok = rabbit_delay_registry:register_paused(XName, Paused),
     ok = rabbit_delay_registry:register_store(XName, Store),
     case map_size(Ids) of
         0 -> ok = rabbit_delay_store:untake(Store);
@@ -208,8 +267,8 @@ attach(#state{exchange = XName, server_id = ServerId, ids = Ids} = State) ->
     case lookup(XName) of
         {ok, X} ->
             Args = rabbit_delay_broker:exchange_arguments(X),
-            pump(State#state{store = Store,
-                             max_messages = rabbit_delay_config:in_flight_messages(Args)});
+            pump(ready(State#state{store = Store, paused = Paused,
+                                   max_messages = rabbit_delay_config:in_flight_messages(Args)}));
         {error, not_found} ->
             %% It is being deleted, and this process with it.
             State
@@ -217,6 +276,88 @@ attach(#state{exchange = XName, server_id = ServerId, ids = Ids} = State) ->
 
 lookup(XName) ->
     rabbit_delay_broker:lookup_exchange(XName).
+
+%% -------------------------------------------------------------------- operators' changes
+
+%% All that was appended before is applied or lost: what it held is handed out again.
+ready(#state{awaiting = Awaiting, held = Held0, changing = Changing} = State) ->
+    lists:foreach(fun (From) -> gen_server:reply(From, ok) end, Awaiting),
+    Held = maps:from_list([{Id, []} || {_, Change} <- maps:values(Changing), Id <- ids_of(Change)]),
+    hand_out(maps:keys(maps:without(maps:keys(Held), Held0)),
+             State#state{awaiting = [], held = Held}).
+
+change(Change, From, #state{changing = Changing, held = Held, server_id = ServerId} = State) ->
+    {Free, InFlight} = lists:partition(fun (Id) -> is_free(Id, State) end, ids_of(Change)),
+    case Free =:= [] andalso is_tuple(Change) of
+        true ->
+            gen_server:reply(From, {ok, 0, InFlight}),
+            State;
+        false ->
+            Allowed = without_ids(InFlight, Change),
+            Correlation = make_ref(),
+            ok = rabbit_delay_raft:change(ServerId, encoded(Allowed), Correlation),
+            State#state{changing = Changing#{Correlation => {{From, InFlight}, Allowed}},
+                        held = lists:foldl(fun (Id, Acc) -> Acc#{Id => []} end, Held, Free)}
+    end.
+
+is_free(Id, #state{ids = Ids, held = Held}) ->
+    not is_map_key(Id, Ids) andalso not is_map_key(Id, Held).
+
+ids_of({cancel, Ids}) -> Ids;
+ids_of({reschedule, Dues}) -> [Id || {Id, _} <- Dues];
+ids_of(_) -> [].
+
+without_ids([], Change) -> Change;
+without_ids(Not, {cancel, Ids}) -> {cancel, Ids -- Not};
+without_ids(Not, {reschedule, Dues}) -> {reschedule, [D || {Id, _} = D <- Dues,
+                                                           not lists:member(Id, Not)]}.
+
+encoded({cancel, Ids}) -> {cancel, << <<Id:64/little>> || Id <- Ids >>};
+encoded({reschedule, Dues}) -> {reschedule, << <<Id:64/little, Due:64/little>>
+                                               || {Id, Due} <- Dues >>};
+encoded(Change) -> Change.
+
+%% What became of a change, if this is one's correlation.
+changed(Correlation, Reply, #state{changing = Changing, held = Held} = State0) ->
+    case maps:take(Correlation, Changing) of
+        {{{From, InFlight}, Change}, Rest} ->
+            State = State0#state{changing = Rest, held = maps:without(ids_of(Change), Held)},
+            case Reply of
+                {ok, Changed} ->
+                    gen_server:reply(From, {ok, Changed, InFlight}),
+                    moved(Change, State);
+                ok ->
+                    ok = rabbit_delay_registry:register_paused(State#state.exchange,
+                                                               Change =:= pause),
+                    gen_server:reply(From, {ok, 0, []}),
+                    pump_soon(State#state{paused = Change =:= pause});
+                {error, _} = Error ->
+                    gen_server:reply(From, Error),
+                    hand_out(ids_of(Change), State)
+            end;
+        error ->
+            State0
+    end.
+
+%% What became due meanwhile was taken out of the store and passed over.
+moved({reschedule, Dues}, #state{store = Store} = State) when Store =/= undefined ->
+    lists:foreach(fun ({Id, Due}) -> _ = rabbit_delay_store:postpone(Store, Id, Due) end, Dues),
+    pump_soon(State);
+moved(_, State) ->
+    State.
+
+hand_out([_ | _] = Ids, #state{store = Store} = State) when Store =/= undefined ->
+    Now = rabbit_delay_config:now_ms(),
+    lists:foreach(fun (Id) -> _ = rabbit_delay_store:postpone(Store, Id, Now) end, Ids),
+    pump_soon(State);
+hand_out(_, State) ->
+    State.
+
+%% What they held stays held until all that was appended is applied.
+interrupt(#state{changing = Changing} = State) ->
+    maps:foreach(fun (_, {{From, _}, _}) -> gen_server:reply(From, {error, interrupted}) end,
+                 Changing),
+    State#state{changing = #{}}.
 
 %% ---------------------------------------------------------------------------------- release
 
@@ -230,6 +371,8 @@ pump_soon(State) ->
 
 %% Takes what is due and publishes it, as far as there is room.
 pump(#state{store = undefined} = State) ->
+    State;
+pump(#state{paused = true} = State) ->
     State;
 pump(#state{ids = Ids, max_messages = MaxMessages, bytes = Bytes, max_bytes = MaxBytes} = State) ->
     Room = MaxMessages - map_size(Ids),
@@ -291,7 +434,10 @@ release(Records, X, State0) ->
     ok = count(Routed),
     State.
 
-release_one({Id, _, _, _}, _, {#state{ids = Ids}, _} = Acc) when is_map_key(Id, Ids) ->
+release_one({Id, _, _, _}, _, {#state{ids = Ids, held = Held}, _} = Acc)
+  when is_map_key(Id, Ids); is_map_key(Id, Held) ->
+    Acc;
+release_one({corrupt, Id, _, _, _}, _, {#state{held = Held}, _} = Acc) when is_map_key(Id, Held) ->
     Acc;
 release_one({Id, Due, Encoding, Body}, X, {State0, Routed}) ->
     case rabbit_delay_broker:decode(Encoding, Body) of

@@ -15,7 +15,7 @@
 -export([description/0, serialise_events/0, route/2, route/3, validate/1, validate_binding/2,
          create/2, delete/2, delete/3, policy_changed/2, add_binding/3, remove_bindings/3, assert_args_equivalence/2,
          info/1, info/2]).
--export([underlying_type/1, while_releasing/1, list/2]).
+-export([underlying_type/1, while_releasing/1, list/2, list/3]).
 
 -rabbit_boot_step(
    {rabbit_delay_exchange,
@@ -315,15 +315,21 @@ info(X, Items) ->
         false -> []
     end.
 
-%% The delayed exchanges of a vhost, for rabbitmqctl: these items of each.
+%% The delayed exchanges of a vhost, for operators: these items of each.
 -spec list(rabbit_types:vhost(), [atom()]) -> [[{atom(), term()}]].
 list(VHost, Items) ->
+    list(VHost, all, Items).
+
+%% The same, of one of them.
+-spec list(rabbit_types:vhost(), Name :: binary() | all, [atom()]) -> [[{atom(), term()}]].
+list(VHost, Which, Items) ->
     [begin
          Stat = rabbit_delay_registry:stat(XName),
          [{Item, list_item(Item, X, XName, Stat)} || Item <- Items]
      end || X <- rabbit_delay_broker:delayed_exchanges(),
-            #resource{virtual_host = V} = XName <- [rabbit_delay_broker:exchange_name(X)],
-            V =:= VHost].
+            #resource{virtual_host = V, name = Name} = XName
+                <- [rabbit_delay_broker:exchange_name(X)],
+            V =:= VHost, Which =:= all orelse Which =:= Name].
 
 list_item(name, _, #resource{name = Name}, _) -> Name;
 list_item(type, X, _, _) ->
@@ -333,4 +339,6 @@ list_item(messages_delayed, _, _, #{pending := N}) -> N;
 list_item(bytes_delayed, _, _, #{pending_bytes := N}) -> N;
 list_item(next_due, _, _, #{next_due := infinity}) -> '';
 list_item(next_due, _, _, #{next_due := Ms}) -> Ms;
-list_item(in_flight, _, _, #{taken := N}) -> N.
+list_item(in_flight, _, _, #{taken := N}) -> N;
+list_item(overdue, _, XName, _) -> rabbit_delay_registry:overdue(XName);
+list_item(paused, _, XName, _) -> rabbit_delay_registry:is_paused(XName).

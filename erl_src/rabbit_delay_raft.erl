@@ -21,10 +21,12 @@
 -export([system_config/0, server_id/1, register_members/0, members/0, find_member/1,
          start_member/2, stop_member/1, delete_member/1, quarantine_member/1, key_salt/1,
          store_dir/1, store_dir_of_snapshot/1]).
--export([enqueue/5, note/2, settle/3]).
+-export([enqueue/5, note/2, settle/3, change/3]).
 
 -type uid() :: binary().
--export_type([uid/0]).
+%% What an operator asks for; see rabbit_delay_machine.
+-type change() :: {cancel, Ids :: binary()} | {reschedule, Dues :: binary()} | pause | resume.
+-export_type([uid/0, change/0]).
 
 -define(HASH_BYTES, 12).
 -define(RANDOM_BYTES, 6).
@@ -224,7 +226,7 @@ store_dir(Uid) ->
 store_dir_of_snapshot(SnapshotDir) ->
     filename:join(filename:dirname(filename:dirname(SnapshotDir)), "delay_store").
 
-%% The three below are asynchronous: the caller gets
+%% The four below are asynchronous: the caller gets
 %% {ra_event, ServerId, {applied, [{Correlation, Reply}]}} or {rejected, {_, _, Correlation}}.
 
 %% Appends a batch; see rabbit_delay_machine for the command and its versions.
@@ -243,6 +245,15 @@ note(ServerId, Correlation) ->
 -spec settle(ra:server_id(), Ids :: binary(), Correlation :: term()) -> ok.
 settle(ServerId, Ids, Correlation) ->
     ra:pipeline_command(ServerId, {settle, 1, Ids}, Correlation, normal).
+
+-spec change(ra:server_id(), change(), Correlation :: term()) -> ok.
+change(ServerId, Change, Correlation) ->
+    Command = case Change of
+                  {cancel, Ids} -> {cancel, 1, Ids};
+                  {reschedule, Dues} -> {reschedule, 1, Dues};
+                  _ -> {Change, 1}
+              end,
+    ra:pipeline_command(ServerId, Command, Correlation, normal).
 
 hash(#resource{virtual_host = VHost, kind = exchange, name = Name}) ->
     <<Hash:?HASH_BYTES/binary, _/binary>> = crypto:hash(sha256, [VHost, 0, Name]),

@@ -14,8 +14,9 @@
 -include("rabbit_delay.hrl").
 
 -export([create_table/0, start_link/0, recover/0, withdraw/0, system_up/0]).
--export([ensure/1, delete/1, leader/2, queue_name/1, pending/1, stat/1,
-         register_queue/2, register_dispatcher/2, register_store/2, queue/1, dispatcher/1,
+-export([ensure/1, delete/1, leader/2, queue_name/1, pending/1, stat/1, overdue/1,
+         register_queue/2, register_dispatcher/2, register_store/2, register_paused/2, queue/1,
+         dispatcher/1, store/1, is_paused/1,
          counters/1, all_counters/0, gone_counters/0, checkpointed/2,
          permit_start/1, take_permit/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
@@ -33,6 +34,8 @@
               %% the open store, where this node's member leads
               store :: rabbit_delay_store:store() | undefined,
               counters :: rabbit_delay_counters:ref() | undefined,
+              %% an operator has paused it; known while the store is
+              paused = false :: boolean(),
               %% its Raft server may start, once
               permit = false :: boolean()}).
 
@@ -183,6 +186,19 @@ stat(XName) ->
         {error, _} -> #{pending => 0, pending_bytes => 0, taken => 0, next_due => infinity}
     end.
 
+%% How many messages should have been released by now and are not in flight. Looks at every message.
+-spec overdue(rabbit_exchange:name()) -> non_neg_integer().
+overdue(XName) ->
+    case lookup(XName, #row.store) of
+        undefined ->
+            0;
+        Store ->
+            case {rabbit_delay_store:count(Store, 0, rabbit_delay_config:now_ms()), stat(XName)} of
+                {{ok, Due, _}, #{taken := Taken}} -> max(Due - Taken, 0);
+                {{error, _}, _} -> 0
+            end
+    end.
+
 -spec register_queue(rabbit_exchange:name(), pid()) -> ok.
 register_queue(XName, Pid) -> update(XName, {#row.queue, Pid}).
 
@@ -191,6 +207,9 @@ register_dispatcher(XName, Pid) -> update(XName, {#row.dispatcher, Pid}).
 
 -spec register_store(rabbit_exchange:name(), rabbit_delay_store:store() | undefined) -> ok.
 register_store(XName, Store) -> update(XName, {#row.store, Store}).
+
+-spec register_paused(rabbit_exchange:name(), boolean()) -> ok.
+register_paused(XName, Paused) -> update(XName, {#row.paused, Paused}).
 
 %% The exchange's Raft server may start, once: see rabbit_delay_system.
 -spec permit_start(rabbit_exchange:name()) -> ok.
@@ -208,6 +227,13 @@ queue(XName) -> lookup(XName, #row.queue).
 
 -spec dispatcher(rabbit_exchange:name()) -> pid() | undefined.
 dispatcher(XName) -> lookup(XName, #row.dispatcher).
+
+%% The exchange's store, where it is open.
+-spec store(rabbit_exchange:name()) -> rabbit_delay_store:store() | undefined.
+store(XName) -> lookup(XName, #row.store).
+
+-spec is_paused(rabbit_exchange:name()) -> boolean().
+is_paused(XName) -> lookup(XName, #row.paused) =:= true.
 
 lookup(XName, Field) ->
     case ets:lookup(?MODULE, XName) of

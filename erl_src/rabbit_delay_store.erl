@@ -26,8 +26,9 @@
 %% in the records' order, so that each sees what those before it have left. Of all but 0, KeyHash is
 %% not 0.
 %%
-%% Who may call what. One process at a time writes: insert, insert_keyed, settle, reschedule, note,
-%% flush, maintain, checkpoint. A second one that tries meanwhile gets {error, busy}, and so does whoever
+%% Who may call what. One process at a time writes: insert, insert_keyed, settle, reschedule,
+%% reschedule_many, note, flush, maintain, checkpoint. A second one that tries meanwhile gets
+%% {error, busy}, and so does whoever
 %% begins a checkpoint while one is being finished. Any process may call the rest at any time.
 %%
 %% A directory has one opening. Opening or restoring it again closes the older one first, waiting
@@ -44,9 +45,10 @@
 -module(rabbit_delay_store).
 
 -export([open/2, close/1, peek_applied/1, restore/2, validate/1]).
--export([insert/4, insert_keyed/4, check_batch/2, settle/3, reschedule/4, note/2, flush/1,
-         maintain/3, checkpoint/1, finish/2]).
--export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, page/3, find/3]).
+-export([insert/4, insert_keyed/4, check_batch/2, settle/3, reschedule/4, reschedule_many/3, note/2,
+         flush/1, maintain/3, checkpoint/1, finish/2]).
+-export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, page/3,
+         page_before/3, count/3, find/3]).
 -export([disk_free/1]).
 
 -export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
@@ -173,6 +175,14 @@ settle(_Store, _Index, _Ids) ->
 reschedule(_Store, _Index, _Id, _Due) ->
     ?NOT_LOADED.
 
+%% The same for many at one index; Dues is <<Id:64/little, Due:64/little, ...>>. One that is not there,
+%% or whose record cannot be read, is passed over. After {error, enomem} some may have moved: open
+%% the store again.
+-spec reschedule_many(store(), index(), Dues :: binary()) ->
+          {ok, Moved :: non_neg_integer()} | error().
+reschedule_many(_Store, _Index, _Dues) ->
+    ?NOT_LOADED.
+
 %% Notes that Index was applied and concerned the store in nothing.
 -spec note(store(), index()) -> ok | error().
 note(_Store, _Index) ->
@@ -250,6 +260,18 @@ read(_Store, _Id) ->
 %% The first MaxN pending records after {Due, Id}, in this order; {0, 0} begins.
 -spec page(store(), {ms(), id()}, MaxN :: 1..65535) -> {ok, [stored()]} | error().
 page(_Store, _After, _MaxN) ->
+    ?NOT_LOADED.
+
+%% The last MaxN pending records before {Due, Id}, the last one first; {16#ffffffffffff,
+%% 16#ffffffffffffffff} begins.
+-spec page_before(store(), {ms(), id()}, MaxN :: 1..65535) -> {ok, [stored()]} | error().
+page_before(_Store, _Before, _MaxN) ->
+    ?NOT_LOADED.
+
+%% How many records are pending that are due from From to To, and the bytes of their bodies.
+-spec count(store(), From :: ms(), To :: ms()) ->
+          {ok, Count :: non_neg_integer(), Bytes :: non_neg_integer()} | error().
+count(_Store, _From, _To) ->
     ?NOT_LOADED.
 
 %% The ids of at most Max pending records with this key hash, and how many there are in all.

@@ -157,6 +157,17 @@ int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t
  * [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EFULL, DW_EIO, DW_EACCES, DW_ECORRUPT, DW_ECLOSED */
 int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t due);
 
+struct dw_new_due {
+    uint64_t id;
+    uint64_t due;
+};
+
+/* The same for many under one index; *moved: how many. One that is not there, or whose record
+ * cannot be read or placed, is passed over and keeps its due time.
+ * [I/O] DW_OK, DW_ENOMEM (some may have moved: open the store again), DW_ECLOSED */
+int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_new_due *dues,
+                             size_t n, uint64_t *moved);
+
 /* Notes that `index` was applied and concerned the store in nothing. */
 void dw_store_note(dw_store *store, uint64_t index);
 
@@ -269,6 +280,16 @@ int dw_store_read(dw_store *store, uint64_t id, const struct dw_sink *sink);
  * read is shown as 0. [I/O] DW_OK, DW_ENOMEM, DW_ECLOSED */
 int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
                   uint32_t max_n, uint32_t *n);
+
+/* The last max_n pending records before the cursor (due, id), the last one first; else the same.
+ * (DW_DUE_MAX, 2^64 - 1) begins. */
+int dw_store_page_before(dw_store *store, uint64_t due, uint64_t id, struct dw_record *out,
+                         uint32_t max_n, uint32_t *n);
+
+/* How many records, and bytes of bodies, are pending that are due from from_due to to_due, both
+ * included. Visits every entry, in steps that let go of the lock. DW_OK, DW_ECLOSED */
+int dw_store_count(dw_store *store, uint64_t from_due, uint64_t to_due, uint64_t *count,
+                   uint64_t *bytes);
 
 /* The ids of at most max pending records with this key hash; *n: how many there are in all.
  * DW_OK, DW_ENOMEM, DW_ECLOSED */

@@ -498,6 +498,43 @@ static void compare_pages(const struct model *model, dw_store *store) {
     assert_int_equal(seen, model->count);
 }
 
+/* From the end, and counted: from the due time of one of them on, and up to it. */
+static void compare_pages_back(const struct model *model, dw_store *store) {
+    struct dw_record page[41];
+    uint64_t due = DW_DUE_MAX, id = UINT64_MAX, pivot = 0, count, bytes;
+    uint64_t above = 0, above_bytes = 0, below = 0, below_bytes = 0;
+    size_t seen = 0;
+    uint32_t n;
+    do {
+        assert_int_equal(dw_store_page_before(store, due, id, page, 41, &n), DW_OK);
+        for (uint32_t i = 0; i < n; i++) {
+            const struct model_record *record = model_find(model, page[i].id);
+            assert_non_null(record);
+            assert_true(page[i].due < due || (page[i].due == due && page[i].id < id));
+            assert_int_equal(page[i].due, record->due);
+            assert_int_equal(page[i].length, record->length);
+            due = page[i].due;
+            id = page[i].id;
+            pivot = seen + i == model->count / 2 ? due : pivot;
+        }
+        seen += n;
+    } while (n > 0);
+    assert_int_equal(seen, model->count);
+    for (size_t i = 0; i < model->count; i++) {
+        const struct model_record *record = &model->records[i];
+        above += record->due >= pivot;
+        above_bytes += record->due >= pivot ? record->length : 0;
+        below += record->due <= pivot;
+        below_bytes += record->due <= pivot ? record->length : 0;
+    }
+    assert_int_equal(dw_store_count(store, pivot, DW_DUE_MAX, &count, &bytes), DW_OK);
+    assert_int_equal(count, above);
+    assert_int_equal(bytes, above_bytes);
+    assert_int_equal(dw_store_count(store, 0, pivot, &count, &bytes), DW_OK);
+    assert_int_equal(count, below);
+    assert_int_equal(bytes, below_bytes);
+}
+
 static void compare_key(const struct model *model, dw_store *store, uint64_t key_hash) {
     uint64_t *ids = malloc((model->count + 1) * sizeof *ids);
     assert_non_null(ids);
@@ -540,6 +577,7 @@ void model_compare(const struct model *model, dw_store *store, bool bodies) {
     }
     compare_stat(model, store);
     compare_pages(model, store);
+    compare_pages_back(model, store);
     for (size_t i = 0; i < model->count; i += 1 + model->count / 8) {
         if (model->records[i].key_hash != 0) {
             compare_key(model, store, model->records[i].key_hash);

@@ -3,6 +3,7 @@
 %% The machine, its snapshots and the store below them, in a real Ra system without a broker.
 -module(rabbit_delay_raft_tests).
 
+-include_lib("proper/include/proper.hrl").
 -include_lib("eunit/include/eunit.hrl").
 -include_lib("rabbit_common/include/rabbit.hrl").
 
@@ -32,6 +33,11 @@ raft_test_() ->
               {"a damaged manifest of the live store is replaced by the snapshot", fun damaged/0},
               {"a snapshot sent in chunks is the snapshot", fun chunks/0},
               {"a delayed exchange made again starts empty", fun made_again/0},
+              {"cancelled messages are gone, and counted once", fun cancel/0},
+              {"rescheduled messages keep their new time over restarts", fun reschedule/0},
+              {"a pause outlives restarts, from the log and from a snapshot", fun pause/0},
+              {"a snapshot of version 1 is one of an exchange that is not paused", fun version_1/0},
+              {"any sequence of changes leaves what a model says", fun changes/0},
               {"the Ra system comes back after it was killed", fun system_killed/0}]]}.
 
 start() ->
@@ -247,6 +253,123 @@ system_killed() ->
     await_leader(),
     ?assertEqual(10, pending()).
 
+cancel() ->
+    start_member(),
+    ok = enqueue(1, records(10, ?HOUR)),
+    [First, Second | _] = Ids = pending_ids(),
+    ?assertEqual({ok, 2}, change({cancel, <<First:64/little, Second:64/little>>})),
+    ?assertEqual({ok, 0}, change({cancel, <<First:64/little>>})),
+    ?assertEqual({ok, 0}, change({cancel, <<>>})),
+    restart_member(),
+    ?assertEqual(Ids -- [First, Second], pending_ids()).
+
+reschedule() ->
+    start_member(),
+    ok = enqueue(1, records(3, ?HOUR)),
+    [First, Second, Third] = pending_ids(),
+    Now = erlang:system_time(millisecond),
+    ?assertEqual({ok, 2}, change({reschedule, <<Third:64/little, (Now - 5):64/little,
+                                                77:64/little, Now:64/little,
+                                                First:64/little, (Now + 2 * ?HOUR):64/little>>})),
+    ?assertEqual([Third, Second, First], pending_ids()),
+    restart_member(),
+    ?assertEqual([Third, Second, First], pending_ids()),
+    {ok, [{Third, Due, 1, <<"body">>}], _} = take(10),
+    ?assertEqual(Now - 5, Due).
+
+pause() ->
+    start_member(),
+    ?assertNot(is_paused()),
+    ?assertEqual(ok, change(pause)),
+    ?assert(is_paused()),
+    restart_member(),
+    ?assert(is_paused()),
+    [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    restart_member(),
+    ?assert(is_paused()),
+    ?assertEqual(ok, change(resume)),
+    restart_member(),
+    ?assertNot(is_paused()),
+    ?assertEqual(2500, pending()).
+
+version_1() ->
+    start_member(),
+    [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    Snapshot = #{version => 1, exchange => ?X, seen => 7, sessions => [{?SESSION, 25}]},
+    State = rabbit_delay_machine:from_snapshot(Snapshot, store()),
+    ?assertNot(rabbit_delay_machine:is_paused(State)),
+    ?assertEqual(Snapshot#{version := 2, paused => false},
+                 rabbit_delay_machine:to_snapshot(State)),
+    Unknown = fun () -> rabbit_delay_machine:from_snapshot(Snapshot#{version := 3}, store()) end,
+    ?assertError(function_clause, Unknown()).
+
+%% ------------------------------------------------------------------- sequences of changes
+
+changes() ->
+    Property = ?FORALL(Steps, list(step()), holds(Steps)),
+    ?assert(proper:quickcheck(Property, [{numtests, 40}, {max_size, 40}, {to_file, user}])).
+
+%% Which messages are meant is a number of places in due order, and some that are not there.
+step() ->
+    frequency([{6, {enqueue, integer(1, 20), integer(1, 1000)}},
+               {3, {cancel, list(integer(0, 60))}},
+               {2, {settle, list(integer(0, 60))}},
+               {4, {reschedule, list({integer(0, 60), integer(0, 2000)})}},
+               {1, pause}, {1, resume}, {1, restart}]).
+
+holds(Steps) ->
+    _ = rabbit_delay_raft:delete_member(?X),
+    start_member(),
+    %% Far from now: nothing comes due meanwhile.
+    Base = erlang:system_time(millisecond) + ?HOUR,
+    {Dues, Paused, _} =
+        lists:foldl(fun (Step, Model) -> run(Step, Base, Model) end, {#{}, false, 0}, Steps),
+    restart_member(),
+    {ok, Records} = rabbit_delay_store:page(store(), {0, 0}, 65535),
+    ?assertEqual(lists:sort([{Due, Id} || {Id, Due} <- maps:to_list(Dues)]),
+                 [{Due, Id} || #{id := Id, due := Due} <- Records]),
+    is_paused() =:= Paused.
+
+run({enqueue, Count, Offset}, Base, {Dues, Paused, SeqNo}) ->
+    Due = Base + Offset,
+    ok = enqueue(SeqNo + 1, << <<4:32/little, 1:16/little, 1:16/little, Due:64/little, 0:64, "body">>
+                               || _ <- lists:seq(1, Count) >>),
+    New = [Id || Id <- pending_ids(), not is_map_key(Id, Dues)],
+    Count = length(New),
+    {maps:merge(Dues, maps:from_list([{Id, Due} || Id <- New])), Paused, SeqNo + 1};
+run({Removal, Places}, _, {Dues, Paused, SeqNo}) when Removal =:= cancel; Removal =:= settle ->
+    Ids = [place(Place, Dues) || Place <- Places],
+    Binary = << <<Id:64/little>> || Id <- Ids >>,
+    There = length([Id || Id <- lists:usort(Ids), is_map_key(Id, Dues)]),
+    {ok, There} = case Removal of
+                      cancel -> change({cancel, Binary});
+                      settle -> settle_ids(Binary)
+                  end,
+    {maps:without(Ids, Dues), Paused, SeqNo};
+run({reschedule, Moves}, Base, {Dues0, Paused, SeqNo}) ->
+    Pairs = [{place(Place, Dues0), Base + Offset} || {Place, Offset} <- Moves],
+    There = length([Id || {Id, _} <- Pairs, is_map_key(Id, Dues0)]),
+    {ok, There} = change({reschedule, << <<Id:64/little, Due:64/little>> || {Id, Due} <- Pairs >>}),
+    Dues = lists:foldl(fun ({Id, Due}, Acc) when is_map_key(Id, Acc) -> Acc#{Id := Due};
+                           (_, Acc) -> Acc
+                       end, Dues0, Pairs),
+    {Dues, Paused, SeqNo};
+run(restart, _, Model) ->
+    restart_member(),
+    Model;
+run(Switch, _, {Dues, _, SeqNo}) ->
+    ok = change(Switch),
+    {Dues, Switch =:= pause, SeqNo}.
+
+place(Place, Dues) ->
+    Ids = [Id || {_, Id} <- lists:sort([{Due, Id} || {Id, Due} <- maps:to_list(Dues)])],
+    case Place < length(Ids) of
+        true -> lists:nth(Place + 1, Ids);
+        false -> Place + 1
+    end.
+
 %% ------------------------------------------------------------------------------ helpers
 
 %% What the member before was still writing as a snapshot may be in the way for a moment.
@@ -295,10 +418,26 @@ enqueue(SeqNo, Version, Batch) ->
     reply(Ref).
 
 settle(Taken) ->
+    settle_ids(<< <<Id:64/little>> || Id <- ids(Taken) >>).
+
+settle_ids(Ids) ->
     Ref = make_ref(),
-    ok = rabbit_delay_raft:settle(rabbit_delay_raft:server_id(?X),
-                                  << <<Id:64/little>> || Id <- ids(Taken) >>, Ref),
+    ok = rabbit_delay_raft:settle(rabbit_delay_raft:server_id(?X), Ids, Ref),
     reply(Ref).
+
+change(Change) ->
+    Ref = make_ref(),
+    ok = rabbit_delay_raft:change(rabbit_delay_raft:server_id(?X), Change, Ref),
+    reply(Ref).
+
+is_paused() ->
+    {ok, {_, Paused}, _} = ra:local_query(rabbit_delay_raft:server_id(?X),
+                                          fun rabbit_delay_machine:is_paused/1),
+    Paused.
+
+pending_ids() ->
+    {ok, Records} = rabbit_delay_store:page(store(), {0, 0}, 65535),
+    [Id || #{id := Id} <- Records].
 
 reply(Ref) ->
     receive
