@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Keys: x-delay-key, x-delay-on-duplicate and x-delay-cancel, by one channel, by channels that race,
-across crashes, and upon what is just being released."""
+"""Keys: x-delay-key, x-delay-on-duplicate and x-delay-cancel, by one channel, by channels that
+race, across crashes, and upon what is just being released."""
 
 import random
 import threading
