@@ -106,7 +106,8 @@ validate(Args) ->
            {longstr, <<"route_now">>} -> ok;
            {_, Other} -> {error, "x-delay-unusable must be \"reject\" or \"route_now\", not ~p",
                           [Other]}
-       end]).
+       end,
+       rabbit_delay_policy:validate_arguments(Args)]).
 
 integer_argument(Name, Args, Min, Max) ->
     case rabbit_misc:table_lookup(Args, Name) of

@@ -11,6 +11,7 @@
 %%   deduplicated  messages that were not taken because of one with their key
 %%   rejected      messages that were refused: publishers got a nack
 %%   retried       tries to release that a queue rejected
+%%   expired       messages that were dropped because it was too late to release them
 %%   corrupt       messages lost to damage of the store's files
 %%
 %% Messages that were on their way to their queues when they were cancelled or replaced count as
@@ -24,7 +25,7 @@
 -opaque ref() :: counters:counters_ref().
 
 -type name() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
-              | retried | corrupt.
+              | retried | expired | corrupt.
 
 %% How many were at most so many ms, not counting those of smaller bounds; the sum of all, ms.
 -type histogram() :: {[{UpTo :: pos_integer() | infinity, non_neg_integer()}],
@@ -40,11 +41,11 @@
                     checkpoint := {At :: non_neg_integer(), Ms :: non_neg_integer()}}.
 
 -define(NAMES, [published, released, unroutable, cancelled, replaced, deduplicated, rejected,
-                retried, corrupt]).
--define(CHECKPOINT_AT, 10).
--define(CHECKPOINT_MS, 11).
+                retried, expired, corrupt]).
+-define(CHECKPOINT_AT, 11).
+-define(CHECKPOINT_MS, 12).
 %% The first is the sum, then a count for each bound and for what is beyond the last.
--define(DELAY, 12).
+-define(DELAY, 13).
 -define(LATENESS, 32).
 -define(SIZE, 64).
 
@@ -69,7 +70,8 @@ index(replaced) -> 5;
 index(deduplicated) -> 6;
 index(rejected) -> 7;
 index(retried) -> 8;
-index(corrupt) -> 9.
+index(expired) -> 9;
+index(corrupt) -> 10.
 
 -spec delay(ref(), Ms :: integer()) -> ok.
 delay(Ref, Ms) -> observe(Ref, ?DELAY, ?DELAY_BOUNDS, max(Ms, 0)).

@@ -48,6 +48,7 @@
 %% At most this long is slept: the clock may be stepped meanwhile.
 -define(MAX_SLEEP_MS, 1000).
 -define(STORE_RETRY_MS, 1000).
+-define(RATE_MS, 100).
 
 %% No answer for so long is none.
 -define(CHANGE_MS, 60000).
@@ -72,6 +73,12 @@
          pumping = false :: boolean(),
          max_messages :: pos_integer(),
          max_bytes :: pos_integer(),
+         %% messages per second, and how many were allowed at that time, monotonic ms
+         rate = infinity :: pos_integer() | infinity,
+         allowance = 0.0 :: float(),
+         allowed_at :: integer(),
+         %% what is later than this, ms, is dropped
+         drop_after = infinity :: non_neg_integer() | infinity,
          %% published, awaiting confirms, by the sequence number they were published with
          in_flight = #{} :: #{pos_integer() => #in_flight{}},
          %% ids in flight or being settled: a reopened store hands them out again
@@ -146,6 +153,7 @@ init(XName) ->
                 server_id = rabbit_delay_raft:server_id(XName),
                 max_messages = rabbit_delay_config:in_flight_messages([]),
                 max_bytes = rabbit_delay_config:in_flight_bytes(),
+                allowed_at = erlang:monotonic_time(millisecond),
                 publisher = rabbit_delay_broker:publisher(),
                 counters = rabbit_delay_registry:counters(XName)},
      {continue, find_leader}}.
@@ -266,9 +274,7 @@ attach(#state{exchange = XName, server_id = ServerId, ids = Ids} = State) ->
     end,
     case lookup(XName) of
         {ok, X} ->
-            Args = rabbit_delay_broker:exchange_arguments(X),
-            pump(ready(State#state{store = Store, paused = Paused,
-                                   max_messages = rabbit_delay_config:in_flight_messages(Args)}));
+            pump(configured(X, ready(State#state{store = Store, paused = Paused})));
         {error, not_found} ->
             %% It is being deleted, and this process with it.
             State
@@ -359,6 +365,13 @@ interrupt(#state{changing = Changing} = State) ->
                  Changing),
     State#state{changing = #{}}.
 
+%% Policies may have changed.
+configured(X, State) ->
+    Args = rabbit_delay_broker:exchange_arguments(X),
+    State#state{max_messages = rabbit_delay_config:in_flight_messages(Args),
+                rate = rabbit_delay_policy:release_rate(X),
+                drop_after = rabbit_delay_policy:drop_after(X)}.
+
 %% ---------------------------------------------------------------------------------- release
 
 pump_soon(#state{pumping = true} = State) ->
@@ -378,9 +391,34 @@ pump(#state{ids = Ids, max_messages = MaxMessages, bytes = Bytes, max_bytes = Ma
     Room = MaxMessages - map_size(Ids),
     %% A batch that is worth the call, unless the limit itself is small.
     case Room >= min(?TAKE_MESSAGES, (MaxMessages + 3) div 4) andalso Bytes < MaxBytes of
-        true -> take(min(Room, ?TAKE_MESSAGES), min(MaxBytes - Bytes, ?TAKE_BYTES), State);
+        true -> take_allowed(min(Room, ?TAKE_MESSAGES), min(MaxBytes - Bytes, ?TAKE_BYTES), State);
         false -> State
     end.
+
+%% No more than the exchange's rate allows: what it allows in RATE_MS may come at once.
+take_allowed(Messages, Bytes, #state{rate = infinity} = State) ->
+    take(Messages, Bytes, State);
+take_allowed(Messages, Bytes, #state{rate = Rate, allowance = Allowance0, allowed_at = At,
+                                     exchange = XName} = State0) ->
+    Now = erlang:monotonic_time(millisecond),
+    Most = max(1.0, Rate * ?RATE_MS / 1000),
+    Allowance = min(Most, Allowance0 + Rate * (Now - At) / 1000),
+    State = State0#state{allowance = Allowance, allowed_at = Now},
+    case trunc(Allowance) of
+        0 ->
+            Missing = ceil((1.0 - Allowance) * 1000 / Rate),
+            %% The rate may be another one by then.
+            Next = case lookup(XName) of
+                       {ok, X} -> configured(X, State);
+                       {error, not_found} -> State
+                   end,
+            sleep_until(rabbit_delay_config:now_ms() + Missing, Next);
+        N ->
+            take(min(Messages, N), Bytes, State)
+    end.
+
+spend(_, #state{rate = infinity} = State) -> State;
+spend(N, #state{allowance = Allowance} = State) -> State#state{allowance = Allowance - N}.
 
 take(Messages, Bytes, #state{store = Store, exchange = XName} = State0) ->
     Now = rabbit_delay_config:now_ms(),
@@ -390,7 +428,7 @@ take(Messages, Bytes, #state{store = Store, exchange = XName} = State0) ->
         {ok, Records, NextDue} ->
             case lookup(XName) of
                 {ok, X} ->
-                    State = release(Records, X, State0),
+                    State = release(Records, X, spend(length(Records), configured(X, State0))),
                     case NextDue =/= infinity andalso NextDue =< Now of
                         true -> pump_soon(State);
                         false -> sleep_until(NextDue, State)
@@ -439,7 +477,18 @@ release_one({Id, _, _, _}, _, {#state{ids = Ids, held = Held}, _} = Acc)
     Acc;
 release_one({corrupt, Id, _, _, _}, _, {#state{held = Held}, _} = Acc) when is_map_key(Id, Held) ->
     Acc;
-release_one({Id, Due, Encoding, Body}, X, {State0, Routed}) ->
+release_one({Id, Due, Encoding, Body}, X, {#state{drop_after = DropAfter} = State0, Routed}) ->
+    case rabbit_delay_config:now_ms() - Due > DropAfter of
+        true ->
+            rabbit_delay_counters:add(State0#state.counters, expired, 1),
+            {done(Id, 0, hold(Id, 0, State0)), Routed};
+        false ->
+            release_in_time(Id, Due, Encoding, Body, X, State0, Routed)
+    end;
+release_one({corrupt, Id, _Due, File, Offset}, _, {State, Routed}) ->
+    {lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State), Routed}.
+
+release_in_time(Id, Due, Encoding, Body, X, State0, Routed) ->
     case rabbit_delay_broker:decode(Encoding, Body) of
         {ok, Message} ->
             State1 = hold(Id, byte_size(Body), State0),
@@ -447,9 +496,7 @@ release_one({Id, Due, Encoding, Body}, X, {State0, Routed}) ->
                     #in_flight{id = Id, due = Due, bytes = byte_size(Body)}, State1, Routed);
         {error, Reason} ->
             {lost(Id, "it cannot be decoded: ~0p", [Reason], State0), Routed}
-    end;
-release_one({corrupt, Id, _Due, File, Offset}, _, {State, Routed}) ->
-    {lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State), Routed}.
+    end.
 
 hold(Id, Size, #state{ids = Ids, bytes = Bytes} = State) ->
     State#state{ids = Ids#{Id => []}, bytes = Bytes + Size}.

@@ -133,7 +133,11 @@ route_or_delay(X, Delivery, Options, Message, Headers, Args) ->
     case rabbit_delay_header:due(Headers, rabbit_delay_config:now_ms(),
                                  rabbit_delay_config:max_delay_ms(Args)) of
         now ->
-            route_now(X, Delivery, Options);
+            case rabbit_delay_policy:default_delay(X) =/= none
+                 andalso not rabbit_delay_header:is_given(Headers) of
+                true -> delay(X, Delivery, Message);
+                false -> route_now(X, Delivery, Options)
+            end;
         {unusable, Header, Value, Why} ->
             _ = rabbit_delay_config:unusable_delay(Args) =:= reject
                 andalso refuse_unusable(X, Header, Value, Why),

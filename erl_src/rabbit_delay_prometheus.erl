@@ -206,6 +206,8 @@ counter_figures() ->
       "Messages dropped because one with the same key was pending"},
      {rejected, "messages_rejected_total", "Messages refused with a nack"},
      {retried, "messages_retried_total", "Tries to release a message that a queue rejected"},
+     {expired, "messages_expired_total",
+      "Delayed messages dropped because it was too late to release them"},
      {corrupt, "messages_corrupt_total",
       "Delayed messages lost to damage of the delay store's files"}].
 
