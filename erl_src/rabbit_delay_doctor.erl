@@ -5,6 +5,7 @@
 -module(rabbit_delay_doctor).
 
 -export([check/1, live/1, rules/0, severity_rank/1]).
+-export([settings/2, at_once/1, reaches_at_once/3]).
 
 -export_type([finding/0, rule/0, severity/0]).
 
@@ -71,6 +72,31 @@ rules() ->
      at_least_once_drop_head, at_least_once_unavailable, delivery_limit_without_dlx,
      parking_unwatched, x_death_growth, priority_ttl, ttl_zero, policy_tie, policy_shadowed,
      policy_not_applicable, argument_over_policy, policy_unusable, unusable_value, delay_ladder].
+
+%% What holds for one queue of a vhost.
+-spec settings(binary(), rabbit_delay_topology:vhost()) ->
+          rabbit_delay_queue_settings:settings() | undefined.
+settings(Name, #{queues := Queues} = Objects) ->
+    case settle_policies(Objects#{queues := maps:with([Name], Queues)}) of
+        {[#q{settings = Settings}], _} -> Settings;
+        {[], _} -> undefined
+    end.
+
+%% The routing of a vhost in which only those queues dead-letter that do so at once: by a TTL of 0.
+-spec at_once(rabbit_delay_topology:vhost()) -> rabbit_delay_dead_letter_routes:index().
+at_once(#{exchanges := Exchanges} = Objects) ->
+    {Qs, _} = settle_policies(Objects),
+    rabbit_delay_dead_letter_routes:index(
+      Objects, maps:from_list([{Name, {X, value(dlk, Q)}}
+                               || #q{name = Name} = Q <- Qs, value(ttl, Q) =:= 0,
+                                  X <- [value(dlx, Q)], is_map_key(X, Exchanges)])).
+
+%% Where a message published with this key gets at once.
+-spec reaches_at_once(Exchange :: binary(), Key :: binary(),
+                      rabbit_delay_dead_letter_routes:index()) -> #{Queue :: binary() => true}.
+reaches_at_once(X, Key, Index) ->
+    Graph = rabbit_delay_dead_letter_routes:explore([{routing, X, {key, Key}}], Index),
+    maps:from_list([{Name, true} || {queue, Name} <- maps:keys(Graph)]).
 
 check_vhost(Topology, VHost, #{queues := Queues, exchanges := Exchanges} = Objects) ->
     {Qs, Unusable} = settle_policies(Objects),

@@ -1,0 +1,102 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% rabbitmqctl explain_dead_letter: the history of a dead letter in sentences, of a message in a queue
+%% or of headers in a file.
+-module('Elixir.RabbitMQ.CLI.Ctl.Commands.ExplainDeadLetterCommand').
+
+-behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+
+-export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
+         help_section/0, description/0, banner/2, merge_defaults/2, validate/2, distribution/1,
+         validate_execution_environment/2, run/2, output/2]).
+
+-define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
+-define(EXIT_DATA, 65).
+
+-type options() :: #{atom() => term()}.
+
+-spec scopes() -> [atom()].
+scopes() -> [ctl, diagnostics].
+
+-spec switches() -> [{atom(), atom()}].
+switches() -> [{timeout, integer}, {position, integer}].
+
+-spec aliases() -> [{atom(), atom()}].
+aliases() -> [{t, timeout}].
+
+-spec usage() -> binary().
+usage() ->
+    <<"explain_dead_letter [--vhost <vhost>] [--position <n>] <queue> | --file <file>">>.
+
+-spec usage_additional() -> [[binary()]].
+usage_additional() ->
+    [[<<"--position">>, <<"which message of the queue, from the head; default: 1">>],
+     [<<"--file">>, <<"JSON: a message's headers, or an object that has them as \"headers\" or in "
+                      "\"properties\"; /dev/stdin is the standard input">>]].
+
+-spec usage_doc_guides() -> [binary()].
+usage_doc_guides() -> [].
+
+-spec help_section() -> {plugin, atom()}.
+help_section() -> {plugin, rabbitmq_delay_wheel}.
+
+-spec description() -> binary().
+description() -> <<"Tells the history of a dead-lettered message">>.
+
+-spec banner([binary()], options()) -> nil.
+banner(_, _) -> nil.
+
+-spec merge_defaults([binary()], options()) -> {[binary()], options()}.
+merge_defaults(Args, Options) ->
+    {Args, maps:merge(#{vhost => <<"/">>, position => 1}, Options)}.
+
+-spec validate([binary()], options()) -> ok | {validation_failure, term()}.
+validate([], #{file := _}) -> ok;
+validate([_], #{file := _}) -> {validation_failure, too_many_args};
+validate([], _) -> {validation_failure, not_enough_args};
+validate([_], #{position := Position}) when Position < 1 ->
+    {validation_failure, {bad_argument, <<"--position is not positive">>}};
+validate([_], _) -> ok;
+validate(_, _) -> {validation_failure, too_many_args}.
+
+-spec distribution(options()) -> none | cli.
+distribution(#{file := _}) -> none;
+distribution(_) -> cli.
+
+-spec validate_execution_environment([binary()], options()) -> ok | {validation_failure, term()}.
+validate_execution_environment(_, #{file := _}) -> ok;
+validate_execution_environment(Args, Options) -> ?VALIDATORS:rabbit_is_running(Args, Options).
+
+-spec run([binary()], options()) -> {ok, [binary()]} | {error, term()} | {error, integer(), binary()}.
+run([], #{file := File}) ->
+    case file:read_file(File) of
+        {ok, Json} -> of_json(rabbit_json:try_decode(Json));
+        {error, Reason} -> unreadable([File, ": ", file:format_error(Reason)])
+    end;
+run([Queue], #{node := Node, vhost := VHost, position := Position, timeout := Timeout}) ->
+    case rpc:call(Node, rabbit_delay_redrive, explain, [VHost, Queue, Position], Timeout) of
+        {badrpc, _} = Failed -> {error, Failed};
+        Result -> Result
+    end.
+
+of_json({ok, #{<<"properties">> := #{<<"headers">> := #{} = Headers}}}) -> explained(Headers);
+of_json({ok, #{<<"headers">> := #{} = Headers}}) -> explained(Headers);
+of_json({ok, #{} = Headers}) -> explained(Headers);
+of_json({ok, _}) -> unreadable("the file is not a JSON object");
+of_json({error, _}) -> unreadable("the file is not JSON").
+
+explained(Headers) -> {ok, rabbit_delay_deaths:explain(Headers, undefined)}.
+
+unreadable(Why) -> {error, ?EXIT_DATA, unicode:characters_to_binary(Why)}.
+
+-spec output(term(), options()) -> term().
+output({ok, Sentences}, #{formatter := <<"json">>}) ->
+    print(rabbit_json:encode(#{<<"version">> => 1, <<"sentences">> => Sentences}));
+output({ok, Sentences}, _) ->
+    print(lists:join($\n, Sentences));
+output(Failure, _) ->
+    Failure.
+
+print(Text) ->
+    ok = io:put_chars(standard_io, [Text, $\n]),
+    {ok, nil}.

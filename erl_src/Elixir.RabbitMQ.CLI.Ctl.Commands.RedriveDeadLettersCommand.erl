@@ -1,0 +1,199 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% rabbitmqctl redrive_dead_letters: moves dead letters back to work, with what it moves, where to, how
+%% many and how fast. Exit code 0, or 1 where some that were meant to move did not.
+-module('Elixir.RabbitMQ.CLI.Ctl.Commands.RedriveDeadLettersCommand').
+
+-behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+
+-export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
+         help_section/0, description/0, banner/2, merge_defaults/2, validate/2,
+         validate_execution_environment/2, run/2, output/2]).
+
+-define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
+-define(EXIT_LEFT, 1).
+-define(BAR, 30).
+
+-type options() :: #{atom() => term()}.
+
+-spec scopes() -> [atom()].
+scopes() -> [ctl].
+
+-spec switches() -> [{atom(), atom()}].
+switches() ->
+    [{to_queue, string}, {to_exchange, string}, {routing_key, string},
+     {to_original_exchange, boolean}, {reason, string}, {origin, string}, {header, string},
+     {older_than, integer}, {newer_than, integer}, {limit, integer}, {rate, integer},
+     {keep_x_death, boolean}].
+
+-spec aliases() -> [{atom(), atom()}].
+aliases() -> [].
+
+-spec usage() -> binary().
+usage() ->
+    <<"redrive_dead_letters [--vhost <vhost>] [--to-queue <queue> | --to-exchange <exchange> "
+      "[--routing-key <key>] | --to-original-exchange] [--reason <reason>] [--origin <queue>] "
+      "[--header <name>=<value>] [--older-than <s>] [--newer-than <s>] [--limit <n>] [--rate <n>] "
+      "[--keep-x-death] [--dry-run] [--formatter json] <queue>">>.
+
+-spec usage_additional() -> [[binary()]].
+usage_additional() ->
+    [[<<"(no target)">>, <<"each message goes to the queue in which it died last">>],
+     [<<"--to-queue">>, <<"to this queue">>],
+     [<<"--to-exchange">>, <<"to this exchange, with --routing-key or the first key it had">>],
+     [<<"--to-original-exchange">>, <<"to the exchange that it was published to, with its key">>],
+     [<<"--reason">>, <<"only those that died last for it: rejected, expired, maxlen, "
+                        "delivery_limit">>],
+     [<<"--origin">>, <<"only those that died last in this queue">>],
+     [<<"--header">>, <<"only those with this header">>],
+     [<<"--older-than, --newer-than">>, <<"only those that died last more, or no more, than so many "
+                                          "seconds ago">>],
+     [<<"--limit">>, <<"move no more than so many">>],
+     [<<"--rate">>, <<"move no more than so many a second">>],
+     [<<"--keep-x-death">>, <<"leave the history in the message; otherwise it is taken off">>],
+     [<<"--dry-run">>, <<"only say what would be moved where">>]].
+
+-spec usage_doc_guides() -> [binary()].
+usage_doc_guides() -> [].
+
+-spec help_section() -> {plugin, atom()}.
+help_section() -> {plugin, rabbitmq_delay_wheel}.
+
+-spec description() -> binary().
+description() -> <<"Moves dead letters back to the queue they died in, or elsewhere">>.
+
+-spec banner([binary()], options()) -> binary().
+banner([Queue], #{vhost := VHost, preview := Preview}) ->
+    <<(case Preview of true -> <<"Looking at">>; false -> <<"Redriving">> end)/binary,
+      " dead letters of queue ", Queue/binary, " in vhost ", VHost/binary, " ...">>.
+
+%% rabbitmqctl itself would do nothing with --dry-run.
+-spec merge_defaults([binary()], options()) -> {[binary()], options()}.
+merge_defaults(Args, Options) ->
+    Preview = maps:get(dry_run, Options, false),
+    {Args, maps:merge(#{vhost => <<"/">>, preview => Preview}, maps:remove(dry_run, Options))}.
+
+-spec validate([binary()], options()) -> ok | {validation_failure, term()}.
+validate([_], Options) ->
+    Targets = [Key || Key <- [to_queue, to_exchange, to_original_exchange], is_map_key(Key, Options)],
+    Positive = [Key || Key <- [limit, rate], maps:get(Key, Options, 1) < 1],
+    case Options of
+        _ when length(Targets) > 1 ->
+            bad(<<"more than one target is given">>);
+        #{routing_key := _} when not is_map_key(to_exchange, Options) ->
+            bad(<<"--routing-key goes with --to-exchange">>);
+        _ when Positive =/= [] ->
+            bad(<<"--limit and --rate are positive">>);
+        #{header := Header} ->
+            case binary:split(Header, <<"=">>) of
+                [_, _] -> ok;
+                _ -> bad(<<"--header is not of the form name=value">>)
+            end;
+        _ ->
+            ok
+    end;
+validate([], _) -> {validation_failure, not_enough_args};
+validate(_, _) -> {validation_failure, too_many_args}.
+
+bad(Why) -> {validation_failure, {bad_argument, Why}}.
+
+-spec validate_execution_environment([binary()], options()) -> ok | {validation_failure, term()}.
+validate_execution_environment(Args, Options) ->
+    ?VALIDATORS:rabbit_is_running(Args, Options).
+
+-spec run([binary()], options()) -> {ok, rabbit_delay_redrive:result()} | {error, term()}.
+run([Queue], #{node := Node} = Options) ->
+    case rpc:call(Node, rabbit_delay_redrive, start, [request(Queue, Options), self()]) of
+        {badrpc, _} = Failed ->
+            {error, Failed};
+        Pid ->
+            Shown = not (is_map_key(quiet, Options) orelse is_map_key(silent, Options)
+                         orelse is_map_key(formatter, Options)),
+            await(Pid, monitor(process, Pid), Shown, erlang:monotonic_time(millisecond))
+    end.
+
+request(Queue, #{vhost := VHost, preview := Preview} = Options) ->
+    To = case Options of
+             #{to_queue := Target} -> {queue, Target};
+             #{to_exchange := X} -> {exchange, X, maps:get(routing_key, Options, undefined)};
+             #{to_original_exchange := true} -> original_exchange;
+             _ -> origin
+         end,
+    Filters0 = maps:with([reason, origin, older_than, newer_than], Options),
+    Filters = case Options of
+                  #{header := Header} ->
+                      [Name, Value] = binary:split(Header, <<"=">>),
+                      Filters0#{header => {Name, Value}};
+                  _ ->
+                      Filters0
+              end,
+    maps:merge(#{vhost => VHost, queue => Queue, to => To,
+                 limit => maps:get(limit, Options, infinity),
+                 rate => maps:get(rate, Options, infinity), dry_run => Preview,
+                 keep_x_death => maps:get(keep_x_death, Options, false)}, Filters).
+
+await(Pid, Monitor, Shown, Began) ->
+    receive
+        {redrive, Pid, progress, Counts} ->
+            _ = Shown andalso progress(Counts, erlang:monotonic_time(millisecond) - Began),
+            await(Pid, Monitor, Shown, Began);
+        {redrive, Pid, done, Result} ->
+            _ = Shown andalso io:put_chars(standard_error, "\r\e[K"),
+            Result;
+        {'DOWN', Monitor, process, _, Reason} ->
+            {error, unicode:characters_to_binary(
+                      io_lib:format("the broker went away (~0P). What was not moved is in the queue "
+                                    "still; what was just on its way may be in both.", [Reason, 8]))}
+    end.
+
+progress(#{total := Total, examined := Examined}, Ms) when Total > 0, Examined > 0 ->
+    Filled = ?BAR * min(Examined, Total) div Total,
+    io:format(standard_error, "\r[~s~s] ~b of ~b, ~b/s, ~b s left\e[K",
+              [lists:duplicate(Filled, $#), lists:duplicate(?BAR - Filled, $.), Examined, Total,
+               Examined * 1000 div max(1, Ms),
+               Ms * max(0, Total - Examined) div Examined div 1000]);
+progress(_, _) ->
+    ok.
+
+-spec output(term(), options()) -> term().
+output({ok, Counts}, #{preview := Preview} = Options) ->
+    Report = case Options of
+                 #{formatter := <<"json">>} -> json(Counts);
+                 _ -> text(Counts, Preview)
+             end,
+    ok = io:put_chars(standard_io, [Report, $\n]),
+    case left(Counts) of
+        [] -> {ok, nil};
+        Left -> {error, ?EXIT_LEFT, unicode:characters_to_binary(lists:join("; ", Left))}
+    end;
+output(Failure, _) ->
+    Failure.
+
+json(#{targets := Targets, stopped := Stopped} = Counts) ->
+    rabbit_json:encode(
+      maps:fold(fun (Key, N, Acc) when is_integer(N) -> Acc#{atom_to_binary(Key, utf8) => N};
+                    (_, _, Acc) -> Acc
+                end, #{<<"version">> => 1, <<"targets">> => Targets,
+                       <<"stopped">> => case Stopped of undefined -> null; _ -> Stopped end},
+                Counts)).
+
+text(#{redriven := Redriven, skipped := Skipped, examined := Examined, targets := Targets}, Preview) ->
+    [io_lib:format("~b of ~b ~s, ~b not asked for",
+                   [Redriven, Examined, case Preview of
+                                            true -> "would be redriven";
+                                            false -> "redriven"
+                                        end, Skipped]),
+     [["\n  to ", Target, ": ", integer_to_binary(N)]
+      || {Target, N} <- lists:sort(maps:to_list(Targets))]].
+
+%% What was asked for and did not happen.
+left(#{stopped := Stopped} = Counts) ->
+    [[integer_to_binary(N), Text]
+     || {Key, Text} <- [{no_target, " have no x-death that names a target, and stay"},
+                        {would_loop, " would come back at once, and stay"},
+                        {unroutable, " have a target that is not there, and stay"},
+                        {refused, " were refused by the target, and stay"},
+                        {unconfirmed, " were published and not confirmed, and stay: they may be in "
+                                      "both places"}],
+        N <- [maps:get(Key, Counts)], N > 0]
+        ++ [["ended early: ", Stopped] || Stopped =/= undefined].

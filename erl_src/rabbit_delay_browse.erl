@@ -1,0 +1,109 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Looks at the messages of a queue and leaves them there. What that changes:
+%%
+%%   quorum queue   nothing: they are read from its log
+%%   classic queue  messages are fetched and given back in their place. They are marked redelivered,
+%%                  and while it looks consumers do not get them
+-module(rabbit_delay_browse).
+
+-include_lib("amqp_client/include/amqp_client.hrl").
+
+-export([fold/5, connect/2, close/1]).
+
+-export_type([message/0, connection/0]).
+
+-type message() :: #{exchange := binary(), key := binary(), table := undefined | list(),
+                     headers := rabbit_delay_deaths:headers(), payload := binary()}.
+
+-type connection() :: {pid(), pid()}.
+
+%% Over no more than Max messages, from the head. Fails for a queue that cannot be looked at.
+-spec fold(rabbit_types:vhost(), Queue :: binary(), Max :: pos_integer(),
+           fun((message(), Acc) -> Acc), Acc) -> {ok, Acc} | {error, iodata()}.
+fold(VHost, Queue, Max, Fun, Acc) ->
+    case rabbit_amqqueue:lookup(rabbit_misc:r(VHost, queue, Queue)) of
+        {ok, Q} ->
+            case amqqueue:get_type(Q) of
+                rabbit_quorum_queue -> peek(amqqueue:get_pid(Q), 1, Max, Fun, Acc);
+                rabbit_classic_queue -> get_all(VHost, Queue, Max, Fun, Acc);
+                Type -> {error, io_lib:format("a ~s cannot be browsed", [Type])}
+            end;
+        {error, _} ->
+            {error, ["there is no queue \"", Queue, "\" in vhost \"", VHost, "\""]}
+    end.
+
+peek(_, Pos, Max, _, Acc) when Pos > Max ->
+    {ok, Acc};
+peek(Leader, Pos, Max, Fun, Acc) ->
+    case ra:aux_command(Leader, {peek, Pos}) of
+        {ok, {_, Message}} ->
+            {X, Keys, #'P_basic'{headers = Table}, Payload} = rabbit_delay_broker:queued(Message),
+            peek(Leader, Pos + 1, Max, Fun,
+                 Fun(message(X, case Keys of [Key | _] -> Key; [] -> <<>> end, Table, Payload), Acc));
+        {error, no_message_at_pos} ->
+            {ok, Acc};
+        Other ->
+            {error, io_lib:format("the quorum queue's leader does not answer: ~0P", [Other, 10])}
+    end.
+
+get_all(VHost, Queue, Max, Fun, Acc) ->
+    case connect(VHost, <<"browse ", Queue/binary>>) of
+        {ok, {_, Channel} = Connection} ->
+            try
+                {ok, get_each(Channel, Queue, Max, Fun, Acc)}
+            catch
+                exit:Reason -> {error, io_lib:format("~0P", [Reason, 12])}
+            after
+                %% What was fetched goes back to its place.
+                close(Connection)
+            end;
+        {error, _} = Error ->
+            Error
+    end.
+
+get_each(_, _, 0, _, Acc) ->
+    Acc;
+get_each(Channel, Queue, Left, Fun, Acc) ->
+    case amqp_channel:call(Channel, #'basic.get'{queue = Queue}) of
+        {#'basic.get_ok'{exchange = X, routing_key = Key},
+         #amqp_msg{props = #'P_basic'{headers = Table}, payload = Payload}} ->
+            get_each(Channel, Queue, Left - 1, Fun, Fun(message(X, Key, Table, Payload), Acc));
+        #'basic.get_empty'{} ->
+            Acc
+    end.
+
+message(X, Key, Table, Payload) ->
+    #{exchange => X, key => Key, table => Table, headers => rabbit_delay_deaths:plain(Table),
+      payload => Payload}.
+
+%% A connection and channel of the broker's own client, within the broker; rabbitmqctl list_connections
+%% shows it by that name.
+-spec connect(rabbit_types:vhost(), Name :: binary()) -> {ok, connection()} | {error, iodata()}.
+connect(VHost, Name) ->
+    Parameters = #amqp_params_direct{
+                    virtual_host = VHost,
+                    client_properties = [{<<"connection_name">>, longstr, Name},
+                                         {<<"product">>, longstr, <<"rabbitmq_delay_wheel">>}]},
+    case amqp_connection:start(Parameters) of
+        {ok, Connection} ->
+            case amqp_connection:open_channel(Connection) of
+                {ok, Channel} -> {ok, {Connection, Channel}};
+                Error -> _ = amqp_connection:close(Connection), failed(Error)
+            end;
+        Error ->
+            failed(Error)
+    end.
+
+failed(Error) ->
+    {error, io_lib:format("no connection to the broker from within it: ~0P", [Error, 10])}.
+
+-spec close(connection()) -> ok.
+close({Connection, Channel}) ->
+    try
+        _ = amqp_channel:close(Channel),
+        _ = amqp_connection:close(Connection),
+        ok
+    catch
+        exit:_ -> ok
+    end.

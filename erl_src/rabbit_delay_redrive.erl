@@ -1,0 +1,527 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Moves the dead letters of a queue back to where they are to be worked on. A message is published
+%% with a confirm and acknowledged after that, so that whatever ends this process loses none, and
+%% repeats at most those that were in flight.
+%%
+%% It takes what was in the queue when it started. What it does not move it holds until the end and
+%% gives back then, in its place.
+-module(rabbit_delay_redrive).
+
+-include_lib("amqp_client/include/amqp_client.hrl").
+
+-export([start/2, stats/3, explain/3]).
+
+-export_type([options/0, target/0, result/0]).
+
+-type target() ::
+        %% the queue in which it died last
+        origin |
+        %% the exchange that it was published to first
+        original_exchange |
+        {queue, binary()} |
+        %% with its first key where none is given
+        {exchange, binary(), Key :: binary() | undefined}.
+
+-type options() :: #{vhost := binary(), queue := binary(), to := target(),
+                     limit := pos_integer() | infinity,
+                     %% messages a second
+                     rate := pos_integer() | infinity,
+                     dry_run := boolean(), keep_x_death := boolean(),
+                     %% of the last death
+                     reason => binary(), origin => binary(),
+                     header => {binary(), binary()},
+                     %% how long ago it died last, s
+                     older_than => non_neg_integer(), newer_than => non_neg_integer()}.
+
+%% Messages by what became of them: redriven; skipped by a filter; without a target in their history;
+%% not published as they would come back at once; routed to no queue; refused by the target; put at
+%% the end of the queue, as giving them back once more would drop them; published and not confirmed
+%% when it ended.
+-type result() :: #{total | examined | redriven | skipped | no_target | would_loop | unroutable |
+                    refused | moved | unconfirmed := non_neg_integer(),
+                    targets := #{binary() => pos_integer()},
+                    %% what ended it before the last message
+                    stopped := binary() | undefined}.
+
+-define(WINDOW, 500).
+-define(PROGRESS_MS, 500).
+%% What a rate may make up for after a pause.
+-define(CATCH_UP_US, 100000).
+%% Without a delivery for so long it looks whether others emptied the queue.
+-define(IDLE_MS, 1000).
+-define(CONFIRM_MS, 60000).
+-define(TAG, <<"redrive_dead_letters">>).
+-define(STATS_MAX, 1000000).
+
+-record(s, {options :: options(),
+            watcher :: pid(),
+            channel :: pid(),
+            index :: rabbit_delay_dead_letter_routes:index(),
+            %% of a queue that drops what is given back more often
+            delivery_limit :: non_neg_integer() | infinity,
+            routes = #{} :: #{{binary(), binary()} => ok | would_loop | unroutable},
+            counts :: result(),
+            taken = 0 :: non_neg_integer(),
+            %% deliveries that wait for their turn
+            waiting = queue:new() :: queue:queue({pos_integer(), #amqp_msg{}, #'basic.deliver'{}}),
+            in_flight = #{} :: #{SeqNo :: pos_integer() =>
+                                     {redriven | moved, Tag :: pos_integer(), Target :: binary(),
+                                      {binary(), binary(), binary()}, returned | sent}},
+            consumers = 0 :: non_neg_integer(),
+            credit = 0 :: non_neg_integer(),
+            held = 0 :: non_neg_integer(),
+            %% when the rate allows the next, us
+            next_at :: integer(),
+            %% when the watcher is told next, ms
+            progress_at :: integer()}).
+
+%% Runs until it is done or the watcher ends. The watcher gets {redrive, Pid, progress, result()} now
+%% and then, and at the end {redrive, Pid, done, {ok, result()} | {error, binary()}}.
+-spec start(options(), Watcher :: pid()) -> pid().
+start(Options, Watcher) ->
+    spawn(fun () ->
+                  Monitor = monitor(process, Watcher),
+                  Watcher ! {redrive, self(), done, run(Options, Watcher, Monitor)}
+          end).
+
+run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
+    try
+        {Objects, Index} = topology(VHost, Queue),
+        Limit = delivery_limit(Queue, Objects),
+        Prepared = fun (Channel) ->
+                           #s{options = Options, watcher = Watcher, channel = Channel, index = Index,
+                              delivery_limit = Limit, counts = counts(), next_at = now_us(),
+                              progress_at = now_ms() + ?PROGRESS_MS}
+                   end,
+        ok = check_target(Options, Prepared(self())),
+        case Options of
+            #{dry_run := true} -> dry_run(Options, Prepared(self()));
+            _ -> redrive(Prepared, Options, Monitor)
+        end
+    catch
+        throw:{refused, Why} -> {error, unicode:characters_to_binary(Why)}
+    end.
+
+-spec refuse(iodata()) -> no_return().
+refuse(Why) -> throw({refused, Why}).
+
+topology(VHost, Queue) ->
+    case rabbit_vhost:exists(VHost) of
+        false -> refuse(["there is no vhost \"", VHost, "\""]);
+        true -> ok
+    end,
+    #{vhosts := #{VHost := #{queues := Queues} = Objects}} = rabbit_delay_topology:live([VHost]),
+    case Queues of
+        #{Queue := #{type := Type}} when Type =:= classic; Type =:= quorum -> ok;
+        #{Queue := _} -> refuse(["\"", Queue, "\" is neither a classic nor a quorum queue"]);
+        _ -> refuse(["there is no queue \"", Queue, "\" in vhost \"", VHost, "\""])
+    end,
+    {Objects, rabbit_delay_doctor:at_once(Objects)}.
+
+delivery_limit(Queue, #{queues := Queues} = Objects) ->
+    case {maps:get(Queue, Queues), rabbit_delay_doctor:settings(Queue, Objects)} of
+        {#{type := quorum}, #{delivery_limit := {Limit, _}}} -> Limit;
+        {#{type := quorum}, _} -> default_delivery_limit();
+        _ -> infinity
+    end.
+
+default_delivery_limit() ->
+    case rabbit_delay_broker:series() of
+        "3." ++ _ -> infinity;
+        _ -> 20
+    end.
+
+counts() ->
+    maps:merge(maps:from_list([{Key, 0} || Key <- [total, examined, redriven, skipped, no_target,
+                                                   would_loop, unroutable, refused, moved,
+                                                   unconfirmed]]),
+               #{targets => #{}, stopped => undefined}).
+
+%% A target that is the same for all is looked at before anything is taken.
+check_target(#{to := {queue, Target}}, S) -> check_route(<<>>, Target, S);
+check_target(#{to := {exchange, X, Key}}, S) when Key =/= undefined -> check_route(X, Key, S);
+check_target(_, _) -> ok.
+
+check_route(X, Key, #s{options = #{queue := Queue}} = S) ->
+    case route(X, Key, S) of
+        {ok, _} -> ok;
+        {would_loop, _} -> refuse(["messages would come back to \"", Queue, "\" at once"]);
+        {unroutable, _} -> refuse(["no queue is there for exchange \"", X, "\" and key \"", Key, "\""])
+    end.
+
+route(X, Key, #s{routes = Routes, index = Index, options = #{queue := Queue}} = S) ->
+    case Routes of
+        #{{X, Key} := Known} ->
+            {Known, S};
+        _ ->
+            Reached = rabbit_delay_doctor:reaches_at_once(X, Key, Index),
+            Route = case Reached of
+                        #{Queue := _} -> would_loop;
+                        _ when map_size(Reached) =:= 0 -> unroutable;
+                        _ -> ok
+                    end,
+            {Route, S#s{routes = Routes#{{X, Key} => Route}}}
+    end.
+
+%% --------------------------------------------------------------------------------- what and where
+
+%% What is to become of a message.
+decide(#{headers := Headers} = Message, #s{options = #{to := To} = Options} = S0) ->
+    {Deaths, _} = rabbit_delay_deaths:history(Headers),
+    case matches(Options, Deaths, Headers) of
+        false ->
+            {skipped, S0};
+        true ->
+            case target(To, Deaths, Message) of
+                {X, Key} ->
+                    case route(X, Key, S0) of
+                        {ok, S} -> {{X, Key}, S};
+                        {Not, S} -> {Not, S}
+                    end;
+                none ->
+                    {no_target, S0}
+            end
+    end.
+
+matches(Options, Deaths, Headers) ->
+    Last = case Deaths of [] -> #{}; [Death | _] -> Death end,
+    Age = case Deaths of
+              [#{time := _} | _] ->
+                  erlang:system_time(second)
+                      - lists:max([maps:get(time, Death, 0) || Death <- Deaths]);
+              _ ->
+                  unknown
+          end,
+    lists:all(fun ({reason, Reason}) -> maps:get(reason, Last, none) =:= Reason;
+                  ({origin, Queue}) -> maps:get(queue, Last, none) =:= Queue;
+                  ({header, {Name, Value}}) -> header_text(maps:get(Name, Headers, none)) =:= Value;
+                  ({older_than, Seconds}) -> is_integer(Age) andalso Age > Seconds;
+                  ({newer_than, Seconds}) -> is_integer(Age) andalso Age =< Seconds;
+                  (_) -> true
+              end, maps:to_list(Options)).
+
+header_text(Value) when is_binary(Value) -> Value;
+header_text(Value) when is_integer(Value) -> integer_to_binary(Value);
+header_text(Value) when is_boolean(Value) -> atom_to_binary(Value, utf8);
+header_text(_) -> none.
+
+target({queue, Queue}, _, _) -> {<<>>, Queue};
+target({exchange, X, undefined}, Deaths, Message) -> {X, first_key(Deaths, Message)};
+target({exchange, X, Key}, _, _) -> {X, Key};
+target(origin, [#{queue := Queue} | _], _) -> {<<>>, Queue};
+target(original_exchange, [_ | _] = Deaths, #{headers := Headers} = Message) ->
+    case rabbit_delay_deaths:first(Headers) of
+        #{exchange := X} -> {X, first_key(Deaths, Message)};
+        _ -> none
+    end;
+target(_, [], _) -> none.
+
+first_key([_ | _] = Deaths, Message) ->
+    case lists:last(Deaths) of
+        #{keys := [Key | _]} -> Key;
+        _ -> first_key([], Message)
+    end;
+first_key([], #{key := Key}) ->
+    Key.
+
+count(Key, #s{counts = Counts} = S) -> count(Key, 1, Counts, S).
+
+count(Key, N, Counts, S) -> S#s{counts = maps:update_with(Key, fun (Old) -> Old + N end, Counts)}.
+
+count_target(Target, #s{counts = #{targets := Targets} = Counts} = S) ->
+    S#s{counts = Counts#{targets := maps:update_with(Target, fun (N) -> N + 1 end, 1, Targets)}}.
+
+target_text(<<>>, Key) -> <<"queue ", Key/binary>>;
+target_text(X, Key) -> <<"exchange ", X/binary, " key ", Key/binary>>.
+
+dry_run(#{vhost := VHost, queue := Queue, limit := Limit}, S) ->
+    Look = fun (Message, Acc0) ->
+                   {Decision, Acc1} = decide(Message, Acc0),
+                   Acc = count(total, count(examined, Acc1)),
+                   case Decision of
+                       _ when Acc#s.taken >= Limit -> count(skipped, Acc);
+                       {X, Key} -> taken(count_target(target_text(X, Key), count(redriven, Acc)));
+                       Not -> count(Not, Acc)
+                   end
+           end,
+    case rabbit_delay_browse:fold(VHost, Queue, ?STATS_MAX, Look, S) of
+        {ok, #s{counts = Counts}} -> {ok, Counts};
+        {error, Why} -> refuse(Why)
+    end.
+
+taken(#s{taken = N} = S) -> S#s{taken = N + 1}.
+
+%% ------------------------------------------------------------------------------------- the work
+
+redrive(Prepared, #{vhost := VHost, queue := Queue}, Monitor) ->
+    Name = <<"redrive ", Queue/binary>>,
+    case rabbit_delay_browse:connect(VHost, Name) of
+        {ok, {_, Channel} = Connection} ->
+            ChannelMonitor = monitor(process, Channel),
+            S0 = #s{counts = Counts} = Prepared(Channel),
+            try
+                #'queue.declare_ok'{message_count = Total} =
+                    amqp_channel:call(Channel, #'queue.declare'{queue = Queue, passive = true}),
+                #'confirm.select_ok'{} = amqp_channel:call(Channel, #'confirm.select'{}),
+                ok = amqp_channel:register_confirm_handler(Channel, self()),
+                ok = amqp_channel:register_return_handler(Channel, self()),
+                S = S0#s{counts = Counts#{total := Total}},
+                case Total of
+                    0 -> {ok, S#s.counts};
+                    _ -> loop(consume(?WINDOW, S), {Monitor, ChannelMonitor})
+                end
+            catch
+                exit:Reason -> refuse(io_lib:format("the queue cannot be consumed: ~0P", [Reason, 15]))
+            after
+                %% What was not acknowledged goes back to its place.
+                rabbit_delay_browse:close(Connection)
+            end;
+        {error, Why} ->
+            refuse(Why)
+    end.
+
+%% One more consumer gives that much more credit, on queues of either type.
+consume(Prefetch, #s{channel = Channel, consumers = N, credit = Credit,
+                     options = #{queue := Queue}} = S) ->
+    Tag = <<?TAG/binary, ".", (integer_to_binary(N + 1))/binary>>,
+    #'basic.qos_ok'{} = amqp_channel:call(Channel, #'basic.qos'{prefetch_count = Prefetch}),
+    #'basic.consume_ok'{} =
+        amqp_channel:subscribe(Channel, #'basic.consume'{queue = Queue, consumer_tag = Tag}, self()),
+    S#s{consumers = N + 1, credit = Credit + Prefetch}.
+
+loop(#s{counts = #{stopped := Stopped}} = S0, Monitors) ->
+    S = publish_due(progress(S0)),
+    case is_done(S) of
+        true -> {ok, ended(S)};
+        false when Stopped =/= undefined -> drain(S, Monitors);
+        false -> loop(await(S, Monitors), Monitors)
+    end.
+
+is_done(#s{counts = #{examined := Examined, total := Total}, taken = Taken, in_flight = InFlight,
+           options = #{limit := Limit}}) ->
+    map_size(InFlight) =:= 0 andalso (Examined >= Total orelse Taken >= Limit).
+
+ended(#s{counts = Counts, in_flight = InFlight}) ->
+    Counts#{unconfirmed := map_size(InFlight)}.
+
+%% Only the confirms of what is in flight are awaited still.
+drain(#s{in_flight = InFlight} = S, _) when map_size(InFlight) =:= 0 ->
+    {ok, ended(S)};
+drain(S, {_, Channel} = Monitors) ->
+    receive
+        #'basic.ack'{} = Ack -> drain(confirmed(Ack, S), Monitors);
+        #'basic.nack'{} = Nack -> drain(confirmed(Nack, S), Monitors);
+        {#'basic.return'{} = Return, Message} -> drain(returned(Return, Message, S), Monitors);
+        {'DOWN', Channel, process, _, _} -> {ok, ended(S)}
+    after ?CONFIRM_MS ->
+            {ok, ended(S)}
+    end.
+
+%% Publishes what waits, as far as limit and rate allow.
+publish_due(#s{waiting = Waiting, next_at = Next, taken = Taken,
+               counts = #{stopped := undefined, examined := Examined, total := Total},
+               options = #{limit := Limit}} = S)
+  when Taken < Limit, Examined < Total ->
+    case queue:out(Waiting) of
+        {{value, Delivery}, Rest} ->
+            case now_us() >= Next of
+                true -> publish_due(handle(Delivery, S#s{waiting = Rest}));
+                false -> S
+            end;
+        {empty, _} ->
+            S
+    end;
+publish_due(S) ->
+    S.
+
+await(#s{waiting = Waiting, next_at = Next} = S, {Watcher, Channel}) ->
+    Timeout = case queue:is_empty(Waiting) of
+                  true -> ?IDLE_MS;
+                  false -> min(?IDLE_MS, max(0, Next - now_us()) div 1000)
+              end,
+    receive
+        {#'basic.deliver'{delivery_tag = Tag} = Deliver, #amqp_msg{} = Message} ->
+            S#s{waiting = queue:in({Tag, Message, Deliver}, Waiting)};
+        #'basic.ack'{} = Ack ->
+            confirmed(Ack, S);
+        #'basic.nack'{} = Nack ->
+            confirmed(Nack, S);
+        {#'basic.return'{} = Return, Message} ->
+            returned(Return, Message, S);
+        #'basic.consume_ok'{} ->
+            S;
+        #'basic.cancel'{} ->
+            stop(<<"the queue is gone">>, S);
+        {'DOWN', Watcher, process, _, _} ->
+            stop(<<"the command was interrupted">>, S);
+        {'DOWN', Channel, process, _, Reason} ->
+            stop(unicode:characters_to_binary(
+                   io_lib:format("the broker closed the channel: ~0P", [Reason, 15])), S)
+    after Timeout ->
+            idle(S)
+    end.
+
+stop(Why, #s{counts = #{stopped := undefined} = Counts} = S) -> S#s{counts = Counts#{stopped := Why}};
+stop(_, S) -> S.
+
+%% Others consume from the queue too, perhaps.
+idle(#s{waiting = Waiting, in_flight = InFlight, channel = Channel, options = #{queue := Queue}} = S) ->
+    case queue:is_empty(Waiting) andalso map_size(InFlight) =:= 0 of
+        true ->
+            try amqp_channel:call(Channel, #'queue.declare'{queue = Queue, passive = true}) of
+                #'queue.declare_ok'{message_count = 0} ->
+                    #s{counts = #{examined := Examined} = Counts} = S,
+                    S#s{counts = Counts#{total := Examined}};
+                _ ->
+                    S
+            catch
+                exit:_ -> stop(<<"the queue is gone">>, S)
+            end;
+        false ->
+            S
+    end.
+
+handle({Tag, #amqp_msg{props = #'P_basic'{headers = Table}, payload = Payload} = Message,
+        #'basic.deliver'{exchange = X0, routing_key = Key0}}, S0) ->
+    Headers = rabbit_delay_deaths:plain(Table),
+    {Decision, S} = decide(#{exchange => X0, key => Key0, table => Table, headers => Headers,
+                             payload => Payload}, count(examined, S0)),
+    case Decision of
+        {X, Key} -> redrive_one(X, Key, Tag, Message, Headers, S);
+        Not -> hold(Not, Tag, Message, Headers, S)
+    end.
+
+redrive_one(X, Key, Tag, #amqp_msg{props = Properties = #'P_basic'{headers = Table}} = Message,
+            Headers, #s{options = #{to := To, keep_x_death := Keep, rate := Rate},
+                        next_at = Next} = S) ->
+    Redriven = rabbit_delay_deaths:redriven(Table, Headers, Keep, To =:= original_exchange),
+    S1 = publish(redriven, X, Key, Tag,
+                 Message#amqp_msg{props = Properties#'P_basic'{headers = Redriven}}, S),
+    taken(S1#s{next_at = case Rate of
+                             infinity -> Next;
+                             _ -> max(Next, now_us() - ?CATCH_UP_US) + 1000000 div Rate
+                         end}).
+
+publish(As, X, Key, Tag, #amqp_msg{payload = Payload} = Message,
+        #s{channel = Channel, in_flight = InFlight} = S) ->
+    SeqNo = amqp_channel:next_publish_seqno(Channel),
+    ok = amqp_channel:call(Channel, #'basic.publish'{exchange = X, routing_key = Key,
+                                                     mandatory = true}, Message),
+    S#s{in_flight = InFlight#{SeqNo => {As, Tag, target_text(X, Key), {X, Key, Payload}, sent}}}.
+
+%% A message that stays. Where giving it back once more would drop it, a copy goes to the queue's end.
+hold(Why, Tag, Message, #{<<"x-delivery-count">> := Count},
+     #s{delivery_limit = Limit, options = #{queue := Queue}} = S)
+  when is_integer(Count), is_integer(Limit), Count >= Limit ->
+    publish(moved, <<>>, Queue, Tag, Message, count(Why, S));
+hold(Why, _, _, _, S) ->
+    held(count(Why, S)).
+
+held(#s{held = Held, credit = Credit} = S) when Held + 1 >= Credit div 2 ->
+    consume(min(65535, Credit), S#s{held = Held + 1});
+held(#s{held = Held} = S) ->
+    S#s{held = Held + 1}.
+
+%% The first of those in flight that is what came back; it is confirmed all the same.
+returned(#'basic.return'{exchange = X, routing_key = Key}, #amqp_msg{payload = Payload},
+         #s{in_flight = InFlight} = S) ->
+    case lists:sort([SeqNo || {SeqNo, {_, _, _, Sent, sent}} <- maps:to_list(InFlight),
+                              Sent =:= {X, Key, Payload}]) of
+        [SeqNo | _] ->
+            {As, Tag, Target, Sent, sent} = maps:get(SeqNo, InFlight),
+            S#s{in_flight = InFlight#{SeqNo := {As, Tag, Target, Sent, returned}}};
+        [] ->
+            S
+    end.
+
+confirmed(#'basic.ack'{delivery_tag = SeqNo, multiple = Multiple}, S) ->
+    lists:foldl(fun settle/2, S, covered(SeqNo, Multiple, S));
+confirmed(#'basic.nack'{delivery_tag = SeqNo, multiple = Multiple}, S0) ->
+    S = lists:foldl(fun (N, #s{in_flight = InFlight} = Acc) ->
+                            held(count(refused, Acc#s{in_flight = maps:remove(N, InFlight)}))
+                    end, S0, covered(SeqNo, Multiple, S0)),
+    stop(<<"the target does not take messages">>, S).
+
+covered(SeqNo, false, #s{in_flight = InFlight}) -> [SeqNo || is_map_key(SeqNo, InFlight)];
+covered(SeqNo, true, #s{in_flight = InFlight}) ->
+    lists:sort([N || N <- maps:keys(InFlight), N =< SeqNo]).
+
+settle(SeqNo, #s{in_flight = InFlight, channel = Channel} = S0) ->
+    {{As, Tag, Target, _, Sent}, Rest} = maps:take(SeqNo, InFlight),
+    S = S0#s{in_flight = Rest},
+    case Sent of
+        returned ->
+            held(count(unroutable, S));
+        sent ->
+            ok = amqp_channel:cast(Channel, #'basic.ack'{delivery_tag = Tag}),
+            case As of
+                redriven -> count_target(Target, count(redriven, S));
+                moved -> count(moved, S)
+            end
+    end.
+
+progress(#s{watcher = Watcher, counts = Counts, progress_at = At} = S) ->
+    case now_ms() of
+        Now when Now >= At ->
+            Watcher ! {redrive, self(), progress, Counts},
+            S#s{progress_at = Now + ?PROGRESS_MS};
+        _ ->
+            S
+    end.
+
+now_ms() -> erlang:monotonic_time(millisecond).
+
+now_us() -> erlang:monotonic_time(microsecond).
+
+%% ------------------------------------------------------------------------------------ to look only
+
+%% What lies in a queue, no more than Max messages of it: by first queue, last reason, exchange and
+%% key, with the ages of the oldest and the newest death in s.
+-spec stats(rabbit_types:vhost(), Queue :: binary(), Max :: pos_integer()) ->
+          {ok, [[{atom(), term()}]]} | {error, binary()}.
+stats(VHost, Queue, Max) ->
+    Now = erlang:system_time(second),
+    Add = fun (#{headers := Headers} = Message, Groups) ->
+                  {Group, Age} = group(Headers, Message, Now),
+                  maps:update_with(Group,
+                                   fun ({N, Oldest, Newest}) -> {N + 1, max(Oldest, Age),
+                                                                 min(Newest, Age)} end,
+                                   {1, Age, Age}, Groups)
+          end,
+    case rabbit_delay_browse:fold(VHost, Queue, Max, Add, #{}) of
+        {ok, Groups} ->
+            Rows = [{N, Group, Oldest, Newest} || {Group, {N, Oldest, Newest}} <- maps:to_list(Groups)],
+            {ok, [[{first_queue, First}, {reason, Reason}, {exchange, X}, {routing_key, Key},
+                   {messages, N}, {oldest_s, Oldest}, {newest_s, Newest}]
+                  || {N, {First, Reason, X, Key}, Oldest, Newest} <- lists:reverse(lists:sort(Rows))]};
+        {error, Why} ->
+            {error, unicode:characters_to_binary(Why)}
+    end.
+
+group(Headers, #{exchange := X, key := Key}, Now) ->
+    First = rabbit_delay_deaths:first(Headers),
+    {Deaths, _} = rabbit_delay_deaths:history(Headers),
+    Last = case Deaths of [] -> #{}; [Death | _] -> Death end,
+    FirstKey = case Deaths of
+                   [] -> Key;
+                   _ -> case lists:last(Deaths) of
+                            #{keys := [K | _]} -> K;
+                            _ -> Key
+                        end
+               end,
+    Times = [Time || #{time := Time} <- Deaths],
+    {{maps:get(queue, First, <<>>), maps:get(reason, Last, <<>>), maps:get(exchange, First, X),
+      FirstKey},
+     case Times of [] -> 0; _ -> max(0, Now - lists:max(Times)) end}.
+
+%% The history of the message at a position, from 1, in sentences.
+-spec explain(rabbit_types:vhost(), Queue :: binary(), Position :: pos_integer()) ->
+          {ok, [binary()]} | {error, binary()}.
+explain(VHost, Queue, Position) ->
+    Last = fun (#{headers := Headers}, {N, _}) -> {N + 1, Headers} end,
+    case rabbit_delay_browse:fold(VHost, Queue, Position, Last, {0, none}) of
+        {ok, {Position, Headers}} -> {ok, rabbit_delay_deaths:explain(Headers, Queue)};
+        {ok, {N, _}} -> {error, iolist_to_binary(io_lib:format("the queue has ~b messages", [N]))};
+        {error, Why} -> {error, unicode:characters_to_binary(Why)}
+    end.
