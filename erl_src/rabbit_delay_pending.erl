@@ -504,7 +504,7 @@ log(XName, Operation, Count, By) ->
                {reschedule_to, Time} -> text("rescheduled to ~b", [Time]);
                {reschedule_by, Ms} -> text("rescheduled by ~b ms", [Ms])
            end,
-    ?LOG_INFO("delayed messages of ~s: ~b ~ts by ~ts", [rabbit_misc:rs(XName), Count, What, By],
+    ?LOG_INFO("delayed messages of ~ts: ~b ~ts by ~ts", [rabbit_misc:rs(XName), Count, What, By],
               ?LOG_DOMAIN).
 
 %% Holds back what comes due, until resume/2. What is in flight is not affected. Survives a restart.
@@ -525,7 +525,7 @@ switch(XName, Change, By) ->
                         fun (_, Dispatcher) ->
                                 case rabbit_delay_dispatcher:change(Dispatcher, Change) of
                                     {ok, _, _} ->
-                                        ?LOG_NOTICE("delayed messages of ~s: ~sd by ~ts",
+                                        ?LOG_NOTICE("delayed messages of ~ts: ~sd by ~ts",
                                                     [rabbit_misc:rs(XName), Change, By],
                                                     ?LOG_DOMAIN),
                                         ok;
