@@ -23,12 +23,12 @@ import time
 import loadgen
 import peers
 import results
-from figures import boot, burst, crash, lateness, memory, overdue, publish
+from figures import boot, burst, crash, lateness, memory, operators, overdue, publish
 from node import BrokerFailed
 from session import Session
 
 FIGURES = {"publish": publish, "memory": memory, "lateness": lateness, "burst": burst,
-           "overdue": overdue, "boot": boot, "crash": crash}
+           "overdue": overdue, "boot": boot, "crash": crash, "operators": operators}
 
 
 def command_of(options):
