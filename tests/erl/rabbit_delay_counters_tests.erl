@@ -7,7 +7,7 @@
 
 names() ->
     [published, released, unroutable, cancelled, replaced, deduplicated, rejected, retried, expired,
-     corrupt].
+     dead_lettered, corrupt].
 
 each_count_is_its_own_test() ->
     Ref = ?C:new(),

@@ -11,7 +11,7 @@ valid() ->
      {<<"delay-max-length">>, [0, 4294967294]},
      {<<"delay-max-length-bytes">>, [0, 16#7fffffffffffffff]},
      {<<"delay-release-rate">>, [1, 10000000]},
-     {<<"delay-overdue">>, [<<"deliver">>, <<"drop">>]},
+     {<<"delay-overdue">>, [<<"deliver">>, <<"drop">>, <<"dead-letter">>]},
      {<<"delay-overdue-after">>, [0, 3153600000000]}].
 
 invalid() ->
@@ -55,10 +55,26 @@ settings_test_() ->
                                              {<<"delay-max-length-bytes">>, 9}], X))),
      ?_assertEqual(infinity, ?P:release_rate(X)),
      ?_assertEqual(100, ?P:release_rate(Arg(<<"delay-release-rate">>, 100))),
-     ?_assertEqual(infinity, ?P:drop_after(X)),
-     ?_assertEqual(infinity, ?P:drop_after(Arg(<<"delay-overdue-after">>, 100))),
-     ?_assertEqual(0, ?P:drop_after(Arg(<<"delay-overdue">>, <<"drop">>))),
-     ?_assertEqual(9, ?P:drop_after(Policy([{<<"delay-overdue-after">>, 9}],
-                                           Arg(<<"delay-overdue">>, <<"drop">>)))),
+     ?_assertEqual(deliver, ?P:overdue(X)),
+     ?_assertEqual(deliver, ?P:overdue(Arg(<<"delay-overdue-after">>, 100))),
+     ?_assertEqual({drop, 0}, ?P:overdue(Arg(<<"delay-overdue">>, <<"drop">>))),
+     ?_assertEqual({drop, 9}, ?P:overdue(Policy([{<<"delay-overdue-after">>, 9}],
+                                                Arg(<<"delay-overdue">>, <<"drop">>)))),
+     ?_assertEqual(deliver, ?P:overdue(Arg(<<"delay-overdue">>, <<"dead-letter">>))),
+     ?_assertEqual({dead_letter, 0},
+                   ?P:overdue(Policy([{<<"delay-dead-letter-exchange">>, <<"dlx">>}],
+                                     Arg(<<"delay-overdue">>, <<"dead-letter">>)))),
+     ?_assertEqual(none, ?P:dead_letter_exchange(X)),
+     %% By policy only.
+     ?_assertEqual(none, ?P:dead_letter_exchange(Arg(<<"delay-dead-letter-exchange">>, <<"dlx">>))),
+     ?_assertEqual({<<"dlx">>, undefined},
+                   ?P:dead_letter_exchange(
+                      Policy([{<<"delay-dead-letter-exchange">>, <<"dlx">>}], X))),
+     ?_assertEqual({<<"dlx">>, <<"k">>},
+                   ?P:dead_letter_exchange(
+                      Policy([{<<"delay-dead-letter-exchange">>, <<"dlx">>},
+                              {<<"delay-dead-letter-routing-key">>, <<"k">>}], X))),
+     ?_assertEqual(none, ?P:dead_letter_exchange(
+                            Policy([{<<"delay-dead-letter-exchange">>, 5}], X))),
      ?_assertEqual(3, ?P:merge_policy_value(<<"delay-max-length">>, 3, 4)),
      ?_assertEqual(3, ?P:merge_policy_value(<<"delay-max-length">>, 5, 3))].
