@@ -23,12 +23,13 @@ import time
 import loadgen
 import peers
 import results
-from figures import boot, burst, crash, doctor, lateness, memory, overdue, publish
+from figures import boot, burst, crash, doctor, lateness, memory, overdue, publish, redrive
 from node import BrokerFailed
 from session import Session
 
 FIGURES = {"publish": publish, "memory": memory, "lateness": lateness, "burst": burst,
-           "overdue": overdue, "boot": boot, "crash": crash, "doctor": doctor}
+           "overdue": overdue, "boot": boot, "crash": crash, "doctor": doctor,
+           "redrive": redrive}
 
 
 def command_of(options):

@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-COLOURS = {"ours": "#d95f02", "Q": "#666666", "B": "#1b9e77", "C": "#7570b3",
+COLOURS = {"ours": "#d95f02", "redrive": "#d95f02", "shovel": "#666666", "Q": "#666666", "B": "#1b9e77", "C": "#7570b3",
            "direct": "#666666"}
 STYLES = ["-", "--", ":", "-."]
 plt.rcParams.update({
