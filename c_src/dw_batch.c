@@ -5,9 +5,23 @@
 #include "dw_slab.h"
 #include "dw_store.h"
 
-enum { FLAG_ABSOLUTE = 1 };
+#include <stdbool.h>
 
-int dw_batch_check(const void *batch, size_t bytes, uint32_t max_record_bytes, uint32_t *count) {
+enum { FLAG_ABSOLUTE = 1, ON_KEY_SHIFT = 1, ON_KEY_MASK = 3 };
+
+static enum dw_on_key on_key(const uint8_t *header) {
+    return (enum dw_on_key)(dw_le16(header + 4) >> ON_KEY_SHIFT & ON_KEY_MASK);
+}
+
+/* What a record's length and key have to be, by what it does with its key. */
+static bool fits(const uint8_t *header, enum dw_on_key on) {
+    const bool empty = dw_le32(header) == 0;
+    const bool keyed = dw_le64(header + 16) != 0;
+    return empty == (on == DW_CANCEL) && (keyed || on == DW_KEEP);
+}
+
+static int check(const void *batch, size_t bytes, uint32_t max_record_bytes, unsigned known_flags,
+                 uint32_t *count) {
     const uint8_t *p = batch;
     uint32_t n = 0;
     *count = 0;
@@ -16,7 +30,7 @@ int dw_batch_check(const void *batch, size_t bytes, uint32_t max_record_bytes, u
             return DW_EINVAL;
         }
         uint32_t length = dw_le32(p);
-        if (length == 0 || (dw_le16(p + 4) & ~FLAG_ABSOLUTE) != 0) {
+        if ((dw_le16(p + 4) & ~known_flags) != 0 || !fits(p, on_key(p))) {
             return DW_EINVAL;
         }
         if (length > max_record_bytes) {
@@ -36,12 +50,23 @@ int dw_batch_check(const void *batch, size_t bytes, uint32_t max_record_bytes, u
     return DW_OK;
 }
 
+int dw_batch_check(const void *batch, size_t bytes, uint32_t max_record_bytes, uint32_t *count) {
+    return check(batch, bytes, max_record_bytes, FLAG_ABSOLUTE, count);
+}
+
+int dw_batch_check_keyed(const void *batch, size_t bytes, uint32_t max_record_bytes,
+                         uint32_t *count) {
+    return check(batch, bytes, max_record_bytes, FLAG_ABSOLUTE | ON_KEY_MASK << ON_KEY_SHIFT,
+                 count);
+}
+
 void dw_batch_next(const void *batch, size_t *pos, uint64_t base_ms, struct dw_batch_record *out) {
     const uint8_t *p = (const uint8_t *)batch + *pos;
     uint64_t when = dw_le64(p + 8);
     out->length = dw_le32(p);
     out->encoding = dw_le16(p + 6);
     out->key_hash = dw_le64(p + 16);
+    out->on_key = on_key(p);
     out->body = p + DW_BATCH_HEADER;
     if ((dw_le16(p + 4) & FLAG_ABSOLUTE) == 0) {
         when = when > DW_DUE_MAX || base_ms > DW_DUE_MAX ? DW_DUE_MAX : base_ms + when;

@@ -567,3 +567,30 @@ int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t d
     dw_leave(store);
     return result;
 }
+
+int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_new_due *dues,
+                             size_t n, uint64_t *moved) {
+    *moved = 0;
+    int result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    if (index <= store->applied) {
+        dw_leave(store);
+        return DW_OK;
+    }
+    dw_unlock(store);
+    for (size_t i = 0; i < n && result != DW_ENOMEM && result != DW_ECLOSED; i++) {
+        const uint64_t due = dues[i].due;
+        result = reschedule(store, index, dues[i].id, due < DW_DUE_MAX ? due : DW_DUE_MAX);
+        *moved += result == DW_OK;
+    }
+    dw_lock(store);
+    if (result != DW_ENOMEM && result != DW_ECLOSED) {
+        result = DW_OK;
+        store->applied = index;
+    }
+    dw_publish(store);
+    dw_leave(store);
+    return result;
+}

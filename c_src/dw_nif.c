@@ -430,30 +430,40 @@ static ERL_NIF_TERM validate(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]
 
 /* --------------------------------------------------------------------- writer */
 
-/* insert(Store, Index, BaseMs, Batch) */
-static ERL_NIF_TERM insert_batch(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool at_once) {
+struct insertion {
     dw_lease *lease;
     uint64_t index, base;
     ErlNifBinary batch;
-    if (!get_lease(env, argv[0], &lease) || !get_index(env, argv[1], &index) ||
-        !get_time(env, argv[2], &base) || !enif_inspect_binary(env, argv[3], &batch)) {
+};
+
+static bool get_insertion(ErlNifEnv *env, const ERL_NIF_TERM argv[], struct insertion *in) {
+    return get_lease(env, argv[0], &in->lease) && get_index(env, argv[1], &in->index) &&
+           get_time(env, argv[2], &in->base) && enif_inspect_binary(env, argv[3], &in->batch);
+}
+
+static ERL_NIF_TERM inserted_term(ErlNifEnv *env, const struct dw_inserted *in) {
+    return enif_make_tuple5(env, atoms.ok, number(env, in->count), number(env, in->bytes),
+                            time_term(env, in->next_due), number(env, in->buffered));
+}
+
+/* insert(Store, Index, BaseMs, Batch) */
+static ERL_NIF_TERM insert_batch(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool at_once) {
+    struct insertion to;
+    if (!get_insertion(env, argv, &to)) {
         return enif_make_badarg(env);
     }
-    if (!dw_lease_write_begin(lease)) {
+    if (!dw_lease_write_begin(to.lease)) {
         return failure(env, DW_EBUSY, 0);
     }
     struct dw_inserted in = {0};
     ErlNifTime began = at_once ? enif_monotonic_time(ERL_NIF_NSEC) : 0;
-    int result = dw_store_insert(dw_lease_store(lease), index, base, batch.data, batch.size, &in);
-    dw_lease_write_end(lease);
+    int result = dw_store_insert(dw_lease_store(to.lease), to.index, to.base, to.batch.data,
+                                 to.batch.size, &in);
+    dw_lease_write_end(to.lease);
     if (at_once) {
         spent(env, began);
     }
-    if (result != DW_OK) {
-        return store_failure(env, result);
-    }
-    return enif_make_tuple5(env, atoms.ok, number(env, in.count), number(env, in.bytes),
-                            time_term(env, in.next_due), number(env, in.buffered));
+    return result == DW_OK ? inserted_term(env, &in) : store_failure(env, result);
 }
 
 static ERL_NIF_TERM insert_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
@@ -484,6 +494,30 @@ static ERL_NIF_TERM insert(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) 
                                  argv);
     }
     return insert_batch(env, argv, true);
+}
+
+/* insert_keyed(Store, Index, BaseMs, Batch). One record may remove any number. */
+static ERL_NIF_TERM insert_keyed(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    struct insertion to;
+    (void)argc;
+    if (!get_insertion(env, argv, &to)) {
+        return enif_make_badarg(env);
+    }
+    if (!dw_lease_write_begin(to.lease)) {
+        return failure(env, DW_EBUSY, 0);
+    }
+    struct dw_keyed in = {0};
+    int result = dw_store_insert_keyed(dw_lease_store(to.lease), to.index, to.base, to.batch.data,
+                                       to.batch.size, &in);
+    dw_lease_write_end(to.lease);
+    if (result != DW_OK) {
+        return store_failure(env, result);
+    }
+    static const char *const names[] = {"cancelled", "replaced", "taken", "dropped"};
+    ERL_NIF_TERM values[] = {number(env, in.cancelled), number(env, in.replaced),
+                             number(env, in.taken), number(env, in.dropped)};
+    return enif_make_tuple3(env, atoms.ok, inserted_term(env, &in.inserted),
+                            map_of(env, names, values, sizeof names / sizeof *names));
 }
 
 /* check_batch(Batch, MaxRecordBytes) */
@@ -593,6 +627,34 @@ static ERL_NIF_TERM reschedule(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv
     int result = dw_store_reschedule(dw_lease_store(lease), index, id, due);
     dw_lease_write_end(lease);
     return ok_or_failure(env, result);
+}
+
+/* reschedule_many(Store, Index, <<Id:64/little, Due:64/little, ...>>) */
+static ERL_NIF_TERM reschedule_many(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    dw_lease *lease;
+    uint64_t index, moved = 0;
+    ErlNifBinary binary;
+    struct dw_new_due *dues = NULL;
+    (void)argc;
+    if (!get_lease(env, argv[0], &lease) || !get_index(env, argv[1], &index) ||
+        !enif_inspect_binary(env, argv[2], &binary) || binary.size % sizeof *dues != 0) {
+        return enif_make_badarg(env);
+    }
+    const size_t n = binary.size / sizeof *dues;
+    if (n > 0 && (dues = enif_alloc(n * sizeof *dues)) == NULL) {
+        return failure(env, DW_ENOMEM, 0);
+    }
+    for (size_t i = 0; i < n; ++i) {
+        const uint8_t *pair = binary.data + i * sizeof *dues;
+        dues[i] = (struct dw_new_due){.id = dw_le64(pair), .due = dw_le64(pair + 8)};
+    }
+    int result = DW_EBUSY;
+    if (dw_lease_write_begin(lease)) {
+        result = dw_store_reschedule_many(dw_lease_store(lease), index, dues, n, &moved);
+        dw_lease_write_end(lease);
+    }
+    enif_free(dues);
+    return result == DW_OK ? ok2(env, number(env, moved)) : store_failure(env, result);
 }
 
 /* note(Store, Index) */
@@ -902,14 +964,16 @@ static ERL_NIF_TERM store_read(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv
     return store_failure(env, result == DW_OK ? DW_ENOENT : result);
 }
 
-/* page(Store, {Due, Id}, MaxN) */
-static ERL_NIF_TERM page(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+typedef int find_page(dw_store *store, uint64_t due, uint64_t id, struct dw_record *out,
+                      uint32_t max_n, uint32_t *n);
+
+/* page(Store, {Due, Id}, MaxN), page_before(Store, {Due, Id}, MaxN) */
+static ERL_NIF_TERM some_page(ErlNifEnv *env, const ERL_NIF_TERM argv[], find_page *find) {
     dw_store *store;
     const ERL_NIF_TERM *cursor;
     int arity;
     uint64_t due, id, max_n;
     uint32_t n = 0;
-    (void)argc;
     if (!get_store(env, argv[0], &store) || !enif_get_tuple(env, argv[1], &arity, &cursor) ||
         arity != 2 || !get_time(env, cursor[0], &due) || !get_id(env, cursor[1], &id) ||
         !get_number(env, argv[2], 1, LIST_MAX, &max_n)) {
@@ -919,7 +983,7 @@ static ERL_NIF_TERM page(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     if (records == NULL) {
         return failure(env, DW_ENOMEM, 0);
     }
-    int result = dw_store_page(store, due, id, records, (uint32_t)max_n, &n);
+    int result = find(store, due, id, records, (uint32_t)max_n, &n);
     ERL_NIF_TERM list = enif_make_list(env, 0);
     while (result == DW_OK && n > 0) {
         --n;
@@ -927,6 +991,32 @@ static ERL_NIF_TERM page(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     }
     enif_free(records);
     return result == DW_OK ? ok2(env, list) : store_failure(env, result);
+}
+
+static ERL_NIF_TERM page(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    (void)argc;
+    return some_page(env, argv, dw_store_page);
+}
+
+static ERL_NIF_TERM page_before(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    (void)argc;
+    return some_page(env, argv, dw_store_page_before);
+}
+
+/* count(Store, FromDue, ToDue) */
+static ERL_NIF_TERM count(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    dw_store *store;
+    uint64_t from, to, records, bytes;
+    (void)argc;
+    if (!get_store(env, argv[0], &store) || !get_time(env, argv[1], &from) ||
+        !get_time(env, argv[2], &to)) {
+        return enif_make_badarg(env);
+    }
+    int result = dw_store_count(store, from, to, &records, &bytes);
+    if (result != DW_OK) {
+        return store_failure(env, result);
+    }
+    return enif_make_tuple3(env, atoms.ok, number(env, records), number(env, bytes));
 }
 
 /* find(Store, KeyHash, Max) */
@@ -1077,9 +1167,11 @@ static ErlNifFunc functions[] = {
     {"restore_nif", 2, restore, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"validate_nif", 1, validate, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"insert_nif", 4, insert, 0},
+    {"insert_keyed_nif", 4, insert_keyed, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"check_batch_nif", 2, check_batch, 0},
     {"settle", 3, settle, 0},
     {"reschedule", 4, reschedule, ERL_NIF_DIRTY_JOB_IO_BOUND},
+    {"reschedule_many", 3, reschedule_many, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"note", 2, note, 0},
     {"flush", 1, flush, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"maintain", 3, maintain, ERL_NIF_DIRTY_JOB_IO_BOUND},
@@ -1093,6 +1185,8 @@ static ErlNifFunc functions[] = {
     {"stat", 1, statistics, 0},
     {"read", 2, store_read, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"page", 3, page, ERL_NIF_DIRTY_JOB_CPU_BOUND},
+    {"page_before", 3, page_before, ERL_NIF_DIRTY_JOB_CPU_BOUND},
+    {"count", 3, count, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"find", 3, find, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"disk_free_nif", 1, disk_free, ERL_NIF_DIRTY_JOB_IO_BOUND},
 };

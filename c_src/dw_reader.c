@@ -641,22 +641,36 @@ int dw_store_find(dw_store *store, uint64_t key_hash, uint64_t *ids, uint32_t ma
 
 /* -------------------------------------------------------------------- page
  * One walk over all entries keeps the max_n first ones after the cursor, in a heap whose top is the
- * last of them. An entry keeps its number and its due time for as long as it is pending and is not
- * rescheduled, so what stays is met exactly once. */
+ * last of them; or, backwards, the last ones before it, their first on top. An entry keeps its
+ * number and its due time for as long as it is pending and is not rescheduled, so what stays is met
+ * exactly once. */
 
 enum { PAGE_STEP = 2048 };
 
-static bool comes_before(const struct dw_record *a, const struct dw_record *b) {
+struct page {
+    struct dw_record from; /* the cursor: due and id */
+    struct dw_record *out;
+    uint32_t max_n;
+    uint32_t n;
+    bool back;
+};
+
+static bool comes_before(const struct page *page, const struct dw_record *a,
+                         const struct dw_record *b) {
+    if (page->back) {
+        return a->due != b->due ? a->due > b->due : a->id > b->id;
+    }
     return a->due != b->due ? a->due < b->due : a->id < b->id;
 }
 
-static void page_sift(struct dw_record *heap, uint32_t root, uint32_t count) {
+static void page_sift(const struct page *page, uint32_t root, uint32_t count) {
+    struct dw_record *heap = page->out;
     const struct dw_record moved = heap[root];
     for (uint32_t child; (child = 2 * root + 1) < count; root = child) {
-        if (child + 1 < count && comes_before(&heap[child], &heap[child + 1])) {
+        if (child + 1 < count && comes_before(page, &heap[child], &heap[child + 1])) {
             child++;
         }
-        if (!comes_before(&moved, &heap[child])) {
+        if (!comes_before(page, &moved, &heap[child])) {
             break;
         }
         heap[root] = heap[child];
@@ -664,9 +678,10 @@ static void page_sift(struct dw_record *heap, uint32_t root, uint32_t count) {
     heap[root] = moved;
 }
 
-static void page_push(struct dw_record *heap, uint32_t count, const struct dw_record *record) {
+static void page_push(const struct page *page, uint32_t count, const struct dw_record *record) {
+    struct dw_record *heap = page->out;
     uint32_t at = count;
-    for (; at > 0 && comes_before(&heap[(at - 1) / 2], record); at = (at - 1) / 2) {
+    for (; at > 0 && comes_before(page, &heap[(at - 1) / 2], record); at = (at - 1) / 2) {
         heap[at] = heap[(at - 1) / 2];
     }
     heap[at] = *record;
@@ -677,9 +692,7 @@ static bool is_pending(const struct dw_entry *entry) {
 }
 
 /* Lock held: one step of the walk, from entry number `from`. */
-static void page_step(struct dw_store *store, uint32_t from, uint32_t to,
-                      const struct dw_record *after, struct dw_record *out, uint32_t max_n,
-                      uint32_t *n) {
+static void page_step(struct dw_store *store, uint32_t from, uint32_t to, struct page *page) {
     for (uint32_t k = from; k < to; k++) {
         const struct dw_entry *entry = dw_slab_at(store->slab, k);
         if (!is_pending(entry)) {
@@ -691,24 +704,25 @@ static void page_step(struct dw_store *store, uint32_t from, uint32_t to,
             .key_hash = entry->key_hash,
             .length = entry->len,
         };
-        if (!comes_before(after, &record)) {
+        if (!comes_before(page, &page->from, &record)) {
             continue;
         }
-        if (*n < max_n) {
-            page_push(out, (*n)++, &record);
-        } else if (comes_before(&record, &out[0])) {
-            out[0] = record;
-            page_sift(out, 0, max_n);
+        if (page->n < page->max_n) {
+            page_push(page, page->n++, &record);
+        } else if (comes_before(page, &record, &page->out[0])) {
+            page->out[0] = record;
+            page_sift(page, 0, page->max_n);
         }
     }
 }
 
-static void page_sort(struct dw_record *out, uint32_t n) {
-    for (uint32_t left = n; left-- > 1;) {
+static void page_sort(const struct page *page) {
+    struct dw_record *out = page->out;
+    for (uint32_t left = page->n; left-- > 1;) {
         const struct dw_record first = out[0];
         out[0] = out[left];
         out[left] = first;
-        page_sift(out, 0, left);
+        page_sift(page, 0, left);
     }
 }
 
@@ -747,27 +761,69 @@ static int page_encodings(struct dw_store *store, struct dw_record *out, uint32_
     return result;
 }
 
-int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
-                  uint32_t max_n, uint32_t *n) {
-    *n = 0;
+static int find_page(struct dw_store *store, struct page *page) {
     int result = dw_enter(store);
     if (result != DW_OK) {
         return result;
     }
-    const struct dw_record after = {.due = after_due, .id = after_id};
-    for (uint32_t k = 0; max_n > 0 && k < dw_slab_limit(store->slab);) {
+    for (uint32_t k = 0; page->max_n > 0 && k < dw_slab_limit(store->slab);) {
         const uint32_t limit = dw_slab_limit(store->slab);
         const uint32_t to = limit - k < PAGE_STEP ? limit : k + PAGE_STEP;
-        page_step(store, k, to, &after, out, max_n, n);
+        page_step(store, k, to, page);
         k = to;
         dw_let_others(store);
     }
     dw_unlock(store);
-    page_sort(out, *n);
-    if (*n > 0) {
-        result = page_encodings(store, out, *n);
+    page_sort(page);
+    if (page->n > 0) {
+        result = page_encodings(store, page->out, page->n);
     }
     dw_lock(store);
+    dw_leave(store);
+    return result;
+}
+
+int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
+                  uint32_t max_n, uint32_t *n) {
+    struct page page = {
+        .from = {.due = after_due, .id = after_id}, .out = out, .max_n = max_n, .back = false};
+    int result = find_page(store, &page);
+    *n = page.n;
+    return result;
+}
+
+int dw_store_page_before(dw_store *store, uint64_t due, uint64_t id, struct dw_record *out,
+                         uint32_t max_n, uint32_t *n) {
+    struct page page = {.from = {.due = due, .id = id}, .out = out, .max_n = max_n, .back = true};
+    int result = find_page(store, &page);
+    *n = page.n;
+    return result;
+}
+
+/* ------------------------------------------------------------------- count */
+
+int dw_store_count(dw_store *store, uint64_t from_due, uint64_t to_due, uint64_t *count,
+                   uint64_t *bytes) {
+    *count = *bytes = 0;
+    int result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    for (uint32_t k = 0; k < dw_slab_limit(store->slab);) {
+        const uint32_t limit = dw_slab_limit(store->slab);
+        const uint32_t to = limit - k < PAGE_STEP ? limit : k + PAGE_STEP;
+        for (; k < to; k++) {
+            const struct dw_entry *entry = dw_slab_at(store->slab, k);
+            if (is_pending(entry)) {
+                const uint64_t due = dw_origin_get(&store->origins, k, entry->due);
+                if (due >= from_due && due <= to_due) {
+                    *count += 1;
+                    *bytes += entry->len;
+                }
+            }
+        }
+        dw_let_others(store);
+    }
     dw_leave(store);
     return result;
 }

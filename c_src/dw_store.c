@@ -658,13 +658,19 @@ int dw_link_entry(struct dw_store *store, const struct dw_entry *like) {
     return DW_OK;
 }
 
-/* Appends the records to the buffers of their partitions, where nobody sees them yet. */
+/* Appends the records to the buffers of their partitions, where nobody sees them yet.
+ * *staged_count: how many. */
 static int stage(struct dw_store *store, uint64_t index, uint64_t clock_ms, uint64_t base_ms,
-                 const void *batch, uint32_t count, struct dw_entry *staged, uint64_t *bytes) {
+                 const void *batch, uint32_t count, const struct dw_plan *plan,
+                 struct dw_entry *staged, uint32_t *staged_count, uint64_t *bytes) {
     size_t pos = 0;
+    *staged_count = 0;
     for (uint32_t i = 0; i < count; i++) {
         struct dw_batch_record record;
         dw_batch_next(batch, &pos, base_ms, &record);
+        if (plan->out != NULL && plan->out[i]) {
+            continue;
+        }
         struct dw_partition *partition;
         int result = dw_target(store, clock_ms, record.due, &partition);
         if (result == DW_OK) {
@@ -683,7 +689,7 @@ static int stage(struct dw_store *store, uint64_t index, uint64_t clock_ms, uint
             .body_crc = dw_crc32c(0, record.body, record.length),
             .encoding = record.encoding,
         };
-        staged[i] = (struct dw_entry){
+        staged[(*staged_count)++] = (struct dw_entry){
             .due = record.due & DW_DUE_MAX,
             .part = partition->number & DW_PART_NONE,
             .state = DW_WAITING,
@@ -713,33 +719,79 @@ static int link_all(struct dw_store *store, const struct dw_entry *staged, uint3
     return DW_OK;
 }
 
+/* Lock held: entry k is about to go. */
+static void doom(struct dw_store *store, uint32_t k) {
+    struct dw_partition *partition = store->parts[dw_slab_at(store->slab, k)->part];
+    dw_touch(store, partition);
+    partition->doomed++;
+}
+
+/* Lock held: entry k goes; it was doomed, and room was made to note it. */
+static void remove_entry(struct dw_store *store, uint32_t k) {
+    const uint32_t length = dw_slab_at(store->slab, k)->len;
+    dw_record_dead(store, k);
+    dw_unlink_entry(store, k);
+    dw_drop_entry(store, k);
+    store->pending--;
+    store->pending_bytes -= length;
+}
+
+/* Lock held: room is made for every note of a dead record before the first is made. */
+static int doom_gone(struct dw_store *store, const struct dw_plan *plan) {
+    if (plan->gone_count == 0) {
+        return DW_OK;
+    }
+    for (size_t i = 0; i < plan->gone_count; i++) {
+        doom(store, plan->gone[i]);
+        dw_breathe(store, i);
+    }
+    dw_unlock(store);
+    int result = dw_reserve_doomed(store);
+    dw_lock(store);
+    return result;
+}
+
+/* Lock held. */
+static void remove_gone(struct dw_store *store, const struct dw_plan *plan, struct dw_keyed *out) {
+    for (size_t i = 0; i < plan->gone_count; i++) {
+        const bool taken = dw_slab_at(store->slab, plan->gone[i])->state == DW_TAKEN;
+        remove_entry(store, plan->gone[i]);
+        if (taken) {
+            out->taken++;
+        } else {
+            *(i < plan->replaced_count ? &out->replaced : &out->cancelled) += 1;
+        }
+        dw_breathe(store, i);
+    }
+}
+
 static int insert(struct dw_store *store, uint64_t index, uint64_t clock_ms, uint64_t base_ms,
-                  const void *batch, size_t batch_bytes, struct dw_inserted *out) {
-    uint32_t count;
+                  const void *batch, uint32_t count, const struct dw_plan *plan,
+                  struct dw_keyed *out) {
+    uint32_t staged_count;
     uint64_t bytes = 0;
-    if (index >> 48 != 0) {
-        return DW_EINVAL;
-    }
-    int result = dw_batch_check(batch, batch_bytes, store->max_record_bytes, &count);
-    if (result != DW_OK) {
-        return result;
-    }
     struct dw_entry *staged = dw_scratch(store, count * sizeof *staged);
     if (staged == NULL) {
         return DW_ENOMEM;
     }
-    result = stage(store, index, clock_ms, base_ms, batch, count, staged, &bytes);
+    int result =
+        stage(store, index, clock_ms, base_ms, batch, count, plan, staged, &staged_count, &bytes);
     dw_lock(store);
     if (result == DW_OK) {
-        result = link_all(store, staged, count);
+        result = doom_gone(store, plan);
     }
     if (result == DW_OK) {
-        dw_commit(store);
-        store->pending += count;
+        result = link_all(store, staged, staged_count);
+    }
+    if (result == DW_OK) {
+        *out = plan->in_batch;
+        store->pending += staged_count;
         store->pending_bytes += bytes;
+        remove_gone(store, plan, out);
+        dw_commit(store);
         store->applied = index;
-        out->count = count;
-        out->bytes = bytes;
+        out->inserted.count = staged_count;
+        out->inserted.bytes = bytes;
     } else {
         dw_rollback(store);
     }
@@ -747,9 +799,37 @@ static int insert(struct dw_store *store, uint64_t index, uint64_t clock_ms, uin
     return result;
 }
 
-int dw_store_insert(dw_store *store, uint64_t index, uint64_t base_ms, const void *batch,
-                    size_t bytes, struct dw_inserted *out) {
-    *out = (struct dw_inserted){.next_due = DW_NEVER};
+/* Batches of the first kind have no plan: all of their records are inserted. */
+static int insert_plain(struct dw_store *store, uint64_t index, uint64_t clock_ms, uint64_t base_ms,
+                        const void *batch, size_t bytes, struct dw_keyed *out) {
+    const struct dw_plan plan = {0};
+    uint32_t count;
+    int result = dw_batch_check(batch, bytes, store->max_record_bytes, &count);
+    return result == DW_OK ? insert(store, index, clock_ms, base_ms, batch, count, &plan, out)
+                           : result;
+}
+
+static int insert_keyed(struct dw_store *store, uint64_t index, uint64_t clock_ms, uint64_t base_ms,
+                        const void *batch, size_t bytes, struct dw_keyed *out) {
+    struct dw_plan plan;
+    uint32_t count;
+    int result = dw_batch_check_keyed(batch, bytes, store->max_record_bytes, &count);
+    if (result == DW_OK) {
+        result = dw_plan_make(store, batch, count, &plan);
+    }
+    if (result == DW_OK) {
+        result = insert(store, index, clock_ms, base_ms, batch, count, &plan, out);
+        dw_plan_free(store, &plan);
+    }
+    return result;
+}
+
+typedef int insert_batch(struct dw_store *store, uint64_t index, uint64_t clock_ms,
+                         uint64_t base_ms, const void *batch, size_t bytes, struct dw_keyed *out);
+
+static int insert_with(insert_batch *how, struct dw_store *store, uint64_t index, uint64_t base_ms,
+                       const void *batch, size_t bytes, struct dw_keyed *out) {
+    *out = (struct dw_keyed){.inserted.next_due = DW_NEVER};
     int result = dw_enter(store);
     if (result != DW_OK) {
         return result;
@@ -757,14 +837,28 @@ int dw_store_insert(dw_store *store, uint64_t index, uint64_t base_ms, const voi
     if (index > store->applied) {
         const uint64_t clock_ms = store->clock;
         dw_unlock(store);
-        result = insert(store, index, clock_ms, base_ms, batch, bytes, out);
+        result =
+            index >> 48 != 0 ? DW_EINVAL : how(store, index, clock_ms, base_ms, batch, bytes, out);
         dw_lock(store);
     }
     dw_publish(store);
-    out->next_due = dw_next_due(store);
-    out->buffered = store->buffered;
+    out->inserted.next_due = dw_next_due(store);
+    out->inserted.buffered = store->buffered;
     dw_leave(store);
     return result;
+}
+
+int dw_store_insert(dw_store *store, uint64_t index, uint64_t base_ms, const void *batch,
+                    size_t bytes, struct dw_inserted *out) {
+    struct dw_keyed keyed;
+    int result = insert_with(insert_plain, store, index, base_ms, batch, bytes, &keyed);
+    *out = keyed.inserted;
+    return result;
+}
+
+int dw_store_insert_keyed(dw_store *store, uint64_t index, uint64_t base_ms, const void *batch,
+                          size_t bytes, struct dw_keyed *out) {
+    return insert_with(insert_keyed, store, index, base_ms, batch, bytes, out);
 }
 
 /* ------------------------------------------------------------------ settle */
@@ -774,9 +868,7 @@ static int settle(struct dw_store *store, const uint64_t *ids, size_t n, uint64_
     for (size_t i = 0; i < n; i++) {
         uint32_t k = dw_index_find(store->by_id, ids[i]);
         if (k != DW_NIL) {
-            struct dw_partition *partition = store->parts[dw_slab_at(store->slab, k)->part];
-            dw_touch(store, partition);
-            partition->doomed++;
+            doom(store, k);
         }
         dw_breathe(store, i);
     }
@@ -790,12 +882,7 @@ static int settle(struct dw_store *store, const uint64_t *ids, size_t n, uint64_
     for (size_t i = 0; i < n; i++) {
         uint32_t k = dw_index_find(store->by_id, ids[i]);
         if (k != DW_NIL) {
-            const uint32_t length = dw_slab_at(store->slab, k)->len;
-            dw_record_dead(store, k);
-            dw_unlink_entry(store, k);
-            dw_drop_entry(store, k);
-            store->pending--;
-            store->pending_bytes -= length;
+            remove_entry(store, k);
             *removed += 1;
         }
         dw_breathe(store, i);

@@ -12,8 +12,8 @@
 
 #include <ck_sequence.h>
 
-/* What the parts of the store share: dw_store.c (life, insert, settle, statistics), dw_recovery.c
- * (open, restore), dw_checkpoint.c, dw_reader.c (take, read, page, find), dw_move.c (reschedule,
+/* What the parts of the store share: dw_store.c (life, insert, settle, statistics), dw_plan.c
+ * (keyed batches), dw_recovery.c (open, restore), dw_checkpoint.c, dw_reader.c (take, read, page, find), dw_move.c (reschedule,
  * maintain).
  *
  * The lock guards everything but what is marked as the writer's. The indexes and the partitions'
@@ -152,6 +152,18 @@ void dw_record_dead(struct dw_store *store, uint32_t k);
 int dw_reserve_doomed(struct dw_store *store);
 /* Writer: memory of at least that size until the next such call, NULL if there is none. */
 void *dw_scratch(struct dw_store *store, size_t bytes);
+
+/* What a keyed batch comes to. */
+struct dw_plan {
+    uint8_t *out;             /* one a record of the batch: it is not inserted */
+    uint32_t *gone;           /* entries that go: first those replaced, then those cancelled */
+    size_t gone_count;        /* of these */
+    size_t replaced_count;    /* of these */
+    struct dw_keyed in_batch; /* what became of records of the batch itself */
+};
+/* Writer, lock not held. DW_OK; DW_ENOMEM, with nothing to free. */
+int dw_plan_make(struct dw_store *store, const void *batch, uint32_t count, struct dw_plan *plan);
+void dw_plan_free(struct dw_store *store, struct dw_plan *plan);
 
 /* Writer, lock not held: writes the buffers of one partition. DW_OK or the first error. */
 int dw_flush_partition(struct dw_store *store, struct dw_partition *partition);

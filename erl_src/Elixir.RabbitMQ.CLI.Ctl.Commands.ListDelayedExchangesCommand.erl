@@ -19,7 +19,9 @@
                   {messages_delayed, "how many messages wait"},
                   {bytes_delayed, "their size as stored"},
                   {next_due, "when the next is due, ms since the epoch; empty if none"},
-                  {in_flight, "released, not yet confirmed by their queues"}]).
+                  {overdue, "how many should have been released, and are not in flight"},
+                  {in_flight, "released, not yet confirmed by their queues"},
+                  {paused, "whether releasing is held back (pause_delayed_exchange)"}]).
 
 -type options() :: #{atom() => term()}.
 

@@ -17,11 +17,12 @@
 -define(MAX_DELAY_LIMIT_MS, 3153600000000).
 -define(IN_FLIGHT_LIMIT, 65535).
 
-%% Where the Raft log and the stores live. Absolute, or relative to the broker's data directory.
+%% Where the Raft log and the stores live. Absolute, or relative to the broker's data directory, of
+%% which RabbitMQ 4 deletes what it does not know by name when it moves to Khepri: hence `quorum'.
 -spec data_dir() -> file:filename().
 data_dir() ->
     Base = rabbit_delay_broker:data_dir(),
-    filename:absname(env(data_dir, "delayed"), Base).
+    filename:absname(env(data_dir, "quorum/delayed"), Base).
 
 %% The longest delay that a publisher may ask for.
 -spec max_delay_ms() -> pos_integer().
@@ -105,7 +106,8 @@ validate(Args) ->
            {longstr, <<"route_now">>} -> ok;
            {_, Other} -> {error, "x-delay-unusable must be \"reject\" or \"route_now\", not ~p",
                           [Other]}
-       end]).
+       end,
+       rabbit_delay_policy:validate_arguments(Args)]).
 
 integer_argument(Name, Args, Min, Max) ->
     case rabbit_misc:table_lookup(Args, Name) of

@@ -15,6 +15,10 @@
 %%
 %% It begins when an entry of its own has been applied: before that, the store may still show what
 %% has been settled.
+%%
+%% What operators ask for goes through here too (change/2), so that cancelling and releasing a message
+%% cannot both succeed: what is in flight is left alone, and what is not is kept from being released
+%% until the change is applied.
 -module(rabbit_delay_dispatcher).
 
 -behaviour(gen_server).
@@ -22,8 +26,20 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([start_link/1, leader/2, wake/2, counters/1]).
+-export([start_link/1, leader/2, wake/2, counters/1, await_ready/2, change/2, change_async/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
+
+-export_type([change/0, changed/0]).
+
+%% Ids: each once.
+-type change() :: {cancel, [rabbit_delay_store:id()]}
+                | {reschedule, [{rabbit_delay_store:id(), DueMs :: rabbit_delay_store:ms()}]}
+                | pause | resume.
+
+%% How many messages were changed, and which were not because they are in flight; the others were not
+%% there any more. {error, interrupted}: the Raft leader changed, and it may have happened or not.
+-type changed() :: {ok, Changed :: non_neg_integer(), InFlight :: [rabbit_delay_store:id()]}
+                 | {error, not_ready | interrupted}.
 
 %% How many records are read and published before other messages are looked at.
 -define(TAKE_MESSAGES, 256).
@@ -32,9 +48,14 @@
 %% At most this long is slept: the clock may be stepped meanwhile.
 -define(MAX_SLEEP_MS, 1000).
 -define(STORE_RETRY_MS, 1000).
+-define(RATE_MS, 100).
+
+%% No answer for so long is none.
+-define(CHANGE_MS, 60000).
 
 -record(in_flight,
         {id :: rabbit_delay_store:id(),
+         due :: rabbit_delay_store:ms(),
          bytes :: non_neg_integer(),
          unsettled = [] :: [rabbit_amqqueue:name()],
          settled = [] :: [rabbit_amqqueue:name()],
@@ -52,6 +73,12 @@
          pumping = false :: boolean(),
          max_messages :: pos_integer(),
          max_bytes :: pos_integer(),
+         %% messages per second, and how many were allowed at that time, monotonic ms
+         rate = infinity :: pos_integer() | infinity,
+         allowance = 0.0 :: float(),
+         allowed_at :: integer(),
+         %% what is later than this, ms, is dropped
+         drop_after = infinity :: non_neg_integer() | infinity,
          %% published, awaiting confirms, by the sequence number they were published with
          in_flight = #{} :: #{pos_integer() => #in_flight{}},
          %% ids in flight or being settled: a reopened store hands them out again
@@ -63,14 +90,16 @@
          done = [] :: [rabbit_delay_store:id()],
          %% appended, not yet applied
          settling = #{} :: #{reference() => binary()},
+         paused = false :: boolean(),
+         %% operators' changes, appended and not yet applied, with the ids that they hold
+         changing = #{} :: #{reference() => {{gen_server:from(), InFlight :: [rabbit_delay_store:id()]},
+                                             change()}},
+         held = #{} :: #{rabbit_delay_store:id() => []},
+         %% who waits for the store
+         awaiting = [] :: [gen_server:from()],
          %% the present pause of each queue that rejects, ms, and since when
          pauses = #{} :: #{rabbit_amqqueue:name() => {pos_integer(), Since :: integer()}},
-         counters :: counters:counters_ref()}).
-
--define(RELEASED, 1).
--define(UNROUTABLE, 2).
--define(RETRIED, 3).
--define(CORRUPT, 4).
+         counters :: rabbit_delay_counters:ref()}).
 
 -spec start_link(rabbit_exchange:name()) -> {ok, pid()} | {error, term()}.
 start_link(XName) ->
@@ -89,11 +118,32 @@ wake(XName, DueMs) ->
         Pid -> gen_server:cast(Pid, {wake, DueMs})
     end.
 
-%% Since the process began: messages released, found unroutable when due, put back because a queue
-%% did not take them, and lost to damage of the store's files.
--spec counters(pid()) -> #{released | unroutable | retried | corrupt := non_neg_integer()}.
+%% Since the exchange's processes were first started.
+-spec counters(pid()) -> rabbit_delay_counters:values().
 counters(Pid) ->
     gen_server:call(Pid, counters, infinity).
+
+%% Waits until change/2 can be asked for.
+-spec await_ready(pid(), timeout()) -> ok | {error, not_ready}.
+await_ready(Pid, Timeout) ->
+    try
+        gen_server:call(Pid, await_ready, Timeout)
+    catch
+        exit:_ -> {error, not_ready}
+    end.
+
+-spec change(pid(), change()) -> changed().
+change(Pid, Change) ->
+    try
+        gen_server:call(Pid, {change, Change}, ?CHANGE_MS)
+    catch
+        exit:_ -> {error, interrupted}
+    end.
+
+%% The answer comes by gen_server:receive_response/2.
+-spec change_async(pid(), change()) -> gen_server:request_id().
+change_async(Pid, Change) ->
+    gen_server:send_request(Pid, {change, Change}).
 
 -spec init(rabbit_exchange:name()) -> {ok, #state{}, {continue, find_leader}}.
 init(XName) ->
@@ -103,8 +153,9 @@ init(XName) ->
                 server_id = rabbit_delay_raft:server_id(XName),
                 max_messages = rabbit_delay_config:in_flight_messages([]),
                 max_bytes = rabbit_delay_config:in_flight_bytes(),
+                allowed_at = erlang:monotonic_time(millisecond),
                 publisher = rabbit_delay_broker:publisher(),
-                counters = counters:new(4, [])},
+                counters = rabbit_delay_registry:counters(XName)},
      {continue, find_leader}}.
 
 %% After a crash of this process the leader may have been known for long.
@@ -116,12 +167,18 @@ handle_continue(find_leader, #state{exchange = XName} = State) ->
     end,
     {noreply, State}.
 
--spec handle_call(term(), term(), #state{}) -> {reply, term(), #state{}}.
+-spec handle_call(term(), gen_server:from(), #state{}) ->
+          {reply, term(), #state{}} | {noreply, #state{}}.
+handle_call(await_ready, From, #state{store = undefined, awaiting = Awaiting} = State) ->
+    {noreply, State#state{awaiting = [From | Awaiting]}};
+handle_call(await_ready, _, State) ->
+    {reply, ok, State};
+handle_call({change, _}, _, #state{store = undefined} = State) ->
+    {reply, {error, not_ready}, State};
+handle_call({change, Change}, From, State) ->
+    {noreply, change(Change, From, State)};
 handle_call(counters, _From, #state{counters = C} = State) ->
-    {reply, #{released => counters:get(C, ?RELEASED),
-              unroutable => counters:get(C, ?UNROUTABLE),
-              retried => counters:get(C, ?RETRIED),
-              corrupt => counters:get(C, ?CORRUPT)}, State};
+    {reply, rabbit_delay_counters:read(C), State};
 handle_call(_, _, State) ->
     {reply, {error, not_supported}, State}.
 
@@ -149,15 +206,15 @@ handle_info(settle, State) ->
     {noreply, settle(State)};
 handle_info({ra_event, _, {applied, Replies}}, State) ->
     {noreply, lists:foldl(fun applied/2, State, Replies)};
-handle_info({ra_event, _, {rejected, _}}, State) ->
+handle_info({ra_event, _, {rejected, {_, _, Correlation}}}, State) ->
     %% When the server leads again, we are told, and append again.
-    {noreply, State};
+    {noreply, changed(Correlation, {error, not_ready}, State)};
 handle_info({retry, SeqNo}, State) ->
     {noreply, retry(SeqNo, State)};
 handle_info({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}, exchange = XName} = State) ->
     ok = rabbit_delay_registry:register_store(XName, undefined),
-    {noreply, cancel_timer(State#state{leader = undefined, note = undefined,
-                                       store = undefined})};
+    {noreply, cancel_timer(interrupt(State#state{leader = undefined, note = undefined,
+                                                 store = undefined}))};
 handle_info({bump_credit, Message}, State) ->
     credit_flow:handle_bump_msg(Message),
     {noreply, State};
@@ -173,34 +230,34 @@ handle_info(Message, #state{publisher = Publisher0} = State) ->
 
 %% ------------------------------------------------------------------------------ leadership
 
-follow_leader(Pid, #state{leader = Old, settling = Settling, server_id = ServerId} = State) ->
-    Leader = case Old of
-                 {Pid, _} ->
-                     Old;
-                 {_, Ref} ->
-                     demonitor(Ref, [flush]),
-                     {Pid, monitor(process, Pid)};
-                 undefined ->
-                     {Pid, monitor(process, Pid)}
-             end,
+follow_leader(Pid, #state{leader = {Pid, _}} = State) ->
+    begin_again(State);
+follow_leader(Pid, #state{leader = Old} = State) ->
+    _ = case Old of
+            {_, Ref} -> demonitor(Ref, [flush]);
+            undefined -> ok
+        end,
+    begin_again(interrupt(State#state{leader = {Pid, monitor(process, Pid)}})).
+
+begin_again(#state{settling = Settling, server_id = ServerId} = State) ->
     maps:foreach(fun (Correlation, Ids) ->
                          rabbit_delay_raft:settle(ServerId, Ids, Correlation)
                  end, Settling),
     Note = make_ref(),
     ok = rabbit_delay_raft:note(ServerId, Note),
-    State#state{leader = Leader, note = Note}.
+    State#state{note = Note}.
 
 applied({Note, ok}, #state{note = Note} = State) ->
     attach(State#state{note = undefined});
-applied({Correlation, {ok, _}}, #state{settling = Settling, ids = Ids} = State) ->
+applied({Correlation, {ok, _} = Reply}, #state{settling = Settling, ids = Ids} = State) ->
     case maps:take(Correlation, Settling) of
         {Settled, Rest} ->
             pump_soon(State#state{settling = Rest, ids = without(Settled, Ids)});
         error ->
-            State
+            changed(Correlation, Reply, State)
     end;
-applied(_, State) ->
-    State.
+applied({Correlation, Reply}, State) ->
+    changed(Correlation, Reply, State).
 
 without(<<>>, Ids) -> Ids;
 without(<<Id:64/little, Rest/binary>>, Ids) -> without(Rest, maps:remove(Id, Ids)).
@@ -208,6 +265,8 @@ without(<<Id:64/little, Rest/binary>>, Ids) -> without(Rest, maps:remove(Id, Ids
 %% What an earlier process of ours had taken out is to be handed out again.
 attach(#state{exchange = XName, server_id = ServerId, ids = Ids} = State) ->
     {ok, {_, Store}, _} = ra:local_query(ServerId, fun rabbit_delay_machine:store/1, infinity),
+    {ok, {_, Paused}, _} = ra:local_query(ServerId, fun rabbit_delay_machine:is_paused/1, infinity),
+    ok = rabbit_delay_registry:register_paused(XName, Paused),
     ok = rabbit_delay_registry:register_store(XName, Store),
     case map_size(Ids) of
         0 -> ok = rabbit_delay_store:untake(Store);
@@ -215,9 +274,7 @@ attach(#state{exchange = XName, server_id = ServerId, ids = Ids} = State) ->
     end,
     case lookup(XName) of
         {ok, X} ->
-            Args = rabbit_delay_broker:exchange_arguments(X),
-            pump(State#state{store = Store,
-                             max_messages = rabbit_delay_config:in_flight_messages(Args)});
+            pump(configured(X, ready(State#state{store = Store, paused = Paused})));
         {error, not_found} ->
             %% It is being deleted, and this process with it.
             State
@@ -225,6 +282,95 @@ attach(#state{exchange = XName, server_id = ServerId, ids = Ids} = State) ->
 
 lookup(XName) ->
     rabbit_delay_broker:lookup_exchange(XName).
+
+%% -------------------------------------------------------------------- operators' changes
+
+%% All that was appended before is applied or lost: what it held is handed out again.
+ready(#state{awaiting = Awaiting, held = Held0, changing = Changing} = State) ->
+    lists:foreach(fun (From) -> gen_server:reply(From, ok) end, Awaiting),
+    Held = maps:from_list([{Id, []} || {_, Change} <- maps:values(Changing), Id <- ids_of(Change)]),
+    hand_out(maps:keys(maps:without(maps:keys(Held), Held0)),
+             State#state{awaiting = [], held = Held}).
+
+change(Change, From, #state{changing = Changing, held = Held, server_id = ServerId} = State) ->
+    {Free, InFlight} = lists:partition(fun (Id) -> is_free(Id, State) end, ids_of(Change)),
+    case Free =:= [] andalso is_tuple(Change) of
+        true ->
+            gen_server:reply(From, {ok, 0, InFlight}),
+            State;
+        false ->
+            Allowed = without_ids(InFlight, Change),
+            Correlation = make_ref(),
+            ok = rabbit_delay_raft:change(ServerId, encoded(Allowed), Correlation),
+            State#state{changing = Changing#{Correlation => {{From, InFlight}, Allowed}},
+                        held = lists:foldl(fun (Id, Acc) -> Acc#{Id => []} end, Held, Free)}
+    end.
+
+is_free(Id, #state{ids = Ids, held = Held}) ->
+    not is_map_key(Id, Ids) andalso not is_map_key(Id, Held).
+
+ids_of({cancel, Ids}) -> Ids;
+ids_of({reschedule, Dues}) -> [Id || {Id, _} <- Dues];
+ids_of(_) -> [].
+
+without_ids([], Change) -> Change;
+without_ids(Not, {cancel, Ids}) -> {cancel, Ids -- Not};
+without_ids(Not, {reschedule, Dues}) -> {reschedule, [D || {Id, _} = D <- Dues,
+                                                           not lists:member(Id, Not)]}.
+
+encoded({cancel, Ids}) -> {cancel, << <<Id:64/little>> || Id <- Ids >>};
+encoded({reschedule, Dues}) -> {reschedule, << <<Id:64/little, Due:64/little>>
+                                               || {Id, Due} <- Dues >>};
+encoded(Change) -> Change.
+
+%% What became of a change, if this is one's correlation.
+changed(Correlation, Reply, #state{changing = Changing, held = Held} = State0) ->
+    case maps:take(Correlation, Changing) of
+        {{{From, InFlight}, Change}, Rest} ->
+            State = State0#state{changing = Rest, held = maps:without(ids_of(Change), Held)},
+            case Reply of
+                {ok, Changed} ->
+                    gen_server:reply(From, {ok, Changed, InFlight}),
+                    moved(Change, State);
+                ok ->
+                    ok = rabbit_delay_registry:register_paused(State#state.exchange,
+                                                               Change =:= pause),
+                    gen_server:reply(From, {ok, 0, []}),
+                    pump_soon(State#state{paused = Change =:= pause});
+                {error, _} = Error ->
+                    gen_server:reply(From, Error),
+                    hand_out(ids_of(Change), State)
+            end;
+        error ->
+            State0
+    end.
+
+%% What became due meanwhile was taken out of the store and passed over.
+moved({reschedule, Dues}, #state{store = Store} = State) when Store =/= undefined ->
+    lists:foreach(fun ({Id, Due}) -> _ = rabbit_delay_store:postpone(Store, Id, Due) end, Dues),
+    pump_soon(State);
+moved(_, State) ->
+    State.
+
+hand_out([_ | _] = Ids, #state{store = Store} = State) when Store =/= undefined ->
+    Now = rabbit_delay_config:now_ms(),
+    lists:foreach(fun (Id) -> _ = rabbit_delay_store:postpone(Store, Id, Now) end, Ids),
+    pump_soon(State);
+hand_out(_, State) ->
+    State.
+
+%% What they held stays held until all that was appended is applied.
+interrupt(#state{changing = Changing} = State) ->
+    maps:foreach(fun (_, {{From, _}, _}) -> gen_server:reply(From, {error, interrupted}) end,
+                 Changing),
+    State#state{changing = #{}}.
+
+%% Policies may have changed.
+configured(X, State) ->
+    Args = rabbit_delay_broker:exchange_arguments(X),
+    State#state{max_messages = rabbit_delay_config:in_flight_messages(Args),
+                rate = rabbit_delay_policy:release_rate(X),
+                drop_after = rabbit_delay_policy:drop_after(X)}.
 
 %% ---------------------------------------------------------------------------------- release
 
@@ -239,13 +385,40 @@ pump_soon(State) ->
 %% Takes what is due and publishes it, as far as there is room.
 pump(#state{store = undefined} = State) ->
     State;
+pump(#state{paused = true} = State) ->
+    State;
 pump(#state{ids = Ids, max_messages = MaxMessages, bytes = Bytes, max_bytes = MaxBytes} = State) ->
     Room = MaxMessages - map_size(Ids),
     %% A batch that is worth the call, unless the limit itself is small.
     case Room >= min(?TAKE_MESSAGES, (MaxMessages + 3) div 4) andalso Bytes < MaxBytes of
-        true -> take(min(Room, ?TAKE_MESSAGES), min(MaxBytes - Bytes, ?TAKE_BYTES), State);
+        true -> take_allowed(min(Room, ?TAKE_MESSAGES), min(MaxBytes - Bytes, ?TAKE_BYTES), State);
         false -> State
     end.
+
+%% No more than the exchange's rate allows: what it allows in RATE_MS may come at once.
+take_allowed(Messages, Bytes, #state{rate = infinity} = State) ->
+    take(Messages, Bytes, State);
+take_allowed(Messages, Bytes, #state{rate = Rate, allowance = Allowance0, allowed_at = At,
+                                     exchange = XName} = State0) ->
+    Now = erlang:monotonic_time(millisecond),
+    Most = max(1.0, Rate * ?RATE_MS / 1000),
+    Allowance = min(Most, Allowance0 + Rate * (Now - At) / 1000),
+    State = State0#state{allowance = Allowance, allowed_at = Now},
+    case trunc(Allowance) of
+        0 ->
+            Missing = ceil((1.0 - Allowance) * 1000 / Rate),
+            %% The rate may be another one by then.
+            Next = case lookup(XName) of
+                       {ok, X} -> configured(X, State);
+                       {error, not_found} -> State
+                   end,
+            sleep_until(rabbit_delay_config:now_ms() + Missing, Next);
+        N ->
+            take(min(Messages, N), Bytes, State)
+    end.
+
+spend(_, #state{rate = infinity} = State) -> State;
+spend(N, #state{allowance = Allowance} = State) -> State#state{allowance = Allowance - N}.
 
 take(Messages, Bytes, #state{store = Store, exchange = XName} = State0) ->
     Now = rabbit_delay_config:now_ms(),
@@ -255,7 +428,7 @@ take(Messages, Bytes, #state{store = Store, exchange = XName} = State0) ->
         {ok, Records, NextDue} ->
             case lookup(XName) of
                 {ok, X} ->
-                    State = release(Records, X, State0),
+                    State = release(Records, X, spend(length(Records), configured(X, State0))),
                     case NextDue =/= infinity andalso NextDue =< Now of
                         true -> pump_soon(State);
                         false -> sleep_until(NextDue, State)
@@ -299,19 +472,31 @@ release(Records, X, State0) ->
     ok = count(Routed),
     State.
 
-release_one({Id, _, _, _}, _, {#state{ids = Ids}, _} = Acc) when is_map_key(Id, Ids) ->
+release_one({Id, _, _, _}, _, {#state{ids = Ids, held = Held}, _} = Acc)
+  when is_map_key(Id, Ids); is_map_key(Id, Held) ->
     Acc;
-release_one({Id, _Due, Encoding, Body}, X, {State0, Routed}) ->
+release_one({corrupt, Id, _, _, _}, _, {#state{held = Held}, _} = Acc) when is_map_key(Id, Held) ->
+    Acc;
+release_one({Id, Due, Encoding, Body}, X, {#state{drop_after = DropAfter} = State0, Routed}) ->
+    case rabbit_delay_config:now_ms() - Due > DropAfter of
+        true ->
+            rabbit_delay_counters:add(State0#state.counters, expired, 1),
+            {done(Id, 0, hold(Id, 0, State0)), Routed};
+        false ->
+            release_in_time(Id, Due, Encoding, Body, X, State0, Routed)
+    end;
+release_one({corrupt, Id, _Due, File, Offset}, _, {State, Routed}) ->
+    {lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State), Routed}.
+
+release_in_time(Id, Due, Encoding, Body, X, State0, Routed) ->
     case rabbit_delay_broker:decode(Encoding, Body) of
         {ok, Message} ->
             State1 = hold(Id, byte_size(Body), State0),
             publish(Message, [], X, State1#state.next_seq_no,
-                    #in_flight{id = Id, bytes = byte_size(Body)}, State1, Routed);
+                    #in_flight{id = Id, due = Due, bytes = byte_size(Body)}, State1, Routed);
         {error, Reason} ->
             {lost(Id, "it cannot be decoded: ~0p", [Reason], State0), Routed}
-    end;
-release_one({corrupt, Id, _Due, File, Offset}, _, {State, Routed}) ->
-    {lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State), Routed}.
+    end.
 
 hold(Id, Size, #state{ids = Ids, bytes = Bytes} = State) ->
     State#state{ids = Ids#{Id => []}, bytes = Bytes + Size}.
@@ -319,7 +504,7 @@ hold(Id, Size, #state{ids = Ids, bytes = Bytes} = State) ->
 lost(Id, Format, Args, #state{exchange = XName, counters = Counters} = State0) ->
     ?LOG_ERROR("delayed message ~b of ~s is lost: " ++ Format,
                [Id, rabbit_misc:rs(XName) | Args], ?LOG_DOMAIN),
-    counters:add(Counters, ?CORRUPT, 1),
+    rabbit_delay_counters:add(Counters, corrupt, 1),
     done(Id, 0, hold(Id, 0, State0)).
 
 %% To the queues that it is routed to, but those of Already, which have it.
@@ -331,7 +516,7 @@ publish(Message0, Already, X, SeqNo, InFlight0, State0, Routed) ->
     #in_flight{id = Id, bytes = Bytes} = InFlight0,
     case Qs of
         [] ->
-            Already =:= [] andalso counters:add(Counters, ?UNROUTABLE, 1),
+            Already =:= [] andalso rabbit_delay_counters:add(Counters, unroutable, 1),
             {done(Id, Bytes, State0), Routed};
         _ ->
             QNames = [rabbit_delay_broker:queue_name(Q) || Q <- Qs],
@@ -402,18 +587,19 @@ queue_gone(QName, #state{in_flight = All} = State) ->
 
 finish(SeqNo, #in_flight{unsettled = [_ | _]} = InFlight, #state{in_flight = All} = State) ->
     State#state{in_flight = All#{SeqNo := InFlight}};
-finish(SeqNo, #in_flight{rejected = [], settled = [_ | _], id = Id, bytes = Bytes},
+finish(SeqNo, #in_flight{rejected = [], settled = [_ | _], id = Id, due = Due, bytes = Bytes},
        #state{in_flight = All, counters = Counters} = State) ->
-    counters:add(Counters, ?RELEASED, 1),
+    rabbit_delay_counters:add(Counters, released, 1),
+    rabbit_delay_counters:lateness(Counters, rabbit_delay_config:now_ms() - Due),
     done(Id, Bytes, State#state{in_flight = maps:remove(SeqNo, All)});
 finish(SeqNo, #in_flight{rejected = Rejected, settled = [], id = Id, bytes = Bytes},
        #state{in_flight = All, counters = Counters} = State0) ->
-    counters:add(Counters, ?RETRIED, 1),
+    rabbit_delay_counters:add(Counters, retried, 1),
     {Pause, State} = pause(Rejected, State0),
     put_back(Id, Bytes, Pause, State#state{in_flight = maps:remove(SeqNo, All)});
 finish(SeqNo, #in_flight{rejected = Rejected, bytes = Bytes} = InFlight,
        #state{in_flight = All, counters = Counters} = State0) ->
-    counters:add(Counters, ?RETRIED, 1),
+    rabbit_delay_counters:add(Counters, retried, 1),
     {Pause, State} = pause(Rejected, State0),
     _ = erlang:send_after(Pause, self(), {retry, SeqNo}),
     State#state{in_flight = All#{SeqNo := InFlight#in_flight{bytes = 0}},
@@ -445,7 +631,10 @@ put_back(Id, Bytes, Pause, #state{store = Store, ids = Ids, bytes = All} = State
         ok -> pump_soon(sleep_until(Until, State));
         %% Without a store there is nothing to put it back into: it was never taken from the next.
         false -> State;
-        {error, enoent} -> pump_soon(State);
+        {error, enoent} ->
+            %% It was cancelled while it was in flight.
+            rabbit_delay_counters:add(State#state.counters, cancelled, 1),
+            pump_soon(State);
         {error, eclosed} -> State
     end.
 

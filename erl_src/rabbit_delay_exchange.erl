@@ -15,7 +15,7 @@
 -export([description/0, serialise_events/0, route/2, route/3, validate/1, validate_binding/2,
          create/2, delete/2, delete/3, policy_changed/2, add_binding/3, remove_bindings/3, assert_args_equivalence/2,
          info/1, info/2]).
--export([underlying_type/1, while_releasing/1, list/2]).
+-export([underlying_type/1, while_releasing/1, list/2, list/3]).
 
 -rabbit_boot_step(
    {rabbit_delay_exchange,
@@ -27,12 +27,16 @@
 
 -define(DELAYED_TYPE, <<"x-delayed-type">>).
 -define(RELEASING, {?MODULE, releasing}).
+%% Of a header's value, in an error.
+-define(SHOWN_BYTES, 30).
 
 %% The official delayed-message plugin registers the same type. Enabling ours beside it at run time
 %% is refused; at boot the broker must not fail because of us.
 -spec register() -> ok.
 register() ->
-    case served_by() of
+    case rabbit_delay_sup:is_for_this_broker() andalso served_by() of
+        false ->
+            ok;
         {other, Module} ->
             case rabbit_delay_broker:is_booted() of
                 true -> throw({error, lists:flatten(rivalry(Module))});
@@ -115,10 +119,25 @@ route_or_delay(X, Delivery, Options) ->
     Message = rabbit_delay_broker:message_of(Delivery),
     Headers = rabbit_delay_broker:headers(Message),
     Args = rabbit_delay_broker:exchange_arguments(X),
+    case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message)) of
+        {cancel, _} ->
+            delay(X, Delivery, Message);
+        {invalid, Header, Value, Why} ->
+            refuse_key(X, Header, Value, Why),
+            route_or_delay(X, Delivery, Options, Message, Headers, Args);
+        _ ->
+            route_or_delay(X, Delivery, Options, Message, Headers, Args)
+    end.
+
+route_or_delay(X, Delivery, Options, Message, Headers, Args) ->
     case rabbit_delay_header:due(Headers, rabbit_delay_config:now_ms(),
                                  rabbit_delay_config:max_delay_ms(Args)) of
         now ->
-            route_now(X, Delivery, Options);
+            case rabbit_delay_policy:default_delay(X) =/= none
+                 andalso not rabbit_delay_header:is_given(Headers) of
+                true -> delay(X, Delivery, Message);
+                false -> route_now(X, Delivery, Options)
+            end;
         {unusable, Header, Value, Why} ->
             _ = rabbit_delay_config:unusable_delay(Args) =:= reject
                 andalso refuse_unusable(X, Header, Value, Why),
@@ -144,6 +163,20 @@ refuse_unusable(X, Header, Value, Why) ->
               "delay of ~b ms",
               [XName, Header, Value, 20, MaxDelay])
     end.
+
+%% As above. For anyone but a client the message is one without a key.
+refuse_key(X, Header, Value, Why) ->
+    rabbit_delay_broker:raise_to_client(
+      precondition_failed,
+      "cannot take a message published to ~s: header '~s' ~s; it is ~s",
+      [rabbit_misc:rs(rabbit_delay_broker:exchange_name(X)), Header, Why, shown(Value)]).
+
+shown(undefined) ->
+    "null";
+shown(<<Start:?SHOWN_BYTES/binary, _, _/binary>> = Value) ->
+    io_lib:format("~0p... of ~b bytes", [Start, byte_size(Value)]);
+shown(Value) ->
+    io_lib:format("~0P", [Value, ?SHOWN_BYTES]).
 
 delay(X, Delivery, Message) ->
     XName = rabbit_delay_broker:exchange_name(X),
@@ -286,15 +319,21 @@ info(X, Items) ->
         false -> []
     end.
 
-%% The delayed exchanges of a vhost, for rabbitmqctl: these items of each.
+%% The delayed exchanges of a vhost, for operators: these items of each.
 -spec list(rabbit_types:vhost(), [atom()]) -> [[{atom(), term()}]].
 list(VHost, Items) ->
+    list(VHost, all, Items).
+
+%% The same, of one of them.
+-spec list(rabbit_types:vhost(), Name :: binary() | all, [atom()]) -> [[{atom(), term()}]].
+list(VHost, Which, Items) ->
     [begin
          Stat = rabbit_delay_registry:stat(XName),
          [{Item, list_item(Item, X, XName, Stat)} || Item <- Items]
      end || X <- rabbit_delay_broker:delayed_exchanges(),
-            #resource{virtual_host = V} = XName <- [rabbit_delay_broker:exchange_name(X)],
-            V =:= VHost].
+            #resource{virtual_host = V, name = Name} = XName
+                <- [rabbit_delay_broker:exchange_name(X)],
+            V =:= VHost, Which =:= all orelse Which =:= Name].
 
 list_item(name, _, #resource{name = Name}, _) -> Name;
 list_item(type, X, _, _) ->
@@ -304,4 +343,6 @@ list_item(messages_delayed, _, _, #{pending := N}) -> N;
 list_item(bytes_delayed, _, _, #{pending_bytes := N}) -> N;
 list_item(next_due, _, _, #{next_due := infinity}) -> '';
 list_item(next_due, _, _, #{next_due := Ms}) -> Ms;
-list_item(in_flight, _, _, #{taken := N}) -> N.
+list_item(in_flight, _, _, #{taken := N}) -> N;
+list_item(overdue, _, XName, _) -> rabbit_delay_registry:overdue(XName);
+list_item(paused, _, XName, _) -> rabbit_delay_registry:is_paused(XName).

@@ -10,7 +10,7 @@
 %% a number. Zero, negative, and a time that has passed mean: at once.
 -module(rabbit_delay_header).
 
--export([due/3, negate/1, from_amqp10/2, to_amqp10/1, names/0]).
+-export([due/3, is_given/1, negate/1, from_amqp10/2, to_amqp10/1, names/0]).
 
 -export_type([due/0, headers/0]).
 
@@ -54,6 +54,13 @@ due(Headers, Now, MaxDelay) ->
         Field ->
             time(Field, Now, MaxDelay)
     end.
+
+%% Whether these headers say when, be it at once.
+-spec is_given(headers()) -> boolean().
+is_given(Headers) when Headers =:= undefined; Headers =:= [] ->
+    false;
+is_given(Headers) ->
+    lists:any(fun (Name) -> find(Name, Headers) =/= undefined end, names()).
 
 %% The headers that a message carries after its delay: x-delay negated, so that it is not delayed
 %% again when it is published again, and a consumer still sees how long it waited.

@@ -5,7 +5,7 @@
 %% and skips what it has already applied, so replaying the log after a restart is harmless; the rest
 %% of the state is small and goes into every snapshot (rabbit_delay_snapshot).
 %%
-%% Commands, each with a version of its own, 1 so far. They are in logs and snapshots for ever.
+%% Commands, each with a version of its own. They are in logs and snapshots for ever.
 %%
 %%   {enqueue, 1, Session, SeqNo, Earliest, Batch}
 %%      Batch is what rabbit_delay_store:insert/4 takes. Session is the delay queue process's, SeqNo
@@ -13,10 +13,23 @@
 %%      comes before its turn is answered {gap, LastSeqNo} and not applied. Earliest is
 %%      {LeastDelay | none, LeastTime | none} of the batch.
 %%      Reply: ok | {gap, LastSeqNo} | {error, Reason}
+%%   {enqueue, 2, Session, SeqNo, Earliest, Batch}
+%%      The same with a keyed batch, which rabbit_delay_store:insert_keyed/4 takes: so what is
+%%      cancelled, replaced and dropped is decided here, in the order of the log. Earliest is of
+%%      those of its records that are messages, {none, none} if none is.
+%%      Reply: ok, if it was seen before | {ok, rabbit_delay_store:by_key()} | {gap, LastSeqNo} |
+%%      {error, Reason}. What is replayed into a store that has it reports nothing as removed.
 %%   {settle, 1, Ids}
 %%      Ids: 64-bit little-endian. Reply: {ok, Removed} | {error, Reason}
 %%   {note, 1}
 %%      Changes nothing. Reply: ok
+%%   {cancel, 1, Ids}
+%%      As settle, but not delivered. Reply: {ok, Removed} | {error, Reason}
+%%   {reschedule, 1, Dues}
+%%      Dues: <<Id:64/little, DueMs:64/little, ...>>. Messages that are not there are passed over.
+%%      Reply: {ok, Moved} | {error, Reason}
+%%   {pause, 1}, {resume, 1}
+%%      Until it is resumed, nothing is released. Reply: ok
 %%
 %% Due times: the entry's Raft timestamp, the same on every replica, plus the delay. The timestamp
 %% was cut to a millisecond, so one is added: never early.
@@ -29,7 +42,7 @@
 
 -export([init/1, apply/3, state_enter/2, tick/2, overview/1, snapshot_module/0,
          init_aux/1, handle_aux/5, handle_aux/6]).
--export([store/1, to_snapshot/1, from_snapshot/2, open_store/2]).
+-export([store/1, is_paused/1, to_snapshot/1, from_snapshot/2, open_store/2]).
 
 -export_type([state/0, command/0, earliest/0, snapshot/0]).
 
@@ -51,6 +64,7 @@
          seen = 0 :: ra:index(),
          %% newest first
          sessions = [] :: [{Session :: pos_integer(), LastSeqNo :: non_neg_integer()}],
+         paused = false :: boolean(),
          %% what has come since a snapshot was last offered to Ra
          messages_since = 0 :: non_neg_integer(),
          bytes_since = 0 :: non_neg_integer()}).
@@ -59,16 +73,21 @@
 
 -type earliest() :: {LeastDelay :: none | non_neg_integer(), LeastTime :: none | pos_integer()}.
 
--type command() :: {enqueue, 1, Session :: pos_integer(), SeqNo :: pos_integer(), earliest(),
+-type command() :: {enqueue, 1 | 2, Session :: pos_integer(), SeqNo :: pos_integer(), earliest(),
                     Batch :: binary()}
                  | {settle, 1, Ids :: binary()}
-                 | {note, 1}.
+                 | {note, 1}
+                 | {cancel, 1, Ids :: binary()}
+                 | {reschedule, 1, Dues :: binary()}
+                 | {pause, 1}
+                 | {resume, 1}.
 
-%% What a snapshot keeps beside the store's own files.
--type snapshot() :: #{version := 1,
+%% What a snapshot keeps beside the store's own files. Version 1 has no `paused'.
+-type snapshot() :: #{version := 1 | 2,
                       exchange := rabbit_exchange:name(),
                       seen := ra:index(),
-                      sessions := [{pos_integer(), non_neg_integer()}]}.
+                      sessions := [{pos_integer(), non_neg_integer()}],
+                      paused => boolean()}.
 
 -spec init(map()) -> state().
 init(#{exchange := XName, uid := Uid}) ->
@@ -80,55 +99,90 @@ snapshot_module() -> rabbit_delay_snapshot.
 -spec apply(ra_machine:command_meta_data(), command() | ra_machine:builtin_command(), state()) ->
           {state(), term()} | {state(), term(), ra_machine:effects()}.
 apply(#{index := Index, system_time := Now},
-      {enqueue, 1, Session, SeqNo, Earliest, Batch},
-      #?MODULE{sessions = Sessions} = State0) ->
+      {enqueue, Version, Session, SeqNo, Earliest, Batch},
+      #?MODULE{sessions = Sessions} = State0) when Version =:= 1; Version =:= 2 ->
     State = State0#?MODULE{seen = Index},
     case lists:keyfind(Session, 1, Sessions) of
         {_, Last} when SeqNo =< Last ->
             {noted(Index, State), ok};
         {_, Last} when SeqNo =:= Last + 1 ->
-            insert(Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
+            insert(Version, Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
         false when SeqNo =:= 1 ->
-            insert(Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
+            insert(Version, Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
         {_, Last} ->
             {noted(Index, State), {gap, Last}};
         false ->
             {noted(Index, State), {gap, 0}}
     end;
-apply(#{index := Index}, {settle, 1, Ids}, #?MODULE{store = Store} = State0) ->
-    State = State0#?MODULE{seen = Index},
+apply(#{index := Index}, {settle, 1, Ids}, State) ->
+    remove(Index, Ids, State#?MODULE{seen = Index});
+apply(#{index := Index}, {cancel, 1, Ids}, State) ->
+    remove(Index, Ids, State#?MODULE{seen = Index});
+apply(#{index := Index}, {reschedule, 1, Dues}, State) ->
+    move(Index, Dues, State#?MODULE{seen = Index});
+apply(#{index := Index}, {Change, 1}, State) when Change =:= pause; Change =:= resume ->
+    {noted(Index, State#?MODULE{seen = Index, paused = Change =:= pause}), ok};
+apply(#{index := Index}, _, State) ->
+    {noted(Index, State#?MODULE{seen = Index}), ok}.
+
+remove(Index, Ids, #?MODULE{store = Store} = State) ->
     case rabbit_delay_store:settle(Store, Index, Ids) of
         {ok, Removed} ->
             offer(byte_size(Ids) div 8, byte_size(Ids), {ok, Removed}, [], State);
         {error, _} = Error ->
             exit({delay_store, settle, Error})
-    end;
-apply(#{index := Index}, _, State) ->
-    {noted(Index, State#?MODULE{seen = Index}), ok}.
+    end.
+
+%% Records are written again where their new time belongs.
+move(Index, Dues, #?MODULE{store = Store} = State) ->
+    case rabbit_delay_store:reschedule_many(Store, Index, Dues) of
+        {ok, Moved} ->
+            #{buffered := Buffered, next_due := NextDue} = rabbit_delay_store:stat(Store),
+            flush(Buffered, State),
+            offer(byte_size(Dues) div 16, byte_size(Dues), {ok, Moved},
+                  [Effect || is_integer(NextDue), Effect <- wake(NextDue, NextDue, State)], State);
+        {error, _} = Error ->
+            exit({delay_store, reschedule, Error})
+    end.
 
 %% The store refuses a batch only if it is malformed, which no replica would take, or if it cannot:
 %% then this replica must not go on as if it had.
-insert(Index, Base, Session, SeqNo, Earliest, Batch,
-       #?MODULE{store = Store, sessions = Sessions0} = State0) ->
-    case rabbit_delay_store:insert(Store, Index, Base, Batch) of
-        {ok, Count, Bytes, NextDue, Buffered} ->
+insert(Version, Index, Base, Session, SeqNo, Earliest, Batch,
+       #?MODULE{sessions = Sessions0} = State0) ->
+    case insert(Version, Index, Base, Batch, State0) of
+        {ok, {ok, Count, Bytes, NextDue, Buffered}, Removed, Reply} ->
             Sessions = lists:sublist([{Session, SeqNo} | lists:keydelete(Session, 1, Sessions0)],
                                      ?SESSIONS),
             State = State0#?MODULE{sessions = Sessions},
             flush(Buffered, State),
-            offer(Count, Bytes, ok, wake(earliest_due(Base, Earliest), NextDue, State), State);
+            offer(Count + Removed, Bytes, Reply, wake(earliest_due(Base, Earliest), NextDue, State),
+                  State);
         {error, Reason} when Reason =:= einval; Reason =:= etoobig ->
             {noted(Index, State0), {error, Reason}};
         {error, _} = Error ->
             exit({delay_store, insert, Error})
     end.
 
+insert(1, Index, Base, Batch, #?MODULE{store = Store}) ->
+    case rabbit_delay_store:insert(Store, Index, Base, Batch) of
+        {error, _} = Error -> Error;
+        Inserted -> {ok, Inserted, 0, ok}
+    end;
+insert(2, Index, Base, Batch, #?MODULE{store = Store}) ->
+    case rabbit_delay_store:insert_keyed(Store, Index, Base, Batch) of
+        {ok, Inserted, #{cancelled := Cancelled, replaced := Replaced, taken := Taken} = ByKey} ->
+            {ok, Inserted, Cancelled + Replaced + Taken, {ok, ByKey}};
+        {error, _} = Error ->
+            Error
+    end.
+
+earliest_due(_, {none, none}) -> none;
 earliest_due(Base, {none, Time}) -> max(Base, Time);
 earliest_due(Base, {Delay, none}) -> Base + Delay;
 earliest_due(Base, {Delay, Time}) -> min(Base + Delay, Time).
 
 %% The dispatcher sleeps until what was the next due time: it must hear of an earlier one.
-wake(Due, NextDue, #?MODULE{exchange = XName}) when Due =< NextDue ->
+wake(Due, NextDue, #?MODULE{exchange = XName}) when is_integer(Due), Due =< NextDue ->
     [{mod_call, rabbit_delay_dispatcher, wake, [XName, Due]}];
 wake(_, _, _) ->
     [].
@@ -187,11 +241,13 @@ tick(TimeMs, #?MODULE{store = Store, exchange = XName, seen = Seen} = State) ->
     end.
 
 -spec overview(state()) -> map().
-overview(#?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions}) ->
+overview(#?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions,
+                  paused = Paused}) ->
     #{type => ?MODULE,
       exchange => XName,
       seen => Seen,
       sessions => length(Sessions),
+      paused => Paused,
       store => rabbit_delay_store:stat(Store)}.
 
 -spec init_aux(atom()) -> undefined.
@@ -230,13 +286,19 @@ maintain(#?MODULE{store = Store, exchange = XName}) ->
 -spec store(state()) -> rabbit_delay_store:store().
 store(#?MODULE{store = Store}) -> Store.
 
+%% Whether nothing is to be released.
+-spec is_paused(state()) -> boolean().
+is_paused(#?MODULE{paused = Paused}) -> Paused.
+
 -spec to_snapshot(state()) -> snapshot().
-to_snapshot(#?MODULE{exchange = XName, seen = Seen, sessions = Sessions}) ->
-    #{version => 1, exchange => XName, seen => Seen, sessions => Sessions}.
+to_snapshot(#?MODULE{exchange = XName, seen = Seen, sessions = Sessions, paused = Paused}) ->
+    #{version => 2, exchange => XName, seen => Seen, sessions => Sessions, paused => Paused}.
 
 -spec from_snapshot(snapshot(), rabbit_delay_store:store()) -> state().
-from_snapshot(#{version := 1, exchange := XName, seen := Seen, sessions := Sessions}, Store) ->
-    #?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions}.
+from_snapshot(#{version := Version, exchange := XName, seen := Seen, sessions := Sessions} = S,
+              Store) when Version =:= 1; Version =:= 2 ->
+    #?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions,
+             paused = maps:get(paused, S, false)}.
 
 %% Opens the store in Dir and says what was found there. Ra comes here whenever a server starts, and
 %% is refused where it restarts one by itself.

@@ -35,6 +35,7 @@
 -define(LOOK_AT_SPACE_BYTES, 1048576).
 
 -define(MEMBER_RETRY_MS, 1000).
+-define(STORE_RETRY_MS, 50).
 -define(RESEND_MS, 50).
 -define(STATS_MS, 5000).
 
@@ -48,7 +49,13 @@
                   seq_no :: undefined | pos_integer(),
                   flow :: flow | noflow}).
 
--record(batch, {entry :: {rabbit_delay_machine:earliest(), binary()},
+%% What may be added before a limit is met. If that is not exact, there may be more.
+-record(room, {messages = infinity :: non_neg_integer() | infinity,
+               bytes = infinity :: non_neg_integer() | infinity,
+               exact :: boolean()}).
+
+-record(batch, {entry :: {1 | 2, rabbit_delay_machine:earliest(), binary()},
+                messages :: non_neg_integer(),
                 confirms :: #{Sender :: pid() => [pos_integer()]}}).
 
 -record(state,
@@ -64,6 +71,9 @@
          appended = 0 :: non_neg_integer(),
          %% the process that starts the member
          starter :: undefined | reference(),
+         %% what keys are hashed with, once there is a member
+         salt :: undefined | rabbit_delay_key:salt(),
+         counters :: rabbit_delay_counters:ref(),
          session :: pos_integer(),
          last_seq_no = 0 :: non_neg_integer(),
          %% under way, by sequence number
@@ -104,6 +114,7 @@ init({XName, Durable}) ->
                 name = QName,
                 durable = Durable,
                 server_id = rabbit_delay_raft:server_id(XName),
+                counters = rabbit_delay_registry:counters(XName),
                 session = Session + 1,
                 max_batches_bytes = rabbit_delay_config:appending_bytes()}}.
 
@@ -229,6 +240,8 @@ start_member_later(State) ->
 
 follow_leader(Pid, #state{leader = {Pid, _}} = State) ->
     send_all_again(State);
+follow_leader(Pid, #state{salt = undefined, exchange = XName} = State) ->
+    follow_leader(Pid, State#state{salt = rabbit_delay_raft:key_salt(XName)});
 follow_leader(Pid, #state{leader = Old} = State) ->
     _ = case Old of
             {_, Ref} -> demonitor(Ref, [flush]);
@@ -246,9 +259,19 @@ send_all_again(#state{batches = Batches} = State) ->
 send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
     rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, SeqNo).
 
-applied({SeqNo, ok}, #state{name = QName} = State) ->
+applied({SeqNo, ok}, #state{name = QName, batches = Batches, counters = Counters} = State) ->
+    case Batches of
+        #{SeqNo := #batch{messages = N}} -> rabbit_delay_counters:add(Counters, published, N);
+        _ -> ok
+    end,
     ended(SeqNo, fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end,
           State);
+applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := Dropped}}},
+        #state{counters = Counters} = State) ->
+    rabbit_delay_counters:add(Counters, cancelled, Cancelled),
+    rabbit_delay_counters:add(Counters, replaced, Replaced),
+    rabbit_delay_counters:add(Counters, deduplicated, Dropped),
+    applied({SeqNo, ok}, State);
 applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
     ?LOG_ERROR("delayed messages of ~s: a batch was refused by the store: ~p",
                [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
@@ -268,7 +291,7 @@ applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
 %% A batch is no longer under way: Answer goes to each of its senders.
 ended(SeqNo, Answer, #state{batches = Batches, batches_bytes = All} = State) ->
     case maps:take(SeqNo, Batches) of
-        {#batch{entry = {_, Bytes}, confirms = Confirms}, Rest} ->
+        {#batch{entry = {_, _, Bytes}, confirms = Confirms}, Rest} ->
             maps:foreach(Answer, Confirms),
             State#state{batches = Rest, batches_bytes = All - byte_size(Bytes)};
         error ->
@@ -285,17 +308,19 @@ resend_soon(State) ->
 
 %% ------------------------------------------------------------------------- taking messages in
 
-take(#waiting{message = Message} = W,
-     #state{waiting = Waiting, waiting_count = Count, waiting_bytes = Bytes} = State) ->
+take(#waiting{message = Message} = W, State) ->
     Size = rabbit_delay_broker:payload_size(Message),
     case refused(Message, Size, State) of
         true ->
             reject(W, State),
             State;
         false ->
-            State#state{waiting = [W#waiting{size = Size} | Waiting], waiting_count = Count + 1,
-                        waiting_bytes = Bytes + Size}
+            wait(W#waiting{size = Size}, State)
     end.
+
+wait(#waiting{size = Size} = W, #state{waiting = Waiting, waiting_count = Count,
+                                       waiting_bytes = Bytes} = State) ->
+    State#state{waiting = [W | Waiting], waiting_count = Count + 1, waiting_bytes = Bytes + Size}.
 
 refused(Message, _, #state{exchange = XName, leader = Leader, waiting_count = Count,
                            waiting_bytes = Bytes}) ->
@@ -309,7 +334,9 @@ refused(Message, _, #state{exchange = XName, leader = Leader, waiting_count = Co
                  (Count >= ?MAX_WAITING orelse Bytes >= ?MAX_WAITING_BYTES))
     end.
 
-reject(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow}, #state{name = QName}) ->
+reject(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow},
+       #state{name = QName, counters = Counters}) ->
+    rabbit_delay_counters:add(Counters, rejected, 1),
     rabbit_delay_broker:ack_credit(Sender, Flow),
     case SeqNo of
         undefined -> ok;
@@ -330,19 +357,42 @@ append(#state{batches = Batches} = State) when map_size(Batches) >= ?MAX_BATCHES
     State;
 append(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when Bytes >= Max ->
     State;
-append(#state{waiting = Waiting} = State0) ->
-    {Ws, Count, Taken, Rest} = next_batch(lists:reverse(Waiting), 0, 0, []),
+append(#state{waiting = Waiting, exchange = XName} = State) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} ->
+            case room(rabbit_delay_policy:limits(X), State) of
+                unknown ->
+                    _ = erlang:send_after(?STORE_RETRY_MS, self(), append),
+                    State;
+                Room ->
+                    append(next_batch(lists:reverse(Waiting), 0, 0, []), Room,
+                           rabbit_delay_policy:default_delay(X), State)
+            end;
+        {error, not_found} ->
+            %% It is being deleted, and this process with it.
+            State
+    end.
+
+append({Ws, Count, Taken, Rest}, Room, Default, State0) ->
     SeqNo = State0#state.last_seq_no + 1,
-    {Batch, Rejected} = batch(Ws),
-    ok = uncount(Ws, State0),
+    {Batch, Rejected, Left} = batch(Ws, Room, Default, State0),
+    ok = uncount(lists:sublist(Ws, Count - length(Left)), State0),
     lists:foreach(fun (W) -> reject(W, State0) end, Rejected),
-    State = State0#state{waiting = lists:reverse(Rest),
-                         waiting_count = State0#state.waiting_count - Count,
-                         waiting_bytes = State0#state.waiting_bytes - Taken},
+    State = lists:foldl(fun wait/2,
+                        State0#state{waiting = [],
+                                     waiting_count = State0#state.waiting_count - Count,
+                                     waiting_bytes = State0#state.waiting_bytes - Taken}, Left),
+    append_next(SeqNo, Batch, Left,
+                State#state{waiting = lists:reverse(Rest, State#state.waiting)}).
+
+append_next(SeqNo, Batch, Left, State) ->
     case Batch of
-        none ->
+        none when Left =:= [] ->
             append(State);
-        #batch{entry = {_, Bytes}} ->
+        none ->
+            %% When what is under way has been applied, there is room or there is none.
+            State;
+        #batch{entry = {_, _, Bytes}} ->
             ok = send(SeqNo, Batch, State),
             append(watch_space(byte_size(Bytes),
                                State#state{last_seq_no = SeqNo,
@@ -350,6 +400,24 @@ append(#state{waiting = Waiting} = State0) ->
                                            batches_bytes = State#state.batches_bytes +
                                                byte_size(Bytes)}))
     end.
+
+%% What may be added to the exchange's messages: exactly, if nothing is under way, else at least.
+room({infinity, infinity}, _) ->
+    #room{exact = true};
+room({MaxMessages, MaxBytes}, #state{exchange = XName, batches = Batches, batches_bytes = Bytes}) ->
+    case rabbit_delay_registry:stat(XName) of
+        #{applied := _, pending := Pending, pending_bytes := PendingBytes} ->
+            Messages = maps:fold(fun (_, #batch{messages = N}, Acc) -> N + Acc end, 0, Batches),
+            #room{messages = left(MaxMessages, Pending + Messages),
+                  bytes = left(MaxBytes, PendingBytes + Bytes),
+                  exact = map_size(Batches) =:= 0};
+        _ ->
+            %% The store is not open yet.
+            unknown
+    end.
+
+left(infinity, _) -> infinity;
+left(Max, N) -> max(0, Max - N).
 
 %% A burst can use up the space between two looks at it.
 watch_space(Bytes, #state{appended = Appended} = State)
@@ -373,38 +441,112 @@ next_batch([W | Rest], Count, Bytes, Acc) when Count < ?MAX_MESSAGES, Bytes < ?M
 next_batch(Rest, Count, Bytes, Acc) ->
     {lists:reverse(Acc), Count, Bytes, Rest}.
 
-%% The Raft entry for these messages, in the store's batch format (include/dw_store.h), and those
-%% that are too large for it.
-batch(Ws) ->
-    Now = rabbit_delay_config:now_ms(),
-    Limit = rabbit_delay_config:max_message_size(),
-    batch(Ws, Now, Limit, [], {none, none}, #{}, []).
+-record(building, {now :: integer(),
+                   %% of a message, as stored, bytes
+                   limit :: pos_integer(),
+                   room :: #room{},
+                   default :: pos_integer() | none,
+                   salt :: rabbit_delay_key:salt(),
+                   counters :: rabbit_delay_counters:ref(),
+                   messages = 0 :: non_neg_integer(),
+                   %% 2: some record does something with its key
+                   version = 1 :: 1 | 2,
+                   records = [] :: iodata(),
+                   earliest = {none, none} :: rabbit_delay_machine:earliest(),
+                   confirms = #{} :: #{pid() => [pos_integer()]},
+                   rejected = [] :: [#waiting{}]}).
 
-batch([], _, _, [], _, _, Rejected) ->
-    {none, Rejected};
-batch([], _, _, Records, Earliest, Confirms, Rejected) ->
-    Entry = {Earliest, iolist_to_binary(lists:reverse(Records))},
-    {#batch{entry = Entry, confirms = Confirms}, Rejected};
-batch([#waiting{message = Message, sender = Sender, seq_no = SeqNo, flow = Flow} = W | Rest],
-      Now, Limit, Records, Earliest0, Confirms0, Rejected) ->
-    {Encoding, Body} = rabbit_delay_broker:encode(Message),
-    case byte_size(Body) of
-        Size when Size > Limit ->
-            batch(Rest, Now, Limit, Records, Earliest0, Confirms0, [W | Rejected]);
-        Size ->
-            rabbit_delay_broker:ack_credit(Sender, Flow),
-            {Flags, When, Earliest} = due(Message, Now, Earliest0),
-            Header = <<Size:32/little, Flags:16/little, Encoding:16/little, When:64/little,
-                       0:64/little>>,
-            batch(Rest, Now, Limit, [Body, Header | Records], Earliest,
-                  await_confirm(Sender, SeqNo, Confirms0), Rejected)
+%% The Raft entry for these messages, in the store's batch format (include/dw_store.h); those that
+%% are too large for it, or for which there is no room; and those, from one of them on, of which that
+%% is not known yet.
+batch(Ws, Room, Default, #state{salt = Salt, counters = Counters}) ->
+    {B, Left} = add_all(Ws, #building{now = rabbit_delay_config:now_ms(),
+                                      limit = rabbit_delay_config:max_message_size(),
+                                      room = Room, default = Default, salt = Salt,
+                                      counters = Counters}),
+    #building{version = Version, records = Records, messages = Messages, earliest = Earliest,
+              confirms = Confirms, rejected = Rejected} = B,
+    case Records of
+        [] -> {none, Rejected, Left};
+        _ -> {#batch{entry = {Version, Earliest, iolist_to_binary(lists:reverse(Records))},
+                     messages = Messages, confirms = Confirms}, Rejected, Left}
     end.
 
-due(Message, Now, {LeastDelay, LeastTime}) ->
-    case rabbit_delay_header:due(rabbit_delay_broker:headers(Message), Now, ?NO_LIMIT) of
-        {delay, Delay} -> {0, Delay, {min(Delay, LeastDelay), LeastTime}};
-        {time, Time} -> {1, Time, {LeastDelay, min(Time, LeastTime)}};
-        _ -> {0, 0, {0, LeastTime}}
+add_all([], B) ->
+    {B, []};
+add_all([W | Rest] = Ws, B) ->
+    case add(W, B) of
+        no_room -> {B, Ws};
+        B1 -> add_all(Rest, B1)
+    end.
+
+add(#waiting{message = Message} = W, B) ->
+    Headers = rabbit_delay_broker:headers(Message),
+    case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message)) of
+        {cancel, Key} ->
+            add_record(W, on_key(cancel), 0, 0, rabbit_delay_key:hash(B#building.salt, Key), <<>>,
+                       B#building{version = 2});
+        Use ->
+            {Encoding, Body} = rabbit_delay_broker:encode(Message),
+            case fits(byte_size(Body), B) of
+                true -> add_message(W, Headers, Use, Encoding, Body, B);
+                false -> B#building{rejected = [W | B#building.rejected]};
+                unknown -> no_room
+            end
+    end.
+
+fits(Size, #building{limit = Limit}) when Size > Limit -> false;
+fits(Size, #building{room = #room{messages = Messages, bytes = Bytes}})
+  when Messages > 0, Size =< Bytes -> true;
+fits(_, #building{room = #room{exact = true}}) -> false;
+fits(_, _) -> unknown.
+
+%% `infinity' sorts after every number.
+fill(infinity, _) -> infinity;
+fill(Room, N) -> Room - N.
+
+add_message(W, Headers, Use, Encoding, Body,
+            #building{now = Now, salt = Salt, room = Room, counters = Counters,
+                      messages = Messages} = B0) ->
+    {Absolute, When, Earliest} = due(Headers, B0),
+    rabbit_delay_counters:delay(Counters, When - Absolute * Now),
+    B = B0#building{earliest = Earliest, messages = Messages + 1,
+                    room = Room#room{messages = fill(Room#room.messages, 1),
+                                     bytes = fill(Room#room.bytes, byte_size(Body))}},
+    case Use of
+        {keep, Key} ->
+            add_record(W, Absolute, Encoding, When, rabbit_delay_key:hash(Salt, Key), Body, B);
+        {OnDuplicate, Key} ->
+            add_record(W, Absolute bor on_key(OnDuplicate), Encoding, When,
+                       rabbit_delay_key:hash(Salt, Key), Body, B#building{version = 2});
+        _ ->
+            add_record(W, Absolute, Encoding, When, 0, Body, B)
+    end.
+
+add_record(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow}, Flags, Encoding, When, Key, Body,
+           #building{records = Records, confirms = Confirms} = B) ->
+    rabbit_delay_broker:ack_credit(Sender, Flow),
+    Header = <<(byte_size(Body)):32/little, Flags:16/little, Encoding:16/little, When:64/little,
+               Key:64/little>>,
+    B#building{records = [Body, Header | Records],
+               confirms = await_confirm(Sender, SeqNo, Confirms)}.
+
+on_key(replace) -> 1 bsl 1;
+on_key(drop) -> 2 bsl 1;
+on_key(cancel) -> 3 bsl 1.
+
+due(Headers, #building{now = Now, default = Default, earliest = {LeastDelay, LeastTime}}) ->
+    case rabbit_delay_header:due(Headers, Now, ?NO_LIMIT) of
+        {delay, Delay} ->
+            {0, Delay, {min(Delay, LeastDelay), LeastTime}};
+        {time, Time} ->
+            {1, Time, {LeastDelay, min(Time, LeastTime)}};
+        _ ->
+            Delay = case is_integer(Default) andalso not rabbit_delay_header:is_given(Headers) of
+                        true -> Default;
+                        false -> 0
+                    end,
+            {0, Delay, {min(Delay, LeastDelay), LeastTime}}
     end.
 
 await_confirm(_, undefined, Confirms) ->

@@ -18,16 +18,21 @@
 -include_lib("rabbit_common/include/rabbit.hrl").
 -include("rabbit_delay.hrl").
 
--export([system_config/0, server_id/1, members/0, find_member/1, start_member/2, stop_member/1,
-         delete_member/1, quarantine_member/1, store_dir/1, store_dir_of_snapshot/1]).
--export([enqueue/5, note/2, settle/3]).
+-export([system_config/0, server_id/1, register_members/0, members/0, find_member/1,
+         start_member/2, stop_member/1, delete_member/1, quarantine_member/1, key_salt/1,
+         store_dir/1, store_dir_of_snapshot/1]).
+-export([enqueue/5, note/2, settle/3, change/3]).
 
 -type uid() :: binary().
--export_type([uid/0]).
+%% What an operator asks for; see rabbit_delay_machine.
+-type change() :: {cancel, Ids :: binary()} | {reschedule, Dues :: binary()} | pause | resume.
+-export_type([uid/0, change/0]).
 
 -define(HASH_BYTES, 12).
 -define(RANDOM_BYTES, 6).
+-define(SALT_BYTES, 16).
 -define(TICK_MS, 1000).
+-define(NAMES_FILE, "names.dets").
 
 %% Our own Ra system, so that delayed messages neither slow nor endanger quorum queues.
 -spec system_config() -> ra_system:config().
@@ -47,6 +52,38 @@ system_config() ->
 -spec server_id(rabbit_exchange:name()) -> ra:server_id().
 server_id(XName) ->
     {binary_to_atom(<<"rabbit_delay_", (hash(XName))/binary>>, utf8), node()}.
+
+%% Enters every member that has a directory into Ra's table of names, before the system is started.
+%% That table lags behind by up to half a second, and from version 3 on Ra drops what the WAL holds of
+%% servers that are not in it. One that cannot be read is made anew.
+-spec register_members() -> ok.
+register_members() ->
+    case members() of
+        [] ->
+            ok;
+        Members ->
+            File = filename:join(rabbit_delay_config:data_dir(), ?NAMES_FILE),
+            ok = open_names(File),
+            lists:foreach(
+              fun ({XName, _, _}) ->
+                      {Name, _} = server_id(XName),
+                      {ok, Uid} = find_member(XName),
+                      ok = dets:insert(?MODULE, {Name, Uid})
+              end, Members),
+            ok = dets:close(?MODULE)
+    end.
+
+open_names(File) ->
+    case dets:open_file(?MODULE, [{file, File}]) of
+        {ok, ?MODULE} ->
+            ok;
+        {error, Reason} ->
+            ?LOG_WARNING("delayed messages: ~ts cannot be read and is made anew: ~0p",
+                         [File, Reason], ?LOG_DOMAIN),
+            ok = file:rename(File, File ++ ".damaged"),
+            {ok, ?MODULE} = dets:open_file(?MODULE, [{file, File}]),
+            ok
+    end.
 
 %% Every member that has a directory here, with the exchange that it belongs to.
 -spec members() -> [{rabbit_exchange:name(), Durable :: boolean(), uid()}].
@@ -77,10 +114,10 @@ find_member(XName) ->
 -spec start_member(rabbit_exchange:name(), Durable :: boolean()) -> ok | {error, term()}.
 start_member(XName, Durable) ->
     ServerId = server_id(XName),
-    Uid = case find_member(XName) of
-              {ok, Existing} -> Existing;
-              none -> new_uid(XName)
-          end,
+    {Uid, Salt} = case find_member(XName) of
+                      {ok, Existing} -> {Existing, salt_of(Existing)};
+                      none -> {new_uid(XName), crypto:strong_rand_bytes(?SALT_BYTES)}
+                  end,
     {Name, _} = ServerId,
     Conf = #{cluster_name => Name,
              id => ServerId,
@@ -91,12 +128,14 @@ start_member(XName, Durable) ->
              log_init_args => #{uid => Uid,
                                 snapshot_module => rabbit_delay_snapshot,
                                 snapshot_interval => 0},
+             %% All members of a cluster have the same key_salt: keys' hashes are in its log.
              machine => {module, rabbit_delay_machine,
-                         #{exchange => XName, durable => Durable, uid => Uid}}},
+                         #{exchange => XName, durable => Durable, uid => Uid, key_salt => Salt}}},
     ok = forget_other_registration(Name, Uid),
     ok = rabbit_delay_registry:permit_start(XName),
     case ra:start_server(?RA_SYSTEM, Conf) of
         ok ->
+            ok = sync_new_member(Uid),
             _ = ra:trigger_election(ServerId),
             ok;
         {error, {already_started, _}} ->
@@ -109,6 +148,26 @@ start_member(XName, Durable) ->
             end;
         {error, _} = Error ->
             Error
+    end.
+
+%% What is confirmed is in the WAL, and the WAL means nothing without the member's directory.
+sync_new_member(Uid) ->
+    #{names := #{directory_rev := Names}} = ra_system:fetch(?RA_SYSTEM),
+    ok = dets:sync(Names),
+    lists:foreach(fun (Dir) -> ok = rabbit_delay_snapshot:sync_dir(Dir) end,
+                  [server_dir(Uid), rabbit_delay_config:data_dir()]).
+
+%% What the keys of an exchange's messages are hashed with: random, and as long-lived as its member.
+%% Empty in members from before there were keys.
+-spec key_salt(rabbit_exchange:name()) -> rabbit_delay_key:salt().
+key_salt(XName) ->
+    {ok, Uid} = find_member(XName),
+    salt_of(Uid).
+
+salt_of(Uid) ->
+    case ra_log:read_config(server_dir(Uid)) of
+        {ok, #{machine := {module, rabbit_delay_machine, #{key_salt := Salt}}}} -> Salt;
+        _ -> <<>>
     end.
 
 -spec stop_member(rabbit_exchange:name()) -> ok.
@@ -167,14 +226,15 @@ store_dir(Uid) ->
 store_dir_of_snapshot(SnapshotDir) ->
     filename:join(filename:dirname(filename:dirname(SnapshotDir)), "delay_store").
 
-%% The three below are asynchronous: the caller gets
+%% The four below are asynchronous: the caller gets
 %% {ra_event, ServerId, {applied, [{Correlation, Reply}]}} or {rejected, {_, _, Correlation}}.
 
-%% Appends a batch; see rabbit_delay_machine for the command.
+%% Appends a batch; see rabbit_delay_machine for the command and its versions.
 -spec enqueue(ra:server_id(), Session :: pos_integer(), SeqNo :: pos_integer(),
-              {rabbit_delay_machine:earliest(), Batch :: binary()}, Correlation :: term()) -> ok.
-enqueue(ServerId, Session, SeqNo, {Earliest, Batch}, Correlation) ->
-    ra:pipeline_command(ServerId, {enqueue, 1, Session, SeqNo, Earliest, Batch},
+              {Version :: 1 | 2, rabbit_delay_machine:earliest(), Batch :: binary()},
+              Correlation :: term()) -> ok.
+enqueue(ServerId, Session, SeqNo, {Version, Earliest, Batch}, Correlation) ->
+    ra:pipeline_command(ServerId, {enqueue, Version, Session, SeqNo, Earliest, Batch},
                         Correlation, normal).
 
 %% An entry that changes nothing: once it is applied, so is all before it.
@@ -185,6 +245,15 @@ note(ServerId, Correlation) ->
 -spec settle(ra:server_id(), Ids :: binary(), Correlation :: term()) -> ok.
 settle(ServerId, Ids, Correlation) ->
     ra:pipeline_command(ServerId, {settle, 1, Ids}, Correlation, normal).
+
+-spec change(ra:server_id(), change(), Correlation :: term()) -> ok.
+change(ServerId, Change, Correlation) ->
+    Command = case Change of
+                  {cancel, Ids} -> {cancel, 1, Ids};
+                  {reschedule, Dues} -> {reschedule, 1, Dues};
+                  _ -> {Change, 1}
+              end,
+    ra:pipeline_command(ServerId, Command, Correlation, normal).
 
 hash(#resource{virtual_host = VHost, kind = exchange, name = Name}) ->
     <<Hash:?HASH_BYTES/binary, _/binary>> = crypto:hash(sha256, [VHost, 0, Name]),
@@ -229,8 +298,9 @@ unregister(Uid, XName) ->
     _ = ra_log_meta:delete(Meta, Uid),
     ets:delete(Directory, Uid),
     _ = dets:delete(Reverse, Name),
-    _ = ets:delete(ra_log_snapshot_state, Uid),
-    _ = ets:delete(ra_log_metrics, Uid),
-    _ = ets:delete(ra_metrics, Name),
-    _ = ets:delete(ra_state, Name),
+    %% Not every version of Ra has all of these.
+    _ = [ets:delete(Table, Key) || {Table, Key} <- [{ra_log_snapshot_state, Uid},
+                                                    {ra_log_metrics, Uid},
+                                                    {ra_metrics, Name}, {ra_state, Name}],
+                                   ets:whereis(Table) =/= undefined],
     ok.

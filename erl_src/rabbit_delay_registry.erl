@@ -14,14 +14,17 @@
 -include("rabbit_delay.hrl").
 
 -export([create_table/0, start_link/0, recover/0, withdraw/0, system_up/0]).
--export([ensure/1, delete/1, leader/2, queue_name/1, pending/1, stat/1,
-         register_queue/2, register_dispatcher/2, register_store/2, queue/1, dispatcher/1,
+-export([ensure/1, delete/1, leader/2, queue_name/1, pending/1, stat/1, overdue/1,
+         register_queue/2, register_dispatcher/2, register_store/2, register_paused/2, queue/1,
+         dispatcher/1, store/1, is_paused/1,
+         counters/1, all_counters/0, gone_counters/0, checkpointed/2,
          permit_start/1, take_permit/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 %% The queue names of clients cannot begin with "amq.".
 -define(QUEUE_PREFIX, "amq.delayed.").
 -define(RECOVERED, {?MODULE, recovered}).
+-define(GONE_COUNTERS, {?MODULE, gone_counters}).
 -define(HEAL_MS, 1000).
 -define(RESTART_MS, 1000).
 
@@ -30,6 +33,9 @@
               dispatcher :: pid() | undefined,
               %% the open store, where this node's member leads
               store :: rabbit_delay_store:store() | undefined,
+              counters :: rabbit_delay_counters:ref() | undefined,
+              %% an operator has paused it; known while the store is
+              paused = false :: boolean(),
               %% its Raft server may start, once
               permit = false :: boolean()}).
 
@@ -42,6 +48,7 @@
 create_table() ->
     ?MODULE = ets:new(?MODULE, [named_table, public, {keypos, #row.exchange},
                                 {read_concurrency, true}]),
+    persistent_term:put(?GONE_COUNTERS, rabbit_delay_counters:new()),
     persistent_term:put(?RECOVERED, false).
 
 -spec start_link() -> {ok, pid()} | {error, term()}.
@@ -58,6 +65,45 @@ recover() ->
       end, rabbit_delay_broker:delayed_exchanges()),
     persistent_term:put(?RECOVERED, true),
     gen_server:cast(?MODULE, start_members).
+
+%% What has happened to the exchange's messages, to be added to. They outlive its processes.
+-spec counters(rabbit_exchange:name()) -> rabbit_delay_counters:ref().
+counters(XName) ->
+    case lookup(XName, #row.counters) of
+        undefined ->
+            Counters = rabbit_delay_counters:new(),
+            ok = update(XName, {#row.counters, Counters}),
+            Counters;
+        Counters ->
+            Counters
+    end.
+
+%% Those of each exchange that has processes.
+-spec all_counters() -> [{rabbit_exchange:name(), rabbit_delay_counters:ref()}].
+all_counters() ->
+    case ets:whereis(?MODULE) of
+        undefined -> [];
+        _ -> [{XName, Counters} || #row{exchange = XName, counters = Counters, queue = Queue}
+                                       <- ets:tab2list(?MODULE),
+                                   Counters =/= undefined, Queue =/= undefined]
+    end.
+
+%% A checkpoint of the exchange's store has just become durable, in so many ms. The exchange may have
+%% been deleted meanwhile, and the plugin disabled.
+-spec checkpointed(rabbit_exchange:name(), Ms :: non_neg_integer()) -> ok.
+checkpointed(XName, Ms) ->
+    case ets:whereis(?MODULE) =/= undefined andalso lookup(XName, #row.counters) of
+        Absent when Absent =:= false; Absent =:= undefined -> ok;
+        Counters -> rabbit_delay_counters:checkpoint(Counters, rabbit_delay_config:now_ms(), Ms)
+    end.
+
+%% The sum of those of exchanges that have been deleted, so that the node's sums never fall.
+-spec gone_counters() -> rabbit_delay_counters:ref().
+gone_counters() ->
+    case persistent_term:get(?GONE_COUNTERS, none) of
+        none -> rabbit_delay_counters:new();
+        Counters -> Counters
+    end.
 
 %% Takes the internal queues' records away: the plugin is being disabled.
 -spec withdraw() -> ok.
@@ -140,6 +186,19 @@ stat(XName) ->
         {error, _} -> #{pending => 0, pending_bytes => 0, taken => 0, next_due => infinity}
     end.
 
+%% How many messages should have been released by now and are not in flight. Looks at every message.
+-spec overdue(rabbit_exchange:name()) -> non_neg_integer().
+overdue(XName) ->
+    case lookup(XName, #row.store) of
+        undefined ->
+            0;
+        Store ->
+            case {rabbit_delay_store:count(Store, 0, rabbit_delay_config:now_ms()), stat(XName)} of
+                {{ok, Due, _}, #{taken := Taken}} -> max(Due - Taken, 0);
+                {{error, _}, _} -> 0
+            end
+    end.
+
 -spec register_queue(rabbit_exchange:name(), pid()) -> ok.
 register_queue(XName, Pid) -> update(XName, {#row.queue, Pid}).
 
@@ -148,6 +207,9 @@ register_dispatcher(XName, Pid) -> update(XName, {#row.dispatcher, Pid}).
 
 -spec register_store(rabbit_exchange:name(), rabbit_delay_store:store() | undefined) -> ok.
 register_store(XName, Store) -> update(XName, {#row.store, Store}).
+
+-spec register_paused(rabbit_exchange:name(), boolean()) -> ok.
+register_paused(XName, Paused) -> update(XName, {#row.paused, Paused}).
 
 %% The exchange's Raft server may start, once: see rabbit_delay_system.
 -spec permit_start(rabbit_exchange:name()) -> ok.
@@ -165,6 +227,13 @@ queue(XName) -> lookup(XName, #row.queue).
 
 -spec dispatcher(rabbit_exchange:name()) -> pid() | undefined.
 dispatcher(XName) -> lookup(XName, #row.dispatcher).
+
+%% The exchange's store, where it is open.
+-spec store(rabbit_exchange:name()) -> rabbit_delay_store:store() | undefined.
+store(XName) -> lookup(XName, #row.store).
+
+-spec is_paused(rabbit_exchange:name()) -> boolean().
+is_paused(XName) -> lookup(XName, #row.paused) =:= true.
 
 lookup(XName, Field) ->
     case ets:lookup(?MODULE, XName) of
@@ -194,10 +263,10 @@ handle_call({delete, XName}, _From, State0) ->
     ok = rabbit_delay_broker:delete_queue(queue_name(XName)),
     %% A server that is just starting has its permit until here.
     ok = rabbit_delay_raft:delete_member(XName),
-    case ets:take(?MODULE, XName) of
-        [#row{store = Store}] when Store =/= undefined -> ok = rabbit_delay_store:close(Store);
-        _ -> ok
-    end,
+    Row = ets:take(?MODULE, XName),
+    _ = [ok = rabbit_delay_store:close(Store) || #row{store = Store} <- Row, Store =/= undefined],
+    _ = [rabbit_delay_counters:move(C, gone_counters()) || #row{counters = C} <- Row,
+                                                          C =/= undefined],
     {reply, ok, State}.
 
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
@@ -211,6 +280,7 @@ handle_cast(start_members, State) ->
 handle_info(heal, State) ->
     _ = erlang:send_after(?HEAL_MS, self(), heal),
     ok = heal_all(State),
+    ok = rabbit_delay_prometheus:ensure_registered(),
     {noreply, State};
 handle_info({'DOWN', Ref, process, _, Reason}, #state{monitors = Monitors} = State) ->
     case maps:take(Ref, Monitors) of

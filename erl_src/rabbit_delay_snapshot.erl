@@ -25,6 +25,7 @@
 -export([prepare/2, write/3, write/4, sync/1, begin_accept/2, accept_chunk/2, complete_accept/2,
          begin_read/1, begin_read/2, read_chunk/3, recover/1, validate/1, read_meta/1,
          context/0, get_size/1]).
+-export([sync_dir/1]).
 
 -define(STATE_FILE, "delay_snapshot").
 -define(MAGIC, "DWSN").
@@ -39,10 +40,15 @@ prepare(_Meta, State) ->
 
 %% Runs in a process of its own.
 -spec write(file:filename_all(), ra_snapshot:meta(), term()) -> ok | {error, term()}.
-write(Dir, Meta, {{ok, Checkpoint, _Applied}, Snapshot}) ->
+write(Dir, Meta, {{ok, Checkpoint, _Applied}, #{exchange := XName} = Snapshot}) ->
+    Began = erlang:monotonic_time(millisecond),
     case rabbit_delay_store:finish(Checkpoint, Dir) of
-        ok -> write_file(Dir, term_to_binary({Meta, Snapshot}));
-        Error -> Error
+        ok ->
+            ok = rabbit_delay_registry:checkpointed(
+                   XName, erlang:monotonic_time(millisecond) - Began),
+            write_file(Dir, term_to_binary({Meta, Snapshot}));
+        Error ->
+            Error
     end;
 write(_, _, {{error, _} = Error, _}) ->
     Error.
@@ -255,6 +261,8 @@ read_file(Dir) ->
             Error
     end.
 
+%% Makes the names of the files in a directory durable.
+-spec sync_dir(file:filename_all()) -> ok | {error, file:posix()}.
 sync_dir(Dir) ->
     case file:open(Dir, [read, raw, directory]) of
         {ok, Fd} ->

@@ -16,8 +16,19 @@
 %%     KeyHash:64/little,      0: no key
 %%     Body:Length/binary>>
 %%
-%% Who may call what. One process at a time writes: insert, settle, reschedule, note, flush,
-%% maintain, checkpoint. A second one that tries meanwhile gets {error, busy}, and so does whoever
+%% In a keyed batch, bits 1 and 2 of Flags say what the record does with its key:
+%%
+%%   0  keep      what is pending under it stays
+%%   1  replace   what is pending under it goes
+%%   2  drop      the record is not inserted if anything is pending under it
+%%   3  cancel    what is pending under it goes; the record is no message, and Length is 0
+%%
+%% in the records' order, so that each sees what those before it have left. Of all but 0, KeyHash is
+%% not 0.
+%%
+%% Who may call what. One process at a time writes: insert, insert_keyed, settle, reschedule,
+%% reschedule_many, note, flush, maintain, checkpoint. A second one that tries meanwhile gets
+%% {error, busy}, and so does whoever
 %% begins a checkpoint while one is being finished. Any process may call the rest at any time.
 %%
 %% A directory has one opening. Opening or restoring it again closes the older one first, waiting
@@ -34,13 +45,14 @@
 -module(rabbit_delay_store).
 
 -export([open/2, close/1, peek_applied/1, restore/2, validate/1]).
--export([insert/4, check_batch/2, settle/3, reschedule/4, note/2, flush/1, maintain/3,
-         checkpoint/1, finish/2]).
--export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, page/3, find/3]).
+-export([insert/4, insert_keyed/4, check_batch/2, settle/3, reschedule/4, reschedule_many/3, note/2,
+         flush/1, maintain/3, checkpoint/1, finish/2]).
+-export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, page/3,
+         page_before/3, count/3, find/3]).
 -export([disk_free/1]).
 
 -export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
-              stored/0, error/0]).
+              stored/0, by_key/0, error/0]).
 
 -on_load(init/0).
 
@@ -68,6 +80,11 @@
 -type stored() ::
         #{id := id(), due := ms(), key_hash := key_hash(), length := pos_integer(),
           encoding := encoding(), body => binary()}.
+
+%% What became of messages by keys: of those that were pending, how many were cancelled, replaced,
+%% and cancelled or replaced after they had been handed out by take/4; of the batch, how many were
+%% dropped.
+-type by_key() :: #{cancelled | replaced | taken | dropped := non_neg_integer()}.
 
 -type options() ::
         #{now := ms(),
@@ -131,6 +148,16 @@ validate(SnapshotDir) ->
 insert(Store, Index, BaseMs, Batch) ->
     insert_nif(Store, Index, BaseMs, flat(Batch)).
 
+%% Inserts a keyed batch and removes what it cancels and replaces, all of it or nothing.
+-spec insert_keyed(store(), index(), BaseMs :: ms(), Batch :: iodata()) ->
+          {ok,
+           {ok, Count :: non_neg_integer(), Bytes :: non_neg_integer(), NextDue :: ms() | infinity,
+            Buffered :: non_neg_integer()},
+           by_key()}
+          | error().
+insert_keyed(Store, Index, BaseMs, Batch) ->
+    insert_keyed_nif(Store, Index, BaseMs, flat(Batch)).
+
 %% Checks a batch as insert/4 would.
 -spec check_batch(Batch :: iodata(), MaxRecordBytes :: pos_integer()) ->
           {ok, Count :: pos_integer()} | error().
@@ -146,6 +173,14 @@ settle(_Store, _Index, _Ids) ->
 %% Gives a pending record a new due time. One that was taken stays taken.
 -spec reschedule(store(), index(), id(), Due :: ms()) -> ok | error().
 reschedule(_Store, _Index, _Id, _Due) ->
+    ?NOT_LOADED.
+
+%% The same for many at one index; Dues is <<Id:64/little, Due:64/little, ...>>. One that is not there,
+%% or whose record cannot be read, is passed over. After {error, enomem} some may have moved: open
+%% the store again.
+-spec reschedule_many(store(), index(), Dues :: binary()) ->
+          {ok, Moved :: non_neg_integer()} | error().
+reschedule_many(_Store, _Index, _Dues) ->
     ?NOT_LOADED.
 
 %% Notes that Index was applied and concerned the store in nothing.
@@ -227,6 +262,18 @@ read(_Store, _Id) ->
 page(_Store, _After, _MaxN) ->
     ?NOT_LOADED.
 
+%% The last MaxN pending records before {Due, Id}, the last one first; {16#ffffffffffff,
+%% 16#ffffffffffffffff} begins.
+-spec page_before(store(), {ms(), id()}, MaxN :: 1..65535) -> {ok, [stored()]} | error().
+page_before(_Store, _Before, _MaxN) ->
+    ?NOT_LOADED.
+
+%% How many records are pending that are due from From to To, and the bytes of their bodies.
+-spec count(store(), From :: ms(), To :: ms()) ->
+          {ok, Count :: non_neg_integer(), Bytes :: non_neg_integer()} | error().
+count(_Store, _From, _To) ->
+    ?NOT_LOADED.
+
 %% The ids of at most Max pending records with this key hash, and how many there are in all.
 -spec find(store(), key_hash(), Max :: 1..65535) ->
           {ok, [id()], Total :: non_neg_integer()} | error().
@@ -253,6 +300,9 @@ validate_nif(_SnapshotDir) ->
     ?NOT_LOADED.
 
 insert_nif(_Store, _Index, _BaseMs, _Batch) ->
+    ?NOT_LOADED.
+
+insert_keyed_nif(_Store, _Index, _BaseMs, _Batch) ->
     ?NOT_LOADED.
 
 check_batch_nif(_Batch, _MaxRecordBytes) ->

@@ -17,8 +17,11 @@
 
 -behaviour(supervisor).
 
--export([boot/0, recover/0, stop/0, start_link/0]).
+-export([boot/0, recover/0, stop/0, start_link/0, is_for_this_broker/0]).
 -export([init/1]).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
 
 -rabbit_boot_step(
    {rabbit_delay_sup,
@@ -37,18 +40,31 @@
 
 -spec boot() -> ok.
 boot() ->
-    rabbit_sup:start_supervisor_child(?MODULE).
+    case is_for_this_broker() of
+        true ->
+            rabbit_sup:start_supervisor_child(?MODULE);
+        false ->
+            ?LOG_ERROR("this build of rabbitmq_delay_wheel is for RabbitMQ ~s and does not take part",
+                       [rabbit_delay_broker:series()], ?LOG_DOMAIN)
+    end.
+
+%% RabbitMQ 3.10 runs the boot steps even of a plugin that it has refused for its version.
+-spec is_for_this_broker() -> boolean().
+is_for_this_broker() ->
+    {ok, Version} = application:get_key(rabbit, vsn),
+    lists:prefix(rabbit_delay_broker:series() ++ ".", Version).
 
 %% The exchanges are known now; what they hold is opened in the background.
 -spec recover() -> ok.
 recover() ->
-    case rabbit_delay_exchange:is_registered() of
+    case is_for_this_broker() andalso rabbit_delay_exchange:is_registered() of
         true -> rabbit_delay_registry:recover();
         false -> ok
     end.
 
 -spec stop() -> ok.
 stop() ->
+    ok = rabbit_delay_prometheus:unregister(),
     ok = rabbit_delay_registry:withdraw(),
     rabbit_sup:stop_child(?MODULE).
 

@@ -137,7 +137,10 @@ start(#state{generation = Generation} = State) ->
         ok ->
             Config = rabbit_delay_raft:system_config(),
             ok = ra_system:store(Config),
-            try ra_system_sup:start_link(Config) of
+            try
+                ok = rabbit_delay_raft:register_members(),
+                ra_system_sup:start_link(Config)
+            of
                 {ok, Pid} ->
                     ?LOG_INFO("delayed messages are kept in ~ts", [Dir], ?LOG_DOMAIN),
                     set_status(up),
@@ -147,7 +150,7 @@ start(#state{generation = Generation} = State) ->
                 {error, Reason} ->
                     retry("the Raft log does not start: " ++ format(Reason), State)
             catch
-                exit:Reason ->
+                _:Reason ->
                     retry("the Raft log does not start: " ++ format(Reason), State)
             end;
         {error, Why} ->

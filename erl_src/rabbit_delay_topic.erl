@@ -21,7 +21,7 @@
 
 -export_type([entry/0]).
 
--type entry() :: {rabbit_types:binding_key(), rabbit_types:binding_destination(),
+-type entry() :: {BindingKey :: binary(), rabbit_types:binding_destination(),
                   Args :: rabbit_framing:amqp_table()}.
 
 -type prefix() :: [binary()].
@@ -51,9 +51,8 @@ call(Request) ->
 
 %% The destinations whose binding keys match a routing key, with that key where they are queues. One
 %% may come more than once.
--spec match(rabbit_exchange:name(), rabbit_types:routing_key()) ->
-          [rabbit_types:binding_destination() |
-           {rabbit_amqqueue:name(), rabbit_types:binding_key()}].
+-spec match(rabbit_exchange:name(), RoutingKey :: binary()) ->
+          [rabbit_types:binding_destination() | {rabbit_amqqueue:name(), BindingKey :: binary()}].
 match(XName, RoutingKey) ->
     case ets:whereis(?MODULE) of
         undefined -> [];

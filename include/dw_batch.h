@@ -5,11 +5,20 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A walk over the records of a batch that dw_batch_check() (dw_store.h, which has the format) has
- * passed. */
+/* A walk over the records of a batch that dw_batch_check() or dw_batch_check_keyed() (dw_store.h,
+ * which has the format) has passed. */
 
 #define DW_BATCH_HEADER 24u
 #define DW_BATCH_MAX 65535u
+
+/* What becomes of records that are pending under a record's key, those before it in its batch
+ * included. */
+enum dw_on_key {
+    DW_KEEP = 0,    /* they stay, and it is inserted */
+    DW_REPLACE = 1, /* they go, and it is inserted */
+    DW_DROP = 2,    /* they stay, and it is inserted if there are none */
+    DW_CANCEL = 3,  /* they go, and it is not a message */
+};
 
 struct dw_batch_record {
     const uint8_t *body;
@@ -17,6 +26,7 @@ struct dw_batch_record {
     uint64_t key_hash;
     uint32_t length;
     uint16_t encoding;
+    enum dw_on_key on_key;
 };
 
 /* The record at `batch` + *pos; moves *pos to the next. */

@@ -119,6 +119,33 @@ int dw_store_insert(dw_store *store, uint64_t index, uint64_t base_ms, const voi
 /* Checks a batch as insert would, without a store. */
 int dw_batch_check(const void *batch, size_t bytes, uint32_t max_record_bytes, uint32_t *count);
 
+/* A keyed batch is one in which further flags say what a record does with its key:
+ *
+ *   bits 1 and 2 of `flags`   0 keep, 1 replace, 2 drop, 3 cancel (enum dw_on_key, dw_batch.h)
+ *
+ * Records take effect in their order: each sees what those before it in the batch have left. With
+ * any of these but 0 the key hash is not 0. A cancel has a length of 0, no body and no use for
+ * `when` and `encoding`; all others have a length of at least 1. */
+
+struct dw_keyed {
+    struct dw_inserted inserted; /* what the batch has left pending of itself */
+    uint64_t cancelled;          /* messages that went by cancels, */
+    uint64_t replaced;           /* and by replacements; of both, not those */
+    uint64_t taken;              /* that went likewise, but had been handed out before */
+    uint64_t dropped;            /* messages of the batch that were not inserted */
+};
+
+/* Inserts a keyed batch and removes what it cancels and replaces: all of it or nothing. What goes
+ * is removed from the store in whatever state it is; how much of it was taken is this opening's
+ * own affair, and the only thing in the answer that is. Memory only.
+ * DW_OK, DW_ENOMEM, DW_EFULL, DW_ETOOBIG, DW_EINVAL (a malformed batch), DW_ECLOSED */
+int dw_store_insert_keyed(dw_store *store, uint64_t index, uint64_t base_ms, const void *batch,
+                          size_t bytes, struct dw_keyed *out);
+
+/* Checks a keyed batch as insert_keyed would, without a store. */
+int dw_batch_check_keyed(const void *batch, size_t bytes, uint32_t max_record_bytes,
+                         uint32_t *count);
+
 /* Removes the records with these ids, in whatever state, delivered or cancelled; ids that are not
  * there are passed over. *removed: how many were there. Memory only.
  * DW_OK, DW_ENOMEM (nothing changed), DW_ECLOSED */
@@ -129,6 +156,17 @@ int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t
  * One that was taken stays taken.
  * [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EFULL, DW_EIO, DW_EACCES, DW_ECORRUPT, DW_ECLOSED */
 int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t due);
+
+struct dw_new_due {
+    uint64_t id;
+    uint64_t due;
+};
+
+/* The same for many under one index; *moved: how many. One that is not there, or whose record
+ * cannot be read or placed, is passed over and keeps its due time.
+ * [I/O] DW_OK, DW_ENOMEM (some may have moved: open the store again), DW_ECLOSED */
+int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_new_due *dues,
+                             size_t n, uint64_t *moved);
 
 /* Notes that `index` was applied and concerned the store in nothing. */
 void dw_store_note(dw_store *store, uint64_t index);
@@ -242,6 +280,16 @@ int dw_store_read(dw_store *store, uint64_t id, const struct dw_sink *sink);
  * read is shown as 0. [I/O] DW_OK, DW_ENOMEM, DW_ECLOSED */
 int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
                   uint32_t max_n, uint32_t *n);
+
+/* The last max_n pending records before the cursor (due, id), the last one first; else the same.
+ * (DW_DUE_MAX, 2^64 - 1) begins. */
+int dw_store_page_before(dw_store *store, uint64_t due, uint64_t id, struct dw_record *out,
+                         uint32_t max_n, uint32_t *n);
+
+/* How many records, and bytes of bodies, are pending that are due from from_due to to_due, both
+ * included. Visits every entry, in steps that let go of the lock. DW_OK, DW_ECLOSED */
+int dw_store_count(dw_store *store, uint64_t from_due, uint64_t to_due, uint64_t *count,
+                   uint64_t *bytes);
 
 /* The ids of at most max pending records with this key hash; *n: how many there are in all.
  * DW_OK, DW_ENOMEM, DW_ECLOSED */

@@ -9,22 +9,25 @@
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 
 -export([series/0, data_dir/0, is_booted/0, machine_state/1]).
--export([exchange_name/1, exchange_arguments/1, is_durable/1, lookup_exchange/1,
+-export([exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1, lookup_exchange/1,
          delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
--export([message_of/1, confirms/1, headers/1, payload_size/1, exchange_of/2, encode/1, decode/2,
-         released/1, queued/1]).
+-export([message_of/1, confirms/1, headers/1, message_id/1, payload_size/1, exchange_of/2,
+         encode/1, decode/2, content/1, released/1, queued/1]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
 -export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
 -export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
          queue_name/1]).
 
--export_type([message/0, delivery/0, publisher/0, exchange/0, queue/0]).
+-export_type([message/0, delivery/0, publisher/0, exchange/0, queue/0, content/0]).
 
 -type exchange() :: #exchange{}.
 -type message() :: #basic_message{}.
 -type delivery() :: #delivery{}.
 -type queue() :: amqqueue:amqqueue().
+-type content() :: #{exchange := binary(), routing_keys := [binary()],
+                     properties := [{atom(), binary() | integer()}],
+                     headers := rabbit_framing:amqp_table(), payload := iodata()}.
 -opaque publisher() :: rabbit_queue_type:state().
 
 %% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
@@ -60,6 +63,10 @@ exchange_arguments(#exchange{arguments = Args}) -> Args.
 
 -spec is_durable(exchange()) -> boolean().
 is_durable(#exchange{durable = Durable}) -> Durable.
+
+%% Whether it is of our type.
+-spec is_delayed(exchange()) -> boolean().
+is_delayed(#exchange{type = Type}) -> Type =:= 'x-delayed-message'.
 
 -spec lookup_exchange(rabbit_exchange:name()) -> {ok, exchange()} | {error, not_found}.
 lookup_exchange(Name) -> rabbit_exchange:lookup(Name).
@@ -136,7 +143,7 @@ headers(#basic_message{content = Content}) ->
         [] ->
             Headers;
         Annotations ->
-            [Field || Name <- rabbit_delay_header:names(),
+            [Field || Name <- rabbit_delay_header:names() ++ rabbit_delay_key:names(),
                       {{symbol, N}, Value} <- Annotations, N =:= Name,
                       Field <- rabbit_delay_header:from_amqp10(Name, Value)] ++ Headers
     end.
@@ -156,6 +163,12 @@ amqp10_annotations(Headers) ->
         _ ->
             []
     end.
+
+-spec message_id(message()) -> binary() | undefined.
+message_id(#basic_message{content = Content}) ->
+    #content{properties = #'P_basic'{message_id = Id}} =
+        rabbit_binary_parser:ensure_content_decoded(Content),
+    Id.
 
 -spec payload_size(message()) -> non_neg_integer().
 payload_size(#basic_message{content = #content{payload_fragments_rev = Payload}}) ->
@@ -183,6 +196,24 @@ decode(?ENCODING_BASIC_MESSAGE_3_10, Binary) ->
     end;
 decode(Encoding, _) ->
     {error, {unknown_encoding, Encoding}}.
+
+%% What operators see of a message.
+-spec content(message()) -> content().
+content(#basic_message{exchange_name = #resource{name = Exchange}, routing_keys = Keys,
+                       content = Content}) ->
+    content_of(Exchange, Keys, Content).
+
+content_of(Exchange, Keys, Content) ->
+    #content{properties = Properties, payload_fragments_rev = Payload} =
+        rabbit_binary_parser:ensure_content_decoded(Content),
+    #'P_basic'{headers = Headers} = Properties,
+    #{exchange => Exchange, routing_keys => Keys,
+      properties => [{Name, Value}
+                     || {Name, Value} <- lists:zip(record_info(fields, 'P_basic'),
+                                                   tl(tuple_to_list(Properties))),
+                        Name =/= headers, Value =/= undefined],
+      headers => case Headers of undefined -> []; _ -> Headers end,
+      payload => lists:reverse(Payload)}.
 
 %% As it is delivered after its delay.
 -spec released(message()) -> message().

@@ -5,27 +5,32 @@
 %% RABBITMQ_4_3 defined, for 4.3.
 -module(rabbit_delay_broker).
 
+-include_lib("kernel/include/logger.hrl").
 -include_lib("rabbit_common/include/rabbit.hrl").
 -include_lib("rabbit_common/include/rabbit_framing.hrl").
 -include_lib("rabbit/include/mc.hrl").
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
+-include("rabbit_delay.hrl").
 
 -export([series/0, data_dir/0, is_booted/0, machine_state/1]).
--export([exchange_name/1, exchange_arguments/1, is_durable/1, lookup_exchange/1,
+-export([exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1, lookup_exchange/1,
          delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
--export([message_of/1, confirms/1, headers/1, payload_size/1, exchange_of/2, encode/1, decode/2,
-         released/1, queued/1]).
+-export([message_of/1, confirms/1, headers/1, message_id/1, payload_size/1, exchange_of/2,
+         encode/1, decode/2, content/1, released/1, queued/1]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
 -export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
 -export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
          queue_name/1]).
 
--export_type([message/0, delivery/0, publisher/0, exchange/0, queue/0]).
+-export_type([message/0, delivery/0, publisher/0, exchange/0, queue/0, content/0]).
 
 -type exchange() :: #exchange{}.
 -type message() :: mc:state().
 -type delivery() :: mc:state().
+-type content() :: #{exchange := binary(), routing_keys := [binary()],
+                     properties := [{atom(), binary() | integer()}],
+                     headers := rabbit_framing:amqp_table(), payload := iodata()}.
 -opaque publisher() :: rabbit_queue_type:state().
 
 -ifdef(RABBITMQ_4_3).
@@ -76,6 +81,10 @@ exchange_arguments(#exchange{arguments = Args}) -> Args.
 
 -spec is_durable(exchange()) -> boolean().
 is_durable(#exchange{durable = Durable}) -> Durable.
+
+%% Whether it is of our type.
+-spec is_delayed(exchange()) -> boolean().
+is_delayed(#exchange{type = Type}) -> Type =:= 'x-delayed-message'.
 
 -spec lookup_exchange(rabbit_exchange:name()) -> {ok, exchange()} | {error, not_found}.
 lookup_exchange(Name) -> rabbit_exchange:lookup(Name).
@@ -191,10 +200,30 @@ headers(?CONTAINER(mc_amqpl, Content, Annotations)) ->
 headers(Message) ->
     lists:flatmap(
       fun (Name) -> rabbit_delay_header:from_amqp10(Name, mc:x_header(Name, Message)) end,
-      rabbit_delay_header:names()).
+      rabbit_delay_header:names() ++ rabbit_delay_key:names()).
 
+%% As text, if it is not text: a number in decimal, a UUID as a URN.
+-spec message_id(message()) -> binary() | undefined.
+message_id(?CONTAINER(mc_amqpl, Content, _)) ->
+    #content{properties = #'P_basic'{message_id = Id}} =
+        rabbit_binary_parser:ensure_content_decoded(Content),
+    Id;
+message_id(Message) ->
+    case mc:message_id(Message) of
+        {uuid, Uuid} -> mc_util:uuid_to_urn_string(Uuid);
+        {ulong, N} -> integer_to_binary(N);
+        {_, Id} when is_binary(Id) -> Id;
+        _ -> undefined
+    end.
+
+%% mc_amqp knows the size of what it has prepared for a queue only.
 -spec payload_size(message()) -> non_neg_integer().
+payload_size(?CONTAINER(mc_amqp, _, _) = Message) ->
+    size_of(mc:prepare(store, Message));
 payload_size(Message) ->
+    size_of(Message).
+
+size_of(Message) ->
     {_, Payload} = mc:size(Message),
     Payload.
 
@@ -236,6 +265,24 @@ from_basic_message(#basic_message{exchange_name = XName, routing_keys = [Key | _
     end;
 from_basic_message(_) ->
     {error, not_a_message}.
+
+%% What operators see of a message: as AMQP 0-9-1 has it, whatever protocol it came by.
+-spec content(message()) -> content().
+content(Message) ->
+    content_of(mc:exchange(Message), mc:routing_keys(Message),
+               mc:protocol_state(mc:convert(mc_amqpl, Message))).
+
+content_of(Exchange, Keys, Content) ->
+    #content{properties = Properties, payload_fragments_rev = Payload} =
+        rabbit_binary_parser:ensure_content_decoded(Content),
+    #'P_basic'{headers = Headers} = Properties,
+    #{exchange => Exchange, routing_keys => Keys,
+      properties => [{Name, Value}
+                     || {Name, Value} <- lists:zip(record_info(fields, 'P_basic'),
+                                                   tl(tuple_to_list(Properties))),
+                        Name =/= headers, Value =/= undefined],
+      headers => case Headers of undefined -> []; _ -> Headers end,
+      payload => lists:reverse(Payload)}.
 
 %% As it is delivered after its delay.
 -spec released(message()) -> message().
@@ -291,7 +338,7 @@ ack_credit(Sender, flow) -> credit_flow:ack(Sender);
 ack_credit(_, noflow) -> ok.
 
 %% Raises an error that closes the channel (AMQP 0-9-1, STOMP), session (AMQP 1.0) or connection
-%% (MQTT) of the client whose message this process routes. Returns where it is not a client's:
+%% (MQTT, whose clients are not told why: the log is) of the client whose message this process routes. Returns where it is not a client's:
 %% in a queue that dead-letters to us for example, where an error would end a process that other
 %% messages depend on.
 -spec raise_to_client(precondition_failed | resource_error, io:format(), [term()]) -> no_client.
@@ -302,7 +349,9 @@ raise_to_client(Name, Format, Args) ->
         {rabbit_amqp_session, init, _} ->
             rabbit_amqp_util:protocol_error(amqp10_condition(Name), Format, Args);
         {Reader, init, _} when Reader =:= rabbit_mqtt_reader; Reader =:= rabbit_web_mqtt_handler ->
-            exit({Name, lists:flatten(io_lib:format(Format, Args))});
+            Why = lists:flatten(io_lib:format(Format, Args)),
+            ?LOG_ERROR("~ts", [Why], ?LOG_DOMAIN),
+            exit({Name, Why});
         _ ->
             no_client
     end.

@@ -23,13 +23,14 @@ import time
 import loadgen
 import peers
 import results
-from figures import boot, burst, crash, doctor, lateness, memory, overdue, publish, redrive
+from figures import (boot, burst, cancel, crash, doctor, lateness, memory, overdue, publish,
+                     redrive, series)
 from node import BrokerFailed
 from session import Session
 
 FIGURES = {"publish": publish, "memory": memory, "lateness": lateness, "burst": burst,
-           "overdue": overdue, "boot": boot, "crash": crash, "doctor": doctor,
-           "redrive": redrive}
+           "overdue": overdue, "boot": boot, "crash": crash, "series": series,
+           "doctor": doctor, "cancel": cancel, "redrive": redrive}
 
 
 def command_of(options):

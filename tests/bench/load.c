@@ -88,7 +88,8 @@ static bool parse_delay(const char *text, struct delay_plan *plan) {
 }
 
 static bool parse_header(const char *text, enum delay_header *header) {
-    static const char *const names[] = {"none", "x-delay", "x-opt-delivery-time", "expiration"};
+    static const char *const names[] = {"none",       "x-delay",     "x-opt-delivery-time",
+                                        "expiration", "x-delay-key", "x-delay-cancel"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if (strcmp(text, names[i]) == 0) {
             *header = (enum delay_header)i;

@@ -26,8 +26,16 @@ int64_t now_us(void); /* wall clock, microseconds since the epoch */
 
 enum delay_kind { DELAY_NONE, DELAY_FIXED, DELAY_UNIFORM, DELAY_WINDOW, DELAY_SCATTER };
 
-/* How a message says when it is due. */
-enum delay_header { HEADER_NONE, HEADER_X_DELAY, HEADER_DELIVERY_TIME, HEADER_EXPIRATION };
+/* How a message says when it is due; KEY: with its sequence number as its key; CANCEL: not at all,
+ * for it cancels what has that key. */
+enum delay_header {
+    HEADER_NONE,
+    HEADER_X_DELAY,
+    HEADER_DELIVERY_TIME,
+    HEADER_EXPIRATION,
+    HEADER_KEY,
+    HEADER_CANCEL,
+};
 
 struct delay_plan {
     enum delay_kind kind;

@@ -104,30 +104,49 @@ void batch_free(struct batch *batch) {
     free(batch->bytes);
 }
 
-/* The properties of a message: persistent, and its delay said in the way that was asked for. */
+/* The properties of a message: persistent, and its delay or its key said in the way that was asked
+ * for. */
 static int encode_properties(amqp_bytes_t out, enum delay_header header,
                              const struct stamp *stamp) {
     /* Rounded up: a due time is never asked for too early. */
     int64_t delay_ms = (stamp->due_us - stamp->published_us + 999) / 1000;
-    char expiration[24];
-    amqp_table_entry_t entry = {.value.kind = AMQP_FIELD_KIND_I64};
+    char expiration[24], key[24];
+    amqp_table_entry_t entries[2] = {{.value.kind = AMQP_FIELD_KIND_I64},
+                                     {.value.kind = AMQP_FIELD_KIND_UTF8}};
+    amqp_table_entry_t *entry = &entries[0];
     amqp_basic_properties_t properties = {
         ._flags = AMQP_BASIC_DELIVERY_MODE_FLAG,
         .delivery_mode = 2,
-        .headers = {.num_entries = 1, .entries = &entry},
+        .headers = {.num_entries = 1, .entries = entries},
     };
     delay_ms = delay_ms < 0 ? 0 : delay_ms;
+    snprintf(key, sizeof key, "%" PRIu64, stamp->seq);
     switch (header) {
     case HEADER_X_DELAY:
         properties._flags |= AMQP_BASIC_HEADERS_FLAG;
-        entry.key = amqp_cstring_bytes("x-delay");
-        entry.value.kind = AMQP_FIELD_KIND_I32;
-        entry.value.value.i32 = (int32_t)delay_ms;
+        entry->key = amqp_cstring_bytes("x-delay");
+        entry->value.kind = AMQP_FIELD_KIND_I32;
+        entry->value.value.i32 = (int32_t)delay_ms;
+        break;
+    case HEADER_KEY:
+        properties._flags |= AMQP_BASIC_HEADERS_FLAG;
+        properties.headers.num_entries = 2;
+        entry->key = amqp_cstring_bytes("x-delay");
+        entry->value.kind = AMQP_FIELD_KIND_I32;
+        entry->value.value.i32 = (int32_t)delay_ms;
+        entries[1].key = amqp_cstring_bytes("x-delay-key");
+        entries[1].value.value.bytes = amqp_cstring_bytes(key);
+        break;
+    case HEADER_CANCEL:
+        properties._flags |= AMQP_BASIC_HEADERS_FLAG;
+        entry->key = amqp_cstring_bytes("x-delay-cancel");
+        entry->value.kind = AMQP_FIELD_KIND_UTF8;
+        entry->value.value.bytes = amqp_cstring_bytes(key);
         break;
     case HEADER_DELIVERY_TIME:
         properties._flags |= AMQP_BASIC_HEADERS_FLAG;
-        entry.key = amqp_cstring_bytes("x-opt-delivery-time");
-        entry.value.value.i64 = stamp->due_us / 1000;
+        entry->key = amqp_cstring_bytes("x-opt-delivery-time");
+        entry->value.value.i64 = stamp->due_us / 1000;
         break;
     case HEADER_EXPIRATION:
         properties._flags |= AMQP_BASIC_EXPIRATION_FLAG;

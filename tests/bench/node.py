@@ -19,8 +19,8 @@ class Node(PrivateBroker):
     """A node with or without the plugin. The memory alarm is put high: a peer that keeps a million
     messages in memory is to be measured, not blocked."""
 
-    def __init__(self, root, with_plugin):
-        super().__init__(root, plugin_dirs=None if with_plugin else [],
+    def __init__(self, root, with_plugin, series=None):
+        super().__init__(root, series=series, plugin_dirs=None if with_plugin else [],
                          enable=[PLUGIN] if with_plugin else [],
                          conf=["vm_memory_high_watermark.relative = 0.8"])
 

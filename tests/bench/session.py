@@ -53,10 +53,10 @@ class Session:
         return self._runs
 
     @contextlib.contextmanager
-    def node(self):
+    def node(self, series=None):
         """A new broker with an empty disk, which is gone afterwards."""
         self._nodes += 1
-        node = Node(os.path.join(self.root, f"node{self._nodes}"), self.with_plugin)
+        node = Node(os.path.join(self.root, f"node{self._nodes}"), self.with_plugin, series)
         try:
             node.start()
             if self.machine is None:

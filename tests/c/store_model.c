@@ -129,7 +129,7 @@ uint8_t *model_batch(uint64_t index, const struct model_new_record *records, siz
     uint8_t *p = batch;
     for (size_t i = 0; i < n; i++) {
         dw_le32_put(p, records[i].length);
-        dw_le16_put(p + 4, records[i].absolute);
+        dw_le16_put(p + 4, (uint16_t)(records[i].absolute | (unsigned)records[i].on_key << 1));
         dw_le16_put(p + 6, records[i].encoding);
         dw_le64_put(p + 8, records[i].when);
         dw_le64_put(p + 16, records[i].key_hash);
@@ -152,8 +152,12 @@ static struct model_change *add_change(struct model *model, struct model_change 
 
 static int apply(dw_store *store, const struct model_change *change) {
     struct dw_inserted inserted;
+    struct dw_keyed keyed;
     uint64_t removed;
     switch (change->kind) {
+    case MODEL_INSERT_KEYED:
+        return dw_store_insert_keyed(store, change->index, change->base_ms, change->bytes,
+                                     change->length, &keyed);
     case MODEL_INSERT:
         return dw_store_insert(store, change->index, change->base_ms, change->bytes, change->length,
                                &inserted);
@@ -185,6 +189,21 @@ static void add_record(struct model *model, struct model_record record) {
     model->records[model->count++] = record;
 }
 
+static void remove_record(struct model *model, struct model_record *record) {
+    *record = model->records[--model->count];
+}
+
+static void add_new(struct model *model, uint64_t index, size_t i, uint64_t base_ms,
+                    const struct model_new_record *record) {
+    const uint64_t due = due_of(base_ms, record);
+    add_record(model, (struct model_record){.id = index << 16 | i,
+                                            .due = due,
+                                            .until = due,
+                                            .key_hash = record->key_hash,
+                                            .length = record->length,
+                                            .encoding = record->encoding});
+}
+
 int model_insert(struct model *model, dw_store *store, uint64_t base_ms,
                  const struct model_new_record *records, size_t n) {
     const uint64_t index = model->index + 1;
@@ -203,13 +222,7 @@ int model_insert(struct model *model, dw_store *store, uint64_t base_ms,
     }
     add_change(model, change);
     for (size_t i = 0; i < n; i++) {
-        const uint64_t due = due_of(base_ms, &records[i]);
-        add_record(model, (struct model_record){.id = index << 16 | i,
-                                                .due = due,
-                                                .until = due,
-                                                .key_hash = records[i].key_hash,
-                                                .length = records[i].length,
-                                                .encoding = records[i].encoding});
+        add_new(model, index, i, base_ms, &records[i]);
     }
     if (store != NULL) {
         assert_int_equal(dw_store_next_due(store), model_next_due(model));
@@ -217,8 +230,74 @@ int model_insert(struct model *model, dw_store *store, uint64_t base_ms,
     return DW_OK;
 }
 
-static void remove_record(struct model *model, struct model_record *record) {
-    *record = model->records[--model->count];
+/* What is pending under the key goes; how many of those were taken, of the others counts itself. */
+static uint64_t remove_key(struct model *model, uint64_t key_hash, uint64_t *taken) {
+    uint64_t removed = 0;
+    for (size_t i = model->count; i-- > 0;) {
+        if (model->records[i].key_hash == key_hash) {
+            *(model->records[i].taken ? taken : &removed) += 1;
+            remove_record(model, &model->records[i]);
+        }
+    }
+    return removed;
+}
+
+static bool has_key(const struct model *model, uint64_t key_hash) {
+    for (size_t i = 0; i < model->count; i++) {
+        if (model->records[i].key_hash == key_hash) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static struct dw_keyed insert_keyed(struct model *model, uint64_t index, uint64_t base_ms,
+                                    const struct model_new_record *records, size_t n) {
+    struct dw_keyed out = {0};
+    for (size_t i = 0; i < n; i++) {
+        const struct model_new_record *record = &records[i];
+        if (record->on_key == DW_REPLACE) {
+            out.replaced += remove_key(model, record->key_hash, &out.taken);
+        } else if (record->on_key == DW_CANCEL) {
+            out.cancelled += remove_key(model, record->key_hash, &out.taken);
+            continue;
+        } else if (record->on_key == DW_DROP && has_key(model, record->key_hash)) {
+            out.dropped++;
+            continue;
+        }
+        add_new(model, index, i, base_ms, record);
+    }
+    for (size_t i = 0; i < model->count; i++) {
+        if (model->records[i].id >> 16 == index) {
+            out.inserted.count++;
+            out.inserted.bytes += model->records[i].length;
+        }
+    }
+    return out;
+}
+
+int model_insert_keyed(struct model *model, dw_store *store, uint64_t base_ms,
+                       const struct model_new_record *records, size_t n) {
+    const uint64_t index = model->index + 1;
+    struct model_change change = {.kind = MODEL_INSERT_KEYED, .index = index, .base_ms = base_ms};
+    struct dw_keyed out;
+    change.bytes = model_batch(index, records, n, &change.length);
+    int result = dw_store_insert_keyed(store, index, base_ms, change.bytes, change.length, &out);
+    if (result != DW_OK) {
+        assert_int_equal(out.inserted.count + out.cancelled + out.replaced + out.taken, 0);
+        free(change.bytes);
+        return result;
+    }
+    add_change(model, change);
+    const struct dw_keyed expected = insert_keyed(model, index, base_ms, records, n);
+    assert_int_equal(out.inserted.count, expected.inserted.count);
+    assert_int_equal(out.inserted.bytes, expected.inserted.bytes);
+    assert_int_equal(out.cancelled, expected.cancelled);
+    assert_int_equal(out.replaced, expected.replaced);
+    assert_int_equal(out.taken, expected.taken);
+    assert_int_equal(out.dropped, expected.dropped);
+    assert_int_equal(out.inserted.next_due, model_next_due(model));
+    return DW_OK;
 }
 
 int model_settle(struct model *model, dw_store *store, const uint64_t *ids, size_t n) {
@@ -419,6 +498,43 @@ static void compare_pages(const struct model *model, dw_store *store) {
     assert_int_equal(seen, model->count);
 }
 
+/* From the end, and counted: from the due time of one of them on, and up to it. */
+static void compare_pages_back(const struct model *model, dw_store *store) {
+    struct dw_record page[41];
+    uint64_t due = DW_DUE_MAX, id = UINT64_MAX, pivot = 0, count, bytes;
+    uint64_t above = 0, above_bytes = 0, below = 0, below_bytes = 0;
+    size_t seen = 0;
+    uint32_t n;
+    do {
+        assert_int_equal(dw_store_page_before(store, due, id, page, 41, &n), DW_OK);
+        for (uint32_t i = 0; i < n; i++) {
+            const struct model_record *record = model_find(model, page[i].id);
+            assert_non_null(record);
+            assert_true(page[i].due < due || (page[i].due == due && page[i].id < id));
+            assert_int_equal(page[i].due, record->due);
+            assert_int_equal(page[i].length, record->length);
+            due = page[i].due;
+            id = page[i].id;
+            pivot = seen + i == model->count / 2 ? due : pivot;
+        }
+        seen += n;
+    } while (n > 0);
+    assert_int_equal(seen, model->count);
+    for (size_t i = 0; i < model->count; i++) {
+        const struct model_record *record = &model->records[i];
+        above += record->due >= pivot;
+        above_bytes += record->due >= pivot ? record->length : 0;
+        below += record->due <= pivot;
+        below_bytes += record->due <= pivot ? record->length : 0;
+    }
+    assert_int_equal(dw_store_count(store, pivot, DW_DUE_MAX, &count, &bytes), DW_OK);
+    assert_int_equal(count, above);
+    assert_int_equal(bytes, above_bytes);
+    assert_int_equal(dw_store_count(store, 0, pivot, &count, &bytes), DW_OK);
+    assert_int_equal(count, below);
+    assert_int_equal(bytes, below_bytes);
+}
+
 static void compare_key(const struct model *model, dw_store *store, uint64_t key_hash) {
     uint64_t *ids = malloc((model->count + 1) * sizeof *ids);
     assert_non_null(ids);
@@ -461,6 +577,7 @@ void model_compare(const struct model *model, dw_store *store, bool bodies) {
     }
     compare_stat(model, store);
     compare_pages(model, store);
+    compare_pages_back(model, store);
     for (size_t i = 0; i < model->count; i += 1 + model->count / 8) {
         if (model->records[i].key_hash != 0) {
             compare_key(model, store, model->records[i].key_hash);

@@ -2,6 +2,7 @@
 #ifndef STORE_MODEL_H
 #define STORE_MODEL_H
 
+#include "dw_batch.h"
 #include "dw_store.h"
 #include "fault_alloc.h"
 
@@ -22,7 +23,7 @@ struct model_record {
     bool corrupt; /* damaged by the test: it may come out as such */
 };
 
-enum model_kind { MODEL_INSERT, MODEL_SETTLE, MODEL_RESCHEDULE, MODEL_NOTE };
+enum model_kind { MODEL_INSERT, MODEL_INSERT_KEYED, MODEL_SETTLE, MODEL_RESCHEDULE, MODEL_NOTE };
 
 /* A change, as in Raft's log. */
 struct model_change {
@@ -65,8 +66,9 @@ struct model_new_record {
     uint64_t when;
     bool absolute;
     uint64_t key_hash;
-    uint32_t length;
+    uint32_t length; /* of a cancel 0 */
     uint16_t encoding;
+    enum dw_on_key on_key; /* DW_KEEP but in keyed batches */
 };
 
 /* A batch for Raft index `index`; to be freed. */
@@ -79,6 +81,8 @@ void model_free(struct model *model);
  * returned. If that is not DW_OK, the model has not changed. */
 int model_insert(struct model *model, dw_store *store, uint64_t base_ms,
                  const struct model_new_record *records, size_t n);
+int model_insert_keyed(struct model *model, dw_store *store, uint64_t base_ms,
+                       const struct model_new_record *records, size_t n);
 int model_settle(struct model *model, dw_store *store, const uint64_t *ids, size_t n);
 int model_reschedule(struct model *model, dw_store *store, uint64_t id, uint64_t due);
 void model_note(struct model *model, dw_store *store);

@@ -684,6 +684,12 @@ static void test_pages(void **state) {
     assert_int_equal(n, 6); /* five of the first, one of the second batch */
     assert_int_equal(page[0].id, 1 << 16 | 90);
     assert_int_equal(page[5].id, 2 << 16);
+    assert_int_equal(dw_store_page_before(w->f.store, 0, 0, page, 10, &n), DW_OK);
+    assert_int_equal(n, 0);
+    assert_int_equal(dw_store_page_before(w->f.store, NOW + 1000, 2 << 16, page, 5, &n), DW_OK);
+    assert_int_equal(n, 5);
+    assert_int_equal(page[0].id, 1 << 16 | 94);
+    assert_int_equal(page[4].id, 1 << 16 | 90);
 }
 
 static void test_find(void **state) {
@@ -746,6 +752,34 @@ static void test_reschedule(void **state) {
     checkpoint(w);
     reopen(w);
     assert_int_equal(w->f.report.pending, 6);
+    model_compare(&w->model, w->f.store, true);
+}
+
+static void test_reschedule_many(void **state) {
+    struct world *w = *state;
+    insert_n(w, 6, 1000000, 0, 50);
+    const uint64_t id = 1 << 16;
+    const struct dw_new_due dues[] = {
+        {id, NOW + 10}, {id + 5, UINT64_MAX}, {99, NOW}, {id + 1, NOW + 2000000}, {id, NOW + 20}};
+    const size_t n = sizeof dues / sizeof *dues;
+    uint64_t moved = 7;
+    for (size_t i = 0; i < n; i++) {
+        model_reschedule(&w->model, NULL, dues[i].id, dues[i].due);
+    }
+    assert_int_equal(dw_store_reschedule_many(w->f.store, w->model.index, dues, n, &moved), DW_OK);
+    assert_int_equal(moved, 4);
+    model_compare(&w->model, w->f.store, true);
+    /* Its index has been applied. */
+    const struct dw_new_due again = {id + 2, NOW};
+    assert_int_equal(dw_store_reschedule_many(w->f.store, w->model.index, &again, 1, &moved),
+                     DW_OK);
+    assert_int_equal(moved, 0);
+    model_note(&w->model, NULL);
+    assert_int_equal(dw_store_reschedule_many(w->f.store, w->model.index, NULL, 0, &moved), DW_OK);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(take(w, NOW + 20, 10), 1);
+    checkpoint(w);
+    reopen(w);
     model_compare(&w->model, w->f.store, true);
 }
 
@@ -1697,6 +1731,9 @@ static void test_closed(void **state) {
     assert_int_equal(dw_store_stat(store, &stat), DW_ECLOSED);
     assert_int_equal(dw_store_read(store, id, &sink), DW_ECLOSED);
     assert_int_equal(dw_store_page(store, 0, 0, records, 2, &count), DW_ECLOSED);
+    assert_int_equal(dw_store_page_before(store, 1, 1, records, 2, &count), DW_ECLOSED);
+    assert_int_equal(dw_store_count(store, 0, NOW, &n, &id), DW_ECLOSED);
+    assert_int_equal(dw_store_reschedule_many(store, 2, NULL, 0, &n), DW_ECLOSED);
     assert_int_equal(dw_store_find(store, 1, &id, 1, &n), DW_ECLOSED);
     dw_store_release(NULL);
 }
@@ -1732,6 +1769,7 @@ int main(void) {
         TEST_OPEN(test_pages),
         TEST_OPEN(test_find),
         TEST_OPEN(test_reschedule),
+        TEST_OPEN(test_reschedule_many),
         TEST_OPEN(test_a_full_disk),
         TEST_OPEN(test_open_files_are_bounded),
         TEST_OPEN(test_idle_files_are_closed),

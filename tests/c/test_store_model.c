@@ -62,6 +62,27 @@ static void insert_some(struct run *run) {
     assert_int_equal(model_insert(&run->model, run->f.store, run->now, records, n), DW_OK);
 }
 
+/* Few keys in some batches, so that one meets itself in its batch, and more in others. */
+static void insert_keyed(struct run *run) {
+    struct model_new_record records[BATCH_MAX];
+    const size_t n = 1 + pick(run, BATCH_MAX);
+    const uint64_t keys = pick(run, 2) == 0 ? 4 : 40;
+    for (size_t i = 0; i < n; i++) {
+        enum dw_on_key on_key = (enum dw_on_key)pick(run, 4);
+        if (on_key == DW_KEEP && run->model.count > PENDING_MAX) {
+            on_key = DW_CANCEL;
+        }
+        records[i] = (struct model_new_record){
+            .when = on_key == DW_CANCEL ? pick(run, 3) : some_delay(run),
+            .key_hash = on_key == DW_KEEP && pick(run, 2) == 0 ? 0 : 1 + pick(run, keys),
+            .length = on_key == DW_CANCEL ? 0 : (uint32_t)(1 + pick(run, 400)),
+            .encoding = (uint16_t)pick(run, 65536),
+            .on_key = on_key,
+        };
+    }
+    assert_int_equal(model_insert_keyed(&run->model, run->f.store, run->now, records, n), DW_OK);
+}
+
 static uint64_t some_id(struct run *run) {
     if (run->model.count == 0 || pick(run, 20) == 0) {
         return (1 + pick(run, run->model.index + 1)) << 16 | pick(run, BATCH_MAX);
@@ -215,8 +236,10 @@ static void restore(struct run *run) {
 static void step(struct run *run) {
     dw_store *store = run->f.store;
     const uint64_t choice = pick(run, 1000);
-    if (choice < 250) {
+    if (choice < 180) {
         insert_some(run);
+    } else if (choice < 250) {
+        insert_keyed(run);
     } else if (choice < 450) {
         take_some(run);
     } else if (choice < 470) {

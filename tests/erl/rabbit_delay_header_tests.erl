@@ -108,3 +108,24 @@ field() ->
            {decimal, {integer(0, 9), non_neg_integer()}},
            {longstr, ?LET(N, integer(-10, 2 * ?MAX), integer_to_binary(N))},
            {longstr, binary()}]).
+
+values_of_amqp_1_0_are_delays_test() ->
+    Due = fun (Name, Value) -> due(rabbit_delay_header:from_amqp10(Name, Value)) end,
+    [?assertEqual({delay, 100}, Due(<<"x-delay">>, {Tag, 100}))
+     || Tag <- [ulong, uint, ushort, ubyte, long, int, short, byte]],
+    [?assertEqual({delay, 100}, Due(<<"x-opt-delivery-delay">>, {Tag, <<"100">>}))
+     || Tag <- [utf8, symbol, binary]],
+    ?assertEqual({delay, 100}, Due(<<"x-delay">>, {double, 100.5})),
+    ?assertEqual({time, ?NOW + 5}, Due(<<"x-opt-delivery-time">>, {timestamp, ?NOW + 5})),
+    ?assertEqual(now, Due(<<"x-delay">>, null)),
+    ?assertEqual(now, Due(<<"x-delay">>, undefined)),
+    [?assertMatch({unusable, <<"x-delay">>, _, not_a_number}, Due(<<"x-delay">>, Value))
+     || Value <- [{boolean, true}, {list, []}, {map, []}, {timestamp, 100}, {utf8, <<"soon">>},
+                  {as_is, 16#94, <<1>>}]].
+
+negated_they_keep_their_type_where_it_has_negative_values_test() ->
+    [?assertEqual(Negated, rabbit_delay_header:to_amqp10(Field))
+     || {Value, Negated} <- [{{long, 5}, {long, -5}}, {{uint, 5}, {long, -5}}, {{int, 5}, {long, -5}},
+                             {{utf8, <<"5">>}, {utf8, <<"-5">>}}, {{double, 5.5}, {double, -5.0}}],
+        Field <- rabbit_delay_header:negate(
+                   rabbit_delay_header:from_amqp10(<<"x-delay">>, Value))].

@@ -3,6 +3,7 @@
 %% The machine, its snapshots and the store below them, in a real Ra system without a broker.
 -module(rabbit_delay_raft_tests).
 
+-include_lib("proper/include/proper.hrl").
 -include_lib("eunit/include/eunit.hrl").
 -include_lib("rabbit_common/include/rabbit.hrl").
 
@@ -10,6 +11,9 @@
 -define(X, #resource{virtual_host = <<"/">>, kind = exchange, name = <<"x">>}).
 -define(HOUR, 3600000).
 -define(SESSION, 4711).
+%% The answer to a keyed batch, where nothing has been handed out.
+-define(WENT(Cancelled, Replaced, Dropped),
+        {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := Dropped, taken := 0}}).
 
 raft_test_() ->
     {foreach, fun start/0, fun stop/1,
@@ -20,10 +24,20 @@ raft_test_() ->
               {"a malformed batch is refused and changes nothing", fun malformed/0},
               {"settled messages are gone after a restart, the others are there", fun restart/0},
               {"a snapshot is taken when enough has come, and restarts begin there", fun snapshot/0},
+              {"keys have their effect in the order of the log", fun keys/0},
+              {"a keyed batch is applied once, however often it is sent", fun keyed_again/0},
+              {"a malformed keyed batch changes nothing", fun keyed_malformed/0},
+              {"replay brings nothing back that went by its key", fun keyed_replay/0},
+              {"a member keeps the salt of its keys", fun salt/0},
               {"a lost live store is restored from the snapshot", fun lost_store/0},
               {"a damaged manifest of the live store is replaced by the snapshot", fun damaged/0},
               {"a snapshot sent in chunks is the snapshot", fun chunks/0},
               {"a delayed exchange made again starts empty", fun made_again/0},
+              {"cancelled messages are gone, and counted once", fun cancel/0},
+              {"rescheduled messages keep their new time over restarts", fun reschedule/0},
+              {"a pause outlives restarts, from the log and from a snapshot", fun pause/0},
+              {"a snapshot of version 1 is one of an exchange that is not paused", fun version_1/0},
+              {"any sequence of changes leaves what a model says", fun changes/0},
               {"the Ra system comes back after it was killed", fun system_killed/0}]]}.
 
 start() ->
@@ -95,6 +109,71 @@ snapshot() ->
     ?assertEqual({gap, 25}, enqueue(27, records(1, ?HOUR))),
     ?assertEqual(ok, enqueue(26, records(1, ?HOUR))),
     ?assertEqual(2501, pending()).
+
+keys() ->
+    start_member(),
+    ?assertMatch(?WENT(0, 0, 0), keyed(1, [{keep, 1}, {keep, 1}, {keep, 2}])),
+    ?assertMatch(?WENT(0, 0, 1), keyed(2, [{drop, 1}, {drop, 3}])),
+    ?assertMatch(?WENT(0, 2, 0), keyed(3, [{replace, 1}])),
+    ?assertEqual([1, 2, 3], pending_keys()),
+    ?assertMatch(?WENT(2, 0, 1), keyed(4, [{cancel, 1}, {drop, 1}, {drop, 1}, {cancel, 2}])),
+    ?assertEqual([1, 3], pending_keys()),
+    ?assertMatch(?WENT(0, 0, 0), keyed(5, [{cancel, 2}])),
+    ?assertMatch(?WENT(3, 1, 0), keyed(6, [{keep, 4}, {replace, 4}, {cancel, 4}, {cancel, 1},
+                                          {cancel, 3}])),
+    ?assertEqual([], pending_keys()),
+    %% Of either version, in one log.
+    ?assertEqual(ok, enqueue(7, iolist_to_binary(keyed_record({keep, 5})))),
+    ?assertMatch(?WENT(1, 0, 0), keyed(8, [{cancel, 5}])).
+
+keyed_again() ->
+    start_member(),
+    ?assertMatch(?WENT(0, 0, 0), keyed(1, [{keep, 1}])),
+    ?assertMatch(?WENT(0, 1, 0), keyed(2, [{replace, 1}])),
+    ?assertMatch(?WENT(1, 0, 0), keyed(3, [{cancel, 1}])),
+    ?assertEqual(ok, keyed(1, [{keep, 1}])),
+    ?assertEqual(ok, keyed(2, [{replace, 1}])),
+    ?assertEqual({gap, 3}, keyed(5, [{keep, 1}])),
+    ?assertEqual([], pending_keys()).
+
+keyed_malformed() ->
+    start_member(),
+    ?assertMatch(?WENT(0, 0, 0), keyed(1, [{keep, 1}])),
+    Cancel = keyed_record({cancel, 1}),
+    [?assertEqual({error, einval}, enqueue(2, 2, iolist_to_binary([Cancel, Bad])))
+     || Bad <- [<<1, 2, 3>>, keyed_record({cancel, 0}), keyed_record({drop, 0})]],
+    ?assertEqual({error, einval}, enqueue(2, 1, iolist_to_binary(Cancel))),
+    ?assertEqual([1], pending_keys()).
+
+%% The log's tail comes again after a restart, over a store that has some or none of it.
+keyed_replay() ->
+    start_member(),
+    Rounds = 40,
+    [begin
+         ?WENT(_, _, _) = keyed(N, [{keep, 1000 + N} | [{replace, K} || K <- lists:seq(1, 50)]]),
+         N rem 7 =:= 0 andalso restart_member()
+     end || N <- lists:seq(1, Rounds)],
+    ?WENT(_, _, _) = keyed(Rounds + 1, [{cancel, K} || K <- lists:seq(2, 50)]),
+    Expected = [1 | lists:seq(1001, 1000 + Rounds)],
+    ?assertEqual(Expected, pending_keys()),
+    restart_member(),
+    ?assertEqual(Expected, pending_keys()),
+    stop_member(),
+    {ok, Uid} = rabbit_delay_raft:find_member(?X),
+    ok = file:del_dir_r(rabbit_delay_raft:store_dir(Uid)),
+    start_member(),
+    ?assertEqual(Expected, pending_keys()),
+    ?assertMatch(?WENT(1, 0, 0), keyed(Rounds + 2, [{cancel, 1}])).
+
+salt() ->
+    start_member(),
+    Salt = rabbit_delay_raft:key_salt(?X),
+    ?assertEqual(16, byte_size(Salt)),
+    restart_member(),
+    ?assertEqual(Salt, rabbit_delay_raft:key_salt(?X)),
+    ok = rabbit_delay_raft:delete_member(?X),
+    start_member(),
+    ?assertNotEqual(Salt, rabbit_delay_raft:key_salt(?X)).
 
 lost_store() ->
     start_member(),
@@ -174,10 +253,128 @@ system_killed() ->
     await_leader(),
     ?assertEqual(10, pending()).
 
+cancel() ->
+    start_member(),
+    ok = enqueue(1, records(10, ?HOUR)),
+    [First, Second | _] = Ids = pending_ids(),
+    ?assertEqual({ok, 2}, change({cancel, <<First:64/little, Second:64/little>>})),
+    ?assertEqual({ok, 0}, change({cancel, <<First:64/little>>})),
+    ?assertEqual({ok, 0}, change({cancel, <<>>})),
+    restart_member(),
+    ?assertEqual(Ids -- [First, Second], pending_ids()).
+
+reschedule() ->
+    start_member(),
+    ok = enqueue(1, records(3, ?HOUR)),
+    [First, Second, Third] = pending_ids(),
+    Now = erlang:system_time(millisecond),
+    ?assertEqual({ok, 2}, change({reschedule, <<Third:64/little, (Now - 5):64/little,
+                                                77:64/little, Now:64/little,
+                                                First:64/little, (Now + 2 * ?HOUR):64/little>>})),
+    ?assertEqual([Third, Second, First], pending_ids()),
+    restart_member(),
+    ?assertEqual([Third, Second, First], pending_ids()),
+    {ok, [{Third, Due, 1, <<"body">>}], _} = take(10),
+    ?assertEqual(Now - 5, Due).
+
+pause() ->
+    start_member(),
+    ?assertNot(is_paused()),
+    ?assertEqual(ok, change(pause)),
+    ?assert(is_paused()),
+    restart_member(),
+    ?assert(is_paused()),
+    [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    restart_member(),
+    ?assert(is_paused()),
+    ?assertEqual(ok, change(resume)),
+    restart_member(),
+    ?assertNot(is_paused()),
+    ?assertEqual(2500, pending()).
+
+version_1() ->
+    start_member(),
+    [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    Snapshot = #{version => 1, exchange => ?X, seen => 7, sessions => [{?SESSION, 25}]},
+    State = rabbit_delay_machine:from_snapshot(Snapshot, store()),
+    ?assertNot(rabbit_delay_machine:is_paused(State)),
+    ?assertEqual(Snapshot#{version := 2, paused => false},
+                 rabbit_delay_machine:to_snapshot(State)),
+    Unknown = fun () -> rabbit_delay_machine:from_snapshot(Snapshot#{version := 3}, store()) end,
+    ?assertError(function_clause, Unknown()).
+
+%% ------------------------------------------------------------------- sequences of changes
+
+changes() ->
+    Property = ?FORALL(Steps, list(step()), holds(Steps)),
+    ?assert(proper:quickcheck(Property, [{numtests, 40}, {max_size, 40}, {to_file, user}])).
+
+%% Which messages are meant is a number of places in due order, and some that are not there.
+step() ->
+    frequency([{6, {enqueue, integer(1, 20), integer(1, 1000)}},
+               {3, {cancel, list(integer(0, 60))}},
+               {2, {settle, list(integer(0, 60))}},
+               {4, {reschedule, list({integer(0, 60), integer(0, 2000)})}},
+               {1, pause}, {1, resume}, {1, restart}]).
+
+holds(Steps) ->
+    _ = rabbit_delay_raft:delete_member(?X),
+    start_member(),
+    %% Far from now: nothing comes due meanwhile.
+    Base = erlang:system_time(millisecond) + ?HOUR,
+    {Dues, Paused, _} =
+        lists:foldl(fun (Step, Model) -> run(Step, Base, Model) end, {#{}, false, 0}, Steps),
+    restart_member(),
+    {ok, Records} = rabbit_delay_store:page(store(), {0, 0}, 65535),
+    ?assertEqual(lists:sort([{Due, Id} || {Id, Due} <- maps:to_list(Dues)]),
+                 [{Due, Id} || #{id := Id, due := Due} <- Records]),
+    is_paused() =:= Paused.
+
+run({enqueue, Count, Offset}, Base, {Dues, Paused, SeqNo}) ->
+    Due = Base + Offset,
+    ok = enqueue(SeqNo + 1, << <<4:32/little, 1:16/little, 1:16/little, Due:64/little, 0:64, "body">>
+                               || _ <- lists:seq(1, Count) >>),
+    New = [Id || Id <- pending_ids(), not is_map_key(Id, Dues)],
+    Count = length(New),
+    {maps:merge(Dues, maps:from_list([{Id, Due} || Id <- New])), Paused, SeqNo + 1};
+run({Removal, Places}, _, {Dues, Paused, SeqNo}) when Removal =:= cancel; Removal =:= settle ->
+    Ids = [place(Place, Dues) || Place <- Places],
+    Binary = << <<Id:64/little>> || Id <- Ids >>,
+    There = length([Id || Id <- lists:usort(Ids), is_map_key(Id, Dues)]),
+    {ok, There} = case Removal of
+                      cancel -> change({cancel, Binary});
+                      settle -> settle_ids(Binary)
+                  end,
+    {maps:without(Ids, Dues), Paused, SeqNo};
+run({reschedule, Moves}, Base, {Dues0, Paused, SeqNo}) ->
+    Pairs = [{place(Place, Dues0), Base + Offset} || {Place, Offset} <- Moves],
+    There = length([Id || {Id, _} <- Pairs, is_map_key(Id, Dues0)]),
+    {ok, There} = change({reschedule, << <<Id:64/little, Due:64/little>> || {Id, Due} <- Pairs >>}),
+    Dues = lists:foldl(fun ({Id, Due}, Acc) when is_map_key(Id, Acc) -> Acc#{Id := Due};
+                           (_, Acc) -> Acc
+                       end, Dues0, Pairs),
+    {Dues, Paused, SeqNo};
+run(restart, _, Model) ->
+    restart_member(),
+    Model;
+run(Switch, _, {Dues, _, SeqNo}) ->
+    ok = change(Switch),
+    {Dues, Switch =:= pause, SeqNo}.
+
+place(Place, Dues) ->
+    Ids = [Id || {_, Id} <- lists:sort([{Due, Id} || {Id, Due} <- maps:to_list(Dues)])],
+    case Place < length(Ids) of
+        true -> lists:nth(Place + 1, Ids);
+        false -> Place + 1
+    end.
+
 %% ------------------------------------------------------------------------------ helpers
 
+%% What the member before was still writing as a snapshot may be in the way for a moment.
 start_member() ->
-    ok = rabbit_delay_raft:start_member(?X, true),
+    await(fun () -> rabbit_delay_raft:start_member(?X, true) =:= ok end),
     await_leader().
 
 stop_member() ->
@@ -198,17 +395,49 @@ await_leader() ->
     ok = rabbit_delay_raft:note(Id, Ref),
     ok = reply(Ref).
 
+keyed(SeqNo, Records) ->
+    enqueue(SeqNo, 2, iolist_to_binary([keyed_record(R) || R <- Records])).
+
+keyed_record({cancel, Key}) ->
+    <<0:32, (3 bsl 1):16/little, 0:16, 0:64, Key:64/little>>;
+keyed_record({OnKey, Key}) ->
+    Flags = case OnKey of keep -> 0; replace -> 1 bsl 1; drop -> 2 bsl 1 end,
+    <<4:32/little, Flags:16/little, 1:16/little, ?HOUR:64/little, Key:64/little, "body">>.
+
+pending_keys() ->
+    {ok, Records} = rabbit_delay_store:page(store(), {0, 0}, 1000),
+    lists:sort([Key || #{key_hash := Key} <- Records]).
+
 enqueue(SeqNo, Batch) ->
+    enqueue(SeqNo, 1, Batch).
+
+enqueue(SeqNo, Version, Batch) ->
     Ref = make_ref(),
     ok = rabbit_delay_raft:enqueue(rabbit_delay_raft:server_id(?X), ?SESSION, SeqNo,
-                                   {{0, none}, Batch}, Ref),
+                                   {Version, {0, none}, Batch}, Ref),
     reply(Ref).
 
 settle(Taken) ->
+    settle_ids(<< <<Id:64/little>> || Id <- ids(Taken) >>).
+
+settle_ids(Ids) ->
     Ref = make_ref(),
-    ok = rabbit_delay_raft:settle(rabbit_delay_raft:server_id(?X),
-                                  << <<Id:64/little>> || Id <- ids(Taken) >>, Ref),
+    ok = rabbit_delay_raft:settle(rabbit_delay_raft:server_id(?X), Ids, Ref),
     reply(Ref).
+
+change(Change) ->
+    Ref = make_ref(),
+    ok = rabbit_delay_raft:change(rabbit_delay_raft:server_id(?X), Change, Ref),
+    reply(Ref).
+
+is_paused() ->
+    {ok, {_, Paused}, _} = ra:local_query(rabbit_delay_raft:server_id(?X),
+                                          fun rabbit_delay_machine:is_paused/1),
+    Paused.
+
+pending_ids() ->
+    {ok, Records} = rabbit_delay_store:page(store(), {0, 0}, 65535),
+    [Id || #{id := Id} <- Records].
 
 reply(Ref) ->
     receive

@@ -45,7 +45,8 @@ model_test_() ->
 
 commands(Scale) ->
     proper_types:resize(60, proper_types:list(proper_types:frequency(
-      [{20, {insert, proper_types:non_empty(proper_types:list(record(Scale)))}},
+      [{15, {insert, proper_types:non_empty(proper_types:list(record(Scale)))}},
+       {10, {insert_keyed, proper_types:non_empty(proper_types:list(keyed_record(Scale)))}},
        {10, {settle, proper_types:list(pick())}},
        {15, {take, ahead(Scale), proper_types:integer(1, 20), proper_types:integer(1, 3000)}},
        {5, {postpone, pick(), ahead(Scale)}},
@@ -68,6 +69,11 @@ record(Scale) ->
      proper_types:integer(0, 65535),
      proper_types:oneof([0, 0 | ?KEYS]),
      proper_types:oneof([proper_types:integer(1, 200), proper_types:integer(1, 3000)])}.
+
+keyed_record(Scale) ->
+    proper_types:oneof(
+      [{keep, record(Scale)},
+       {proper_types:oneof([replace, drop, cancel]), proper_types:oneof(?KEYS), record(Scale)}]).
 
 pick() -> proper_types:integer(0, 1000000).
 
@@ -112,6 +118,10 @@ step({insert, Records}, M) ->
     logged({insert, M#model.now, [{Delay, Kind, Encoding, Key, body(Size, Delay, N)}
                                   || {N, {Delay, Kind, Encoding, Key, Size}}
                                          <- lists:zip(lists:seq(1, length(Records)), Records)]}, M);
+step({insert_keyed, Records}, M) ->
+    logged({insert_keyed, M#model.now,
+            [made(Record, N) || {N, Record} <- lists:zip(lists:seq(1, length(Records)), Records)]},
+           M);
 step({settle, Picks}, M) ->
     logged({settle, [pick(Pick, M) || Pick <- Picks]}, M);
 step({reschedule, Pick, Ahead}, M) ->
@@ -155,6 +165,7 @@ step({repeat, Pick}, #model{log = Log} = M) ->
     {Index, Command} = lists:nth(Pick rem length(Log) + 1, Log),
     case call(Command, Index, M) of
         {ok, 0, 0, _, _} -> ok;
+        {ok, {ok, 0, 0, _, _}, #{cancelled := 0, replaced := 0, taken := 0, dropped := 0}} -> ok;
         {ok, 0} -> ok;
         {error, enoent} -> ok;
         ok -> ok
@@ -192,6 +203,13 @@ step(restore, #model{snapshot = {Dir, {Index, _} = Made}} = M) ->
 step(check, M) ->
     check(M),
     M.
+
+made({keep, {Delay, Kind, Encoding, Key, Size}}, N) ->
+    {keep, {Delay, Kind, Encoding, Key, body(Size, Delay, N)}};
+made({cancel, Key, _}, _) ->
+    {cancel, {0, delay, 0, Key, <<>>}};
+made({OnKey, Key, {Delay, Kind, Encoding, _, Size}}, N) ->
+    {OnKey, {Delay, Kind, Encoding, Key, body(Size, Delay, N)}}.
 
 maintain(_, _, _, 0) -> error(never_done);
 maintain(Store, Now, Bytes, N) ->
@@ -236,6 +254,17 @@ apply_command({insert, Base, Records} = Command, Index, #model{entries = Entries
     Next = next_due(Entries),
     {ok, Count, Bytes, Next, _} = call(Command, Index, M),
     M#model{entries = Entries};
+apply_command({insert_keyed, Base, Records} = Command, Index, #model{entries = Entries0} = M) ->
+    Went0 = #{cancelled => 0, replaced => 0, taken => 0, dropped => 0},
+    {Entries, Went} =
+        lists:foldl(fun ({N, Record}, Acc) -> on_key((Index bsl 16) + N, Base, Record, Acc) end,
+                    {Entries0, Went0}, lists:zip(lists:seq(0, length(Records) - 1), Records)),
+    New = maps:filter(fun (Id, _) -> Id bsr 16 =:= Index end, Entries),
+    Count = map_size(New),
+    Bytes = lists:sum([byte_size(E#entry.body) || E <- maps:values(New)]),
+    Next = next_due(Entries),
+    {ok, {ok, Count, Bytes, Next, _}, Went} = call(Command, Index, M),
+    M#model{entries = Entries};
 apply_command({settle, Ids} = Command, Index, #model{entries = Entries0} = M) ->
     Entries = maps:without(Ids, Entries0),
     Removed = map_size(Entries0) - map_size(Entries),
@@ -256,8 +285,38 @@ apply_command(note, Index, #model{store = Store} = M) ->
     Index = ?S:applied(Store),
     M.
 
+on_key(Id, Base, {OnKey, {_, _, _, Key, _} = Record}, {Entries0, Went0}) ->
+    {Entries, Went} = case OnKey of
+                          replace -> without_key(Key, replaced, Entries0, Went0);
+                          cancel -> without_key(Key, cancelled, Entries0, Went0);
+                          _ -> {Entries0, Went0}
+                      end,
+    case OnKey of
+        cancel -> {Entries, Went};
+        drop ->
+            case under(Key, Entries) of
+                [] -> {Entries#{Id => entry(Base, Record)}, Went};
+                _ -> {Entries, maps:update_with(dropped, fun (N) -> N + 1 end, Went)}
+            end;
+        _ -> {Entries#{Id => entry(Base, Record)}, Went}
+    end.
+
+under(Key, Entries) ->
+    [Id || {Id, #entry{key = K}} <- maps:to_list(Entries), K =:= Key].
+
+without_key(Key, How, Entries, Went) ->
+    lists:foldl(fun (Id, {Es, W}) ->
+                        Counter = case Es of
+                                      #{Id := #entry{taken = true}} -> taken;
+                                      _ -> How
+                                  end,
+                        {maps:remove(Id, Es), maps:update_with(Counter, fun (N) -> N + 1 end, W)}
+                end, {Entries, Went}, under(Key, Entries)).
+
 call({insert, Base, Records}, Index, #model{store = Store}) ->
     ?S:insert(Store, Index, Base, [encode(Base, Record) || Record <- Records]);
+call({insert_keyed, Base, Records}, Index, #model{store = Store}) ->
+    ?S:insert_keyed(Store, Index, Base, [encode(OnKey, Base, R) || {OnKey, R} <- Records]);
 call({settle, Ids}, Index, #model{store = Store}) ->
     ?S:settle(Store, Index, << <<Id:64/little>> || Id <- Ids >>);
 call({reschedule, Id, Due}, Index, #model{store = Store}) ->
@@ -265,11 +324,20 @@ call({reschedule, Id, Due}, Index, #model{store = Store}) ->
 call(note, Index, #model{store = Store}) ->
     ?S:note(Store, Index).
 
-encode(Base, {Delay, Kind, Encoding, Key, Body}) ->
-    {Flags, When} = case Kind of
-                        delay -> {0, Delay};
-                        absolute -> {1, Base + Delay}
-                    end,
+encode(Base, Record) ->
+    encode(keep, Base, Record).
+
+encode(OnKey, Base, {Delay, Kind, Encoding, Key, Body}) ->
+    {Absolute, When} = case Kind of
+                           delay -> {0, Delay};
+                           absolute -> {1, Base + Delay}
+                       end,
+    Flags = Absolute bor case OnKey of
+                             keep -> 0;
+                             replace -> 2;
+                             drop -> 4;
+                             cancel -> 6
+                         end,
     [<<(byte_size(Body)):32/little, Flags:16/little, Encoding:16/little, When:64/little,
        Key:64/little>>, Body].
 

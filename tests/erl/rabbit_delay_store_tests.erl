@@ -77,6 +77,7 @@ calls_test_() ->
      case_("limits of a take", fun limits/0),
      case_("postpone and untake", fun postpone_and_untake/0),
      case_("reschedule", fun reschedule/0),
+     case_("reschedule many", fun reschedule_many/0),
      case_("settle", fun settle/0),
      case_("ids at any address", fun unaligned_ids/0),
      case_("read, page and find", fun read_page_find/0),
@@ -223,6 +224,19 @@ reschedule() ->
                      ?S:take(Store, ?T0 + 40, 10, 100))
     end).
 
+reschedule_many() ->
+    with_store(fun(Store, _) ->
+        {ok, 3, _, _, _} = ?S:insert(Store, 1, ?T0, [record(N, <<N>>) || N <- [1, 2, 3]]),
+        Dues = << <<Id:64/little, Due:64/little>>
+                  || {Id, Due} <- [{id(1, 0), ?T0 + 30}, {id(7, 7), ?T0}, {id(1, 2), ?T0 + 20}] >>,
+        ?assertEqual({ok, 2}, ?S:reschedule_many(Store, 2, Dues)),
+        ?assertEqual({ok, 0}, ?S:reschedule_many(Store, 2, Dues)),
+        ?assertEqual({ok, 0}, ?S:reschedule_many(Store, 3, <<>>)),
+        ?assertEqual(3, ?S:applied(Store)),
+        ?assertError(badarg, ?S:reschedule_many(Store, 4, <<1, 2, 3>>)),
+        ?assertEqual([<<2>>, <<3>>, <<1>>], bodies(?S:take(Store, ?T0 + 30, 10, 100)))
+    end).
+
 settle() ->
     with_store(fun(Store, _) ->
         {ok, 4, _, _, _} = ?S:insert(Store, 1, ?T0, [record(N, <<"x">>) || N <- [1, 2, 3, 4]]),
@@ -258,6 +272,12 @@ read_page_find() ->
         {ok, Rest} = ?S:page(Store, {?T0 + 20, id(1, 3)}, 65535),
         ?assertEqual([id(1, 2), id(1, 1), id(1, 0)], [Id || #{id := Id} <- Rest]),
         ?assertEqual({ok, []}, ?S:page(Store, {?MAX, 16#ffffffffffffffff}, 1)),
+        {ok, Back} = ?S:page_before(Store, {?MAX, 16#ffffffffffffffff}, 3),
+        ?assertEqual([id(1, 0), id(1, 1), id(1, 2)], [Id || #{id := Id} <- Back]),
+        ?assertEqual({ok, lists:reverse(First)}, ?S:page_before(Store, {?T0 + 30, 0}, 9)),
+        ?assertEqual({ok, 2, 2}, ?S:count(Store, ?T0 + 11, ?T0 + 30)),
+        ?assertEqual({ok, 5, 5}, ?S:count(Store, 0, ?MAX)),
+        ?assertError(badarg, ?S:count(Store, -1, ?MAX)),
         {ok, Found, 3} = ?S:find(Store, 1, 10),
         ?assertEqual([id(1, 0), id(1, 2), id(1, 4)], lists:sort(Found)),
         {ok, [_, _], 3} = ?S:find(Store, 1, 2),
@@ -477,7 +497,8 @@ closed() ->
                  ?S:maintain(Store, ?T0, 1000), ?S:checkpoint(Store), ?S:take(Store, ?T0, 1, 1),
                  ?S:postpone(Store, id(1, 0), ?T0), ?S:untake(Store), ?S:next_due(Store),
                  ?S:applied(Store), ?S:stat(Store), ?S:read(Store, id(1, 0)),
-                 ?S:page(Store, {0, 0}, 1), ?S:find(Store, 0, 1)],
+                 ?S:page(Store, {0, 0}, 1), ?S:page_before(Store, {1, 1}, 1),
+                 ?S:count(Store, 0, 1), ?S:reschedule_many(Store, 2, <<>>), ?S:find(Store, 0, 1)],
         ?assertEqual([{error, eclosed}], lists:usort(Calls))
     end).
 

@@ -45,8 +45,8 @@ def brokers():
     root = tempfile.mkdtemp(prefix="delay-wheel-tests-")
     made = []
 
-    def make(name, conf=(), enable=(PLUGIN,), start=True, plugin_dirs=None, **options):
-        broker = PrivateBroker(os.path.join(root, name), plugin_dirs=plugin_dirs or PLUGIN_DIRS,
+    def make(directory, conf=(), enable=(PLUGIN,), start=True, plugin_dirs=None, **options):
+        broker = PrivateBroker(os.path.join(root, directory), plugin_dirs=plugin_dirs or PLUGIN_DIRS,
                                enable=enable, conf=[*QUICK_STATISTICS, *conf], **options)
         made.append(broker)
         if start:

@@ -46,7 +46,6 @@ PLUGIN_LISTENERS = {
     "rabbitmq_prometheus": "prometheus.tcp.port",
     "rabbitmq_mqtt": "mqtt.listeners.tcp.default",
     "rabbitmq_stomp": "stomp.listeners.tcp.default",
-    "rabbitmq_web_stomp": "web_stomp.tcp.port",
 }
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -395,6 +394,13 @@ class PrivateBroker:
         if forced and timeout > 0:
             raise BrokerFailed(f"{self.nodename} had to be killed: it did not stop within "
                                f"{timeout} s\n{self.log_tail()}")
+
+    def upgrade(self, series, plugin_dirs):
+        """What the next start() runs on the same files: RabbitMQ of another series."""
+        if self.running():
+            raise BrokerFailed(f"{self.nodename} runs")
+        self.series, self.chroot, self.home = series, chroot_of(series), stock_home(series)
+        self.plugin_dirs = [os.path.abspath(d) for d in plugin_dirs]
 
     def detach(self):
         """Lets it outlive this interpreter."""

@@ -309,7 +309,8 @@ def text_of(way, kind, number):
 def holding(broker, way, kind, number):
     """The file of the delay store that contains a message, and where; None if none does."""
     text = text_of(way, kind, number).encode()
-    for path in glob.glob(os.path.join(broker.data_dir, "delayed", "*", "delay_store", "*.rec")):
+    for path in glob.glob(os.path.join(broker.data_dir, "quorum", "delayed", "*", "delay_store",
+                                       "*.rec")):
         with open(path, "rb") as file:
             at = file.read().find(text)
         if at >= 0:
@@ -361,18 +362,22 @@ def test_the_damaged_file_is_named_in_the_log(damaged, way):
 
 @pytest.fixture
 def mountpoint(tmp_path):
-    """A small file system of its own: mount(options) mounts it, or mounts it anew."""
+    """A small file system of its own: mount(options) mounts it, or mounts it anew; a broker with
+    mounts of its own has to be named then."""
     path = tmp_path / "mounted"
     path.mkdir()
     mounted = []
 
-    def mount(options):
+    def mount(options, broker=None):
         again = ",remount" if mounted else ""
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options + again, "tmpfs", str(path)],
                               capture_output=True, text=True, check=False)
         if done.returncode != 0 and not mounted:
             pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
         assert done.returncode == 0, done.stderr
+        if broker is not None and broker.chroot:
+            subprocess.run(["nsenter", "--target", str(broker.pid), "--mount", "mount", "-o",
+                            f"{options},remount,bind", broker.chroot + str(path)], check=True)
         mounted.append(options)
         return str(path)
 
@@ -408,11 +413,34 @@ def test_a_data_directory_that_is_a_file_is_named_and_retried(brokers, tmp_path)
     broker.end()
 
 
+def test_publishers_without_confirms_while_nothing_can_be_taken(brokers, tmp_path):
+    """Up to 3.13 an exchange knows that nobody would hear of a nack, and closes the channel. Later
+    it does not, and the message is dropped, as RabbitMQ drops one for a queue that is down."""
+    data_dir = tmp_path / "in-the-way"
+    data_dir.write_text("a file")
+    broker = brokers("no-confirms", conf=[f"delayed_message.data_dir = {data_dir}"])
+    client = Client(broker)
+    exchange, queue = client.delayed_and_queue()
+    eventually(lambda: "cannot be used" in broker.log(), bool)
+    channel = client.channel
+    channel.basic_publish(exchange, "k", b"x", pika.BasicProperties(headers={"x-delay": 1}))
+    if broker.series == "3.10":
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker) as closed:
+            channel.queue_declare(queue, passive=True)
+        assert closed.value.reply_code == 506 and "cannot be used" in closed.value.reply_text
+    else:
+        channel.queue_declare(queue, passive=True)
+        channel.basic_publish(exchange, "k", b"undelayed")
+        assert client.texts(queue, 1) == ["undelayed"]
+    client.close()
+    broker.end()
+
+
 def test_a_read_only_data_directory_is_named_and_retried(brokers, mountpoint):
     data_dir = mountpoint("size=512m,ro")
     broker = brokers("data-dir-is-read-only", conf=[f"delayed_message.data_dir = {data_dir}"])
     exchange = assert_refuses_but_boots(broker, data_dir)
-    mountpoint("size=512m,rw")
+    mountpoint("size=512m,rw", broker)
     eventually(lambda: publishes(broker, exchange), bool, within=60)
     broker.end()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MPL-2.0
 """The store's native library, as it is loaded into the broker."""
 
+import glob
 import os
 import zipfile
 
@@ -8,7 +9,7 @@ import pytest
 
 from client import Client
 from conftest import PLUGIN
-from private_broker import REPOSITORY
+from private_broker import REPOSITORY, default_series
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def own(brokers, request):
 def mapped(broker):
     """The names under which the store's library is mapped into the broker."""
     with open(f"/proc/{broker.pid}/maps", encoding="utf-8") as f:
-        return {line.split(None, 5)[5].strip() for line in f if "rabbit_delay_store" in line}
+        names = {line.split(None, 5)[5].strip() for line in f if "rabbit_delay_store" in line}
+    return {name.removeprefix(broker.chroot or "") for name in names}
 
 
 def test_it_survives_that_the_broker_unpacks_the_plugin_again(own):
@@ -59,9 +61,9 @@ def test_one_copy_of_it_is_mapped_however_often_it_is_enabled(own):
 
 def test_a_broken_library_does_not_keep_the_broker_from_booting(brokers, tmp_path):
     """The plugin's directory, unpacked by hand, with a library that cannot be loaded."""
-    archives = [n for n in os.listdir(os.path.join(REPOSITORY, "dist", "3.10")) if n.endswith(".ez")]
-    with zipfile.ZipFile(os.path.join(REPOSITORY, "dist", "3.10", archives[0])) as archive:
-        archive.extractall(tmp_path)
+    [archive] = glob.glob(os.path.join(REPOSITORY, "dist", default_series(), "*.ez"))
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(tmp_path)
     [library] = tmp_path.glob("*/priv/rabbit_delay_store.so")
     library.write_bytes(b"not a library")
     broker = brokers("broken-library", plugin_dirs=[str(tmp_path)])

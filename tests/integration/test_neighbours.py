@@ -12,6 +12,7 @@ import pytest
 from client import Client, assert_on_time, internal_queue
 from management import eventually
 from node import HOUR_MS
+from private_broker import default_series
 
 
 # ----------------------------------------------------------------------- dead letters
@@ -163,7 +164,9 @@ def test_in_a_vhost_whose_queues_are_used_up_it_still_delays(broker, management,
 # -------------------------------------------- policies and tools meant for other queues
 
 @pytest.mark.parametrize("kind, definition", [
-    ("policies", {"ha-mode": "all", "ha-sync-mode": "automatic"}),
+    pytest.param("policies", {"ha-mode": "all", "ha-sync-mode": "automatic"},
+                 marks=pytest.mark.skipif(default_series() != "3.10",
+                                          reason="only 3.x mirrors classic queues")),
     ("policies", {"message-ttl": 1}),
     ("policies", {"expires": 100}),
     ("policies", {"max-length": 1, "overflow": "reject-publish"}),

@@ -216,6 +216,38 @@ def test_what_was_confirmed_survives_kill_9_right_after(crashing):
     client.close()
 
 
+def test_the_first_messages_of_new_exchanges_survive_kill_9_right_after(crashing):
+    client = Client(crashing)
+    queues = {}
+    for n in range(20):
+        exchange, queue = client.delayed_and_queue()
+        client.publish(exchange, body=str(n).encode(), delay=3000)
+        queues[n] = queue
+    crashing.kill9()
+    crashing.start()
+    client = Client(crashing)
+    for n, queue in queues.items():
+        assert client.texts(queue, 1) == [str(n)]
+    client.close()
+
+
+@pytest.mark.parametrize("left", [b"", b"not a table" * 1000, None], ids=["empty", "damaged", "gone"])
+def test_without_rafts_table_of_names_nothing_confirmed_is_lost(crashing, left):
+    client = Client(crashing)
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"kept", delay=3000)
+    crashing.kill9()
+    table = os.path.join(crashing.data_dir, "quorum", "delayed", "names.dets")
+    os.remove(table)
+    if left is not None:
+        with open(table, "wb") as f:
+            f.write(left)
+    crashing.start()
+    client = Client(crashing)
+    assert client.texts(queue, 1) == ["kept"]
+    client.close()
+
+
 def test_kill_9_amid_publishing_loses_nothing_confirmed(crashing):
     exchange, queue = Client(crashing).delayed_and_queue()
     confirmed = set()

@@ -11,11 +11,12 @@ from client import Client
 from conftest import PLUGIN, PLUGIN_DIRS
 from management import eventually
 from node import HOUR_MS, evaluate
-from private_broker import stock_home
+from private_broker import chroot_of, default_series, stock_home
 
 RIVAL = "rabbitmq_delayed_message_exchange"
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rival",
                       "rabbit_exchange_type_delayed_message.erl")
+LIBRARIES = (chroot_of(default_series()) or "") + stock_home(default_series()) + "/plugins"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def with_rival(brokers, tmp_path_factory):
     ebin = directory / f"{RIVAL}-3.10.2" / "ebin"
     ebin.mkdir(parents=True)
     subprocess.run(["erlc", "-o", str(ebin), SOURCE], check=True,
-                   env={**os.environ, "ERL_LIBS": os.path.join(stock_home(), "plugins")})
+                   env={**os.environ, "ERL_LIBS": LIBRARIES})
     (ebin / f"{RIVAL}.app").write_text(
         f'{{application, {RIVAL}, [{{description, "the other plugin"}}, {{vsn, "3.10.2"}}, '
         "{modules, [rabbit_exchange_type_delayed_message]}, {registered, []}, {env, []}, "

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: MPL-2.0
-"""dist.py EZ: the plugin archive holds what a broker needs, and its library needs only libc."""
+"""dist.py EZ...: each plugin archive holds what a broker needs, names the series of brokers that it is
+for (its directory's name), and its library needs only libc."""
 
 import os
 import re
@@ -27,7 +28,7 @@ def problems(path):
         yield f"{archive.testzip()}: its checksum is wrong"
     for name in names:
         if not re.fullmatch(rf"{re.escape(top)}/(ebin/[\w.]+\.(app|beam)|priv/\w+\.so|"
-                            rf"priv/schema/\w+\.schema|LICENSE[\w.-]*)", name):
+                            rf"priv/schema/\w+\.schema|priv/openapi\.json|LICENSE[\w.-]*)", name):
             yield f"{name}: does not belong into it"
 
     app_file = f"{top}/ebin/{app}.app"
@@ -37,6 +38,9 @@ def problems(path):
     properties = archive.read(app_file).decode()
     if f'{{vsn,"{version}"}}' not in properties.replace(" ", ""):
         yield f"{app_file}: its vsn is not {version}"
+    series = os.path.basename(os.path.dirname(os.path.abspath(path)))
+    if f'{{broker_version_requirements,["{series}.0"]}}' not in properties.replace(" ", ""):
+        yield f"{app_file}: it is not for RabbitMQ {series}"
     listed = re.search(r"\{modules,\s*\[(.*?)\]\}", properties, re.S).group(1)
     modules = set(re.findall(r"[\w.'@]+", listed))
     beams = {os.path.basename(n)[:-len(".beam")] for n in names if n.endswith(".beam")}
@@ -73,10 +77,11 @@ def problems(path):
 
 
 def main():
-    found = list(problems(sys.argv[1]))
+    archives = sys.argv[1:]
+    found = [f"{path}: {problem}" for path in archives for problem in problems(path)]
     for problem in found:
         print(problem)
-    return 1 if found else 0
+    return 1 if found or not archives else 0
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: MPL-2.0
-// STOMP, with stompjs over a WebSocket. Arguments: port, the delayed exchange, and a queue that is
+// STOMP, with stompjs over TCP. Arguments: port, the delayed exchange, and a queue that is
 // bound to it with the key "k".
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { Client } from '@stomp/stompjs';
-import { WebSocket } from 'ws';
+import { TCPWrapper } from '@stomp/tcp-wrapper';
 
 const [port, exchange, queue] = process.argv.slice(2);
 
 function connect(options = {}) {
   const client = new Client({
-    brokerURL: `ws://127.0.0.1:${port}/ws`,
-    webSocketFactory: () => new WebSocket(`ws://127.0.0.1:${port}/ws`, ['v12.stomp']),
+    webSocketFactory: () => new TCPWrapper('127.0.0.1', Number(port)),
     connectHeaders: { login: 'guest', passcode: 'guest', host: '/' },
     reconnectDelay: 0,
     ...options,

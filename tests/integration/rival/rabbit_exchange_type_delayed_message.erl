@@ -6,8 +6,8 @@
 
 -behaviour(rabbit_exchange_type).
 
--export([description/0, serialise_events/0, route/2, validate/1, validate_binding/2, create/2,
-         delete/3, policy_changed/2, add_binding/3, remove_bindings/3, assert_args_equivalence/2,
+-export([description/0, serialise_events/0, route/2, route/3, validate/1, validate_binding/2,
+         create/2, delete/2, delete/3, policy_changed/2, add_binding/3, remove_bindings/3, assert_args_equivalence/2,
          info/1, info/2]).
 
 -rabbit_boot_step(
@@ -29,6 +29,9 @@ serialise_events() -> false.
 -spec route(rabbit_types:exchange(), rabbit_types:delivery()) -> rabbit_router:match_result().
 route(X, Delivery) -> ?DIRECT:route(X, Delivery).
 
+-spec route(rabbit_types:exchange(), Message :: term(), map()) -> rabbit_router:match_result().
+route(X, Message, Options) -> ?DIRECT:route(X, Message, Options).
+
 -spec validate(rabbit_types:exchange()) -> ok.
 validate(X) -> ?DIRECT:validate(X).
 
@@ -37,6 +40,9 @@ validate_binding(X, B) -> ?DIRECT:validate_binding(X, B).
 
 -spec create(transaction | none, rabbit_types:exchange()) -> ok.
 create(Tx, X) -> ?DIRECT:create(Tx, X).
+
+-spec delete(none | pos_integer(), rabbit_types:exchange()) -> ok.
+delete(Serial, X) -> ?DIRECT:delete(Serial, X).
 
 -spec delete(transaction | none, rabbit_types:exchange(), [rabbit_types:binding()]) -> ok.
 delete(Tx, X, Bs) -> ?DIRECT:delete(Tx, X, Bs).

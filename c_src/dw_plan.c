@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: MPL-2.0 */
+#include "dw_store_internal.h"
+
+#include "dw_batch.h"
+
+#include <string.h>
+
+/* Keyed batches: what a batch does is found out before anything is changed.
+ *
+ * Each key of the batch has a slot in a hash table, with a chain of the batch's own records that
+ * are to be inserted under it and a note of whether what the store has under it goes. */
+
+#define NO_RECORD UINT32_MAX
+
+struct slot {
+    uint64_t key_hash;        /* 0: unused */
+    uint32_t last;            /* of the batch's records under this key, the last that stays */
+    enum dw_on_key clears_by; /* DW_REPLACE or DW_CANCEL: what the store has goes; or DW_KEEP */
+};
+
+struct planning {
+    struct dw_store *store;
+    struct dw_plan *plan;
+    struct slot *slots;
+    uint32_t mask;
+    uint32_t *before; /* one a record: the one before it in its chain */
+};
+
+static struct slot *slot_of(const struct planning *planning, uint64_t key_hash) {
+    /* The table is the batch's own, and the hashes are well mixed. */
+    uint32_t i = (uint32_t)key_hash & planning->mask;
+    while (planning->slots[i].key_hash != 0 && planning->slots[i].key_hash != key_hash) {
+        i = (i + 1) & planning->mask;
+    }
+    if (planning->slots[i].key_hash == 0) {
+        planning->slots[i] = (struct slot){.key_hash = key_hash, .last = NO_RECORD};
+    }
+    return &planning->slots[i];
+}
+
+static void clear(struct planning *planning, struct slot *slot, enum dw_on_key by) {
+    uint64_t *went =
+        by == DW_CANCEL ? &planning->plan->in_batch.cancelled : &planning->plan->in_batch.replaced;
+    for (; slot->last != NO_RECORD; slot->last = planning->before[slot->last]) {
+        planning->plan->out[slot->last] = 1;
+        *went += 1;
+    }
+    if (slot->clears_by == DW_KEEP) {
+        slot->clears_by = by;
+    }
+}
+
+/* Lock held. */
+static bool is_pending(const struct planning *planning, const struct slot *slot) {
+    return slot->last != NO_RECORD ||
+           (slot->clears_by == DW_KEEP &&
+            dw_index_find(planning->store->by_key, slot->key_hash) != DW_NIL);
+}
+
+/* Lock held. */
+static void plan_record(struct planning *planning, uint32_t i,
+                        const struct dw_batch_record *record) {
+    struct slot *slot = slot_of(planning, record->key_hash);
+    if (record->on_key == DW_REPLACE || record->on_key == DW_CANCEL) {
+        clear(planning, slot, record->on_key);
+    }
+    if (record->on_key == DW_CANCEL) {
+        planning->plan->out[i] = 1;
+    } else if (record->on_key == DW_DROP && is_pending(planning, slot)) {
+        planning->plan->out[i] = 1;
+        planning->plan->in_batch.dropped++;
+    } else {
+        planning->before[i] = slot->last;
+        slot->last = i;
+    }
+}
+
+/* Lock held: what the store has under keys that are cleared by `by` goes: counted, or noted. */
+static size_t collect(struct planning *planning, enum dw_on_key by, uint32_t *gone, size_t max) {
+    size_t n = 0;
+    for (uint32_t i = 0; i <= planning->mask; i++) {
+        const struct slot *slot = &planning->slots[i];
+        if (slot->key_hash != 0 && slot->clears_by == by) {
+            n += dw_index_all(planning->store->by_key, slot->key_hash,
+                              gone == NULL ? NULL : gone + n, gone == NULL ? 0 : max - n);
+        }
+        dw_breathe(planning->store, i);
+    }
+    return n;
+}
+
+static int collect_all(struct planning *planning) {
+    struct dw_store *store = planning->store;
+    struct dw_plan *plan = planning->plan;
+    dw_lock(store);
+    const size_t replaced = collect(planning, DW_REPLACE, NULL, 0);
+    const size_t n = replaced + collect(planning, DW_CANCEL, NULL, 0);
+    dw_unlock(store);
+    if (n == 0) {
+        return DW_OK;
+    }
+    plan->gone = dw_get(store->alloc, n * sizeof *plan->gone);
+    if (plan->gone == NULL) {
+        return DW_ENOMEM;
+    }
+    /* Only the writer, which this is, changes what is in the index. */
+    dw_lock(store);
+    collect(planning, DW_REPLACE, plan->gone, replaced);
+    collect(planning, DW_CANCEL, plan->gone + replaced, n - replaced);
+    dw_unlock(store);
+    plan->replaced_count = replaced;
+    plan->gone_count = n;
+    return DW_OK;
+}
+
+static void plan_records(struct planning *planning, const void *batch, uint32_t count) {
+    size_t pos = 0;
+    dw_lock(planning->store);
+    for (uint32_t i = 0; i < count; i++) {
+        struct dw_batch_record record;
+        dw_batch_next(batch, &pos, 0, &record);
+        if (record.key_hash != 0) {
+            plan_record(planning, i, &record);
+        }
+        dw_breathe(planning->store, i);
+    }
+    dw_unlock(planning->store);
+}
+
+int dw_plan_make(struct dw_store *store, const void *batch, uint32_t count, struct dw_plan *plan) {
+    *plan = (struct dw_plan){0};
+    uint32_t slots = 4;
+    while (slots < 2 * count) {
+        slots *= 2;
+    }
+    struct planning planning = {.store = store, .plan = plan, .mask = slots - 1};
+    planning.slots = dw_get(store->alloc, slots * sizeof *planning.slots);
+    planning.before = dw_get(store->alloc, count * sizeof *planning.before);
+    plan->out = dw_get(store->alloc, count);
+    int result = DW_ENOMEM;
+    if (planning.slots != NULL && planning.before != NULL && plan->out != NULL) {
+        memset(planning.slots, 0, slots * sizeof *planning.slots);
+        memset(plan->out, 0, count);
+        plan_records(&planning, batch, count);
+        result = collect_all(&planning);
+    }
+    dw_release(store->alloc, planning.slots);
+    dw_release(store->alloc, planning.before);
+    if (result != DW_OK) {
+        dw_plan_free(store, plan);
+    }
+    return result;
+}
+
+void dw_plan_free(struct dw_store *store, struct dw_plan *plan) {
+    dw_release(store->alloc, plan->out);
+    dw_release(store->alloc, plan->gone);
+    *plan = (struct dw_plan){0};
+}

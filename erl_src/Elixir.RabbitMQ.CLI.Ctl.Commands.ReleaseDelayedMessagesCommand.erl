@@ -1,0 +1,67 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% rabbitmqctl release_delayed_messages: makes pending messages due now.
+-module('Elixir.RabbitMQ.CLI.Ctl.Commands.ReleaseDelayedMessagesCommand').
+
+-behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+
+-export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
+         help_section/0, description/0, banner/2, merge_defaults/2, validate/2,
+         validate_execution_environment/2, run/2, output/2]).
+
+-define(DEFAULT_OUTPUT, 'Elixir.RabbitMQ.CLI.DefaultOutput').
+-define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
+
+-spec scopes() -> [atom()].
+scopes() -> [ctl].
+
+-spec switches() -> [{atom(), atom()}].
+switches() -> [{timeout, integer}, {all, boolean} | rabbit_delay_cli:selecting_switches()].
+
+-spec aliases() -> [{atom(), atom()}].
+aliases() -> [{t, timeout}].
+
+-spec usage() -> binary().
+usage() ->
+    <<"release_delayed_messages [--vhost <vhost>] <exchange> (<id> ... | --all | "
+      "[--due-from <time>] [--due-to <time>] [--routing-key <key>] [--published-to <exchange>] "
+      "[--header <name>=<value>]) [--dry-run]">>.
+
+-spec usage_additional() -> [[binary()]].
+usage_additional() ->
+    rabbit_delay_cli:selecting_usage() ++
+        [[<<"<id>">>, <<"of a message, as list_delayed_messages shows it">>],
+         [<<"--all">>, <<"every pending message">>],
+         [<<"--dry-run">>, <<"only counts the messages that are meant">>]].
+
+-spec usage_doc_guides() -> [binary()].
+usage_doc_guides() -> [].
+
+-spec help_section() -> {plugin, atom()}.
+help_section() -> {plugin, rabbitmq_delay_wheel}.
+
+-spec description() -> binary().
+description() -> <<"Releases delayed messages before they are due">>.
+
+-spec banner([binary()], rabbit_delay_cli:options()) -> binary().
+banner([Exchange | _], #{vhost := VHost}) ->
+    <<"Releasing messages of delayed exchange ", Exchange/binary, " in vhost ", VHost/binary, " ...">>.
+
+-spec merge_defaults([binary()], rabbit_delay_cli:options()) ->
+          {[binary()], rabbit_delay_cli:options()}.
+merge_defaults(Args, Options) -> rabbit_delay_cli:defaults(Args, Options).
+
+-spec validate([binary()], rabbit_delay_cli:options()) -> ok | {validation_failure, term()}.
+validate(Args, Options) -> rabbit_delay_cli:check_selection(Args, Options, true).
+
+-spec validate_execution_environment([binary()], rabbit_delay_cli:options()) ->
+          ok | {validation_failure, term()}.
+validate_execution_environment(Args, Options) ->
+    ?VALIDATORS:rabbit_is_running(Args, Options).
+
+-spec run([binary()], rabbit_delay_cli:options()) -> rabbit_delay_cli:result().
+run(Args, Options) -> rabbit_delay_cli:change(release, Args, Options).
+
+-spec output(rabbit_delay_cli:result(), rabbit_delay_cli:options()) -> term().
+output({ok, Text}, Options) when is_binary(Text) -> ?DEFAULT_OUTPUT:output(Text, Options);
+output(Result, Options) -> ?DEFAULT_OUTPUT:output(Result, Options).

@@ -1,0 +1,91 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% rabbitmqctl reschedule_delayed_messages: gives pending messages another due time.
+-module('Elixir.RabbitMQ.CLI.Ctl.Commands.RescheduleDelayedMessagesCommand').
+
+-behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+
+-export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
+         help_section/0, description/0, banner/2, merge_defaults/2, validate/2,
+         validate_execution_environment/2, run/2, output/2]).
+
+-define(DEFAULT_OUTPUT, 'Elixir.RabbitMQ.CLI.DefaultOutput').
+-define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
+
+-spec scopes() -> [atom()].
+scopes() -> [ctl].
+
+-spec switches() -> [{atom(), atom()}].
+switches() -> [{timeout, integer}, {all, boolean}, {to, string}, {by, string}
+               | rabbit_delay_cli:selecting_switches()].
+
+-spec aliases() -> [{atom(), atom()}].
+aliases() -> [{t, timeout}].
+
+-spec usage() -> binary().
+usage() ->
+    <<"reschedule_delayed_messages [--vhost <vhost>] <exchange> (--to <time> | --by <offset>) "
+      "(<id> ... | --all | [--due-from <time>] [--due-to <time>] [--routing-key <key>] "
+      "[--published-to <exchange>] [--header <name>=<value>]) [--dry-run]">>.
+
+-spec usage_additional() -> [[binary()]].
+usage_additional() ->
+    rabbit_delay_cli:selecting_usage() ++
+        [[<<"<id>">>, <<"of a message, as list_delayed_messages shows it">>],
+         [<<"--all">>, <<"every pending message">>],
+         [<<"--to <time>">>, <<"the new due time, written as for --due-from">>],
+         [<<"--by <offset>">>, <<"how much later (90m) or earlier (-90m): ms, s, m, h, d, w">>],
+         [<<"--dry-run">>, <<"only counts the messages that are meant">>]].
+
+-spec usage_doc_guides() -> [binary()].
+usage_doc_guides() -> [].
+
+-spec help_section() -> {plugin, atom()}.
+help_section() -> {plugin, rabbitmq_delay_wheel}.
+
+-spec description() -> binary().
+description() -> <<"Gives pending delayed messages another due time">>.
+
+-spec banner([binary()], rabbit_delay_cli:options()) -> binary().
+banner([Exchange | _], #{vhost := VHost}) ->
+    <<"Rescheduling messages of delayed exchange ", Exchange/binary, " in vhost ", VHost/binary, " ...">>.
+
+-spec merge_defaults([binary()], rabbit_delay_cli:options()) ->
+          {[binary()], rabbit_delay_cli:options()}.
+merge_defaults(Args, Options) -> rabbit_delay_cli:defaults(Args, Options).
+
+-spec validate([binary()], rabbit_delay_cli:options()) -> ok | {validation_failure, term()}.
+validate(Args, Options) ->
+    case operation(Options) of
+        {ok, _} -> rabbit_delay_cli:check_selection(Args, Options, true);
+        {error, Why} -> {validation_failure, {bad_argument, Why}}
+    end.
+
+-spec validate_execution_environment([binary()], rabbit_delay_cli:options()) ->
+          ok | {validation_failure, term()}.
+validate_execution_environment(Args, Options) ->
+    ?VALIDATORS:rabbit_is_running(Args, Options).
+
+-spec run([binary()], rabbit_delay_cli:options()) -> rabbit_delay_cli:result().
+run(Args, Options) ->
+    {ok, Operation} = operation(Options),
+    rabbit_delay_cli:change(Operation, Args, Options).
+
+operation(#{to := _, by := _}) ->
+    {error, <<"either --to or --by">>};
+operation(#{to := Word}) ->
+    case rabbit_delay_filter:time(Word, erlang:system_time(millisecond)) of
+        {ok, Time} -> {ok, {reschedule_to, Time}};
+        Error -> Error
+    end;
+operation(#{by := Word}) ->
+    case rabbit_delay_filter:offset(Word) of
+        {ok, Offset} -> {ok, {reschedule_by, Offset}};
+        Error -> Error
+    end;
+operation(_) ->
+    {error, <<"to when? Give --to or --by">>}.
+
+-spec output(rabbit_delay_cli:result(), rabbit_delay_cli:options()) -> term().
+output({ok, Text}, Options) when is_binary(Text) -> ?DEFAULT_OUTPUT:output(Text, Options);
+output(Result, Options) -> ?DEFAULT_OUTPUT:output(Result, Options).

@@ -1,0 +1,147 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% What has happened to an exchange's delayed messages on this node since it was started: counts
+%% that only grow, and histograms. Its processes add to them, and anyone may read.
+%%
+%%   published     messages taken and confirmed, cancels not among them
+%%   released      messages that every queue which they were routed to has confirmed
+%%   unroutable    messages that no queue was bound for when they were due
+%%   cancelled     messages that were cancelled by their key
+%%   replaced      messages in whose place another came
+%%   deduplicated  messages that were not taken because of one with their key
+%%   rejected      messages that were refused: publishers got a nack
+%%   retried       tries to release that a queue rejected
+%%   expired       messages that were dropped because it was too late to release them
+%%   corrupt       messages lost to damage of the store's files
+%%
+%% Messages that were on their way to their queues when they were cancelled or replaced count as
+%% released if their queues take them.
+-module(rabbit_delay_counters).
+
+-export([new/0, add/3, delay/2, lateness/2, checkpoint/3, move/2, read/1, sum/1, overdue/2]).
+
+-export_type([ref/0, name/0, histogram/0, values/0]).
+
+-opaque ref() :: counters:counters_ref().
+
+-type name() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
+              | retried | expired | corrupt.
+
+%% How many were at most so many ms, not counting those of smaller bounds; the sum of all, ms.
+-type histogram() :: {[{UpTo :: pos_integer() | infinity, non_neg_integer()}],
+                      Sum :: non_neg_integer()}.
+
+-type values() :: #{name() => non_neg_integer(),
+                    %% as asked for by publishers
+                    delay := histogram(),
+                    %% from the due time to the last queue's confirm, of released messages
+                    lateness := histogram(),
+                    %% the last checkpoint of the store: when it was durable, ms since the epoch (0:
+                    %% none yet), and how long it took, ms
+                    checkpoint := {At :: non_neg_integer(), Ms :: non_neg_integer()}}.
+
+-define(NAMES, [published, released, unroutable, cancelled, replaced, deduplicated, rejected,
+                retried, expired, corrupt]).
+-define(CHECKPOINT_AT, 11).
+-define(CHECKPOINT_MS, 12).
+%% The first is the sum, then a count for each bound and for what is beyond the last.
+-define(DELAY, 13).
+-define(LATENESS, 32).
+-define(SIZE, 64).
+
+%% ms: 100 ms, 1 s, 10 s, 1 min, 10 min, 1 h, 6 h, 1 d, 7 d, 30 d, 1 year
+-define(DELAY_BOUNDS, [100, 1000, 10000, 60000, 600000, 3600000, 21600000, 86400000, 604800000,
+                       2592000000, 31536000000]).
+-define(LATENESS_BOUNDS, [1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 60000,
+                          600000, 3600000]).
+
+-spec new() -> ref().
+new() -> counters:new(?SIZE, []).
+
+-spec add(ref(), name(), non_neg_integer()) -> ok.
+add(_, _, 0) -> ok;
+add(Ref, Name, N) -> counters:add(Ref, index(Name), N).
+
+index(published) -> 1;
+index(released) -> 2;
+index(unroutable) -> 3;
+index(cancelled) -> 4;
+index(replaced) -> 5;
+index(deduplicated) -> 6;
+index(rejected) -> 7;
+index(retried) -> 8;
+index(expired) -> 9;
+index(corrupt) -> 10.
+
+-spec delay(ref(), Ms :: integer()) -> ok.
+delay(Ref, Ms) -> observe(Ref, ?DELAY, ?DELAY_BOUNDS, max(Ms, 0)).
+
+-spec lateness(ref(), Ms :: integer()) -> ok.
+lateness(Ref, Ms) -> observe(Ref, ?LATENESS, ?LATENESS_BOUNDS, max(Ms, 0)).
+
+observe(Ref, First, Bounds, Ms) ->
+    counters:add(Ref, First, Ms),
+    counters:add(Ref, bucket(Bounds, Ms, First + 1), 1).
+
+bucket([Bound | _], Ms, I) when Ms =< Bound -> I;
+bucket([_ | Rest], Ms, I) -> bucket(Rest, Ms, I + 1);
+bucket([], _, I) -> I.
+
+%% A checkpoint of the store became durable At, after so many ms.
+-spec checkpoint(ref(), At :: non_neg_integer(), Ms :: non_neg_integer()) -> ok.
+checkpoint(Ref, At, Ms) ->
+    counters:put(Ref, ?CHECKPOINT_AT, At),
+    counters:put(Ref, ?CHECKPOINT_MS, Ms).
+
+%% Adds one's counts to another's. Checkpoints are not counts.
+-spec move(From :: ref(), To :: ref()) -> ok.
+move(From, To) ->
+    lists:foreach(fun (I) -> counters:add(To, I, counters:get(From, I)) end,
+                  lists:seq(1, ?SIZE) -- [?CHECKPOINT_AT, ?CHECKPOINT_MS]).
+
+-spec read(ref()) -> values().
+read(Ref) ->
+    Counts = maps:from_list([{Name, counters:get(Ref, index(Name))} || Name <- ?NAMES]),
+    Counts#{delay => histogram(Ref, ?DELAY, ?DELAY_BOUNDS),
+            lateness => histogram(Ref, ?LATENESS, ?LATENESS_BOUNDS),
+            checkpoint => {counters:get(Ref, ?CHECKPOINT_AT), counters:get(Ref, ?CHECKPOINT_MS)}}.
+
+histogram(Ref, First, Bounds) ->
+    {[{Bound, counters:get(Ref, I)}
+      || {I, Bound} <- lists:zip(lists:seq(First + 1, First + 1 + length(Bounds)),
+                                 Bounds ++ [infinity])],
+     counters:get(Ref, First)}.
+
+%% Of several exchanges together. The checkpoint is the oldest one, with the longest time.
+-spec sum([values()]) -> values().
+sum(All) ->
+    lists:foldl(fun plus/2, read(new()), All).
+
+plus(A, B) ->
+    maps:map(fun (checkpoint, {0, _}) -> maps:get(checkpoint, B);
+                 (checkpoint, {At, Ms}) ->
+                     case B of
+                         #{checkpoint := {0, _}} -> {At, Ms};
+                         #{checkpoint := {At1, Ms1}} -> {min(At, At1), max(Ms, Ms1)}
+                     end;
+                 (Name, {Buckets, Sum}) ->
+                     #{Name := {Buckets1, Sum1}} = B,
+                     {lists:zipwith(fun ({Bound, N}, {Bound, N1}) -> {Bound, N + N1} end,
+                                    Buckets, Buckets1), Sum + Sum1};
+                 (Name, N) ->
+                     N + maps:get(Name, B)
+             end, A).
+
+%% How many messages are past their due time, of what rabbit_delay_store:stat/1 says: those handed
+%% out, exactly, and of the others an estimate by the histogram of times to due, whose counts are
+%% for ranges that double.
+-spec overdue(map(), Now :: integer()) -> non_neg_integer().
+overdue(#{taken := Taken, next_due := NextDue, histogram := Histogram}, Now)
+  when is_integer(NextDue), NextDue =< Now ->
+    Taken + max(1, trunc(up_to(Now - NextDue, 0, 2, Histogram)));
+overdue(#{taken := Taken}, _) ->
+    Taken.
+
+up_to(_, _, _, []) -> 0;
+up_to(Ms, From, To, [N | _]) when Ms < To -> N * (Ms - From) / (To - From);
+up_to(Ms, _, To, [N | Rest]) -> N + up_to(Ms, To, 2 * To, Rest).

@@ -1,0 +1,167 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Which pending messages an operator means, in the words of the command-line tool and the HTTP API:
+%% by due time, routing key, the exchange they were published to, and a header; or by their ids.
+-module(rabbit_delay_filter).
+
+-export([parse/2, is_empty/1, due_range/1, needs_content/1, matches/2, time/2, offset/1, id/1]).
+
+-export_type([filter/0, words/0]).
+
+-opaque filter() :: #{due_from => ms(), due_to => ms(), routing_key => binary(),
+                      published_to => binary(), header => {Name :: binary(), Value :: binary()}}.
+
+%% As given: due_from, due_to (see time/2), routing_key, published_to, header (name=value).
+-type words() :: #{atom() => binary() | integer()}.
+-type ms() :: rabbit_delay_store:ms().
+
+-define(MAX_MS, 16#ffffffffffff).
+
+%% Reads a filter. Keys that it does not know are the caller's to refuse.
+-spec parse(words(), Now :: ms()) -> {ok, filter()} | {error, Why :: binary()}.
+parse(Words, Now) ->
+    Known = maps:with([due_from, due_to, routing_key, published_to, header], Words),
+    in_order(maps:fold(fun (Key, Word, {ok, Filter}) -> parse(Key, Word, Now, Filter);
+                           (_, _, Error) -> Error
+                       end, {ok, #{}}, Known)).
+
+parse(Key, Word, Now, Filter) when Key =:= due_from; Key =:= due_to ->
+    case time(Word, Now) of
+        {ok, Ms} -> {ok, Filter#{Key => Ms}};
+        {error, Why} -> {error, text("~s: ~ts", [Key, Why])}
+    end;
+parse(header, Word, _, Filter) when is_binary(Word) ->
+    case binary:split(Word, <<"=">>) of
+        [Name, Value] when Name =/= <<>> -> {ok, Filter#{header => {Name, Value}}};
+        _ -> {error, text("header: ~ts is not of the form name=value", [shown(Word)])}
+    end;
+parse(Key, Word, _, Filter) when is_binary(Word), byte_size(Word) =< 255 ->
+    {ok, Filter#{Key => Word}};
+parse(Key, _, _, _) ->
+    {error, text("~s: not a string of at most 255 bytes", [Key])}.
+
+in_order({ok, #{due_from := From, due_to := To}}) when From > To ->
+    {error, text("due_from (~b) is after due_to (~b)", [From, To])};
+in_order(Result) ->
+    Result.
+
+%% Whether it lets every message pass.
+-spec is_empty(filter()) -> boolean().
+is_empty(Filter) -> map_size(Filter) =:= 0.
+
+%% The earliest and the latest due time, both included.
+-spec due_range(filter()) -> {ms(), ms()}.
+due_range(Filter) ->
+    {maps:get(due_from, Filter, 0), maps:get(due_to, Filter, ?MAX_MS)}.
+
+%% Whether a message has to be read for matches/2.
+-spec needs_content(filter()) -> boolean().
+needs_content(Filter) ->
+    map_size(maps:without([due_from, due_to], Filter)) > 0.
+
+%% Whether a message's content passes; its due time is the caller's to compare.
+-spec matches(filter(), rabbit_delay_broker:content()) -> boolean().
+matches(Filter, #{exchange := Exchange, routing_keys := Keys, headers := Headers}) ->
+    case Filter of
+        #{routing_key := Key} -> lists:member(Key, Keys);
+        _ -> true
+    end andalso
+    case Filter of
+        #{published_to := Exchange} -> true;
+        #{published_to := _} -> false;
+        _ -> true
+    end andalso
+    case Filter of
+        #{header := {Name, Value}} ->
+            lists:any(fun ({N, Type, V}) -> N =:= Name andalso value_text(Type, V) =:= Value end,
+                      Headers);
+        _ ->
+            true
+    end.
+
+value_text(_, Value) when is_binary(Value) -> Value;
+value_text(_, Value) when is_integer(Value) -> integer_to_binary(Value);
+value_text(_, Value) when is_boolean(Value) -> atom_to_binary(Value, utf8);
+value_text(_, Value) when is_float(Value) -> text("~p", [Value]);
+value_text(void, _) -> <<>>;
+value_text(_, _) -> not_comparable.
+
+%% A time: ms since the epoch, RFC 3339 (2027-01-31T12:00:00Z), or an offset from now (+90m, -1h).
+-spec time(binary() | integer(), Now :: ms()) -> {ok, ms()} | {error, Why :: binary()}.
+time(Ms, _) when is_integer(Ms) ->
+    in_range(Ms, Ms);
+time(<<Sign, _/binary>> = Word, Now) when Sign =:= $+; Sign =:= $- ->
+    case offset(Word) of
+        {ok, Offset} -> in_range(Now + Offset, Word);
+        Error -> Error
+    end;
+time(Word, _) when is_binary(Word) ->
+    try
+        in_range(binary_to_integer(Word), Word)
+    catch
+        error:badarg -> rfc3339(Word)
+    end;
+time(Word, _) ->
+    {error, text("~ts is not a time", [shown(Word)])}.
+
+rfc3339(Word) ->
+    try
+        in_range(calendar:rfc3339_to_system_time(binary_to_list(Word), [{unit, millisecond}]), Word)
+    catch
+        error:_ ->
+            {error, text("~ts is not a time: ms since the epoch, 2027-01-31T12:00:00Z, or an "
+                         "offset such as +90m", [shown(Word)])}
+    end.
+
+in_range(Ms, _) when Ms >= 0, Ms =< ?MAX_MS -> {ok, Ms};
+in_range(_, Word) -> {error, text("~ts is out of range", [shown(Word)])}.
+
+%% A span of time in ms: an integer, or a string with a sign and a unit (ms, s, m, h, d, w; ms if
+%% there is none).
+-spec offset(binary() | integer()) -> {ok, integer()} | {error, Why :: binary()}.
+offset(Ms) when is_integer(Ms), abs(Ms) =< ?MAX_MS ->
+    {ok, Ms};
+offset(Word) when is_binary(Word) ->
+    case re:run(Word, "^([+-]?)([0-9]{1,15})(ms|s|m|h|d|w|)$",
+                [{capture, all_but_first, binary}]) of
+        {match, [Sign, Digits, Unit]} ->
+            Ms = binary_to_integer(Digits) * unit(Unit),
+            case Ms =< ?MAX_MS of
+                true when Sign =:= <<"-">> -> {ok, -Ms};
+                true -> {ok, Ms};
+                false -> {error, text("~ts is out of range", [shown(Word)])}
+            end;
+        nomatch ->
+            {error, text("~ts is not an offset such as +90m or -1h (ms, s, m, h, d, w)",
+                         [shown(Word)])}
+    end;
+offset(Word) ->
+    {error, text("~ts is not an offset in ms", [shown(Word)])}.
+
+unit(<<"s">>) -> 1000;
+unit(<<"m">>) -> 60000;
+unit(<<"h">>) -> 3600000;
+unit(<<"d">>) -> 86400000;
+unit(<<"w">>) -> 604800000;
+unit(_) -> 1.
+
+%% Reads an id as items show it.
+-spec id(binary()) -> {ok, rabbit_delay_store:id()} | {error, Why :: binary()}.
+id(Word) ->
+    try binary_to_integer(Word) of
+        Id when Id >= 0, Id =< 16#ffffffffffffffff -> {ok, Id};
+        _ -> {error, text("~ts is not the id of a message", [shown(Word)])}
+    catch
+        error:badarg -> {error, text("~ts is not the id of a message", [shown(Word)])}
+    end.
+
+shown(Word) when is_binary(Word), byte_size(Word) =< 100 ->
+    case unicode:characters_to_list(Word) of
+        Chars when is_list(Chars) -> [$', Chars, $'];
+        _ -> io_lib:format("~0p", [Word])
+    end;
+shown(Word) ->
+    io_lib:format("~0tP", [Word, 10]).
+
+text(Format, Args) ->
+    unicode:characters_to_binary(io_lib:format(Format, Args)).

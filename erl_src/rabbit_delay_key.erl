@@ -1,0 +1,110 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% The publisher's own names for delayed messages, within an exchange. Headers, all strings:
+%%
+%%   x-delay-key           the message's key, 1 to 255 bytes. Without it the message_id is the key
+%%   x-delay-on-duplicate  what becomes of messages that are pending under the same key:
+%%                         "keep" (the default: they stay), "replace" (they go), or "drop" (they
+%%                         stay, and this message goes if there are any)
+%%   x-delay-cancel        a key, 1 to 255 bytes: what is pending under it goes. The message itself
+%%                         has no other effect, whatever else it says
+%%
+%% In the store and in the Raft log a key is a 64-bit number: the first 8 bytes of SHA-256 over the
+%% exchange's salt (rabbit_delay_raft:key_salt/1) and the key, little-endian; 0 means no key, and 1
+%% is used in its place. Two keys with the same number are one key. Among N keys that are pending
+%% at a time some two have it with a probability of N^2 / 2^65, 1 in 37 million for a million; a
+%% cancel meets another key than its own with one of N / 2^64. Nobody who does not know the salt,
+%% which is random, can make two such keys.
+-module(rabbit_delay_key).
+
+-export([asked/2, hash/2, names/0]).
+
+-export_type([use/0, on_duplicate/0, salt/0]).
+
+-define(KEY, <<"x-delay-key">>).
+-define(ON_DUPLICATE, <<"x-delay-on-duplicate">>).
+-define(CANCEL, <<"x-delay-cancel">>).
+
+-define(MAX_KEY_BYTES, 255).
+
+-type key() :: <<_:8, _:_*8>>.
+-type on_duplicate() :: keep | replace | drop.
+-type salt() :: binary().
+
+%% What a message says of keys.
+-type use() :: none
+             | {on_duplicate(), key()}
+             | {cancel, key()}
+             | {invalid, Header :: binary(), Value :: term(), Why :: string()}.
+
+%% The headers that are understood.
+-spec names() -> [binary()].
+names() -> [?KEY, ?ON_DUPLICATE, ?CANCEL].
+
+%% A null value counts as absent, but for a cancel: what was meant to cancel must not be routed.
+-spec asked(rabbit_delay_header:headers(), MessageId :: binary() | undefined) -> use().
+asked(Headers, MessageId) when Headers =:= undefined; Headers =:= [] ->
+    named(keep, key_of(undefined, MessageId));
+asked(Headers, MessageId) ->
+    case lists:keyfind(?CANCEL, 1, Headers) of
+        {_, Type, Value} ->
+            case is_key(Type, Value) of
+                true -> {cancel, Value};
+                false -> {invalid, ?CANCEL, Value, "must be a string of 1 to 255 bytes"}
+            end;
+        false ->
+            case on_duplicate(find(?ON_DUPLICATE, Headers)) of
+                {invalid, _, _, _} = Invalid -> Invalid;
+                OnDuplicate -> named(OnDuplicate, key_of(find(?KEY, Headers), MessageId))
+            end
+    end.
+
+named(_, {invalid, _, _, _} = Invalid) -> Invalid;
+named(keep, none) -> none;
+named(OnDuplicate, none) ->
+    {invalid, ?ON_DUPLICATE, atom_to_binary(OnDuplicate, utf8),
+     "needs a key: x-delay-key or a message_id"};
+named(OnDuplicate, Key) -> {OnDuplicate, Key}.
+
+%% A message_id is not there for our sake: one that cannot be a key is none.
+key_of(undefined, MessageId) ->
+    case is_key(longstr, MessageId) of
+        true -> MessageId;
+        false -> none
+    end;
+key_of({Type, Value}, _) ->
+    case is_key(Type, Value) of
+        true -> Value;
+        false -> {invalid, ?KEY, Value, "must be a string of 1 to 255 bytes"}
+    end.
+
+on_duplicate(undefined) -> keep;
+on_duplicate({Type, Word}) when Type =:= longstr; Type =:= binary ->
+    case Word of
+        <<"keep">> -> keep;
+        <<"replace">> -> replace;
+        <<"drop">> -> drop;
+        _ -> unknown_word(Word)
+    end;
+on_duplicate({_, Value}) -> unknown_word(Value).
+
+unknown_word(Value) ->
+    {invalid, ?ON_DUPLICATE, Value, "must be 'keep', 'replace' or 'drop'"}.
+
+is_key(Type, Value) ->
+    (Type =:= longstr orelse Type =:= binary) andalso is_binary(Value)
+        andalso Value =/= <<>> andalso byte_size(Value) =< ?MAX_KEY_BYTES.
+
+find(Name, Headers) ->
+    case lists:keyfind(Name, 1, Headers) of
+        false -> undefined;
+        {_, void, _} -> undefined;
+        {_, Type, Value} -> {Type, Value}
+    end.
+
+-spec hash(salt(), key()) -> pos_integer().
+hash(Salt, Key) ->
+    case crypto:hash(sha256, [Salt, Key]) of
+        <<0:64, _/binary>> -> 1;
+        <<Hash:64/little, _/binary>> -> Hash
+    end.

@@ -1,0 +1,129 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Settings of an exchange that it has by an argument, x-NAME, or by a policy, NAME; the argument
+%% goes before the policy, as RabbitMQ has it for exchanges.
+%%
+%%   delay-default            a delay for messages that say nothing of one, ms
+%%   delay-max-length         how many messages may be pending
+%%   delay-max-length-bytes   how many bytes may be pending, as stored: a message is taken if it
+%%                            fits. What is beyond either is rejected (publishers get a nack)
+%%   delay-release-rate       how many messages are released in a second, at most
+%%   delay-overdue            what becomes of a message that is released too late: "deliver" (the
+%%                            default) or "drop"
+%%   delay-overdue-after      from when on it is too late, ms after it was due; 0 if not given
+%%
+%% An operator policy may set the two limits; where a policy does as well, the lower one counts.
+-module(rabbit_delay_policy).
+
+-behaviour(rabbit_policy_validator).
+-behaviour(rabbit_policy_merge_strategy).
+
+-export([register/0, unregister/0, validate_policy/1, merge_policy_value/3]).
+-export([validate_arguments/1, default_delay/1, limits/1, release_rate/1, drop_after/1]).
+
+-rabbit_boot_step(
+   {?MODULE,
+    [{description, "policies of delayed exchanges"},
+     {mfa,         {?MODULE, register, []}},
+     {cleanup,     {?MODULE, unregister, []}},
+     {requires,    rabbit_registry},
+     {enables,     recovery}]}).
+
+-define(MAX_DELAY_MS, 3153600000000).
+-define(MAX_MESSAGES, 4294967294).
+-define(MAX_BYTES, 16#7fffffffffffffff).
+-define(MAX_RATE, 10000000).
+
+-define(LIMITS, [<<"delay-max-length">>, <<"delay-max-length-bytes">>]).
+
+-spec names() -> [binary()].
+names() ->
+    [<<"delay-default">>, <<"delay-release-rate">>, <<"delay-overdue">>,
+     <<"delay-overdue-after">> | ?LIMITS].
+
+entries() ->
+    [{policy_validator, Name} || Name <- names()]
+        ++ [{Class, Name} || Class <- [operator_policy_validator, policy_merge_strategy],
+                             Name <- ?LIMITS].
+
+-spec register() -> ok.
+register() ->
+    lists:foreach(fun ({Class, Name}) -> rabbit_registry:register(Class, Name, ?MODULE) end,
+                  entries()).
+
+-spec unregister() -> ok.
+unregister() ->
+    lists:foreach(fun ({Class, Name}) -> rabbit_registry:unregister(Class, Name) end, entries()).
+
+-spec validate_policy([{binary(), term()}]) -> rabbit_policy_validator:validate_results().
+validate_policy(Terms) ->
+    case [Error || {Name, Value} <- Terms, {error, _, _} = Error <- [check(Name, Name, Value)]] of
+        [] -> ok;
+        [Error | _] -> Error
+    end.
+
+-spec merge_policy_value(binary(), Value, Value) -> Value when Value :: non_neg_integer().
+merge_policy_value(_, Value, OperatorValue) ->
+    min(Value, OperatorValue).
+
+%% The arguments of these names, checked when an exchange is declared.
+-spec validate_arguments(rabbit_framing:amqp_table()) -> ok | {error, string(), [term()]}.
+validate_arguments(Args) ->
+    validated([check(Name, argument(Name), Value)
+               || Name <- names(),
+                  {_, Value} <- [rabbit_misc:table_lookup(Args, argument(Name))]]).
+
+validated([]) -> ok;
+validated([ok | Rest]) -> validated(Rest);
+validated([Error | _]) -> Error.
+
+argument(Name) -> <<"x-", Name/binary>>.
+
+check(<<"delay-default">>, Shown, Value) -> integer(Shown, Value, 1, ?MAX_DELAY_MS);
+check(<<"delay-max-length">>, Shown, Value) -> integer(Shown, Value, 0, ?MAX_MESSAGES);
+check(<<"delay-max-length-bytes">>, Shown, Value) -> integer(Shown, Value, 0, ?MAX_BYTES);
+check(<<"delay-release-rate">>, Shown, Value) -> integer(Shown, Value, 1, ?MAX_RATE);
+check(<<"delay-overdue-after">>, Shown, Value) -> integer(Shown, Value, 0, ?MAX_DELAY_MS);
+check(<<"delay-overdue">>, _, <<"deliver">>) -> ok;
+check(<<"delay-overdue">>, _, <<"drop">>) -> ok;
+check(<<"delay-overdue">>, Shown, Value) ->
+    {error, "~s must be \"deliver\" or \"drop\", not ~p", [Shown, Value]}.
+
+integer(_, N, Min, Max) when is_integer(N), N >= Min, N =< Max -> ok;
+integer(Shown, Value, Min, Max) ->
+    {error, "~s must be an integer from ~b to ~b, not ~p", [Shown, Min, Max, Value]}.
+
+%% What was imported while the plugin was not there is not validated: it counts as absent.
+setting(Name, X, Default) ->
+    case rabbit_policy:get_arg(argument(Name), Name, X) of
+        undefined -> Default;
+        Value ->
+            case check(Name, Name, Value) of
+                ok -> Value;
+                {error, _, _} -> Default
+            end
+    end.
+
+%% ms
+-spec default_delay(rabbit_delay_broker:exchange()) -> pos_integer() | none.
+default_delay(X) ->
+    setting(<<"delay-default">>, X, none).
+
+-spec limits(rabbit_delay_broker:exchange()) ->
+          {Messages :: non_neg_integer() | infinity, Bytes :: non_neg_integer() | infinity}.
+limits(X) ->
+    {setting(<<"delay-max-length">>, X, infinity),
+     setting(<<"delay-max-length-bytes">>, X, infinity)}.
+
+%% Messages per second.
+-spec release_rate(rabbit_delay_broker:exchange()) -> pos_integer() | infinity.
+release_rate(X) ->
+    setting(<<"delay-release-rate">>, X, infinity).
+
+%% A message later than this, ms, is dropped.
+-spec drop_after(rabbit_delay_broker:exchange()) -> non_neg_integer() | infinity.
+drop_after(X) ->
+    case setting(<<"delay-overdue">>, X, <<"deliver">>) of
+        <<"drop">> -> setting(<<"delay-overdue-after">>, X, 0);
+        <<"deliver">> -> infinity
+    end.

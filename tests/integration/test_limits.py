@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: MPL-2.0
+"""What an exchange has by argument or by policy: a default delay, limits of what may be pending, a
+rate of release, and what becomes of messages that are overdue."""
+
+import time
+
+import pika.exceptions
+import pytest
+
+import wire
+from client import Client, closes_channel
+from conftest import PLUGIN
+from management import Management, eventually, quoted
+from node import HOUR_MS, evaluate, set_clock
+
+
+@pytest.fixture
+def policy(management):
+    """Gives an exchange a policy (or takes it away: None); what was set is deleted afterwards."""
+    made = set()
+
+    def put(exchange, kind="policies", **definition):
+        path = f"{kind}/%2F/{quoted(exchange)}"
+        body = {"pattern": f"^{exchange}$", "definition": {
+            name.replace("_", "-"): value for name, value in definition.items()}}
+        body["apply-to"] = "exchanges" if kind == "policies" else "all"
+        status, answer = management.request("PUT", path, body)
+        if status in (201, 204):
+            made.add(path)
+        return status, answer
+
+    yield put
+    for path in made:
+        management.request("DELETE", path)
+
+
+def holds(management, exchange, number):
+    eventually(lambda: management.messages_delayed(exchange), lambda n: n == number)
+
+
+def refused(client, exchange, **options):
+    """Whether a publish is answered with a nack."""
+    try:
+        client.publish(exchange, **options)
+    except pika.exceptions.NackError:
+        return True
+    return False
+
+
+def figure(broker, exchange, name):
+    return int(evaluate(broker, f"maps:get({name}, rabbit_delay_counters:read("
+                                f"rabbit_delay_registry:counters(rabbit_misc:r("
+                                f'<<"/">>, exchange, <<"{exchange}">>)))).'))
+
+
+# -------------------------------------------------------------------------- default delay
+
+def test_a_default_delay_is_for_messages_that_say_nothing(client, management):
+    exchange, queue = client.delayed_and_queue(arguments={"x-delay-default": 700})
+    published = client.publish(exchange, body=b"default")
+    client.publish(exchange, body=b"at once", delay=0)
+    client.publish(exchange, body=b"delivered before", delay=-5)
+    client.publish(exchange, body=b"sooner", delay=200)
+    client.publish(exchange, body=b"later", delay=HOUR_MS)
+    client.publish(exchange, body=b"that time has passed",
+                   headers={"x-opt-delivery-time": wire.signed_long(1)})
+    got = client.collect(queue, 5)
+    assert [d.text for d in got] == ["at once", "delivered before", "that time has passed",
+                                     "sooner", "default"]
+    assert (got[-1].at - published) * 1000 >= 700
+    assert got[-1].headers == {}
+    holds(management, exchange, 1)
+
+
+def test_a_default_delay_by_policy_comes_and_goes(client, management, policy):
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"without")
+    assert policy(exchange, delay_default=600)[0] == 201
+    published = client.publish(exchange, body=b"with")
+    got = client.collect(queue, 2)
+    assert [d.text for d in got] == ["without", "with"]
+    assert (got[1].at - published) * 1000 >= 600
+    management.request("DELETE", f"policies/%2F/{exchange}")
+    client.publish(exchange, body=b"again without")
+    assert client.texts(queue, 1, within=5) == ["again without"]
+
+
+def test_the_argument_goes_before_the_policy(client, management, policy):
+    exchange, queue = client.delayed_and_queue(arguments={"x-delay-default": 300})
+    assert policy(exchange, delay_default=HOUR_MS)[0] == 201
+    client.publish(exchange, body=b"soon")
+    assert client.texts(queue, 1) == ["soon"]
+
+
+def test_a_default_delay_makes_a_loop_of_dead_lettering_slow(client):
+    exchange = client.delayed(arguments={"x-delay-default": 300})
+    queue = client.queue((exchange, "k"), arguments={"x-dead-letter-exchange": exchange,
+                                                     "x-dead-letter-routing-key": "k"})
+    client.publish(exchange, body=b"job")
+    channel = client.connection.channel()
+    began = time.monotonic()
+    for _ in range(3):
+        method = eventually(lambda: channel.basic_get(queue), lambda got: got[0] is not None)[0]
+        channel.basic_reject(method.delivery_tag, requeue=False)
+    assert time.monotonic() - began >= 0.6
+    assert client.texts(queue, 1) == ["job"]
+
+
+# --------------------------------------------------------------------------------- limits
+
+def test_messages_beyond_the_maximum_are_rejected(client, broker, management):
+    exchange, queue = client.delayed_and_queue(arguments={"x-delay-max-length": 3})
+    for _ in range(3):
+        client.publish(exchange, delay=700)
+    for _ in range(2):
+        assert refused(client, exchange, delay=700)
+    client.publish(exchange, body=b"undelayed messages do not count")
+    assert management.messages_delayed(exchange) <= 3
+    assert figure(broker, exchange, "rejected") == 2
+    client.collect(queue, 4)
+    holds(management, exchange, 0)
+    client.publish(exchange, body=b"again", delay=100)
+    assert client.texts(queue, 1) == ["again"]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 100, 4096, 5000])
+def test_of_many_at_once_exactly_the_maximum_is_taken(client, broker, management, limit):
+    exchange = client.delayed(arguments={"x-delay-max-length": limit})
+    with wire.Publisher(broker) as publisher:
+        publisher.publish(exchange, "k", ["x"] * (limit + 700), headers={"x-delay": HOUR_MS},
+                          window=10000)
+        assert len(publisher.confirmed) == limit
+        assert publisher.refused == set(range(limit + 1, limit + 701))
+    holds(management, exchange, limit)
+
+
+def test_publishers_that_race_for_the_last_places_get_exactly_these(client, broker, management):
+    exchange = client.delayed(arguments={"x-delay-max-length": 1000})
+    publishers = [wire.Publisher(broker) for _ in range(4)]
+    for _ in range(20):
+        for publisher in publishers:
+            publisher.send(exchange, "k", ["x"] * 20, headers={"x-delay": HOUR_MS})
+    for publisher in publishers:
+        publisher.await_answers(30)
+    assert sum(len(publisher.confirmed) for publisher in publishers) == 1000
+    assert sum(len(publisher.refused) for publisher in publishers) == 600
+    for publisher in publishers:
+        publisher.close()
+    holds(management, exchange, 1000)
+
+
+def test_bytes_beyond_the_maximum_are_rejected(client, broker, management):
+    exchange = client.delayed(arguments={"x-delay-max-length-bytes": 50000})
+    with wire.Publisher(broker) as publisher:
+        publisher.publish(exchange, "k", ["x" * 1000] * 100, headers={"x-delay": HOUR_MS})
+        taken = len(publisher.confirmed)
+        # A message is stored with its properties, which are less than 600 bytes here.
+        assert 50000 // 1600 <= taken < 50
+        assert len(publisher.refused) == 100 - taken
+    assert refused(client, exchange, body=b"x" * 60000, delay=HOUR_MS)
+    shown, = [row for row in broker.rows("list_delayed_exchanges", "name", "bytes_delayed")
+              if row["name"] == exchange]
+    assert 50000 - 1600 <= shown["bytes_delayed"] <= 50000
+
+
+def test_a_cancel_is_taken_where_a_message_is_not(client, management):
+    exchange = client.delayed(arguments={"x-delay-max-length": 1})
+    client.publish(exchange, headers={"x-delay": HOUR_MS, "x-delay-key": "a"})
+    assert refused(client, exchange, delay=HOUR_MS)
+    client.publish(exchange, headers={"x-delay-cancel": "a"})
+    client.publish(exchange, delay=HOUR_MS)
+    holds(management, exchange, 1)
+
+
+def test_a_limit_by_policy_holds_for_what_comes_after_it(client, management, policy):
+    exchange = client.delayed()
+    for _ in range(5):
+        client.publish(exchange, delay=HOUR_MS)
+    assert policy(exchange, delay_max_length=5)[0] == 201
+    assert refused(client, exchange, delay=HOUR_MS)
+    assert policy(exchange, delay_max_length=6)[0] == 204
+    client.publish(exchange, delay=HOUR_MS)
+    assert refused(client, exchange, delay=HOUR_MS)
+    assert policy(exchange, delay_max_length=2)[0] == 204
+    assert refused(client, exchange, delay=HOUR_MS)
+    holds(management, exchange, 6)
+
+
+def test_of_an_operators_limit_and_another_the_lower_one_counts(client, policy):
+    exchange = client.delayed()
+    assert policy(exchange, "operator-policies", delay_max_length=2)[0] == 201
+    assert policy(exchange, delay_max_length=100)[0] == 201
+    for _ in range(2):
+        client.publish(exchange, delay=HOUR_MS)
+    assert refused(client, exchange, delay=HOUR_MS)
+    assert policy(exchange, delay_max_length=1)[0] == 204
+    assert refused(client, exchange, delay=HOUR_MS)
+
+
+def test_a_limit_holds_after_a_restart(own):
+    client = Client(own)
+    exchange = client.delayed(arguments={"x-delay-max-length": 2})
+    for _ in range(2):
+        client.publish(exchange, delay=HOUR_MS)
+    own.restart()
+    client = Client(own)
+    assert refused(client, exchange, delay=HOUR_MS)
+    client.close()
+
+
+# ---------------------------------------------------------------------------- bad settings
+
+BAD = [("x-delay-default", 0), ("x-delay-default", "soon"), ("x-delay-default", -1),
+       ("x-delay-default", wire.signed_long(3153600000001)), ("x-delay-max-length", -1),
+       ("x-delay-max-length", "many"), ("x-delay-max-length-bytes", -1),
+       ("x-delay-release-rate", 0), ("x-delay-release-rate", True), ("x-delay-overdue", "ignore"),
+       ("x-delay-overdue", 1), ("x-delay-overdue-after", -1)]
+
+
+@pytest.mark.parametrize("name, value", BAD)
+def test_a_bad_argument_is_refused(client, name, value):
+    code, text = closes_channel(lambda: client.delayed(arguments={name: value}, keep=True))
+    assert code == 406 and name in text, text
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, value in BAD
+                                         if not isinstance(value, wire.Field)])
+def test_a_bad_policy_is_refused(client, policy, name, value):
+    name = name[len("x-"):]
+    status, answer = policy(client.delayed(), **{name.replace("-", "_"): value})
+    assert status == 400 and name in answer["reason"], answer
+
+
+def test_only_the_limits_may_be_an_operators(client, policy):
+    exchange = client.delayed()
+    assert policy(exchange, "operator-policies", delay_max_length_bytes=10)[0] == 201
+    status, answer = policy(exchange, "operator-policies", delay_default=10)
+    assert status == 400 and "delay-default" in answer["reason"]
+
+
+# --------------------------------------------------------------------------------- release
+
+@pytest.fixture(scope="module")
+def own(brokers):
+    broker = brokers("limits", enable=(PLUGIN, "rabbitmq_management"))
+    yield broker
+    broker.end()
+
+
+@pytest.fixture(autouse=True)
+def true_time(request):
+    yield
+    if "own" in request.fixturenames:
+        set_clock(request.getfixturevalue("own"), 0)
+
+
+def test_a_rate_of_release_holds_back_a_flood(own):
+    client = Client(own)
+    rate, number = 200, 400
+    exchange, queue = client.delayed_and_queue(arguments={"x-delay-release-rate": rate})
+    with wire.Publisher(own) as publisher:
+        publisher.publish(exchange, "k", [str(n) for n in range(number)],
+                          headers={"x-delay": HOUR_MS})
+    began = time.monotonic()
+    set_clock(own, 2 * HOUR_MS)
+    got = client.collect(queue, number, within=60)
+    assert [d.text for d in got] == [str(n) for n in range(number)]
+    # A tenth of a second's messages may come at once.
+    assert got[-1].at - began >= (number - rate / 10) / rate - 0.01
+    client.close()
+
+
+def test_a_rate_by_policy_can_be_lifted(own):
+    client, management = Client(own), Management(own)
+    exchange, queue = client.delayed_and_queue()
+    path = f"policies/%2F/{exchange}"
+    body = {"pattern": f"^{exchange}$", "apply-to": "exchanges",
+            "definition": {"delay-release-rate": 1}}
+    assert management.request("PUT", path, body)[0] == 201
+    with wire.Publisher(own) as publisher:
+        publisher.publish(exchange, "k", ["x"] * 3000, headers={"x-delay": HOUR_MS})
+    set_clock(own, 2 * HOUR_MS)
+    eventually(lambda: client.depth(queue), lambda depth: depth >= 2)
+    assert management.messages_delayed(exchange) > 2900
+    assert management.request("DELETE", path)[0] == 204
+    holds(management, exchange, 0)
+    assert client.depth(queue) == 3000
+    client.close()
+
+
+def test_overdue_messages_are_dropped_where_that_is_wanted(own):
+    client = Client(own)
+    exchange, queue = client.delayed_and_queue(arguments={"x-delay-overdue": "drop",
+                                                          "x-delay-overdue-after": 600_000})
+    def at(offset):
+        return {"x-opt-delivery-time": wire.signed_long(int(time.time() * 1000) + offset)}
+
+    client.publish(exchange, body=b"too late", headers=at(HOUR_MS))
+    client.publish(exchange, body=b"late", headers=at(2 * HOUR_MS - 300_000))
+    set_clock(own, 2 * HOUR_MS)
+    assert client.texts(queue, 1) == ["late"]
+    holds(Management(own), exchange, 0)
+    assert figure(own, exchange, "expired") == 1
+    assert client.texts_until_marker(queue) == []
+    client.close()
+
+
+def test_overdue_messages_are_dropped_after_a_restart(own):
+    client = Client(own)
+    exchange, queue = client.delayed_and_queue(arguments={"x-delay-overdue": "drop"})
+    delivered, other = client.delayed_and_queue()
+    for name in (exchange, delivered):
+        client.publish(name, body=b"due while the broker is down", delay=1000)
+    own.kill9()
+    time.sleep(1.2)  # it is to be overdue when the broker is back
+    own.start()
+    client = Client(own)
+    assert client.texts(other, 1) == ["due while the broker is down"]
+    holds(Management(own), exchange, 0)
+    assert client.texts_until_marker(queue) == []
+    client.close()

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: MPL-2.0
+"""What depends on RabbitMQ's series: builds for another one, the metadata store, feature flags, and
+what an earlier series left on disk."""
+
+import os
+import shutil
+
+import pika.exceptions
+import pytest
+
+from client import Client
+from conftest import PLUGIN
+from management import Management, eventually
+from node import HOUR_MS, evaluate, has_enabled, set_clock
+from private_broker import REPOSITORY, default_series
+
+SERIES = default_series()
+EARLIER = {"4.0": "3.10", "4.3": "4.0"}.get(SERIES)
+KINDS = {"direct": ("k", {}), "fanout": ("", {}), "topic": ("a.#", {}),
+         "headers": ("", {"x-match": "all", "kind": "h"})}
+KEYS = {"direct": "k", "fanout": "", "topic": "a.b.c", "headers": ""}
+
+
+def dist(series):
+    return os.path.join(REPOSITORY, "dist", series)
+
+
+def hold(broker):
+    """An exchange of each kind with a queue, and for each a message that is due in an hour."""
+    client = Client(broker)
+    held = {}
+    for kind, (key, arguments) in KINDS.items():
+        exchange = client.delayed(kind, name=f"held-{kind}", keep=True)
+        held[kind] = exchange, client.queue((exchange, key, arguments), name=f"held-{kind}",
+                                            keep=True)
+        client.publish(exchange, KEYS[kind], kind.encode(), delay=HOUR_MS,
+                       headers={"kind": "h", "kept": "yes"}, message_id=f"id-{kind}")
+    client.close()
+    return held
+
+
+def assert_all_arrive(broker, held):
+    """What is held, and then what is published now."""
+    client = Client(broker)
+    for kind, (exchange, queue) in held.items():
+        assert client.depth(queue) == 0, kind
+    set_clock(broker, 2 * HOUR_MS)
+    for kind, (exchange, queue) in held.items():
+        delivery = client.one(queue)
+        assert delivery.text == kind and delivery.properties.message_id == f"id-{kind}"
+        assert delivery.headers == {"kind": "h", "kept": "yes", "x-delay": -HOUR_MS}
+        assert (delivery.method.exchange, delivery.method.routing_key) == (exchange, KEYS[kind])
+    set_clock(broker, 0)
+    for kind, (exchange, queue) in held.items():
+        client.publish(exchange, KEYS[kind], b"later", delay=200, headers={"kind": "h"})
+        client.publish(exchange, KEYS[kind], b"now", headers={"kind": "h"})
+        assert client.texts(queue, 2) == ["now", "later"], kind
+    client.close()
+
+
+# ------------------------------------------------------------------- a build for another series
+
+@pytest.fixture(scope="module")
+def foreign(brokers):
+    """A broker that has a build for another series at hand."""
+    other = "4.0" if SERIES != "4.0" else "3.10"
+    broker = brokers("foreign", plugin_dirs=[dist(other)], enable=())
+    yield broker, other
+    broker.end()
+
+
+def test_a_build_for_another_series_is_not_enabled(foreign):
+    broker, other = foreign
+    refused = broker.plugins("enable", PLUGIN, check=False)
+    said = refused.stdout + refused.stderr
+    assert refused.returncode != 0 or not has_enabled(broker, PLUGIN), said
+    assert f"{other}.0" in said + broker.log(), said
+
+
+def test_a_boot_with_a_build_for_another_series_leaves_it_out_and_says_so(foreign):
+    broker, other = foreign
+    broker.stop()
+    broker.enable = [PLUGIN]
+    for written in ("enabled_plugins", "enabled_by_us"):
+        os.remove(broker.path("etc", written))
+    before = len(broker.log())
+    broker.start()
+    eventually(lambda: broker.log()[before:], lambda log: PLUGIN in log and f"{other}.0" in log)
+    client = Client(broker)
+    queue = client.queue()
+    client.publish("", queue, b"plain")
+    assert client.texts(queue, 1) == ["plain"]
+    with pytest.raises((pika.exceptions.ChannelClosed, pika.exceptions.ConnectionClosed)):
+        client.delayed()
+
+
+# --------------------------------------------------------------------------------- Khepri
+
+on_4_0 = pytest.mark.skipif(SERIES != "4.0", reason="3.10 has no Khepri, 4.3 has nothing else")
+
+
+@pytest.fixture(scope="module")
+def migrated(brokers):
+    """A 4.0 broker whose metadata were moved to Khepri while messages were pending."""
+    broker = brokers("khepri", enable=(PLUGIN, "rabbitmq_management"))
+    held = hold(broker)
+    broker.ctl("enable_feature_flag", "--experimental", "khepri_db", timeout=120)
+    assert evaluate(broker, "rabbit_khepri:is_enabled().") == "true"
+    yield broker, held
+    broker.end()
+
+
+@on_4_0
+@pytest.mark.parametrize("then", ["at once", "stopped", "killed", "switched off and on"])
+def test_what_is_pending_outlives_the_move_to_khepri(migrated, then):
+    broker, held = migrated
+    if then == "stopped":
+        hold(broker)
+        broker.restart()
+    elif then == "killed":
+        hold(broker)
+        broker.kill9()
+        broker.start()
+    elif then == "switched off and on":
+        hold(broker)
+        broker.plugins("disable", PLUGIN)
+        broker.plugins("enable", PLUGIN)
+    assert_all_arrive(broker, held)
+
+
+@pytest.fixture(scope="module")
+def topics(request, brokers):
+    """The broker whose topic bindings are in an index of ours, if there is one."""
+    return request.getfixturevalue("migrated")[0] if SERIES == "4.0" else brokers("topics")
+
+
+def test_topic_bindings_come_and_go(topics):
+    client = Client(topics)
+    exchange = client.delayed("topic")
+    patterns = ["#", "*", "a.*", "a.#", "#.z", "*.b.*", "a.b.c", "a.*.c", "#.b.#", "", "*.*", "a..c"]
+    queues = {pattern: client.queue((exchange, pattern)) for pattern in patterns}
+
+    def matching(pattern, key):
+        """What AMQP says of it, as plainly as can be."""
+        def match(p, k):
+            if not p:
+                return not k
+            if p[0] == "#":
+                return any(match(p[1:], k[n:]) for n in range(len(k) + 1))
+            return bool(k) and p[0] in ("*", k[0]) and match(p[1:], k[1:])
+        return match(pattern.split(".") if pattern else [], key.split(".") if key else [])
+
+    def check(bound):
+        for key in ["", "a", "z", "a.b", "a.b.c", "a..c", "b", "a.z", "x.b.y", "a.b.c.z", "..", "#"]:
+            for delay in (None, 1):
+                client.publish(exchange, key, key.encode(), delay=delay)
+            for pattern in patterns:
+                wanted = [key] * 2 if pattern in bound and matching(pattern, key) else []
+                assert client.texts(queues[pattern], len(wanted)) == wanted, (pattern, key)
+
+    check(patterns)
+    for pattern in patterns[::2]:
+        client.channel.queue_unbind(queues[pattern], exchange, pattern)
+    check(patterns[1::2])
+    for pattern in patterns[::2]:
+        client.channel.queue_bind(queues[pattern], exchange, pattern)
+    client.channel.queue_bind(queues["a.#"], exchange, "a.#", {"same key": "another binding"})
+    check(patterns)
+    client.channel.queue_unbind(queues["a.#"], exchange, "a.#")
+    check(patterns)
+    client.close()
+
+
+def test_an_exchange_deleted_leaves_nothing_in_the_topic_index(topics):
+    client = Client(topics)
+    exchange = client.delayed("topic", keep=True)
+    queue = client.queue((exchange, "a.b"), (exchange, "a.#"))
+    client.channel.exchange_delete(exchange)
+    client.delayed("topic", name=exchange)
+    client.publish(exchange, "a.b", b"to nobody")
+    client.publish("", queue, b"marker")
+    assert client.texts(queue, 1) == ["marker"]
+    client.channel.queue_delete(queue)
+    assert evaluate(topics, "length([K || {{{resource, _, _, N}, _} = K, _, _} <- "
+                            f'ets:tab2list(rabbit_delay_topic), N =:= <<"{exchange}">>]).') == "0"
+    client.close()
+
+
+# ----------------------------------------------------------------------------- feature flags
+
+def test_it_works_with_no_feature_flag_but_those_that_are_required(brokers):
+    broker = brokers("flagless", env={"RABBITMQ_FEATURE_FLAGS": ""})
+    try:
+        held = hold(broker)
+        broker.restart()
+        assert_all_arrive(broker, held)
+    finally:
+        broker.end()
+
+
+# ------------------------------------------------------------------- what an earlier series left
+
+after_another = pytest.mark.skipif(
+    EARLIER is None or not os.path.isdir(dist(EARLIER)),
+    reason="needs the build for the series before, if there is one")
+
+
+@after_another
+def test_messages_of_the_series_before_move_with_their_directory(brokers, tmp_path):
+    """The documented way where the broker itself cannot be upgraded in place: definitions, and the
+    directory of the delayed messages, to a node of the same name."""
+    old = brokers("before", plugin_dirs=[dist(EARLIER)], series=EARLIER, name="moving",
+                  enable=(PLUGIN, "rabbitmq_management"))
+    held = hold(old)
+    definitions = Management(old).get("definitions")
+    old.stop()
+    new = brokers("after", name="moving", enable=(PLUGIN, "rabbitmq_management"))
+    status, answer = Management(new).request("POST", "definitions", definitions)
+    assert status in (200, 201, 204), answer
+    new.stop()
+    moved = os.path.join(new.data_dir, "quorum", "delayed")
+    shutil.rmtree(moved)
+    shutil.copytree(os.path.join(old.data_dir, "quorum", "delayed"), moved)
+    new.start()
+    management = Management(new)
+    for exchange, _ in held.values():
+        eventually(lambda: management.messages_delayed(exchange), lambda n: n == 1)
+    assert_all_arrive(new, held)
+    new.restart()
+    held = hold(new)
+    new.kill9()
+    new.start()
+    assert_all_arrive(new, held)
+    new.end()
+
+
+@after_another
+@pytest.mark.skipif(EARLIER == "3.10", reason="RabbitMQ does not go from 3.10 to 4.0 in one step")
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_a_broker_upgraded_in_place_keeps_what_is_pending(brokers, end):
+    broker = brokers(f"upgraded-{end}", plugin_dirs=[dist(EARLIER)], series=EARLIER)
+    broker.ctl("enable_feature_flag", "--experimental", "khepri_db", timeout=120)
+    broker.ctl("enable_feature_flag", "all", timeout=120)
+    held = hold(broker)
+    if end == "killed":
+        broker.kill9()
+        broker.end()
+    else:
+        broker.stop()
+    broker.upgrade(SERIES, [dist(SERIES)])
+    broker.start()
+    assert_all_arrive(broker, held)
+    broker.end()
