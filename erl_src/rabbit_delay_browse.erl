@@ -38,9 +38,11 @@ peek(_, Pos, Max, _, Acc) when Pos > Max ->
 peek(Leader, Pos, Max, Fun, Acc) ->
     case ra:aux_command(Leader, {peek, Pos}) of
         {ok, {_, Message}} ->
-            {X, Keys, #'P_basic'{headers = Table}, Payload} = rabbit_delay_broker:queued(Message),
+            #{exchange := X, routing_keys := Keys, headers := Table, payload := Payload} =
+                rabbit_delay_broker:content(Message),
+            Key = case Keys of [First | _] -> First; [] -> <<>> end,
             peek(Leader, Pos + 1, Max, Fun,
-                 Fun(message(X, case Keys of [Key | _] -> Key; [] -> <<>> end, Table, Payload), Acc));
+                 Fun(message(X, Key, Table, iolist_to_binary(Payload)), Acc));
         {error, no_message_at_pos} ->
             {ok, Acc};
         Other ->
@@ -85,6 +87,8 @@ connect(VHost, Name) ->
                     virtual_host = VHost,
                     client_properties = [{<<"connection_name">>, longstr, Name},
                                          {<<"product">>, longstr, <<"rabbitmq_delay_wheel">>}]},
+    %% What the client logs belongs to the broker's log, not to the terminal of who asked.
+    true = group_leader(whereis(user), self()),
     case amqp_connection:start(Parameters) of
         {ok, Connection} ->
             case amqp_connection:open_channel(Connection) of

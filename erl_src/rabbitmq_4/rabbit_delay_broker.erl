@@ -17,7 +17,7 @@
          delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, headers/1, message_id/1, payload_size/1, exchange_of/2,
-         encode/1, decode/2, routing/1, content/1, released/1, queued/1, dead_lettered/4]).
+         encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
 -export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
 -export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
@@ -327,16 +327,6 @@ with_headers(Added, Message) ->
 
 as_annotation(Text) when is_binary(Text) -> binary_to_integer(Text);
 as_annotation(Number) -> trunc(Number).
-
-%% A message as a quorum queue's log holds it, in AMQP 0-9-1.
--spec queued(message()) ->
-          {Exchange :: binary(), Keys :: [binary()], #'P_basic'{}, Payload :: binary()}.
-queued(Message) ->
-    Content0 = mc:protocol_state(mc:prepare(read, mc:convert(mc_amqpl, Message))),
-    #content{properties = Properties, payload_fragments_rev = Payload} =
-        rabbit_binary_parser:ensure_content_decoded(Content0),
-    {mc:exchange(Message), mc:routing_keys(Message), Properties,
-     iolist_to_binary(lists:reverse(Payload))}.
 
 %% ------------------------------------------------ the classic queue process's protocol
 

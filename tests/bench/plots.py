@@ -10,7 +10,8 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 COLOURS = {"ours": "#d95f02", "Q": "#666666", "B": "#1b9e77", "C": "#7570b3",
-           "direct": "#666666", "3.10": "#d95f02", "4.0": "#1b9e77", "4.3": "#7570b3"}
+           "direct": "#666666", "redrive": "#d95f02", "shovel": "#666666",
+           "3.10": "#d95f02", "4.0": "#1b9e77", "4.3": "#7570b3"}
 STYLES = ["-", "--", ":", "-."]
 plt.rcParams.update({
     "svg.fonttype": "none", "svg.hashsalt": "bench", "font.size": 9, "axes.grid": True,

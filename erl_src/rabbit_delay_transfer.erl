@@ -1,0 +1,330 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Pending messages as lines of JSON, to take them to another broker and back.
+%%
+%% A line, format 1, is an object with
+%%   format        1
+%%   exchange      the delayed exchange that holds it
+%%   due           ms since the epoch
+%%   routing_keys  the first is the one that it was published with, others are those of CC and BCC
+%%   properties    of AMQP 0-9-1, by name, without headers; what is not set is not there
+%%   headers       [name, type, value] each, the types as rabbit_framing names them; a table is such a
+%%                 list again, an array a list of [type, value]
+%%   body          base64
+%% Names, keys and text that are not UTF-8 are {"base64": ...}, as are headers of type binary.
+-module(rabbit_delay_transfer).
+
+-include_lib("amqp_client/include/amqp_client.hrl").
+-include("rabbit_delay.hrl").
+
+-export([export/4, import/3, line/3, parse/1]).
+
+-export_type([cursor/0]).
+
+-define(FORMAT, 1).
+-define(PAGE_BYTES, 4194304).
+-define(CONFIRM_SECONDS, 30).
+-define(TIME, <<"x-opt-delivery-time">>).
+-define(MAX_MS, 16#ffffffffffff).
+
+-type cursor() :: {rabbit_delay_store:ms(), rabbit_delay_store:id()}.
+
+-type message() :: #{exchange := binary(), due := rabbit_delay_store:ms(), keys := [binary(), ...],
+                     properties := #'P_basic'{}, payload := binary()}.
+
+%% ------------------------------------------------------------------------------------- export
+
+%% The lines of at most Max messages after a cursor, {0, 0} at first, in due order, where to go on, and
+%% how many could not be read.
+-spec export(rabbit_types:vhost(), Exchange :: binary(), cursor(), Max :: 1..65535) ->
+          {ok, [binary()], Damaged :: non_neg_integer(), cursor() | done} | {error, binary()}.
+export(VHost, Exchange, Cursor, Max) ->
+    XName = rabbit_misc:r(VHost, exchange, Exchange),
+    case is_delayed(XName) of
+        false ->
+            no_exchange(VHost, Exchange);
+        true ->
+            case rabbit_delay_registry:store(XName) of
+                %% It has delayed nothing yet.
+                undefined -> {ok, [], 0, done};
+                Store -> export_page(Store, Exchange, Cursor, Max)
+            end
+    end.
+
+is_delayed(XName) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} -> rabbit_exchange:info(X, [type]) =:= [{type, 'x-delayed-message'}];
+        {error, not_found} -> false
+    end.
+
+no_exchange(VHost, Exchange) ->
+    {error, <<"there is no delayed exchange \"", Exchange/binary, "\" in vhost \"", VHost/binary,
+              "\"">>}.
+
+export_page(Store, Exchange, Cursor, Max) ->
+    case rabbit_delay_store:page(Store, Cursor, Max) of
+        {ok, Records} -> export_records(Records, Store, Exchange, Cursor, [], 0, 0, Max);
+        {error, Reason} -> unreadable(Reason)
+    end.
+
+unreadable(Reason) ->
+    {error, iolist_to_binary(io_lib:format("the store cannot be read: ~0P", [Reason, 10]))}.
+
+export_records([], _, _, Cursor, Lines, _, Damaged, 0) ->
+    {ok, lists:reverse(Lines), Damaged, Cursor};
+export_records([], _, _, _, Lines, _, Damaged, _) ->
+    {ok, lists:reverse(Lines), Damaged, done};
+export_records(_, _, _, Cursor, Lines, Bytes, Damaged, _) when Bytes > ?PAGE_BYTES ->
+    {ok, lists:reverse(Lines), Damaged, Cursor};
+export_records([#{id := Id, due := Due} | Rest], Store, Exchange, _, Lines, Bytes, Damaged, Left) ->
+    Read = case rabbit_delay_store:read(Store, Id) of
+               {ok, #{encoding := Encoding, body := Body}} ->
+                   rabbit_delay_broker:decode(Encoding, Body);
+               {error, _} = Error ->
+                   Error
+           end,
+    case Read of
+        {ok, Message} ->
+            Line = line(Exchange, Due, rabbit_delay_broker:content(Message)),
+            export_records(Rest, Store, Exchange, {Due, Id}, [Line | Lines], Bytes + byte_size(Line),
+                           Damaged, Left - 1);
+        {error, enoent} ->
+            %% Released meanwhile.
+            export_records(Rest, Store, Exchange, {Due, Id}, Lines, Bytes, Damaged, Left - 1);
+        {error, eclosed} ->
+            unreadable(eclosed);
+        {error, _} ->
+            export_records(Rest, Store, Exchange, {Due, Id}, Lines, Bytes, Damaged + 1, Left - 1)
+    end.
+
+%% A message's line, without its end.
+-spec line(Exchange :: binary(), rabbit_delay_store:ms(), rabbit_delay_broker:content()) -> binary().
+line(Exchange, Due, #{routing_keys := Keys, properties := Properties, headers := Headers,
+                      payload := Payload}) ->
+    iolist_to_binary(
+      rabbit_json:encode(
+        #{<<"format">> => ?FORMAT, <<"exchange">> => text(Exchange), <<"due">> => Due,
+          <<"routing_keys">> => [text(Key) || Key <- Keys],
+          <<"properties">> => maps:from_list([{atom_to_binary(Name, utf8), property(Value)}
+                                              || {Name, Value} <- Properties]),
+          <<"headers">> => fields(Headers),
+          <<"body">> => base64:encode(iolist_to_binary(Payload))})).
+
+property(Value) when is_binary(Value) -> text(Value);
+property(Value) when is_integer(Value) -> Value.
+
+fields(Table) -> [[text(Name), atom_to_binary(Type, utf8), value(Type, Value)]
+                  || {Name, Type, Value} <- Table].
+
+value(table, Table) -> fields(Table);
+value(array, Values) -> [[atom_to_binary(Type, utf8), value(Type, V)] || {Type, V} <- Values];
+value(decimal, {Scale, Number}) -> [Scale, Number];
+value(void, _) -> null;
+value(binary, Bytes) -> encoded(Bytes);
+value(_, Text) when is_binary(Text) -> text(Text);
+%% Text, as not every JSON library gives the same number back.
+value(_, Number) when is_float(Number) -> float_to_binary(Number);
+value(_, Value) -> Value.
+
+text(Bytes) ->
+    case unicode:characters_to_binary(Bytes) of
+        Bytes -> Bytes;
+        _ -> encoded(Bytes)
+    end.
+
+encoded(Bytes) -> #{<<"base64">> => base64:encode(Bytes)}.
+
+%% ------------------------------------------------------------------------------------- import
+
+%% Publishes the messages of some lines and waits until all are confirmed. Nothing is published if one
+%% of them is malformed: its number is told, from 1. Exchange: that of all, not what the lines say.
+-spec import(rabbit_types:vhost(), [binary()], Exchange :: binary() | undefined) ->
+          ok | {error, {line, pos_integer(), Why :: binary()} | {unavailable, Why :: binary()} |
+                binary()}.
+import(VHost, Lines, Exchange) ->
+    try
+        Messages = [parsed(N, Line) || {N, Line} <- lists:zip(lists:seq(1, length(Lines)), Lines)],
+        Targets = lists:usort([target(Message, Exchange) || Message <- Messages]),
+        case [X || X <- Targets, not is_delayed(rabbit_misc:r(VHost, exchange, X))] of
+            [] -> publish(VHost, Messages, Exchange);
+            [Missing | _] -> no_exchange(VHost, Missing)
+        end
+    catch
+        throw:{line, _, _} = Malformed -> {error, Malformed}
+    end.
+
+target(#{exchange := X}, undefined) -> X;
+target(_, X) -> X.
+
+parsed(N, Line) ->
+    case parse(Line) of
+        {ok, Message} -> Message;
+        {error, Why} -> throw({line, N, Why})
+    end.
+
+publish(VHost, Messages, Exchange) ->
+    case rabbit_delay_browse:connect(VHost, <<"import_delayed_messages">>) of
+        {ok, {_, Channel} = Connection} ->
+            try
+                #'confirm.select_ok'{} = amqp_channel:call(Channel, #'confirm.select'{}),
+                lists:foreach(fun (Message) -> publish_one(Channel, Message, Exchange) end, Messages),
+                case amqp_channel:wait_for_confirms(Channel, ?CONFIRM_SECONDS) of
+                    true -> ok;
+                    _ -> unavailable("the exchange does not take messages at present")
+                end
+            catch
+                exit:Reason ->
+                    refused(Reason)
+            after
+                rabbit_delay_browse:close(Connection)
+            end;
+        {error, Why} ->
+            unavailable(Why)
+    end.
+
+unavailable(Why) -> {error, {unavailable, unicode:characters_to_binary(Why)}}.
+
+%% An exception of the channel names the message's fault; else the broker is going away.
+refused({{shutdown, {server_initiated_close, Code, Text}}, _}) ->
+    {error, iolist_to_binary(io_lib:format("the broker refuses a message: ~b ~ts", [Code, Text]))};
+refused({shutdown, {server_initiated_close, Code, Text}}) ->
+    {error, iolist_to_binary(io_lib:format("the broker refuses a message: ~b ~ts", [Code, Text]))};
+refused(Reason) ->
+    unavailable(io_lib:format("the broker goes away: ~0P", [Reason, 10])).
+
+%% Its due time goes before whatever else it says of a delay; and where that is over, it must not be
+%% delayed again by what had delayed it.
+publish_one(Channel, #{due := Due, keys := [Key | Keys], payload := Payload,
+                       properties := #'P_basic'{headers = Headers0} = Properties} = Message, Exchange) ->
+    Copies = Keys -- copies(Headers0),
+    Headers = [{?TIME, long, Due} | lists:keydelete(?TIME, 1, rabbit_delay_header:negate(Headers0))]
+        ++ [{<<"BCC">>, array, [{longstr, Copy} || Copy <- Copies]} || Copies =/= []],
+    ok = amqp_channel:call(Channel, #'basic.publish'{exchange = target(Message, Exchange),
+                                                     routing_key = Key},
+                           #amqp_msg{props = Properties#'P_basic'{headers = Headers},
+                                     payload = Payload}).
+
+copies(Headers) ->
+    case lists:keyfind(<<"CC">>, 1, Headers) of
+        {_, array, Values} -> [Key || {longstr, Key} <- Values];
+        _ -> []
+    end.
+
+%% The message of a line.
+-spec parse(binary()) -> {ok, message()} | {error, binary()}.
+parse(Line) ->
+    case rabbit_json:try_decode(Line) of
+        {ok, #{<<"format">> := ?FORMAT} = Object} ->
+            try
+                {ok, read(Object)}
+            catch
+                throw:{malformed, What} -> {error, <<What/binary, " is missing or malformed">>}
+            end;
+        {ok, #{<<"format">> := _}} ->
+            {error, <<"it is of another format">>};
+        {ok, _} ->
+            {error, <<"it is not an object with a format">>};
+        {error, _} ->
+            {error, <<"it is not JSON, or cut off">>}
+    end.
+
+read(#{<<"exchange">> := X, <<"due">> := Due, <<"routing_keys">> := [_ | _] = Keys,
+       <<"properties">> := #{} = Properties, <<"headers">> := Headers, <<"body">> := Body})
+  when is_integer(Due), Due >= 0, Due =< ?MAX_MS ->
+    Table = read_fields(Headers),
+    #{exchange => short(X, <<"exchange">>), due => Due,
+      keys => [short(Key, <<"routing_keys">>) || Key <- Keys],
+      properties => maps:fold(fun read_property/3, #'P_basic'{headers = Table}, Properties),
+      payload => from_base64(Body, <<"body">>)};
+read(_) ->
+    malformed(<<"one of exchange, due, routing_keys, properties, headers and body">>).
+
+-spec malformed(binary()) -> no_return().
+malformed(What) -> throw({malformed, What}).
+
+read_text(#{<<"base64">> := Encoded}, What) -> from_base64(Encoded, What);
+read_text(Text, _) when is_binary(Text) -> Text;
+read_text(_, What) -> malformed(What).
+
+short(Value, What) ->
+    case read_text(Value, What) of
+        Text when byte_size(Text) =< 255 -> Text;
+        _ -> malformed(What)
+    end.
+
+from_base64(Encoded, What) when is_binary(Encoded) ->
+    try
+        base64:decode(Encoded)
+    catch
+        error:_ -> malformed(What)
+    end;
+from_base64(_, What) ->
+    malformed(What).
+
+read_property(<<"delivery_mode">>, N, P) when N =:= 1; N =:= 2 -> P#'P_basic'{delivery_mode = N};
+read_property(<<"priority">>, N, P) when is_integer(N), N >= 0, N =< 255 -> P#'P_basic'{priority = N};
+read_property(<<"timestamp">>, N, P) when is_integer(N), N >= 0, N < 1 bsl 64 ->
+    P#'P_basic'{timestamp = N};
+read_property(Name, Value, P) ->
+    Text = short(Value, <<"properties">>),
+    case Name of
+        <<"content_type">> -> P#'P_basic'{content_type = Text};
+        <<"content_encoding">> -> P#'P_basic'{content_encoding = Text};
+        <<"correlation_id">> -> P#'P_basic'{correlation_id = Text};
+        <<"reply_to">> -> P#'P_basic'{reply_to = Text};
+        <<"expiration">> -> P#'P_basic'{expiration = Text};
+        <<"message_id">> -> P#'P_basic'{message_id = Text};
+        <<"type">> -> P#'P_basic'{type = Text};
+        <<"user_id">> -> P#'P_basic'{user_id = Text};
+        <<"app_id">> -> P#'P_basic'{app_id = Text};
+        <<"cluster_id">> -> P#'P_basic'{cluster_id = Text};
+        _ -> malformed(<<"properties">>)
+    end.
+
+read_fields(Fields) when is_list(Fields) -> [read_field(Field) || Field <- Fields];
+read_fields(_) -> malformed(<<"headers">>).
+
+read_field([Name, Type, Value]) ->
+    {T, V} = read_value([Type, Value]),
+    {short(Name, <<"headers">>), T, V};
+read_field(_) ->
+    malformed(<<"headers">>).
+
+read_value([Type, Value]) ->
+    case {Type, Value} of
+        {<<"table">>, _} -> {table, read_fields(Value)};
+        {<<"array">>, _} when is_list(Value) -> {array, [read_value(V) || V <- Value]};
+        {<<"longstr">>, _} -> {longstr, read_text(Value, <<"headers">>)};
+        {<<"binary">>, _} -> {binary, read_text(Value, <<"headers">>)};
+        {<<"void">>, _} -> {void, undefined};
+        {<<"bool">>, _} when is_boolean(Value) -> {bool, Value};
+        {<<"decimal">>, [Scale, N]} when is_integer(Scale), Scale >= 0, Scale =< 255, is_integer(N),
+                                         N >= 0, N < 1 bsl 32 -> {decimal, {Scale, N}};
+        {<<"double">>, _} -> {double, read_float(Value)};
+        {<<"float">>, _} -> {float, read_float(Value)};
+        _ -> read_integer(Type, Value)
+    end;
+read_value(_) ->
+    malformed(<<"headers">>).
+
+read_float(Text) when is_binary(Text) ->
+    try
+        binary_to_float(Text)
+    catch
+        error:badarg -> malformed(<<"headers">>)
+    end;
+read_float(_) ->
+    malformed(<<"headers">>).
+
+read_integer(Name, Value) ->
+    case lists:keyfind(Name, 1, [{<<"signedint">>, signedint, -(1 bsl 31), 1 bsl 31},
+                                 {<<"long">>, long, -(1 bsl 63), 1 bsl 63},
+                                 {<<"byte">>, byte, -128, 128},
+                                 {<<"short">>, short, -(1 bsl 15), 1 bsl 15},
+                                 {<<"unsignedbyte">>, unsignedbyte, 0, 256},
+                                 {<<"unsignedshort">>, unsignedshort, 0, 1 bsl 16},
+                                 {<<"unsignedint">>, unsignedint, 0, 1 bsl 32},
+                                 {<<"timestamp">>, timestamp, 0, 1 bsl 64}]) of
+        {_, Type, From, To} when is_integer(Value), Value >= From, Value < To -> {Type, Value};
+        _ -> malformed(<<"headers">>)
+    end.
