@@ -318,7 +318,11 @@ static struct dw_partition *find_target(struct dw_store *store, uint32_t level, 
 /* Makes a partition for the slice and gives it the lowest free number. */
 static int new_target(struct dw_store *store, uint32_t level, uint64_t slice,
                       struct dw_partition **out) {
-    if (store->parts_used == store->parts_capacity) {
+    /* Whoever finishes a checkpoint frees some. */
+    dw_lock(store);
+    const bool full = store->parts_used == store->parts_capacity;
+    dw_unlock(store);
+    if (full) {
         if (store->parts_capacity == DW_PART_MAX) {
             return DW_EFULL;
         }

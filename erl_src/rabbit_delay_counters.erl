@@ -5,13 +5,15 @@
 %%
 %%   published     messages taken and confirmed, cancels not among them
 %%   released      messages that every queue which they were routed to has confirmed
-%%   unroutable    messages that no queue was bound for when they were due
+%%   unroutable    messages that were dropped because no queue was bound for them when they were
+%%                 due
 %%   cancelled     messages that were cancelled by their key
 %%   replaced      messages in whose place another came
 %%   deduplicated  messages that were not taken because of one with their key
 %%   rejected      messages that were refused: publishers got a nack
 %%   retried       tries to release that a queue rejected
 %%   expired       messages that were dropped because it was too late to release them
+%%   dead_lettered messages that went to the dead-letter exchange, for either of these reasons
 %%   corrupt       messages lost to damage of the store's files
 %%
 %% Messages that were on their way to their queues when they were cancelled or replaced count as
@@ -25,7 +27,7 @@
 -opaque ref() :: counters:counters_ref().
 
 -type name() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
-              | retried | expired | corrupt.
+              | retried | expired | dead_lettered | corrupt.
 
 %% How many were at most so many ms, not counting those of smaller bounds; the sum of all, ms.
 -type histogram() :: {[{UpTo :: pos_integer() | infinity, non_neg_integer()}],
@@ -41,11 +43,11 @@
                     checkpoint := {At :: non_neg_integer(), Ms :: non_neg_integer()}}.
 
 -define(NAMES, [published, released, unroutable, cancelled, replaced, deduplicated, rejected,
-                retried, expired, corrupt]).
--define(CHECKPOINT_AT, 11).
--define(CHECKPOINT_MS, 12).
+                retried, expired, dead_lettered, corrupt]).
+-define(CHECKPOINT_AT, 12).
+-define(CHECKPOINT_MS, 13).
 %% The first is the sum, then a count for each bound and for what is beyond the last.
--define(DELAY, 13).
+-define(DELAY, 14).
 -define(LATENESS, 32).
 -define(SIZE, 64).
 
@@ -71,7 +73,8 @@ index(deduplicated) -> 6;
 index(rejected) -> 7;
 index(retried) -> 8;
 index(expired) -> 9;
-index(corrupt) -> 10.
+index(dead_lettered) -> 10;
+index(corrupt) -> 11.
 
 -spec delay(ref(), Ms :: integer()) -> ok.
 delay(Ref, Ms) -> observe(Ref, ?DELAY, ?DELAY_BOUNDS, max(Ms, 0)).

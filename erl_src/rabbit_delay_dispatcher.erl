@@ -24,6 +24,7 @@
 -behaviour(gen_server).
 
 -include_lib("kernel/include/logger.hrl").
+-include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay.hrl").
 
 -export([start_link/1, leader/2, wake/2, counters/1, await_ready/2, change/2, change_async/2]).
@@ -57,6 +58,8 @@
         {id :: rabbit_delay_store:id(),
          due :: rabbit_delay_store:ms(),
          bytes :: non_neg_integer(),
+         %% to its queues, or to those of the dead-letter exchange, and why
+         how = released :: released | {dead_lettered, unroutable | overdue},
          unsettled = [] :: [rabbit_amqqueue:name()],
          settled = [] :: [rabbit_amqqueue:name()],
          rejected = [] :: [rabbit_amqqueue:name()]}).
@@ -77,8 +80,8 @@
          rate = infinity :: pos_integer() | infinity,
          allowance = 0.0 :: float(),
          allowed_at :: integer(),
-         %% what is later than this, ms, is dropped
-         drop_after = infinity :: non_neg_integer() | infinity,
+         %% what becomes of what is later than this, ms
+         overdue = deliver :: rabbit_delay_policy:overdue(),
          %% published, awaiting confirms, by the sequence number they were published with
          in_flight = #{} :: #{pos_integer() => #in_flight{}},
          %% ids in flight or being settled: a reopened store hands them out again
@@ -370,7 +373,7 @@ configured(X, State) ->
     Args = rabbit_delay_broker:exchange_arguments(X),
     State#state{max_messages = rabbit_delay_config:in_flight_messages(Args),
                 rate = rabbit_delay_policy:release_rate(X),
-                drop_after = rabbit_delay_policy:drop_after(X)}.
+                overdue = rabbit_delay_policy:overdue(X)}.
 
 %% ---------------------------------------------------------------------------------- release
 
@@ -477,26 +480,33 @@ release_one({Id, _, _, _}, _, {#state{ids = Ids, held = Held}, _} = Acc)
     Acc;
 release_one({corrupt, Id, _, _, _}, _, {#state{held = Held}, _} = Acc) when is_map_key(Id, Held) ->
     Acc;
-release_one({Id, Due, Encoding, Body}, X, {#state{drop_after = DropAfter} = State0, Routed}) ->
-    case rabbit_delay_config:now_ms() - Due > DropAfter of
-        true ->
+release_one({Id, Due, Encoding, Body}, X, {#state{overdue = Overdue} = State0, Routed}) ->
+    How = case Overdue of
+              {What, After} ->
+                  case rabbit_delay_config:now_ms() - Due > After of
+                      true -> What;
+                      false -> released
+                  end;
+              deliver ->
+                  released
+          end,
+    case How =/= drop andalso rabbit_delay_broker:decode(Encoding, Body) of
+        false ->
             rabbit_delay_counters:add(State0#state.counters, expired, 1),
             {done(Id, 0, hold(Id, 0, State0)), Routed};
-        false ->
-            release_in_time(Id, Due, Encoding, Body, X, State0, Routed)
+        {ok, Message} ->
+            State1 = hold(Id, byte_size(Body), State0),
+            InFlight = #in_flight{id = Id, due = Due, bytes = byte_size(Body),
+                                  how = case How of
+                                            released -> released;
+                                            dead_letter -> {dead_lettered, overdue}
+                                        end},
+            publish(Message, [], X, State1#state.next_seq_no, InFlight, State1, Routed);
+        {error, Reason} ->
+            {lost(Id, "it cannot be decoded: ~0p", [Reason], State0), Routed}
     end;
 release_one({corrupt, Id, _Due, File, Offset}, _, {State, Routed}) ->
     {lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State), Routed}.
-
-release_in_time(Id, Due, Encoding, Body, X, State0, Routed) ->
-    case rabbit_delay_broker:decode(Encoding, Body) of
-        {ok, Message} ->
-            State1 = hold(Id, byte_size(Body), State0),
-            publish(Message, [], X, State1#state.next_seq_no,
-                    #in_flight{id = Id, due = Due, bytes = byte_size(Body)}, State1, Routed);
-        {error, Reason} ->
-            {lost(Id, "it cannot be decoded: ~0p", [Reason], State0), Routed}
-    end.
 
 hold(Id, Size, #state{ids = Ids, bytes = Bytes} = State) ->
     State#state{ids = Ids#{Id => []}, bytes = Bytes + Size}.
@@ -508,15 +518,54 @@ lost(Id, Format, Args, #state{exchange = XName, counters = Counters} = State0) -
     done(Id, 0, hold(Id, 0, State0)).
 
 %% To the queues that it is routed to, but those of Already, which have it.
-publish(Message0, Already, X, SeqNo, InFlight0, State0, Routed) ->
+publish(Message0, Already, X, SeqNo, #in_flight{how = How} = InFlight, State, Routed) ->
     Message = rabbit_delay_broker:released(Message0),
-    Qs = [Q || Q <- rabbit_delay_broker:route(X, Message),
-               not lists:member(rabbit_delay_broker:queue_name(Q), Already)],
-    #state{publisher = Publisher0, in_flight = All, counters = Counters} = State0,
-    #in_flight{id = Id, bytes = Bytes} = InFlight0,
-    case Qs of
+    case How =:= released andalso rabbit_delay_broker:route(X, Message) of
+        [_ | _] = Qs ->
+            publish_to(Qs, Message, Already, SeqNo, InFlight, State, Routed);
+        [] when Already =/= [] ->
+            publish_to([], Message, Already, SeqNo, InFlight, State, Routed);
         [] ->
-            Already =:= [] andalso rabbit_delay_counters:add(Counters, unroutable, 1),
+            dead_letter(Message, Already, X, SeqNo,
+                        InFlight#in_flight{how = {dead_lettered, unroutable}}, State, Routed);
+        false ->
+            dead_letter(Message, Already, X, SeqNo, InFlight, State, Routed)
+    end.
+
+%% To the dead-letter exchange's queues, if there is one; it says why, and when it was due.
+dead_letter(Message0, Already, X, SeqNo,
+            #in_flight{how = {_, Reason}, due = Due} = InFlight,
+            #state{exchange = XName} = State, Routed) ->
+    case rabbit_delay_policy:dead_letter_exchange(X) of
+        {Name, Key} ->
+            case lookup(XName#resource{name = Name}) of
+                {ok, DeadLetterX} ->
+                    Message = rabbit_delay_broker:dead_lettered(
+                                Message0, Name, Key,
+                                [{<<"x-delay-death-reason">>, longstr, atom_to_binary(Reason, utf8)},
+                                 {<<"x-delay-death-exchange">>, longstr, XName#resource.name},
+                                 {<<"x-delay-death-due">>, long, Due}]),
+                    publish_to(rabbit_delay_broker:route(DeadLetterX, Message), Message, Already,
+                               SeqNo, InFlight, State, Routed);
+                {error, not_found} ->
+                    publish_to([], Message0, Already, SeqNo, InFlight, State, Routed)
+            end;
+        none ->
+            publish_to([], Message0, Already, SeqNo, InFlight, State, Routed)
+    end.
+
+publish_to(AllQs, Message, Already, SeqNo, InFlight0, State0, Routed) ->
+    Qs = [Q || Q <- AllQs, not lists:member(rabbit_delay_broker:queue_name(Q), Already)],
+    #state{publisher = Publisher0, in_flight = All, counters = Counters} = State0,
+    #in_flight{id = Id, bytes = Bytes, how = How} = InFlight0,
+    case Qs of
+        [] when Already =:= [], How =:= {dead_lettered, overdue} ->
+            rabbit_delay_counters:add(Counters, expired, 1),
+            {done(Id, Bytes, State0), Routed};
+        [] when Already =:= [] ->
+            rabbit_delay_counters:add(Counters, unroutable, 1),
+            {done(Id, Bytes, State0), Routed};
+        [] ->
             {done(Id, Bytes, State0), Routed};
         _ ->
             QNames = [rabbit_delay_broker:queue_name(Q) || Q <- Qs],
@@ -587,9 +636,13 @@ queue_gone(QName, #state{in_flight = All} = State) ->
 
 finish(SeqNo, #in_flight{unsettled = [_ | _]} = InFlight, #state{in_flight = All} = State) ->
     State#state{in_flight = All#{SeqNo := InFlight}};
-finish(SeqNo, #in_flight{rejected = [], settled = [_ | _], id = Id, due = Due, bytes = Bytes},
+finish(SeqNo, #in_flight{rejected = [], settled = [_ | _], id = Id, due = Due, bytes = Bytes,
+                        how = How},
        #state{in_flight = All, counters = Counters} = State) ->
-    rabbit_delay_counters:add(Counters, released, 1),
+    rabbit_delay_counters:add(Counters, case How of
+                                            released -> released;
+                                            {dead_lettered, _} -> dead_lettered
+                                        end, 1),
     rabbit_delay_counters:lateness(Counters, rabbit_delay_config:now_ms() - Due),
     done(Id, Bytes, State#state{in_flight = maps:remove(SeqNo, All)});
 finish(SeqNo, #in_flight{rejected = Rejected, settled = [], id = Id, bytes = Bytes},

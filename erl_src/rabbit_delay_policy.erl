@@ -9,8 +9,14 @@
 %%                            fits. What is beyond either is rejected (publishers get a nack)
 %%   delay-release-rate       how many messages are released in a second, at most
 %%   delay-overdue            what becomes of a message that is released too late: "deliver" (the
-%%                            default) or "drop"
+%%                            default), "drop", or "dead-letter"
 %%   delay-overdue-after      from when on it is too late, ms after it was due; 0 if not given
+%%
+%% By policy only, since nobody checks here whether whoever declares an exchange may publish there:
+%%
+%%   delay-dead-letter-exchange     where messages go that are unroutable when they are due, or
+%%                                  overdue, where that says "dead-letter" (without this: delivered)
+%%   delay-dead-letter-routing-key  with this key instead of their own
 %%
 %% An operator policy may set the two limits; where a policy does as well, the lower one counts.
 -module(rabbit_delay_policy).
@@ -19,7 +25,12 @@
 -behaviour(rabbit_policy_merge_strategy).
 
 -export([register/0, unregister/0, validate_policy/1, merge_policy_value/3]).
--export([validate_arguments/1, default_delay/1, limits/1, release_rate/1, drop_after/1]).
+-export([validate_arguments/1, default_delay/1, limits/1, release_rate/1, overdue/1,
+         dead_letter_exchange/1]).
+
+-export_type([overdue/0]).
+
+-type overdue() :: deliver | {drop | dead_letter, AfterMs :: non_neg_integer()}.
 
 -rabbit_boot_step(
    {?MODULE,
@@ -36,13 +47,16 @@
 
 -define(LIMITS, [<<"delay-max-length">>, <<"delay-max-length-bytes">>]).
 
+-define(DEAD_LETTER_EXCHANGE, <<"delay-dead-letter-exchange">>).
+-define(DEAD_LETTER_KEY, <<"delay-dead-letter-routing-key">>).
+
 -spec names() -> [binary()].
 names() ->
     [<<"delay-default">>, <<"delay-release-rate">>, <<"delay-overdue">>,
      <<"delay-overdue-after">> | ?LIMITS].
 
 entries() ->
-    [{policy_validator, Name} || Name <- names()]
+    [{policy_validator, Name} || Name <- [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY | names()]]
         ++ [{Class, Name} || Class <- [operator_policy_validator, policy_merge_strategy],
                              Name <- ?LIMITS].
 
@@ -86,22 +100,28 @@ check(<<"delay-release-rate">>, Shown, Value) -> integer(Shown, Value, 1, ?MAX_R
 check(<<"delay-overdue-after">>, Shown, Value) -> integer(Shown, Value, 0, ?MAX_DELAY_MS);
 check(<<"delay-overdue">>, _, <<"deliver">>) -> ok;
 check(<<"delay-overdue">>, _, <<"drop">>) -> ok;
+check(<<"delay-overdue">>, _, <<"dead-letter">>) -> ok;
 check(<<"delay-overdue">>, Shown, Value) ->
-    {error, "~s must be \"deliver\" or \"drop\", not ~p", [Shown, Value]}.
+    {error, "~s must be \"deliver\", \"drop\" or \"dead-letter\", not ~p", [Shown, Value]};
+check(Name, _, Value) when (Name =:= ?DEAD_LETTER_EXCHANGE orelse Name =:= ?DEAD_LETTER_KEY),
+                           is_binary(Value), byte_size(Value) =< 255 -> ok;
+check(_, Shown, Value) ->
+    {error, "~s must be a string of at most 255 bytes, not ~p", [Shown, Value]}.
 
 integer(_, N, Min, Max) when is_integer(N), N >= Min, N =< Max -> ok;
 integer(Shown, Value, Min, Max) ->
     {error, "~s must be an integer from ~b to ~b, not ~p", [Shown, Min, Max, Value]}.
 
-%% What was imported while the plugin was not there is not validated: it counts as absent.
 setting(Name, X, Default) ->
-    case rabbit_policy:get_arg(argument(Name), Name, X) of
-        undefined -> Default;
-        Value ->
-            case check(Name, Name, Value) of
-                ok -> Value;
-                {error, _, _} -> Default
-            end
+    usable(Name, rabbit_policy:get_arg(argument(Name), Name, X), Default).
+
+%% What was imported while the plugin was not there is not validated: it counts as absent.
+usable(_, undefined, Default) ->
+    Default;
+usable(Name, Value, Default) ->
+    case check(Name, Name, Value) of
+        ok -> Value;
+        {error, _, _} -> Default
     end.
 
 %% ms
@@ -120,10 +140,24 @@ limits(X) ->
 release_rate(X) ->
     setting(<<"delay-release-rate">>, X, infinity).
 
-%% A message later than this, ms, is dropped.
--spec drop_after(rabbit_delay_broker:exchange()) -> non_neg_integer() | infinity.
-drop_after(X) ->
+-spec overdue(rabbit_delay_broker:exchange()) -> overdue().
+overdue(X) ->
     case setting(<<"delay-overdue">>, X, <<"deliver">>) of
-        <<"drop">> -> setting(<<"delay-overdue-after">>, X, 0);
-        <<"deliver">> -> infinity
+        <<"deliver">> ->
+            deliver;
+        <<"drop">> ->
+            {drop, setting(<<"delay-overdue-after">>, X, 0)};
+        <<"dead-letter">> ->
+            case dead_letter_exchange(X) of
+                none -> deliver;
+                _ -> {dead_letter, setting(<<"delay-overdue-after">>, X, 0)}
+            end
+    end.
+
+-spec dead_letter_exchange(rabbit_delay_broker:exchange()) ->
+          {Name :: binary(), RoutingKey :: binary() | undefined} | none.
+dead_letter_exchange(X) ->
+    case usable(?DEAD_LETTER_EXCHANGE, rabbit_policy:get(?DEAD_LETTER_EXCHANGE, X), none) of
+        none -> none;
+        Name -> {Name, usable(?DEAD_LETTER_KEY, rabbit_policy:get(?DEAD_LETTER_KEY, X), undefined)}
     end.

@@ -199,7 +199,7 @@ counter_figures() ->
      {released, "messages_released_total",
       "Delayed messages confirmed by all queues that they were routed to"},
      {unroutable, "messages_unroutable_total",
-      "Delayed messages that no queue was bound for when they were due"},
+      "Delayed messages dropped because no queue was bound for them when they were due"},
      {cancelled, "messages_cancelled_total", "Delayed messages cancelled"},
      {replaced, "messages_replaced_total", "Delayed messages replaced by another of the same key"},
      {deduplicated, "messages_deduplicated_total",
@@ -208,6 +208,8 @@ counter_figures() ->
      {retried, "messages_retried_total", "Tries to release a message that a queue rejected"},
      {expired, "messages_expired_total",
       "Delayed messages dropped because it was too late to release them"},
+     {dead_lettered, "messages_dead_lettered_total",
+      "Delayed messages that went to the dead-letter exchange"},
      {corrupt, "messages_corrupt_total",
       "Delayed messages lost to damage of the delay store's files"}].
 

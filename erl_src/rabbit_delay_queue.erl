@@ -81,6 +81,7 @@
          batches_bytes = 0 :: non_neg_integer(),
          max_batches_bytes :: pos_integer(),
          resend_timer :: undefined | reference(),
+         append_timer :: undefined | reference(),
          %% not yet appended, newest first
          waiting = [] :: [#waiting{}],
          waiting_count = 0 :: non_neg_integer(),
@@ -189,6 +190,8 @@ handle_info(start_member, #state{leader = undefined, starter = undefined} = Stat
     end;
 handle_info(resend, State) ->
     send_all_again(State#state{resend_timer = undefined});
+handle_info(append, State) ->
+    State#state{append_timer = undefined};
 handle_info(give_up, #state{leader = undefined} = State) ->
     ?LOG_ERROR("delayed messages of ~s: rejecting ~b messages that no Raft leader took for ~b ms",
                [rabbit_misc:rs(State#state.exchange), State#state.waiting_count,
@@ -362,8 +365,7 @@ append(#state{waiting = Waiting, exchange = XName} = State) ->
         {ok, X} ->
             case room(rabbit_delay_policy:limits(X), State) of
                 unknown ->
-                    _ = erlang:send_after(?STORE_RETRY_MS, self(), append),
-                    State;
+                    append_later(State);
                 Room ->
                     append(next_batch(lists:reverse(Waiting), 0, 0, []), Room,
                            rabbit_delay_policy:default_delay(X), State)
@@ -372,6 +374,11 @@ append(#state{waiting = Waiting, exchange = XName} = State) ->
             %% It is being deleted, and this process with it.
             State
     end.
+
+append_later(#state{append_timer = undefined} = State) ->
+    State#state{append_timer = erlang:send_after(?STORE_RETRY_MS, self(), append)};
+append_later(State) ->
+    State.
 
 append({Ws, Count, Taken, Rest}, Room, Default, State0) ->
     SeqNo = State0#state.last_seq_no + 1,

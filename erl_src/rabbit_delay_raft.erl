@@ -32,6 +32,8 @@
 -define(RANDOM_BYTES, 6).
 -define(SALT_BYTES, 16).
 -define(TICK_MS, 1000).
+%% The longest that a server's start is waited for before it is stopped.
+-define(START_MS, 5000).
 -define(NAMES_FILE, "names.dets").
 
 %% Our own Ra system, so that delayed messages neither slow nor endanger quorum queues.
@@ -179,7 +181,7 @@ stop_member(XName) ->
 %% that a crash in the middle leaves nothing that could come back.
 -spec delete_member(rabbit_exchange:name()) -> ok.
 delete_member(XName) ->
-    ok = await_starts(),
+    ok = await_start(server_id(XName)),
     case find_member(XName) of
         {ok, Uid} ->
             ok = stop_member(XName),
@@ -193,12 +195,17 @@ delete_member(XName) ->
             ok
     end.
 
-%% Ra's supervisor starts one server at a time, and does nothing else meanwhile.
-await_starts() ->
+%% Ra's supervisor starts one server at a time, and does nothing else meanwhile. From Ra 3 on the
+%% server then asks its supervisor for a helper, and waits for five seconds if that is ending it.
+await_start(ServerId) ->
     #{names := #{server_sup := Sup}} = system_config(),
     case whereis(Sup) of
-        undefined -> ok;
-        Pid -> _ = supervisor:count_children(Pid), ok
+        undefined ->
+            ok;
+        Pid ->
+            _ = supervisor:count_children(Pid),
+            _ = ra:ping(ServerId, ?START_MS),
+            ok
     end.
 
 %% Puts a member aside whose exchange is gone: its messages will not be delivered, and an operator

@@ -13,7 +13,7 @@
          delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, headers/1, message_id/1, payload_size/1, exchange_of/2,
-         encode/1, decode/2, content/1, released/1]).
+         encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
 -export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
 -export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
@@ -197,6 +197,11 @@ decode(?ENCODING_BASIC_MESSAGE_3_10, Binary) ->
 decode(Encoding, _) ->
     {error, {unknown_encoding, Encoding}}.
 
+%% Where it was published to, and with which routing keys.
+-spec routing(message()) -> {Exchange :: binary(), [binary()]}.
+routing(#basic_message{exchange_name = #resource{name = Exchange}, routing_keys = Keys}) ->
+    {Exchange, Keys}.
+
 %% What operators see of a message.
 -spec content(message()) -> content().
 content(#basic_message{exchange_name = #resource{name = Exchange}, routing_keys = Keys,
@@ -222,6 +227,26 @@ released(#basic_message{content = Content} = Message) ->
       content = rabbit_basic:map_headers(
                   fun (Headers) -> negate_annotation(rabbit_delay_header:negate(Headers)) end,
                   Content)}.
+
+%% As it goes to the dead-letter exchange XName: with these headers, and RoutingKey if that is not
+%% undefined.
+-spec dead_lettered(message(), XName :: binary(), RoutingKey :: binary() | undefined,
+                    [{binary(), longstr | long, binary() | integer()}]) -> message().
+dead_lettered(#basic_message{exchange_name = Name, content = Content} = Message, XName, RoutingKey,
+              Added) ->
+    Addressed = case RoutingKey of
+                    undefined -> Message;
+                    _ -> Message#basic_message{routing_keys = [RoutingKey]}
+                end,
+    Addressed#basic_message{
+      exchange_name = Name#resource{name = XName},
+      content = rabbit_basic:map_headers(fun (Headers) -> with_headers(Added, Headers) end,
+                                         Content)}.
+
+with_headers(Added, undefined) -> Added;
+with_headers(Added, Headers) ->
+    lists:foldl(fun (Field, Acc) -> lists:keystore(element(1, Field), 1, Acc, Field) end,
+                Headers, Added).
 
 negate_annotation(Headers) ->
     Annotations = amqp10_annotations(Headers),

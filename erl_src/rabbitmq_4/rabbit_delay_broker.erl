@@ -17,7 +17,7 @@
          delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, headers/1, message_id/1, payload_size/1, exchange_of/2,
-         encode/1, decode/2, content/1, released/1]).
+         encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
 -export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
 -export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
@@ -266,6 +266,11 @@ from_basic_message(#basic_message{exchange_name = XName, routing_keys = [Key | _
 from_basic_message(_) ->
     {error, not_a_message}.
 
+%% Where it was published to, and with which routing keys.
+-spec routing(message()) -> {Exchange :: binary(), [binary()]}.
+routing(Message) ->
+    {mc:exchange(Message), mc:routing_keys(Message)}.
+
 %% What operators see of a message: as AMQP 0-9-1 has it, whatever protocol it came by.
 -spec content(message()) -> content().
 content(Message) ->
@@ -298,6 +303,27 @@ released(Message) ->
             {_, _, Value} = lists:keyfind(?X_DELAY, 1, Negated),
             mc:set_annotation(?X_DELAY, as_annotation(Value), Message)
     end.
+
+%% As it goes to the dead-letter exchange XName: with these headers, and RoutingKey if that is not
+%% undefined.
+-spec dead_lettered(message(), XName :: binary(), RoutingKey :: binary() | undefined,
+                    [{binary(), longstr | long, binary() | integer()}]) -> message().
+dead_lettered(Message0, XName, RoutingKey, Added) ->
+    Message = mc:set_annotation(?ANN_EXCHANGE, XName, with_headers(Added, Message0)),
+    case RoutingKey of
+        undefined -> Message;
+        _ -> mc:set_annotation(?ANN_ROUTING_KEYS, [RoutingKey], Message)
+    end.
+
+with_headers(Added, ?CONTAINER(mc_amqpl, Content, Annotations)) ->
+    Add = fun (undefined) -> Added;
+              (Headers) -> lists:foldl(fun (Field, Acc) ->
+                                               lists:keystore(element(1, Field), 1, Acc, Field)
+                                       end, Headers, Added)
+          end,
+    ?CONTAINER(mc_amqpl, rabbit_basic:map_headers(Add, Content), Annotations);
+with_headers(Added, Message) ->
+    lists:foldl(fun ({Name, _, Value}, M) -> mc:set_annotation(Name, Value, M) end, Message, Added).
 
 as_annotation(Text) when is_binary(Text) -> binary_to_integer(Text);
 as_annotation(Number) -> trunc(Number).

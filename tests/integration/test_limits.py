@@ -215,6 +215,8 @@ BAD = [("x-delay-default", 0), ("x-delay-default", "soon"), ("x-delay-default", 
        ("x-delay-max-length", "many"), ("x-delay-max-length-bytes", -1),
        ("x-delay-release-rate", 0), ("x-delay-release-rate", True), ("x-delay-overdue", "ignore"),
        ("x-delay-overdue", 1), ("x-delay-overdue-after", -1)]
+BAD_BY_POLICY = [("x-delay-dead-letter-exchange", 5), ("x-delay-dead-letter-exchange", "x" * 256),
+                 ("x-delay-dead-letter-routing-key", True)]
 
 
 @pytest.mark.parametrize("name, value", BAD)
@@ -223,7 +225,7 @@ def test_a_bad_argument_is_refused(client, name, value):
     assert code == 406 and name in text, text
 
 
-@pytest.mark.parametrize("name, value", [(name, value) for name, value in BAD
+@pytest.mark.parametrize("name, value", [(name, value) for name, value in BAD + BAD_BY_POLICY
                                          if not isinstance(value, wire.Field)])
 def test_a_bad_policy_is_refused(client, policy, name, value):
     name = name[len("x-"):]
@@ -318,4 +320,93 @@ def test_overdue_messages_are_dropped_after_a_restart(own):
     assert client.texts(other, 1) == ["due while the broker is down"]
     holds(Management(own), exchange, 0)
     assert client.texts_until_marker(queue) == []
+    client.close()
+
+
+# ------------------------------------------------------------------------------ dead letters
+
+def death(delivery):
+    """Why, from which exchange, and when it was due."""
+    return [delivery.headers.get(f"x-delay-death-{name}") for name in ("reason", "exchange", "due")]
+
+
+def test_what_is_unroutable_goes_to_the_dead_letter_exchange(client, broker, management, policy):
+    exchange, queue = client.delayed_and_queue()
+    dead = client.exchange("topic")
+    letters = client.queue((dead, "#"))
+    assert policy(exchange, delay_dead_letter_exchange=dead)[0] == 201
+    now = time.time() * 1000
+    client.publish(exchange, "k", b"routable", delay=200)
+    client.publish(exchange, "nowhere", b"dead", delay=200, headers={"kept": "yes"},
+                   message_id="m")
+    delivery = client.one(letters)
+    reason, whence, due = death(delivery)
+    assert (delivery.text, reason, whence) == ("dead", "unroutable", exchange)
+    assert now + 200 <= due <= now + 5200
+    assert (delivery.method.routing_key, delivery.method.exchange) == ("nowhere", dead)
+    assert delivery.headers["kept"] == "yes" and delivery.headers["x-delay"] == -200
+    assert delivery.properties.message_id == "m"
+    assert client.texts(queue, 1) == ["routable"]
+    holds(management, exchange, 0)
+    assert [figure(broker, exchange, name) for name in ("released", "dead_lettered",
+                                                        "unroutable")] == [1, 1, 0]
+
+
+def test_dead_letters_may_have_a_key_of_their_own(client, policy):
+    exchange = client.delayed()
+    dead = client.exchange("direct")
+    letters = client.queue((dead, "letters"))
+    assert policy(exchange, delay_dead_letter_exchange=dead,
+                  delay_dead_letter_routing_key="letters")[0] == 201
+    client.publish(exchange, "nowhere", b"dead", delay=100)
+    assert client.one(letters).method.routing_key == "letters"
+
+
+def test_without_a_place_for_dead_letters_the_unroutable_is_dropped(client, broker, management,
+                                                                    policy):
+    exchange = client.delayed()
+    for number, dead in enumerate(["no-such-exchange", client.exchange("direct"), exchange], 1):
+        assert policy(exchange, delay_dead_letter_exchange=dead)[0] in (201, 204)
+        client.publish(exchange, "nowhere", b"dropped", delay=50)
+        eventually(lambda: figure(broker, exchange, "unroutable"), lambda n: n == number)
+    holds(management, exchange, 0)
+    assert figure(broker, exchange, "dead_lettered") == 0
+
+
+def test_dead_letters_that_are_rejected_are_tried_again(client, broker, policy):
+    exchange = client.delayed()
+    dead = client.exchange("fanout")
+    full = client.queue((dead, ""), arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    other = client.queue((dead, ""))
+    client.publish("", full, b"in the way")
+    assert policy(exchange, delay_dead_letter_exchange=dead)[0] == 201
+    client.publish(exchange, "nowhere", b"dead", delay=50)
+    assert client.texts(other, 1) == ["dead"]
+    eventually(lambda: figure(broker, exchange, "retried"), lambda n: n >= 1)
+    assert client.texts(full, 2) == ["in the way", "dead"]
+    eventually(lambda: figure(broker, exchange, "dead_lettered"), lambda n: n == 1)
+    assert client.texts_until_marker(other) == []
+
+
+def test_overdue_messages_go_to_the_dead_letter_exchange(own):
+    client, management = Client(own), Management(own)
+    exchange, queue = client.delayed_and_queue(arguments={"x-delay-overdue": "dead-letter",
+                                                          "x-delay-overdue-after": 600_000})
+    without, other = client.delayed_and_queue(arguments={"x-delay-overdue": "dead-letter"})
+    dead = client.exchange("fanout")
+    letters = client.queue((dead, ""))
+    assert management.request("PUT", f"policies/%2F/{exchange}", {
+        "pattern": f"^{exchange}$", "apply-to": "exchanges",
+        "definition": {"delay-dead-letter-exchange": dead}})[0] == 201
+    client.publish(exchange, body=b"too late", delay=HOUR_MS)
+    client.publish(exchange, body=b"late", delay=2 * HOUR_MS - 300_000)
+    client.publish(without, body=b"there is no dead-letter exchange", delay=HOUR_MS)
+    set_clock(own, 2 * HOUR_MS)
+    delivery = client.one(letters)
+    assert (delivery.text, death(delivery)[:2]) == ("too late", ["overdue", exchange])
+    assert client.texts(queue, 1) == ["late"]
+    assert client.texts(other, 1) == ["there is no dead-letter exchange"]
+    holds(management, exchange, 0)
+    assert [figure(own, exchange, name) for name in ("released", "dead_lettered", "expired")] == [
+        1, 1, 0]
     client.close()

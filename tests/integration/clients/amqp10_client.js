@@ -75,6 +75,19 @@ for (const [index, { at, message: received }] of delayed.entries()) {
   if (xDelay !== undefined) assert.equal(Number(xDelay), -delay, name);
 }
 
+// Keys, as annotations; without one, the message id is the key.
+const keyed = (onDuplicate) => ({
+  'x-delay': types.wrap_uint(600), 'x-delay-key': 'a', 'x-delay-on-duplicate': onDuplicate,
+});
+await send('replaced', keyed('keep'));
+await send('stays', keyed('replace'));
+await send('dropped', keyed('drop'));
+await send('cancelled', { 'x-delay': types.wrap_uint(600) });
+await send('a cancel', { 'x-delay-cancel': 'id-cancelled' });
+await send('last', { 'x-delay': types.wrap_uint(1200) });
+assert.deepEqual((await arrived(2)).map((arrival) => arrival.message.body.content.toString()),
+  ['stays', 'last']);
+
 // A delay that cannot be used: refused in the protocol's own words, and only this connection is told.
 const doomed = connect();
 const failed = new Promise((resolve) => {
