@@ -30,8 +30,7 @@ from session import Session
 
 FIGURES = {"publish": publish, "memory": memory, "lateness": lateness, "burst": burst,
            "overdue": overdue, "boot": boot, "crash": crash, "series": series,
-           "doctor": doctor, "cancel": cancel, "operators": operators,
-           "redrive": redrive}
+           "doctor": doctor, "cancel": cancel, "operators": operators, "redrive": redrive}
 
 
 def command_of(options):
