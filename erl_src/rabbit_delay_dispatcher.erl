@@ -13,6 +13,10 @@
 %% rejecting. One that some queues took and others did not stays in flight, without its body, so that
 %% it goes only to the others next time.
 %%
+%% A message that is cancelled or replaced while it is in flight is gone from the store, on every
+%% replica. It is out of our hands: the queues that take it have it, and it counts as released; if
+%% none does, it is found to be gone where it is put back, and counts as cancelled.
+%%
 %% It begins when an entry of its own has been applied: before that, the store may still show what
 %% has been settled.
 %%

@@ -29,6 +29,7 @@ raft_test_() ->
               {"a malformed keyed batch changes nothing", fun keyed_malformed/0},
               {"replay brings nothing back that went by its key", fun keyed_replay/0},
               {"a member keeps the salt of its keys", fun salt/0},
+              {"a member without a salt is served", fun no_salt/0},
               {"a lost live store is restored from the snapshot", fun lost_store/0},
               {"a damaged manifest of the live store is replaced by the snapshot", fun damaged/0},
               {"a snapshot sent in chunks is the snapshot", fun chunks/0},
@@ -174,6 +175,20 @@ salt() ->
     ok = rabbit_delay_raft:delete_member(?X),
     start_member(),
     ?assertNotEqual(Salt, rabbit_delay_raft:key_salt(?X)).
+
+%% As members were made before there were keys.
+no_salt() ->
+    start_member(),
+    ok = enqueue(1, records(10, ?HOUR)),
+    stop_member(),
+    {ok, Uid} = rabbit_delay_raft:find_member(?X),
+    File = filename:join(filename:dirname(rabbit_delay_raft:store_dir(Uid)), "config"),
+    {ok, [#{machine := {module, Module, Args}} = Config]} = file:consult(File),
+    Older = Config#{machine := {module, Module, maps:remove(key_salt, Args)}},
+    ok = file:write_file(File, io_lib:format("~p.", [Older])),
+    start_member(),
+    ?assertEqual(<<>>, rabbit_delay_raft:key_salt(?X)),
+    ?assertEqual(10, pending()).
 
 lost_store() ->
     start_member(),
