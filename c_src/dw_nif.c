@@ -964,6 +964,54 @@ static ERL_NIF_TERM store_read(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv
     return store_failure(env, result == DW_OK ? DW_ENOENT : result);
 }
 
+static void read_many_done(void *ctx, const struct dw_record *r) {
+    struct collector *c = ctx;
+    ERL_NIF_TERM body = collector_take_body(c);
+    collector_add(c, record_map(c->env, r, &body));
+}
+
+/* Left to read/2, which tells more. */
+static void read_many_corrupt(void *ctx, const struct dw_record *r, const char *file,
+                              uint64_t offset) {
+    struct collector *c = ctx;
+    (void)r;
+    (void)file;
+    (void)offset;
+    collector_forget(c);
+}
+
+/* read_many(Store, Ids, MaxBytes) */
+static ERL_NIF_TERM read_many(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    dw_store *store;
+    ErlNifBinary binary;
+    uint64_t max_bytes;
+    uint64_t *copy;
+    size_t n;
+    uint32_t seen = 0;
+    (void)argc;
+    if (!get_store(env, argv[0], &store) || !enif_inspect_binary(env, argv[1], &binary) ||
+        binary.size % sizeof(uint64_t) != 0 || binary.size / sizeof(uint64_t) < 1 ||
+        binary.size / sizeof(uint64_t) > LIST_MAX ||
+        !get_number(env, argv[2], 1, UINT64_MAX, &max_bytes)) {
+        return enif_make_badarg(env);
+    }
+    const uint64_t *ids = ids_in(&binary, &copy, &n);
+    if (ids == NULL) {
+        return failure(env, DW_ENOMEM, 0);
+    }
+    struct collector c = {.env = env, .list = enif_make_list(env, 0)};
+    struct dw_sink sink = {collector_body, read_many_done, read_many_corrupt, &c};
+    int result = dw_store_read_many(store, ids, (uint32_t)n, max_bytes, &sink, &seen);
+    collector_forget(&c);
+    enif_free(copy);
+    if (result != DW_OK) {
+        return store_failure(env, result);
+    }
+    ERL_NIF_TERM list;
+    enif_make_reverse_list(env, c.list, &list);
+    return enif_make_tuple3(env, atoms.ok, list, number(env, seen));
+}
+
 typedef int find_page(dw_store *store, uint64_t due, uint64_t id, struct dw_record *out,
                       uint32_t max_n, uint32_t *n);
 
@@ -1184,6 +1232,7 @@ static ErlNifFunc functions[] = {
     {"applied", 1, applied, 0},
     {"stat", 1, statistics, 0},
     {"read", 2, store_read, ERL_NIF_DIRTY_JOB_IO_BOUND},
+    {"read_many", 3, read_many, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"page", 3, page, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"page_before", 3, page_before, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"count", 3, count, ERL_NIF_DIRTY_JOB_CPU_BOUND},

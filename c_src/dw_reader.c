@@ -613,6 +613,54 @@ int dw_store_read(dw_store *store, uint64_t id, const struct dw_sink *sink) {
     return result;
 }
 
+/* Lock held: the next of the ids that are there, as far as a slice goes. */
+static void collect_ids(struct slice *slice, const uint64_t *ids, uint32_t n, uint64_t *left_bytes,
+                        uint32_t *seen) {
+    struct dw_store *store = slice->store;
+    uint64_t bytes = 0;
+    while (*seen < n && slice->count < SLICE && bytes<SLICE_BYTES && * left_bytes> 0) {
+        const uint32_t k = dw_index_find(store->by_id, ids[(*seen)++]);
+        if (k != DW_NIL) {
+            const uint32_t length = dw_slab_at(store->slab, k)->len;
+            collect(slice, k);
+            bytes += dw_rec_bytes(length);
+            *left_bytes -= length < *left_bytes ? length : *left_bytes;
+        }
+    }
+}
+
+int dw_store_read_many(dw_store *store, const uint64_t *ids, uint32_t n, uint64_t max_bytes,
+                       const struct dw_sink *sink, uint32_t *seen) {
+    struct slice slice;
+    *seen = 0;
+    int result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    dw_unlock(store);
+    result = slice_new(store, &slice, n);
+    while (result == DW_OK && *seen < n && max_bytes > 0) {
+        dw_lock(store);
+        collect_ids(&slice, ids, n, &max_bytes, seen);
+        dw_unlock(store);
+        if (slice.count > 0) {
+            result = read_slice(&slice);
+            for (uint32_t i = 0; result == DW_OK && i < slice.count; i++) {
+                result = hand_out(&slice, &slice.refs[i], sink);
+                if (result == DW_EACCES || result == DW_EIO) {
+                    result = DW_OK; /* dw_store_read() says why */
+                }
+            }
+            let_go(&slice);
+        }
+    }
+    slice_free(&slice);
+    dw_lock(store);
+    dw_publish(store);
+    dw_leave(store);
+    return result;
+}
+
 /* -------------------------------------------------------------------- find */
 
 int dw_store_find(dw_store *store, uint64_t key_hash, uint64_t *ids, uint32_t max, uint64_t *n) {

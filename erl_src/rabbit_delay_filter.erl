@@ -59,9 +59,10 @@ due_range(Filter) ->
 needs_content(Filter) ->
     map_size(maps:without([due_from, due_to], Filter)) > 0.
 
-%% Whether a message's content passes; its due time is the caller's to compare.
--spec matches(filter(), rabbit_delay_broker:content()) -> boolean().
-matches(Filter, #{exchange := Exchange, routing_keys := Keys, headers := Headers}) ->
+%% Whether a message passes; its due time is the caller's to compare.
+-spec matches(filter(), rabbit_delay_broker:message()) -> boolean().
+matches(Filter, Message) ->
+    {Exchange, Keys} = rabbit_delay_broker:routing(Message),
     case Filter of
         #{routing_key := Key} -> lists:member(Key, Keys);
         _ -> true
@@ -73,6 +74,7 @@ matches(Filter, #{exchange := Exchange, routing_keys := Keys, headers := Headers
     end andalso
     case Filter of
         #{header := {Name, Value}} ->
+            #{headers := Headers} = rabbit_delay_broker:content(Message),
             lists:any(fun ({N, Type, V}) -> N =:= Name andalso value_text(Type, V) =:= Value end,
                       Headers);
         _ ->

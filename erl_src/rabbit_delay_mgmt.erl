@@ -200,10 +200,10 @@ with_body(false, _, Options) -> Options.
 %% -------------------------------------------------------------------------- POST and DELETE
 
 -spec accept(cowboy_req:req(), #context{}) -> reply().
-accept(Req, #context{impl = Resource} = Context)
-  when Resource =:= pause; Resource =:= resume ->
-    answer(rabbit_delay_pending:Resource(exchange(Req), by(Context)),
-           fun (ok) -> {stop, cowboy_req:reply(204, Req), Context} end, Req, Context);
+accept(Req, #context{impl = pause} = Context) ->
+    switched(rabbit_delay_pending:pause(exchange(Req), by(Context)), Req, Context);
+accept(Req, #context{impl = resume} = Context) ->
+    switched(rabbit_delay_pending:resume(exchange(Req), by(Context)), Req, Context);
 accept(Req0, #context{impl = Resource} = Context) ->
     case body(Req0) of
         {ok, Json, Req} ->
@@ -216,6 +216,9 @@ accept(Req0, #context{impl = Resource} = Context) ->
         {error, Why} ->
             refuse(400, bad_request, Why, Req0, Context)
     end.
+
+switched(Result, Req, Context) ->
+    answer(Result, fun (ok) -> {stop, cowboy_req:reply(204, Req), Context} end, Req, Context).
 
 -spec delete_resource(cowboy_req:req(), #context{}) -> reply().
 delete_resource(Req, #context{impl = messages} = Context) ->

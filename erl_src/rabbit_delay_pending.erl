@@ -67,6 +67,10 @@
 -define(MIN_BATCH, 512).
 -define(MAX_BATCH, 16384).
 
+%% Messages that are read from the store in one go, and their bytes.
+-define(AHEAD, 256).
+-define(AHEAD_BYTES, 1048576).
+
 %% Messages of one Raft entry. Rescheduling reads and writes each; meanwhile others wait.
 -define(CANCEL_AT_ONCE, 2048).
 -define(RESCHEDULE_AT_ONCE, 128).
@@ -92,7 +96,7 @@ list(XName, Filter, #{limit := Limit} = Options) ->
                   {ok, Position, _} ->
                       Scan = #{store => Store, filter => Filter, options => Options,
                                exchange => XName, deadline => deadline(),
-                               read => reads(Filter, Options),
+                               read => reads(Filter, Options), ahead => #{},
                                batch => case rabbit_delay_filter:needs_content(Filter) of
                                             true -> max(Limit, batch(Store));
                                             false -> Limit
@@ -131,11 +135,12 @@ collect_page([], Position, Want, Bytes, Acc, _) ->
 collect_page(_, Position, Want, Bytes, Acc, _) when Want =:= 0; Bytes =< 0 ->
     {full, Position, Acc};
 collect_page([#{id := Id, due := Due} = Record | Rest], Position, Want, Bytes, Acc,
-             #{filter := Filter, options := Options, read := Read} = Scan) ->
+             #{filter := Filter, options := Options, read := Read} = Scan0) ->
     {_, To} = rabbit_delay_filter:due_range(Filter),
-    case Due =< To andalso not (Read andalso is_late(Scan)) of
+    case Due =< To andalso not (Read andalso is_late(Scan0)) of
         true ->
-            case item(Record, Scan) of
+            {Shown, Scan} = item(Record, Rest, Scan0),
+            case Shown of
                 {ok, Item0, Size} ->
                     Item = case Options of
                                #{cursors := true} ->
@@ -155,28 +160,29 @@ collect_page([#{id := Id, due := Due} = Record | Rest], Position, Want, Bytes, A
             {full, Position, Acc}
     end.
 
-item(Record, #{read := false}) ->
-    {ok, bare(Record), 100};
-item(#{id := Id} = Record, #{store := Store, filter := Filter, options := Options}) ->
-    NeedsContent = rabbit_delay_filter:needs_content(Filter),
-    case read(Store, Id) of
-        {ok, #{length := Size}, Content} ->
-            case not NeedsContent orelse rabbit_delay_filter:matches(Filter, Content) of
-                true ->
-                    Item = maps:merge(bare(Record), described(Content, Options)),
-                    {ok, Item, 300 + min(Size, shown_bytes(Size, Options))};
-                false ->
-                    skip
-            end;
-        {damaged, _} when NeedsContent ->
-            skip;
-        {damaged, Where} ->
-            {ok, (bare(Record))#{damaged => Where}, 300};
-        gone ->
-            skip;
-        {error, _} = Error ->
-            Error
-    end.
+item(Record, _, #{read := false} = Scan) ->
+    {{ok, bare(Record), 100}, Scan};
+item(Record, Rest, #{filter := Filter, options := Options} = Scan0) ->
+    {Read, Scan} = read_ahead(Record, Rest, Scan0),
+    {case Read of
+         {ok, #{length := Size}, Message} ->
+             case rabbit_delay_filter:matches(Filter, Message) of
+                 true ->
+                     Item = maps:merge(bare(Record), described(Message, Options)),
+                     {ok, Item, 300 + min(Size, shown_bytes(Size, Options))};
+                 false ->
+                     skip
+             end;
+         {damaged, Where} ->
+             case rabbit_delay_filter:needs_content(Filter) of
+                 true -> skip;
+                 false -> {ok, (bare(Record))#{damaged => Where}, 300}
+             end;
+         gone ->
+             skip;
+         {error, _} = Error ->
+             Error
+     end, Scan}.
 
 %% What of a stored message goes into an item: all but what is cut from the body.
 shown_bytes(Size, #{body := Body}) when Body < Size -> Body;
@@ -189,11 +195,8 @@ bare(#{id := Id, due := Due, length := Size}) ->
 %% A record and its message, or what keeps it from being read.
 read(Store, Id) ->
     case rabbit_delay_store:read(Store, Id) of
-        {ok, #{encoding := Encoding, body := Body} = Record} ->
-            case rabbit_delay_broker:decode(Encoding, Body) of
-                {ok, Message} -> {ok, Record, rabbit_delay_broker:content(Message)};
-                {error, Reason} -> {damaged, #{reason => text("~0P", [Reason, 20])}}
-            end;
+        {ok, Record} ->
+            decoded(Record);
         {error, {corrupt, File, Offset}} ->
             {damaged, #{file => File, offset => Offset}};
         {error, enoent} ->
@@ -202,6 +205,32 @@ read(Store, Id) ->
             unavailable(Error);
         {error, Reason} ->
             {damaged, #{reason => text("~0p", [Reason])}}
+    end.
+
+decoded(#{encoding := Encoding, body := Body} = Record) ->
+    case rabbit_delay_broker:decode(Encoding, Body) of
+        {ok, Message} -> {ok, Record, Message};
+        {error, Reason} -> {damaged, #{reason => text("~0P", [Reason, 20])}}
+    end.
+
+%% The same, with those behind it read in one go: `ahead' has what was read, or `unread'.
+read_ahead(#{id := Id} = Record, Rest, #{store := Store, ahead := Ahead} = Scan) ->
+    case Ahead of
+        #{Id := unread} ->
+            {read(Store, Id), Scan};
+        #{Id := Read} ->
+            {decoded(Read), Scan};
+        _ ->
+            Ids = [I || #{id := I} <- [Record | lists:sublist(Rest, ?AHEAD - 1)]],
+            case rabbit_delay_store:read_many(Store, << <<I:64/little>> || I <- Ids >>,
+                                              ?AHEAD_BYTES) of
+                {ok, Reads, Seen} ->
+                    Found = maps:from_list([{I, Read} || #{id := I} = Read <- Reads]),
+                    Unread = maps:from_list([{I, unread} || I <- lists:sublist(Ids, Seen)]),
+                    read_ahead(Record, Rest, Scan#{ahead := maps:merge(Unread, Found)});
+                {error, _} = Error ->
+                    {unavailable(Error), Scan}
+            end
     end.
 
 %% One message. Options: body, as in list/3.
@@ -214,8 +243,8 @@ show(XName, Id, Options) ->
               no_message(Id);
           (Store, _) ->
               case read(Store, Id) of
-                  {ok, Record, Content} ->
-                      {ok, maps:merge(bare(Record), described(Content, Options))};
+                  {ok, Record, Message} ->
+                      {ok, maps:merge(bare(Record), described(Message, Options))};
                   {damaged, Where} ->
                       {ok, #{id => integer_to_binary(Id), damaged => Where}};
                   gone ->
@@ -228,8 +257,9 @@ show(XName, Id, Options) ->
 no_message(Id) ->
     {error, {not_found, text("no message with id ~b is pending there", [Id])}}.
 
-described(#{exchange := Exchange, routing_keys := Keys, properties := Properties,
-            headers := Headers, payload := Payload0}, Options) ->
+described(Message, Options) ->
+    #{exchange := Exchange, routing_keys := Keys, properties := Properties, headers := Headers,
+      payload := Payload0} = rabbit_delay_broker:content(Message),
     Size = iolist_size(Payload0),
     Item = #{exchange => readable(Exchange),
              routing_key => case Keys of [Key | _] -> readable(Key); [] -> <<>> end,
@@ -361,7 +391,7 @@ change_matching(XName, Operation, Filter, #{by := By} = Options) ->
                                              {0, 0} -> bounds(Store);
                                              _ -> Bounds
                                          end,
-                               batch => batch(Store), deadline => deadline()},
+                               batch => batch(Store), deadline => deadline(), ahead => #{}},
                       case walk(Position, None, Walk) of
                           {ok, #{changed := Changed}} = Result ->
                               log(XName, Operation, Changed, By),
@@ -425,16 +455,19 @@ walk_page(Records, Position, Chosen, Count, Sum, #{operation := Operation} = Wal
     end;
 walk_page([#{id := Id, due := Due} = Record | Rest], Position, Chosen, Count, Sum0,
           #{range := {From, To}, bounds := {Below, Now}, filter := Filter,
-            operation := Operation} = Walk) ->
+            operation := Operation} = Walk0) ->
     case is_backward(Operation) andalso Due < From orelse
          (not is_backward(Operation)) andalso Due > To of
         true ->
-            change_chosen(Chosen, done, Position, Sum0, Walk);
+            change_chosen(Chosen, done, Position, Sum0, Walk0);
         false ->
             Sum = Sum0#{examined := maps:get(examined, Sum0) + 1},
-            IsMeant = Due >= From andalso Due =< To andalso Id < Below
-                andalso concerns(Operation, Due, Now)
-                andalso passes(Filter, Id, Walk),
+            {IsMeant, Walk} =
+                case Due >= From andalso Due =< To andalso Id < Below
+                    andalso concerns(Operation, Due, Now) of
+                    true -> passes(Record, Rest, Walk0);
+                    false -> {false, Walk0}
+                end,
             case IsMeant of
                 true ->
                     walk_page(Rest, {Due, Id}, [Record | Chosen], Count + 1, Sum, Walk);
@@ -451,15 +484,16 @@ concerns({reschedule_to, Time}, Due, _) -> Due =/= Time;
 concerns(release, Due, Now) -> Due > Now;
 concerns(_, _, _) -> true.
 
-passes(Filter, Id, #{store := Store}) ->
+passes(Record, Rest, #{filter := Filter} = Walk0) ->
     case rabbit_delay_filter:needs_content(Filter) of
         false ->
-            true;
+            {true, Walk0};
         true ->
-            case read(Store, Id) of
-                {ok, _, Content} -> rabbit_delay_filter:matches(Filter, Content);
-                _ -> false
-            end
+            {Read, Walk} = read_ahead(Record, Rest, Walk0),
+            {case Read of
+                 {ok, _, Message} -> rabbit_delay_filter:matches(Filter, Message);
+                 _ -> false
+             end, Walk}
     end.
 
 change_chosen([], Then, Position, Sum, _) ->
@@ -504,7 +538,7 @@ log(XName, Operation, Count, By) ->
                {reschedule_to, Time} -> text("rescheduled to ~b", [Time]);
                {reschedule_by, Ms} -> text("rescheduled by ~b ms", [Ms])
            end,
-    ?LOG_INFO("delayed messages of ~s: ~b ~ts by ~ts", [rabbit_misc:rs(XName), Count, What, By],
+    ?LOG_INFO("delayed messages of ~ts: ~b ~ts by ~ts", [rabbit_misc:rs(XName), Count, What, By],
               ?LOG_DOMAIN).
 
 %% Holds back what comes due, until resume/2. What is in flight is not affected. Survives a restart.
@@ -525,7 +559,7 @@ switch(XName, Change, By) ->
                         fun (_, Dispatcher) ->
                                 case rabbit_delay_dispatcher:change(Dispatcher, Change) of
                                     {ok, _, _} ->
-                                        ?LOG_NOTICE("delayed messages of ~s: ~sd by ~ts",
+                                        ?LOG_NOTICE("delayed messages of ~ts: ~sd by ~ts",
                                                     [rabbit_misc:rs(XName), Change, By],
                                                     ?LOG_DOMAIN),
                                         ok;

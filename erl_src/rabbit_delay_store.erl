@@ -47,8 +47,8 @@
 -export([open/2, close/1, peek_applied/1, restore/2, validate/1]).
 -export([insert/4, insert_keyed/4, check_batch/2, settle/3, reschedule/4, reschedule_many/3, note/2,
          flush/1, maintain/3, checkpoint/1, finish/2]).
--export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, page/3,
-         page_before/3, count/3, find/3]).
+-export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, read_many/3,
+         page/3, page_before/3, count/3, find/3]).
 -export([disk_free/1]).
 
 -export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
@@ -255,6 +255,13 @@ stat(_Store) ->
           {ok, stored()} | error()
           | {error, {corrupt, File :: binary(), Offset :: non_neg_integer()}}.
 read(_Store, _Id) ->
+    ?NOT_LOADED.
+
+%% Those of the first Seen of these ids (<<Id:64/little, ...>>, 1 to 65535) that are pending and can be
+%% read, in the order given: until MaxBytes of bodies are reached.
+-spec read_many(store(), Ids :: binary(), MaxBytes :: pos_integer()) ->
+          {ok, [stored()], Seen :: non_neg_integer()} | error().
+read_many(_Store, _Ids, _MaxBytes) ->
     ?NOT_LOADED.
 
 %% The first MaxN pending records after {Due, Id}, in this order; {0, 0} begins.

@@ -273,6 +273,12 @@ int dw_store_stat(dw_store *store, struct dw_stat *out);
  * [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EIO, DW_EACCES, DW_ECLOSED */
 int dw_store_read(dw_store *store, uint64_t id, const struct dw_sink *sink);
 
+/* Shows those of n ids that are pending and can be read, in the order given, as dw_store_read(),
+ * until max_bytes of bodies (at least one record) have been; *seen: how many ids were looked at.
+ * [I/O] DW_OK, DW_ENOMEM, DW_ECLOSED */
+int dw_store_read_many(dw_store *store, const uint64_t *ids, uint32_t n, uint64_t max_bytes,
+                       const struct dw_sink *sink, uint32_t *seen);
+
 /* The first max_n pending records after the cursor (after_due, after_id), in (due, id) order,
  * without bodies: length, encoding and so on as in out[]. *n: how many. (0, 0) begins. Records that
  * come and go meanwhile may be shown or not; what stays throughout is shown exactly once.

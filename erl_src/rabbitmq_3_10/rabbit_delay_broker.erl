@@ -13,7 +13,7 @@
          delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, headers/1, message_id/1, payload_size/1, exchange_of/2,
-         encode/1, decode/2, content/1, released/1, queued/1]).
+         encode/1, decode/2, routing/1, content/1, released/1, queued/1]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
 -export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
 -export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
@@ -196,6 +196,11 @@ decode(?ENCODING_BASIC_MESSAGE_3_10, Binary) ->
     end;
 decode(Encoding, _) ->
     {error, {unknown_encoding, Encoding}}.
+
+%% Where it was published to, and with which routing keys.
+-spec routing(message()) -> {Exchange :: binary(), [binary()]}.
+routing(#basic_message{exchange_name = #resource{name = Exchange}, routing_keys = Keys}) ->
+    {Exchange, Keys}.
 
 %% What operators see of a message.
 -spec content(message()) -> content().

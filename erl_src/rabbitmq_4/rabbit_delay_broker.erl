@@ -17,7 +17,7 @@
          delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, headers/1, message_id/1, payload_size/1, exchange_of/2,
-         encode/1, decode/2, content/1, released/1, queued/1]).
+         encode/1, decode/2, routing/1, content/1, released/1, queued/1]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
 -export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
 -export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
@@ -265,6 +265,11 @@ from_basic_message(#basic_message{exchange_name = XName, routing_keys = [Key | _
     end;
 from_basic_message(_) ->
     {error, not_a_message}.
+
+%% Where it was published to, and with which routing keys.
+-spec routing(message()) -> {Exchange :: binary(), [binary()]}.
+routing(Message) ->
+    {mc:exchange(Message), mc:routing_keys(Message)}.
 
 %% What operators see of a message: as AMQP 0-9-1 has it, whatever protocol it came by.
 -spec content(message()) -> content().

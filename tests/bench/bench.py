@@ -23,14 +23,14 @@ import time
 import loadgen
 import peers
 import results
-from figures import (boot, burst, cancel, crash, doctor, lateness, memory, overdue, publish,
-                     series)
+from figures import (boot, burst, cancel, crash, doctor, lateness, memory, operators, overdue,
+                     publish, series)
 from node import BrokerFailed
 from session import Session
 
 FIGURES = {"publish": publish, "memory": memory, "lateness": lateness, "burst": burst,
            "overdue": overdue, "boot": boot, "crash": crash, "series": series,
-           "doctor": doctor, "cancel": cancel}
+           "doctor": doctor, "cancel": cancel, "operators": operators}
 
 
 def command_of(options):

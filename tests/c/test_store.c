@@ -692,6 +692,43 @@ static void test_pages(void **state) {
     assert_int_equal(page[4].id, 1 << 16 | 90);
 }
 
+static void test_read_many(void **state) {
+    struct world *w = *state;
+    uint64_t ids[700];
+    uint32_t seen = 9;
+    insert_n(w, 600, 1000, 0, 100);
+    insert_one(w, 5, 0, 40000); /* read where it goes */
+    for (uint64_t i = 0; i < 600; i++) {
+        ids[i] = 1 << 16 | (599 - i);
+    }
+    ids[7] = 4711;
+    ids[600] = 2 << 16;
+    for (int round = 0; round < 2; round++) {
+        struct collected got = {0};
+        struct dw_sink sink = collected_sink(&got);
+        assert_int_equal(dw_store_read_many(w->f.store, ids, 601, UINT64_MAX, &sink, &seen), DW_OK);
+        assert_int_equal(seen, 601);
+        assert_int_equal(got.count, 600);
+        for (uint32_t i = 0; i < got.count; i++) {
+            assert_int_equal(got.records[i].id, ids[i < 7 ? i : i + 1]);
+        }
+        assert_int_equal(dw_store_flush(w->f.store), DW_OK); /* from the files then */
+        collected_free(&got);
+    }
+    struct collected got = {0};
+    struct dw_sink sink = collected_sink(&got);
+    assert_int_equal(dw_store_read_many(w->f.store, ids, 601, 250, &sink, &seen), DW_OK);
+    assert_int_equal(seen, 3);
+    assert_int_equal(got.count, 3);
+    collected_free(&got);
+    got = (struct collected){0};
+    sink = collected_sink(&got);
+    assert_int_equal(dw_store_read_many(w->f.store, ids + 7, 1, 1, &sink, &seen), DW_OK);
+    assert_int_equal(seen, 1);
+    assert_int_equal(got.count, 0);
+    collected_free(&got);
+}
+
 static void test_find(void **state) {
     struct world *w = *state;
     uint64_t ids[200], n;
@@ -1731,6 +1768,7 @@ static void test_closed(void **state) {
     assert_int_equal(dw_store_stat(store, &stat), DW_ECLOSED);
     assert_int_equal(dw_store_read(store, id, &sink), DW_ECLOSED);
     assert_int_equal(dw_store_page(store, 0, 0, records, 2, &count), DW_ECLOSED);
+    assert_int_equal(dw_store_read_many(store, &id, 1, 1, &sink, &count), DW_ECLOSED);
     assert_int_equal(dw_store_page_before(store, 1, 1, records, 2, &count), DW_ECLOSED);
     assert_int_equal(dw_store_count(store, 0, NOW, &n, &id), DW_ECLOSED);
     assert_int_equal(dw_store_reschedule_many(store, 2, NULL, 0, &n), DW_ECLOSED);
@@ -1767,6 +1805,7 @@ int main(void) {
         TEST_OPEN(test_no_memory_for_a_body),
         TEST_OPEN(test_stranded_records),
         TEST_OPEN(test_pages),
+        TEST_OPEN(test_read_many),
         TEST_OPEN(test_find),
         TEST_OPEN(test_reschedule),
         TEST_OPEN(test_reschedule_many),

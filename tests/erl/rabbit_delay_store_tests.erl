@@ -278,6 +278,11 @@ read_page_find() ->
         ?assertEqual({ok, 2, 2}, ?S:count(Store, ?T0 + 11, ?T0 + 30)),
         ?assertEqual({ok, 5, 5}, ?S:count(Store, 0, ?MAX)),
         ?assertError(badarg, ?S:count(Store, -1, ?MAX)),
+        {ok, Read, 4} = ?S:read_many(Store, ids([id(1, 4), id(1, 9), id(1, 0), id(1, 2)]), 100),
+        ?assertEqual([<<5>>, <<1>>, <<3>>], [Body || #{body := Body} <- Read]),
+        ?assertMatch({ok, [#{due := ?T0 + 10}], 1},
+                     ?S:read_many(Store, ids([id(1, 4), id(1, 0)]), 1)),
+        ?assertError(badarg, ?S:read_many(Store, <<>>, 1)),
         {ok, Found, 3} = ?S:find(Store, 1, 10),
         ?assertEqual([id(1, 0), id(1, 2), id(1, 4)], lists:sort(Found)),
         {ok, [_, _], 3} = ?S:find(Store, 1, 2),
@@ -498,6 +503,7 @@ closed() ->
                  ?S:postpone(Store, id(1, 0), ?T0), ?S:untake(Store), ?S:next_due(Store),
                  ?S:applied(Store), ?S:stat(Store), ?S:read(Store, id(1, 0)),
                  ?S:page(Store, {0, 0}, 1), ?S:page_before(Store, {1, 1}, 1),
+                 ?S:read_many(Store, ids([1]), 1),
                  ?S:count(Store, 0, 1), ?S:reschedule_many(Store, 2, <<>>), ?S:find(Store, 0, 1)],
         ?assertEqual([{error, eclosed}], lists:usort(Calls))
     end).
