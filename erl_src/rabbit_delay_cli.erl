@@ -194,12 +194,19 @@ json(#{payload := Payload, payload_encoding := string} = Item) ->
 json(Item) ->
     maps:map(fun (_, Value) -> json_value(Value) end, Item).
 
-json_value(null) -> nil;
+json_value(null) -> null();
 json_value(#{base64 := _} = Encoded) when map_size(Encoded) =:= 1 -> Encoded;
 json_value(Map) when is_map(Map) ->
     maps:from_list([{json_name(safe(Name)), json_value(Value)} || {Name, Value} <- maps:to_list(Map)]);
 json_value(List) when is_list(List) -> [json_value(Value) || Value <- List];
 json_value(Value) -> safe(Value).
+
+%% What the tool's encoder writes as null: since 4.3 it is another one, which comes with this module.
+null() ->
+    case code:ensure_loaded('Elixir.RabbitMQ.CLI.Core.JSON') of
+        {module, _} -> null;
+        {error, _} -> nil
+    end.
 
 json_name(#{base64 := Base64}) -> <<"base64:", Base64/binary>>;
 json_name(Name) -> Name.
