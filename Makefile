@@ -192,14 +192,24 @@ RESULTS := _build/results
 
 check: deps
 	@rm -rf $(RESULTS)
-	@for part in dist-3.10 dist-4.0 suites-static suites-c suites-erl suites-integration; do \
+	@for part in dist-3.10 suites-static suites-c suites-erl suites-4.0 suite-integration-3.10; do \
 	    $(MAKE) --no-print-directory $$part || exit; \
 	done
 	@$(SUM)
 
+# Where that series cannot be had (not root, no mounts allowed, ...) the sum says that it was skipped.
+suites-4.0:
+	@if scripts/broker 4.0; then \
+	    $(MAKE) --no-print-directory dist-4.0 suite-series-4.0 suite-integration-4.0; \
+	elif [ $$? = 3 ]; then \
+	    $(PYTHON) tests/tally skip integration-4.0; \
+	else \
+	    exit 1; \
+	fi
+
 check-static check-c check-erl check-integration: check-%: deps
 	@rm -f $(RESULTS)/$*-*.json
-	@$(if $(filter c,$*),,$(MAKE) --no-print-directory dist-3.10 dist-4.0)
+	@$(if $(filter c,$*),,$(MAKE) --no-print-directory dist-3.10)
 	@$(MAKE) --no-print-directory suites-$*
 	@$(SUM) $*-
 
@@ -208,7 +218,7 @@ $(SERIES:%=check-%): check-%: deps broker-%
 	@rm -f $(RESULTS)/*-$*.json
 	@$(MAKE) --no-print-directory dist-$*
 	@$(MAKE) --no-print-directory $(if $(filter 3.10,$*),,suite-series-$*) suite-integration-$*
-	@$(SUM) series-$* integration-$*
+	@$(SUM) series-$* dist-$* integration-$*
 
 suites-c:
 	@$(RUN) c-compile -- $(MAKE) --no-print-directory -k c-tests
@@ -235,7 +245,7 @@ $(SANITIZED)/priv/rabbit_delay_store.so: $(wildcard c_src/*.c c_src/*.h include/
 	$(call say,CC) $(CC) $(C_NIF_FLAGS) -U_FORTIFY_SOURCE $(c_flags_asan) $(CORE_WARNINGS) -shared \
 	    -Wl,-z,nodelete -o $@ $(wildcard c_src/*.c) $(LIBCK) -lpthread
 
-suites-integration: suite-integration-3.10 suite-integration-4.0
+suites-integration: suites-4.0 suite-integration-3.10
 
 suite-integration-%:
 	@$(RUN) integration-$* --junit "$(RESULTS)/pytest-$*/*.xml" -- env BROKER_SERIES=$* \
@@ -244,12 +254,12 @@ suite-integration-%:
 
 suite-series-%:
 	@$(RUN) series-$* -- tests/static/series $* _brokers/$*
+	@$(RUN) dist-$* -- $(PYTHON) tests/static/dist.py dist/$*/$(APP)-$(VERSION).ez
 
-suites-static: suite-series-4.0
+suites-static:
 	@$(RUN) static-format -- $(CLANG_FORMAT) --dry-run -Werror $(C_ALL)
 	@$(RUN) static-licence -- tests/static/licence
-	@$(RUN) static-dist -- $(PYTHON) tests/static/dist.py \
-	    $(foreach s,3.10 4.0,dist/$(s)/$(APP)-$(VERSION).ez)
+	@$(RUN) static-dist -- $(PYTHON) tests/static/dist.py $(EZ)
 	@$(RUN) static-rebuild -- tests/static/rebuild $(EZ)
 	@$(RUN) static-xref -- $(REBAR3) xref
 	@$(RUN) static-dialyzer -- $(REBAR3) dialyzer
