@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Runs the clients in other languages (clients/)."""
+"""Runs the clients in other languages (clients/); as a program, installs them."""
 
 import os
 import subprocess
@@ -26,3 +26,7 @@ def install():
     locked = os.path.join(CLIENTS, "package-lock.json")
     if not os.path.exists(installed) or os.path.getmtime(installed) < os.path.getmtime(locked):
         execute("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+
+
+if __name__ == "__main__":
+    install()
