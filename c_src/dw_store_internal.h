@@ -13,8 +13,8 @@
 #include <ck_sequence.h>
 
 /* What the parts of the store share: dw_store.c (life, insert, settle, statistics), dw_plan.c
- * (keyed batches), dw_recovery.c (open, restore), dw_checkpoint.c, dw_reader.c (take, read, page, find), dw_move.c (reschedule,
- * maintain).
+ * (keyed batches), dw_recovery.c (open, restore), dw_checkpoint.c, dw_reader.c (take, read, page,
+ * find), dw_move.c (reschedule, maintain).
  *
  * The lock guards everything but what is marked as the writer's. The indexes and the partitions'
  * appending ends are changed by the writer alone, under the lock where others look at them, so the
