@@ -1012,16 +1012,14 @@ static ERL_NIF_TERM read_many(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[
     return enif_make_tuple3(env, atoms.ok, list, number(env, seen));
 }
 
-typedef int find_page(dw_store *store, uint64_t due, uint64_t id, struct dw_record *out,
-                      uint32_t max_n, uint32_t *n);
-
-/* page(Store, {Due, Id}, MaxN), page_before(Store, {Due, Id}, MaxN) */
-static ERL_NIF_TERM some_page(ErlNifEnv *env, const ERL_NIF_TERM argv[], find_page *find) {
+/* page(Store, {Due, Id}, MaxN) */
+static ERL_NIF_TERM page(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     dw_store *store;
     const ERL_NIF_TERM *cursor;
     int arity;
     uint64_t due, id, max_n;
     uint32_t n = 0;
+    (void)argc;
     if (!get_store(env, argv[0], &store) || !enif_get_tuple(env, argv[1], &arity, &cursor) ||
         arity != 2 || !get_time(env, cursor[0], &due) || !get_id(env, cursor[1], &id) ||
         !get_number(env, argv[2], 1, LIST_MAX, &max_n)) {
@@ -1031,7 +1029,7 @@ static ERL_NIF_TERM some_page(ErlNifEnv *env, const ERL_NIF_TERM argv[], find_pa
     if (records == NULL) {
         return failure(env, DW_ENOMEM, 0);
     }
-    int result = find(store, due, id, records, (uint32_t)max_n, &n);
+    int result = dw_store_page(store, due, id, records, (uint32_t)max_n, &n);
     ERL_NIF_TERM list = enif_make_list(env, 0);
     while (result == DW_OK && n > 0) {
         --n;
@@ -1041,14 +1039,34 @@ static ERL_NIF_TERM some_page(ErlNifEnv *env, const ERL_NIF_TERM argv[], find_pa
     return result == DW_OK ? ok2(env, list) : store_failure(env, result);
 }
 
-static ERL_NIF_TERM page(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+/* places_nif(Store, {Due, Id}, Back, MaxN) */
+static ERL_NIF_TERM places(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    dw_store *store;
+    const ERL_NIF_TERM *cursor;
+    int arity;
+    uint64_t due, id, back, max_n;
+    uint32_t n = 0;
     (void)argc;
-    return some_page(env, argv, dw_store_page);
-}
-
-static ERL_NIF_TERM page_before(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
-    (void)argc;
-    return some_page(env, argv, dw_store_page_before);
+    if (!get_store(env, argv[0], &store) || !enif_get_tuple(env, argv[1], &arity, &cursor) ||
+        arity != 2 || !get_time(env, cursor[0], &due) || !get_id(env, cursor[1], &id) ||
+        !get_number(env, argv[2], 0, 1, &back) || !get_number(env, argv[3], 1, LIST_MAX, &max_n)) {
+        return enif_make_badarg(env);
+    }
+    struct dw_record *records = enif_alloc(max_n * sizeof *records);
+    if (records == NULL) {
+        return failure(env, DW_ENOMEM, 0);
+    }
+    int result = dw_store_places(store, due, id, back == 1, records, (uint32_t)max_n, &n);
+    ERL_NIF_TERM list = enif_make_list(env, 0);
+    while (result == DW_OK && n > 0) {
+        const struct dw_record *r = &records[--n];
+        list = enif_make_list_cell(
+            env,
+            enif_make_tuple3(env, number(env, r->due), number(env, r->id), number(env, r->length)),
+            list);
+    }
+    enif_free(records);
+    return result == DW_OK ? ok2(env, list) : store_failure(env, result);
 }
 
 /* count(Store, FromDue, ToDue) */
@@ -1234,7 +1252,7 @@ static ErlNifFunc functions[] = {
     {"read", 2, store_read, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"read_many", 3, read_many, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"page", 3, page, ERL_NIF_DIRTY_JOB_CPU_BOUND},
-    {"page_before", 3, page_before, ERL_NIF_DIRTY_JOB_CPU_BOUND},
+    {"places_nif", 4, places, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"count", 3, count, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"find", 3, find, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"disk_free_nif", 1, disk_free, ERL_NIF_DIRTY_JOB_IO_BOUND},

@@ -809,7 +809,7 @@ static int page_encodings(struct dw_store *store, struct dw_record *out, uint32_
     return result;
 }
 
-static int find_page(struct dw_store *store, struct page *page) {
+static int find_page(struct dw_store *store, struct page *page, bool encodings) {
     int result = dw_enter(store);
     if (result != DW_OK) {
         return result;
@@ -823,7 +823,7 @@ static int find_page(struct dw_store *store, struct page *page) {
     }
     dw_unlock(store);
     page_sort(page);
-    if (page->n > 0) {
+    if (encodings && page->n > 0) {
         result = page_encodings(store, page->out, page->n);
     }
     dw_lock(store);
@@ -835,15 +835,15 @@ int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct
                   uint32_t max_n, uint32_t *n) {
     struct page page = {
         .from = {.due = after_due, .id = after_id}, .out = out, .max_n = max_n, .back = false};
-    int result = find_page(store, &page);
+    int result = find_page(store, &page, true);
     *n = page.n;
     return result;
 }
 
-int dw_store_page_before(dw_store *store, uint64_t due, uint64_t id, struct dw_record *out,
-                         uint32_t max_n, uint32_t *n) {
-    struct page page = {.from = {.due = due, .id = id}, .out = out, .max_n = max_n, .back = true};
-    int result = find_page(store, &page);
+int dw_store_places(dw_store *store, uint64_t due, uint64_t id, bool back, struct dw_record *out,
+                    uint32_t max_n, uint32_t *n) {
+    struct page page = {.from = {.due = due, .id = id}, .out = out, .max_n = max_n, .back = back};
+    int result = find_page(store, &page, false);
     *n = page.n;
     return result;
 }

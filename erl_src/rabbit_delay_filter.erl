@@ -125,7 +125,7 @@ offset(Ms) when is_integer(Ms), abs(Ms) =< ?MAX_MS ->
     {ok, Ms};
 offset(Word) when is_binary(Word) ->
     case re:run(Word, "^([+-]?)([0-9]{1,15})(ms|s|m|h|d|w|)$",
-                [{capture, all_but_first, binary}]) of
+                [dollar_endonly, {capture, all_but_first, binary}]) of
         {match, [Sign, Digits, Unit]} ->
             Ms = binary_to_integer(Digits) * unit(Unit),
             case Ms =< ?MAX_MS of

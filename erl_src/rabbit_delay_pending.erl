@@ -112,7 +112,7 @@ reads(Filter, Options) ->
         orelse is_map_key(body, Options).
 
 collect(Position, Want, Bytes, Acc, #{store := Store, batch := Batch} = Scan) ->
-    case rabbit_delay_store:page(Store, Position, Batch) of
+    case rabbit_delay_store:places(Store, Position, forward, Batch) of
         {ok, Records} ->
             case collect_page(Records, Position, Want, Bytes, Acc, Scan) of
                 {more, Next, Left, LeftBytes, Items} when length(Records) =:= Batch ->
@@ -134,7 +134,7 @@ collect_page([], Position, Want, Bytes, Acc, _) ->
     {more, Position, Want, Bytes, Acc};
 collect_page(_, Position, Want, Bytes, Acc, _) when Want =:= 0; Bytes =< 0 ->
     {full, Position, Acc};
-collect_page([#{id := Id, due := Due} = Record | Rest], Position, Want, Bytes, Acc,
+collect_page([{Due, Id, _} = Record | Rest], Position, Want, Bytes, Acc,
              #{filter := Filter, options := Options, read := Read} = Scan0) ->
     {_, To} = rabbit_delay_filter:due_range(Filter),
     case Due =< To andalso not (Read andalso is_late(Scan0)) of
@@ -189,7 +189,7 @@ shown_bytes(Size, #{body := Body}) when Body < Size -> Body;
 shown_bytes(Size, #{body := _}) -> Size;
 shown_bytes(_, _) -> 1000.
 
-bare(#{id := Id, due := Due, length := Size}) ->
+bare({Due, Id, Size}) ->
     #{id => integer_to_binary(Id), due => Due, size => Size}.
 
 %% A record and its message, or what keeps it from being read.
@@ -214,14 +214,14 @@ decoded(#{encoding := Encoding, body := Body} = Record) ->
     end.
 
 %% The same, with those behind it read in one go: `ahead' has what was read, or `unread'.
-read_ahead(#{id := Id} = Record, Rest, #{store := Store, ahead := Ahead} = Scan) ->
+read_ahead({_, Id, _} = Record, Rest, #{store := Store, ahead := Ahead} = Scan) ->
     case Ahead of
         #{Id := unread} ->
             {read(Store, Id), Scan};
         #{Id := Read} ->
             {decoded(Read), Scan};
         _ ->
-            Ids = [I || #{id := I} <- [Record | lists:sublist(Rest, ?AHEAD - 1)]],
+            Ids = [I || {_, I, _} <- [Record | lists:sublist(Rest, ?AHEAD - 1)]],
             case rabbit_delay_store:read_many(Store, << <<I:64/little>> || I <- Ids >>,
                                               ?AHEAD_BYTES) of
                 {ok, Reads, Seen} ->
@@ -243,8 +243,8 @@ show(XName, Id, Options) ->
               no_message(Id);
           (Store, _) ->
               case read(Store, Id) of
-                  {ok, Record, Message} ->
-                      {ok, maps:merge(bare(Record), described(Message, Options))};
+                  {ok, #{due := Due, length := Size}, Message} ->
+                      {ok, maps:merge(bare({Due, Id, Size}), described(Message, Options))};
                   {damaged, Where} ->
                       {ok, #{id => integer_to_binary(Id), damaged => Where}};
                   gone ->
@@ -413,11 +413,11 @@ is_backward({reschedule_by, Ms}) -> Ms > 0;
 is_backward(_) -> false.
 
 walk(Position, Sum, #{store := Store, operation := Operation, batch := Batch} = Walk) ->
-    Page = case is_backward(Operation) of
-               true -> rabbit_delay_store:page_before(Store, Position, Batch);
-               false -> rabbit_delay_store:page(Store, Position, Batch)
-           end,
-    case Page of
+    Direction = case is_backward(Operation) of
+                    true -> backward;
+                    false -> forward
+                end,
+    case rabbit_delay_store:places(Store, Position, Direction, Batch) of
         {ok, Records} ->
             case walk_page(Records, Position, [], 0, Sum, Walk) of
                 {more, Next, Sum1} when length(Records) =:= Batch ->
@@ -453,7 +453,7 @@ walk_page(Records, Position, Chosen, Count, Sum, #{operation := Operation} = Wal
         Error ->
             Error
     end;
-walk_page([#{id := Id, due := Due} = Record | Rest], Position, Chosen, Count, Sum0,
+walk_page([{Due, Id, _} = Record | Rest], Position, Chosen, Count, Sum0,
           #{range := {From, To}, bounds := {Below, Now}, filter := Filter,
             operation := Operation} = Walk0) ->
     case is_backward(Operation) andalso Due < From orelse
@@ -509,9 +509,9 @@ change_chosen(Chosen0, Then, Position,
                  false -> lists:reverse(Chosen0)
              end,
     Change = case Operation of
-                 cancel -> {cancel, [Id || #{id := Id} <- Chosen]};
+                 cancel -> {cancel, [Id || {_, Id, _} <- Chosen]};
                  _ -> {reschedule, [{Id, new_due(Operation, Due, Now)}
-                                    || #{id := Id, due := Due} <- Chosen]}
+                                    || {Due, Id, _} <- Chosen]}
              end,
     case rabbit_delay_dispatcher:change(Dispatcher, Change) of
         {ok, N, NotNow} ->

@@ -48,7 +48,7 @@
 -export([insert/4, insert_keyed/4, check_batch/2, settle/3, reschedule/4, reschedule_many/3, note/2,
          flush/1, maintain/3, checkpoint/1, finish/2]).
 -export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, read_many/3,
-         page/3, page_before/3, count/3, find/3]).
+         page/3, places/4, count/3, find/3]).
 -export([disk_free/1]).
 
 -export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
@@ -269,11 +269,13 @@ read_many(_Store, _Ids, _MaxBytes) ->
 page(_Store, _After, _MaxN) ->
     ?NOT_LOADED.
 
-%% The last MaxN pending records before {Due, Id}, the last one first; {16#ffffffffffff,
-%% 16#ffffffffffffffff} begins.
--spec page_before(store(), {ms(), id()}, MaxN :: 1..65535) -> {ok, [stored()]} | error().
-page_before(_Store, _Before, _MaxN) ->
-    ?NOT_LOADED.
+%% The places of the first MaxN pending records after {Due, Id}, in this order; or, backwards, of the
+%% last ones before it, the last one first: {16#ffffffffffff, 16#ffffffffffffffff} begins. From
+%% memory alone.
+-spec places(store(), {ms(), id()}, forward | backward, MaxN :: 1..65535) ->
+          {ok, [{Due :: ms(), id(), Length :: pos_integer()}]} | error().
+places(Store, From, forward, MaxN) -> places_nif(Store, From, 0, MaxN);
+places(Store, From, backward, MaxN) -> places_nif(Store, From, 1, MaxN).
 
 %% How many records are pending that are due from From to To, and the bytes of their bodies.
 -spec count(store(), From :: ms(), To :: ms()) ->
@@ -319,6 +321,9 @@ finish_nif(_Checkpoint, _SnapshotDir) ->
     ?NOT_LOADED.
 
 disk_free_nif(_Dir) ->
+    ?NOT_LOADED.
+
+places_nif(_Store, _From, _Back, _MaxN) ->
     ?NOT_LOADED.
 
 %% Flattening may take long, and iolist_to_binary/1 gives way where a NIF could not.

@@ -287,10 +287,11 @@ int dw_store_read_many(dw_store *store, const uint64_t *ids, uint32_t n, uint64_
 int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
                   uint32_t max_n, uint32_t *n);
 
-/* The last max_n pending records before the cursor (due, id), the last one first; else the same.
- * (DW_DUE_MAX, 2^64 - 1) begins. */
-int dw_store_page_before(dw_store *store, uint64_t due, uint64_t id, struct dw_record *out,
-                         uint32_t max_n, uint32_t *n);
+/* The same from memory alone, all encodings 0; or, with `back`, the last max_n pending records
+ * before the cursor (due, id), the last one first: (DW_DUE_MAX, 2^64 - 1) begins. DW_OK, DW_ENOMEM,
+ * DW_ECLOSED */
+int dw_store_places(dw_store *store, uint64_t due, uint64_t id, bool back, struct dw_record *out,
+                    uint32_t max_n, uint32_t *n);
 
 /* How many records, and bytes of bodies, are pending that are due from from_due to to_due, both
  * included. Visits every entry, in steps that let go of the lock. DW_OK, DW_ECLOSED */

@@ -506,7 +506,7 @@ static void compare_pages_back(const struct model *model, dw_store *store) {
     size_t seen = 0;
     uint32_t n;
     do {
-        assert_int_equal(dw_store_page_before(store, due, id, page, 41, &n), DW_OK);
+        assert_int_equal(dw_store_places(store, due, id, true, page, 41, &n), DW_OK);
         for (uint32_t i = 0; i < n; i++) {
             const struct model_record *record = model_find(model, page[i].id);
             assert_non_null(record);
@@ -520,6 +520,12 @@ static void compare_pages_back(const struct model *model, dw_store *store) {
         seen += n;
     } while (n > 0);
     assert_int_equal(seen, model->count);
+    assert_int_equal(dw_store_places(store, due, id, false, page, 41, &n), DW_OK);
+    assert_int_equal(n, model->count == 0 ? 0 : model->count < 42 ? model->count - 1 : 41);
+    for (uint32_t i = 1; i < n; i++) {
+        assert_true(page[i - 1].due < page[i].due ||
+                    (page[i - 1].due == page[i].due && page[i - 1].id < page[i].id));
+    }
     for (size_t i = 0; i < model->count; i++) {
         const struct model_record *record = &model->records[i];
         above += record->due >= pivot;

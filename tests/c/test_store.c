@@ -684,9 +684,9 @@ static void test_pages(void **state) {
     assert_int_equal(n, 6); /* five of the first, one of the second batch */
     assert_int_equal(page[0].id, 1 << 16 | 90);
     assert_int_equal(page[5].id, 2 << 16);
-    assert_int_equal(dw_store_page_before(w->f.store, 0, 0, page, 10, &n), DW_OK);
+    assert_int_equal(dw_store_places(w->f.store, 0, 0, true, page, 10, &n), DW_OK);
     assert_int_equal(n, 0);
-    assert_int_equal(dw_store_page_before(w->f.store, NOW + 1000, 2 << 16, page, 5, &n), DW_OK);
+    assert_int_equal(dw_store_places(w->f.store, NOW + 1000, 2 << 16, true, page, 5, &n), DW_OK);
     assert_int_equal(n, 5);
     assert_int_equal(page[0].id, 1 << 16 | 94);
     assert_int_equal(page[4].id, 1 << 16 | 90);
@@ -1769,7 +1769,7 @@ static void test_closed(void **state) {
     assert_int_equal(dw_store_read(store, id, &sink), DW_ECLOSED);
     assert_int_equal(dw_store_page(store, 0, 0, records, 2, &count), DW_ECLOSED);
     assert_int_equal(dw_store_read_many(store, &id, 1, 1, &sink, &count), DW_ECLOSED);
-    assert_int_equal(dw_store_page_before(store, 1, 1, records, 2, &count), DW_ECLOSED);
+    assert_int_equal(dw_store_places(store, 1, 1, true, records, 2, &count), DW_ECLOSED);
     assert_int_equal(dw_store_count(store, 0, NOW, &n, &id), DW_ECLOSED);
     assert_int_equal(dw_store_reschedule_many(store, 2, NULL, 0, &n), DW_ECLOSED);
     assert_int_equal(dw_store_find(store, 1, &id, 1, &n), DW_ECLOSED);
