@@ -4,7 +4,7 @@
 %% x-first-death-*. Clients can write such headers too, so nothing about them is taken for granted.
 -module(rabbit_delay_deaths).
 
--export([plain/1, history/1, first/1, redrives/1, explain/2, redriven/4]).
+-export([plain/1, history/1, first/1, redrives/1, explain/2, redriven/4, uncounted/1]).
 
 -export_type([headers/0, death/0]).
 
@@ -92,12 +92,19 @@ redrives(_) -> 0.
 -spec redriven(undefined | rabbit_framing:amqp_table(), headers(), KeepHistory :: boolean(),
                KeepCC :: boolean()) -> rabbit_framing:amqp_table().
 redriven(Table, Headers, KeepHistory, KeepCC) ->
-    Without = [<<"x-delivery-count">>, ?X_REDRIVE_COUNT]
+    Without = [?X_REDRIVE_COUNT]
         ++ case KeepHistory of true -> []; false -> ?HISTORY end
         ++ case KeepCC of true -> []; false -> [<<"CC">>] end,
     [{?X_REDRIVE_COUNT, long, redrives(Headers) + 1} |
-     [Field || {Name, _, _} = Field <- case Table of undefined -> []; _ -> Table end,
-               not lists:member(Name, Without)]].
+     [Field || {Name, _, _} = Field <- uncounted(Table), not lists:member(Name, Without)]].
+
+%% Without what a quorum queue adds on delivery.
+-spec uncounted(undefined | rabbit_framing:amqp_table()) -> rabbit_framing:amqp_table().
+uncounted(undefined) ->
+    [];
+uncounted(Table) ->
+    [Field || {Name, _, _} = Field <- Table,
+              Name =/= <<"x-delivery-count">>, Name =/= <<"x-acquired-count">>].
 
 %% ------------------------------------------------------------------------------------- sentences
 

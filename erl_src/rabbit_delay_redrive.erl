@@ -411,10 +411,12 @@ publish(As, X, Key, Tag, #amqp_msg{payload = Payload} = Message,
     S#s{in_flight = InFlight#{SeqNo => {As, Tag, target_text(X, Key), {X, Key, Payload}, sent}}}.
 
 %% A message that stays. Where giving it back once more would drop it, a copy goes to the queue's end.
-hold(Why, Tag, Message, #{<<"x-delivery-count">> := Count},
+hold(Why, Tag, #amqp_msg{props = #'P_basic'{headers = Table} = Properties} = Message,
+     #{<<"x-delivery-count">> := Count},
      #s{delivery_limit = Limit, options = #{queue := Queue}} = S)
   when is_integer(Count), is_integer(Limit), Count >= Limit ->
-    publish(moved, <<>>, Queue, Tag, Message, count(Why, S));
+    Uncounted = Properties#'P_basic'{headers = rabbit_delay_deaths:uncounted(Table)},
+    publish(moved, <<>>, Queue, Tag, Message#amqp_msg{props = Uncounted}, count(Why, S));
 hold(Why, _, _, _, S) ->
     held(count(Why, S)).
 
