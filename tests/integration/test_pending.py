@@ -297,12 +297,12 @@ def test_of_cancelling_and_releasing_exactly_one_happens(client, broker):
     count = 6000
     with wire.Publisher(broker) as publisher:
         publisher.publish(exchange, "k", [str(n).encode() for n in range(count)],
-                          headers=lambda n: {"x-delay": 3000 + n // 3})
+                          headers=lambda n: {"x-delay": 2000 + 2 * n})
     numbers = evaluate(broker, "[binary_to_integer(Id) || #{id := Id} <- element(2, rabbit_delay_pending:list("
                                f"{resource(exchange)}, #{{}}, #{{limit => {count}}}))].")
     wanted = sorted(map(int, re.findall(r"\d+", numbers)))
     assert len(wanted) == count
-    eventually(lambda: client.depth(queue), lambda depth: depth > count // 4, every=0.01)
+    eventually(lambda: client.depth(queue), lambda depth: depth > count // 20, every=0.01)
     outcome = {}
     for first in range(0, count, 500):
         outcome.update(change_ids(broker, exchange, [str(i) for i in wanted[first:first + 500]]))
