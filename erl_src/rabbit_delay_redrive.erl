@@ -51,6 +51,7 @@
 %% Without a delivery for so long it looks whether others emptied the queue.
 -define(IDLE_MS, 1000).
 -define(CONFIRM_MS, 60000).
+-define(SETTLED_MS, 1000).
 -define(TAG, <<"redrive_dead_letters">>).
 -define(STATS_MAX, 1000000).
 
@@ -274,11 +275,42 @@ redrive(Prepared, #{vhost := VHost, queue := Queue}, Monitor) ->
             catch
                 exit:Reason -> refuse(io_lib:format("the queue cannot be consumed: ~0P", [Reason, 15]))
             after
+                ok = await_acknowledged(rabbit_misc:r(VHost, queue, Queue)),
                 %% What was not acknowledged goes back to its place.
                 rabbit_delay_browse:close(Connection)
             end;
         {error, Why} ->
             refuse(Why)
+    end.
+
+%% A channel sends acknowledgements to a quorum queue as fast as that takes them, and forgets the rest
+%% when it is closed: messages that were moved would be in both places. So it is closed when the number
+%% of messages that are out no longer falls.
+await_acknowledged(QName) ->
+    case rabbit_amqqueue:lookup(QName) of
+        {ok, Q} ->
+            case amqqueue:get_type(Q) of
+                rabbit_quorum_queue -> await_acknowledged(amqqueue:get_pid(Q), none, now_ms());
+                _ -> ok
+            end;
+        {error, not_found} ->
+            ok
+    end.
+
+await_acknowledged(Leader, Last, Since) ->
+    case ra:local_query(Leader, fun rabbit_fifo:query_messages_checked_out/1) of
+        {ok, {_, 0}, _} ->
+            ok;
+        {ok, {_, N}, _} ->
+            case now_ms() - Since of
+                Ms when N =:= Last, Ms >= ?SETTLED_MS ->
+                    ok;
+                _ ->
+                    timer:sleep(?SETTLED_MS div 20),
+                    await_acknowledged(Leader, N, case N of Last -> Since; _ -> now_ms() end)
+            end;
+        _ ->
+            ok
     end.
 
 %% One more consumer gives that much more credit, on queues of either type.

@@ -177,6 +177,16 @@ def test_more_are_skipped_than_fit_into_a_window(broker, local, vhost, kind):
     eventually(lambda: depth(local, parked), lambda found: found == 2500)
 
 
+def test_many_are_moved_once(broker, local, vhost, kind):
+    _, parked = topology(local, kind)
+    target = local.queue(arguments={"x-queue-type": kind})
+    for _ in range(20_000):
+        local.channel.basic_publish("", parked, b"m")
+    eventually(lambda: depth(local, parked), lambda n: n == 20_000, within=60)
+    assert redrive(broker, vhost, parked, "--to-queue", target)["redriven"] == 20_000
+    assert (depth(local, parked), depth(local, target)) == (0, 20_000)
+
+
 def test_limit_rate_and_the_count(broker, local, vhost):
     work, parked = topology(local)
     park(local, work, parked, [f"m{n}" for n in range(30)])
