@@ -73,12 +73,16 @@ sync(_Dir) -> ok.
 -spec context() -> map().
 context() -> #{}.
 
+%% Ra discards a snapshot that is not valid, and then has no use for a log that begins after it. Its
+%% files are the live store's own, under other names: damage to one is no reason to lose the others,
+%% and is found when the store is opened. So only what was written last is looked at.
 -spec validate(file:filename_all()) -> ok | {error, term()}.
 validate(Dir) ->
     case read_file(Dir) of
-        {ok, _} ->
-            case rabbit_delay_store:validate(Dir) of
-                {ok, _Applied} -> ok;
+        {ok, {#{index := Index}, _}} ->
+            case rabbit_delay_store:peek_applied(Dir) of
+                {ok, Applied} when Applied >= Index -> ok;
+                {ok, Applied} -> {error, {manifest_behind, Applied}};
                 Error -> Error
             end;
         Error ->
@@ -127,8 +131,8 @@ begin_read(Dir) ->
         {ok, {Meta, _} = Content} ->
             Opened = lists:flatmap(fun open_to_read/1, files(Dir)),
             %% If it is whole now, it was whole when its files were opened.
-            case validate(Dir) of
-                ok ->
+            case rabbit_delay_store:validate(Dir) of
+                {ok, _Applied} ->
                     {ok, Meta, {term_to_binary(Content), Opened}};
                 Error ->
                     lists:foreach(fun ({_, Fd, _, _}) -> file:close(Fd) end, Opened),

@@ -4,6 +4,7 @@
 -module(rabbit_delay_raft_tests).
 
 -include_lib("proper/include/proper.hrl").
+-include_lib("kernel/include/file.hrl").
 -include_lib("eunit/include/eunit.hrl").
 -include_lib("rabbit_common/include/rabbit.hrl").
 
@@ -32,6 +33,7 @@ raft_test_() ->
               {"a member without a salt is served", fun no_salt/0},
               {"a lost live store is restored from the snapshot", fun lost_store/0},
               {"a damaged manifest of the live store is replaced by the snapshot", fun damaged/0},
+              {"a damaged file costs what is in it, not the snapshot and the log", fun emptied/0},
               {"a snapshot sent in chunks is the snapshot", fun chunks/0},
               {"a delayed exchange made again starts empty", fun made_again/0},
               {"cancelled messages are gone, and counted once", fun cancel/0},
@@ -212,6 +214,29 @@ damaged() ->
     ok = file:write_file(filename:join(rabbit_delay_raft:store_dir(Uid), "MANIFEST"), <<"nonsense">>),
     start_member(),
     ?assertEqual(2500, pending()).
+
+%% Emptied under both its names, the live store's and the snapshot's.
+emptied() ->
+    start_member(),
+    [ok = enqueue(N, records(100, ?HOUR * N)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    stop_member(),
+    {ok, Uid} = rabbit_delay_raft:find_member(?X),
+    Live = [{file_inode(File), File}
+            || File <- filelib:wildcard(filename:join(rabbit_delay_raft:store_dir(Uid), "*.rec"))],
+    [Snapshot | _] = snapshots(),
+    [File | _] = [File || Linked <- filelib:wildcard(filename:join(Snapshot, "*.rec")),
+                          {Inode, File} <- Live, Inode =:= file_inode(Linked)],
+    ok = file:write_file(File, <<>>),
+    ?assertMatch({error, _}, rabbit_delay_store:validate(Snapshot)),
+    ?assertEqual(ok, rabbit_delay_snapshot:validate(Snapshot)),
+    start_member(),
+    ?assertEqual(ok, enqueue(26, records(100, ?HOUR))),
+    ?assert(pending() >= 100).
+
+file_inode(File) ->
+    {ok, Info} = file:read_file_info(File),
+    Info#file_info.inode.
 
 chunks() ->
     start_member(),
