@@ -414,7 +414,7 @@ def test_a_data_directory_that_is_a_file_is_named_and_retried(brokers, tmp_path)
 
 
 def test_publishers_without_confirms_while_nothing_can_be_taken(brokers, tmp_path):
-    """Up to 3.13 an exchange knows that nobody would hear of a nack, and closes the channel. Later
+    """Up to 3.13 an exchange knows that nobody would hear of a nack, and closes the connection. Later
     it does not, and the message is dropped, as RabbitMQ drops one for a queue that is down."""
     data_dir = tmp_path / "in-the-way"
     data_dir.write_text("a file")
@@ -425,7 +425,7 @@ def test_publishers_without_confirms_while_nothing_can_be_taken(brokers, tmp_pat
     channel = client.channel
     channel.basic_publish(exchange, "k", b"x", pika.BasicProperties(headers={"x-delay": 1}))
     if broker.series == "3.10":
-        with pytest.raises(pika.exceptions.ChannelClosedByBroker) as closed:
+        with pytest.raises(pika.exceptions.ConnectionClosedByBroker) as closed:
             channel.queue_declare(queue, passive=True)
         assert closed.value.reply_code == 506 and "cannot be used" in closed.value.reply_text
     else:
