@@ -244,7 +244,7 @@ def test_without_rafts_table_of_names_nothing_confirmed_is_lost(crashing, left):
             f.write(left)
     crashing.start()
     client = Client(crashing)
-    assert client.texts(queue, 1) == ["kept"]
+    assert client.texts(queue, 1, within=60) == ["kept"]
     client.close()
 
 
