@@ -65,12 +65,12 @@ register_members() ->
             ok;
         Members ->
             File = filename:join(rabbit_delay_config:data_dir(), ?NAMES_FILE),
+            Newest = newest(wildcard("D*_*")),
             ok = open_names(File),
             lists:foreach(
               fun ({XName, _, _}) ->
                       {Name, _} = server_id(XName),
-                      {ok, Uid} = find_member(XName),
-                      ok = dets:insert(?MODULE, {Name, Uid})
+                      ok = dets:insert(?MODULE, {Name, maps:get(hash(XName), Newest)})
               end, Members),
             ok = dets:close(?MODULE)
     end.
@@ -104,13 +104,17 @@ members() ->
 %% The member that holds an exchange's messages, if there is one.
 -spec find_member(rabbit_exchange:name()) -> {ok, uid()} | none.
 find_member(XName) ->
-    case wildcard(binary_to_list(<<"D", (hash(XName))/binary, "_*">>)) of
-        [] ->
-            none;
-        Dirs ->
-            {_, Newest} = lists:max([{filelib:last_modified(Dir), Dir} || Dir <- Dirs]),
-            {ok, uid_of_dir(Newest)}
+    Hash = hash(XName),
+    case newest(wildcard(binary_to_list(<<"D", Hash/binary, "_*">>))) of
+        #{Hash := Uid} -> {ok, Uid};
+        _ -> none
     end.
+
+%% Of each exchange, by its hash.
+newest(Dirs) ->
+    maps:from_list([{hash_of_uid(Uid), Uid}
+                    || {_, Dir} <- lists:sort([{filelib:last_modified(Dir), Dir} || Dir <- Dirs]),
+                       Uid <- [uid_of_dir(Dir)]]).
 
 %% Starts the local member, a new one if there is none.
 -spec start_member(rabbit_exchange:name(), Durable :: boolean()) -> ok | {error, term()}.
@@ -268,6 +272,9 @@ hash(#resource{virtual_host = VHost, kind = exchange, name = Name}) ->
 
 new_uid(XName) ->
     <<"D", (hash(XName))/binary, "_", (hex(crypto:strong_rand_bytes(?RANDOM_BYTES)))/binary>>.
+
+hash_of_uid(<<"D", HashAndRandom/binary>>) ->
+    hd(binary:split(HashAndRandom, <<"_">>)).
 
 hex(Binary) ->
     << <<(hex_digit(N))>> || <<N:4>> <= Binary >>.
