@@ -131,12 +131,13 @@ route_or_delay(X, Delivery, Options) ->
 
 route_or_delay(X, Delivery, Options, Message, Headers, Args) ->
     case rabbit_delay_header:due(Headers, rabbit_delay_config:now_ms(),
-                                 rabbit_delay_config:max_delay_ms(Args)) of
+                                 rabbit_delay_config:max_delay_ms(Args), not_given) of
         now ->
-            case rabbit_delay_policy:default_delay(X) =/= none
-                 andalso not rabbit_delay_header:is_given(Headers) of
-                true -> delay(X, Delivery, Message);
-                false -> route_now(X, Delivery, Options)
+            route_now(X, Delivery, Options);
+        not_given ->
+            case rabbit_delay_policy:default_delay(X) of
+                none -> route_now(X, Delivery, Options);
+                _ -> delay(X, Delivery, Message)
             end;
         {unusable, Header, Value, Why} ->
             _ = rabbit_delay_config:unusable_delay(Args) =:= reject

@@ -10,7 +10,7 @@
 %% a number. Zero, negative, and a time that has passed mean: at once.
 -module(rabbit_delay_header).
 
--export([due/3, is_given/1, negate/1, from_amqp10/2, to_amqp10/1, names/0]).
+-export([due/3, due/4, negate/1, from_amqp10/2, to_amqp10/1, names/0]).
 
 -export_type([due/0, headers/0]).
 
@@ -35,17 +35,22 @@
 %% When a message with these headers is due, at Now (ms since the epoch), where delays of more than
 %% MaxDelay ms are refused.
 -spec due(headers(), Now :: integer(), MaxDelay :: pos_integer()) -> due().
-due(undefined, _, _) ->
-    now;
-due([], _, _) ->
-    now;
 due(Headers, Now, MaxDelay) ->
+    due(Headers, Now, MaxDelay, now).
+
+%% The same, where NotGiven is the answer if they do not say when.
+-spec due(headers(), Now :: integer(), MaxDelay :: pos_integer(), NotGiven) -> due() | NotGiven.
+due(undefined, _, _, NotGiven) ->
+    NotGiven;
+due([], _, _, NotGiven) ->
+    NotGiven;
+due(Headers, Now, MaxDelay, NotGiven) ->
     case find(?TIME, Headers) of
         undefined ->
             case find(?DELAY, Headers) of
                 undefined ->
                     case find(?X_DELAY, Headers) of
-                        undefined -> now;
+                        undefined -> NotGiven;
                         Field -> delay(?X_DELAY, Field, MaxDelay)
                     end;
                 Field ->
@@ -54,13 +59,6 @@ due(Headers, Now, MaxDelay) ->
         Field ->
             time(Field, Now, MaxDelay)
     end.
-
-%% Whether these headers say when, be it at once.
--spec is_given(headers()) -> boolean().
-is_given(Headers) when Headers =:= undefined; Headers =:= [] ->
-    false;
-is_given(Headers) ->
-    lists:any(fun (Name) -> find(Name, Headers) =/= undefined end, names()).
 
 %% The headers that a message carries after its delay: x-delay negated, so that it is not delayed
 %% again when it is published again, and a consumer still sees how long it waited.

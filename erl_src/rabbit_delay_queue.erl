@@ -312,21 +312,20 @@ resend_soon(State) ->
 %% ------------------------------------------------------------------------- taking messages in
 
 take(#waiting{message = Message} = W, State) ->
-    Size = rabbit_delay_broker:payload_size(Message),
-    case refused(Message, Size, State) of
+    case refused(Message, State) of
         true ->
             reject(W, State),
             State;
         false ->
-            wait(W#waiting{size = Size}, State)
+            wait(W#waiting{size = rabbit_delay_broker:payload_size(Message)}, State)
     end.
 
 wait(#waiting{size = Size} = W, #state{waiting = Waiting, waiting_count = Count,
                                        waiting_bytes = Bytes} = State) ->
     State#state{waiting = [W | Waiting], waiting_count = Count + 1, waiting_bytes = Bytes + Size}.
 
-refused(Message, _, #state{exchange = XName, leader = Leader, waiting_count = Count,
-                           waiting_bytes = Bytes}) ->
+refused(Message, #state{exchange = XName, leader = Leader, waiting_count = Count,
+                        waiting_bytes = Bytes}) ->
     case rabbit_delay_system:status() of
         {_, _} ->
             true;
@@ -488,8 +487,9 @@ add_all([W | Rest] = Ws, B) ->
     end.
 
 add(#waiting{message = Message} = W, B) ->
-    Headers = rabbit_delay_broker:headers(Message),
-    case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message)) of
+    Parsed = rabbit_delay_broker:parsed(Message),
+    Headers = rabbit_delay_broker:headers(Parsed),
+    case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Parsed)) of
         {cancel, Key} ->
             add_record(W, on_key(cancel), 0, 0, rabbit_delay_key:hash(B#building.salt, Key), <<>>,
                        B#building{version = 2});
@@ -543,17 +543,15 @@ on_key(drop) -> 2 bsl 1;
 on_key(cancel) -> 3 bsl 1.
 
 due(Headers, #building{now = Now, default = Default, earliest = {LeastDelay, LeastTime}}) ->
-    case rabbit_delay_header:due(Headers, Now, ?NO_LIMIT) of
+    case rabbit_delay_header:due(Headers, Now, ?NO_LIMIT, not_given) of
         {delay, Delay} ->
             {0, Delay, {min(Delay, LeastDelay), LeastTime}};
         {time, Time} ->
             {1, Time, {LeastDelay, min(Time, LeastTime)}};
+        not_given when is_integer(Default) ->
+            {0, Default, {min(Default, LeastDelay), LeastTime}};
         _ ->
-            Delay = case is_integer(Default) andalso not rabbit_delay_header:is_given(Headers) of
-                        true -> Default;
-                        false -> 0
-                    end,
-            {0, Delay, {min(Delay, LeastDelay), LeastTime}}
+            {0, 0, {0, LeastTime}}
     end.
 
 await_confirm(_, undefined, Confirms) ->

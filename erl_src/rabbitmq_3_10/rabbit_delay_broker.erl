@@ -12,8 +12,8 @@
 -export([exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1, lookup_exchange/1,
          delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
--export([message_of/1, confirms/1, headers/1, message_id/1, payload_size/1, exchange_of/2,
-         encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
+-export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
+         exchange_of/2, encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
 -export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
 -export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
@@ -134,6 +134,11 @@ message_of(#delivery{message = Message}) -> Message.
 %% Whether the publisher awaits a confirm.
 -spec confirms(delivery()) -> boolean() | unknown.
 confirms(#delivery{confirm = Confirm}) -> Confirm.
+
+%% With its properties parsed, so that those who read several things do it once.
+-spec parsed(message()) -> message().
+parsed(#basic_message{content = Content} = Message) ->
+    Message#basic_message{content = rabbit_binary_parser:ensure_content_decoded(Content)}.
 
 %% AMQP 1.0's message annotations among them.
 -spec headers(message()) -> rabbit_delay_header:headers().

@@ -16,8 +16,8 @@
 -export([exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1, lookup_exchange/1,
          delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
--export([message_of/1, confirms/1, headers/1, message_id/1, payload_size/1, exchange_of/2,
-         encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
+-export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
+         exchange_of/2, encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
 -export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
 -export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
@@ -185,6 +185,13 @@ message_of(Message) -> Message.
 %% Whether the publisher awaits a confirm. An exchange is not told here.
 -spec confirms(delivery()) -> boolean() | unknown.
 confirms(_) -> unknown.
+
+%% With its properties parsed, so that those who read several things do it once.
+-spec parsed(message()) -> message().
+parsed(?CONTAINER(mc_amqpl, Content, Annotations)) ->
+    ?CONTAINER(mc_amqpl, rabbit_binary_parser:ensure_content_decoded(Content), Annotations);
+parsed(Message) ->
+    Message.
 
 %% Those that a delay can be in. AMQP 1.0's are message annotations, MQTT's user properties.
 -spec headers(message()) -> rabbit_delay_header:headers().
