@@ -73,17 +73,25 @@ def stock_home(series):
     return homes[-1][len(chroot):]
 
 
+_reservations = []
+
+
 def free_port():
     """A port that nobody listens on, below those that the system gives to outgoing connections:
-    nobody takes it while the broker is down between kill9() and start()."""
+    nobody takes it while the broker is down between kill9() and start(). It is given once: until
+    this process ends, no other call here or in another process has it."""
     while True:
         port = random.randrange(20000, 32000)
+        reservation = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe:
             try:
+                reservation.bind(f"\0delay-wheel-port-{port}")
                 probe.bind(("127.0.0.1", port))
-                return port
             except OSError:
+                reservation.close()
                 continue
+        _reservations.append(reservation)
+        return port
 
 
 def _stat_of(pid):
