@@ -8,33 +8,25 @@
 -include_lib("rabbit_common/include/rabbit_framing.hrl").
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 
--export([series/0, data_dir/0, is_booted/0, machine_state/1]).
--export([exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1, lookup_exchange/1,
-         delayed_exchanges/0, durable_delayed_exchanges/0]).
+-export([series/0, data_dir/0, machine_state/1]).
+-export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
          exchange_of/2, encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
--export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
--export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
--export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
-         queue_name/1]).
+-export([raise_to_client/3]).
+-export([delete_queue/1, queue_pid/1]).
+-export([route/2, publish/4, handle_event/3, handle_down/2]).
 
--export_type([message/0, delivery/0, publisher/0, exchange/0, queue/0, content/0]).
+-export_type([message/0, delivery/0, queue/0]).
 
--type exchange() :: #exchange{}.
 -type message() :: #basic_message{}.
 -type delivery() :: #delivery{}.
 -type queue() :: amqqueue:amqqueue().
--type content() :: #{exchange := binary(), routing_keys := [binary()],
-                     properties := [{atom(), binary() | integer()}],
-                     headers := rabbit_framing:amqp_table(), payload := iodata()}.
--opaque publisher() :: rabbit_queue_type:state().
-
-%% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
--define(ENCODING_BASIC_MESSAGE_3_10, 1).
 
 %% Where the AMQP 1.0 plugin keeps a message's annotations, as they came.
 -define(AMQP10_ANNOTATIONS, <<"x-amqp-1.0-message-annotations">>).
+
+-include("rabbit_delay_broker.hrl").
 
 %% ------------------------------------------------------------------------------- the node
 
@@ -45,31 +37,11 @@ series() -> "3.10".
 -spec data_dir() -> file:filename().
 data_dir() -> rabbit_mnesia:dir().
 
-%% Whether the broker has booted, so that a boot step runs because a plugin was enabled.
--spec is_booted() -> boolean().
-is_booted() -> rabbit:is_booted().
-
 %% The machine's state, of what Ra gives to handle_aux/5; this Ra calls handle_aux/6.
 -spec machine_state(State) -> State.
 machine_state(State) -> State.
 
 %% ---------------------------------------------------------------------------- exchanges
-
--spec exchange_name(exchange()) -> rabbit_exchange:name().
-exchange_name(#exchange{name = Name}) -> Name.
-
--spec exchange_arguments(exchange()) -> rabbit_framing:amqp_table().
-exchange_arguments(#exchange{arguments = Args}) -> Args.
-
--spec is_durable(exchange()) -> boolean().
-is_durable(#exchange{durable = Durable}) -> Durable.
-
-%% Whether it is of our type.
--spec is_delayed(exchange()) -> boolean().
-is_delayed(#exchange{type = Type}) -> Type =:= 'x-delayed-message'.
-
--spec lookup_exchange(rabbit_exchange:name()) -> {ok, exchange()} | {error, not_found}.
-lookup_exchange(Name) -> rabbit_exchange:lookup(Name).
 
 %% Those that exist now, in every vhost.
 -spec delayed_exchanges() -> [exchange()].
@@ -171,9 +143,7 @@ amqp10_annotations(Headers) ->
 
 -spec message_id(message()) -> binary() | undefined.
 message_id(#basic_message{content = Content}) ->
-    #content{properties = #'P_basic'{message_id = Id}} =
-        rabbit_binary_parser:ensure_content_decoded(Content),
-    Id.
+    message_id_of(Content).
 
 -spec payload_size(message()) -> non_neg_integer().
 payload_size(#basic_message{content = #content{payload_fragments_rev = Payload}}) ->
@@ -213,18 +183,6 @@ content(#basic_message{exchange_name = #resource{name = Exchange}, routing_keys 
                        content = Content}) ->
     content_of(Exchange, Keys, Content).
 
-content_of(Exchange, Keys, Content) ->
-    #content{properties = Properties, payload_fragments_rev = Payload} =
-        rabbit_binary_parser:ensure_content_decoded(Content),
-    #'P_basic'{headers = Headers} = Properties,
-    #{exchange => Exchange, routing_keys => Keys,
-      properties => [{Name, Value}
-                     || {Name, Value} <- lists:zip(record_info(fields, 'P_basic'),
-                                                   tl(tuple_to_list(Properties))),
-                        Name =/= headers, Value =/= undefined],
-      headers => case Headers of undefined -> []; _ -> Headers end,
-      payload => lists:reverse(Payload)}.
-
 %% As it is delivered after its delay.
 -spec released(message()) -> message().
 released(#basic_message{content = Content} = Message) ->
@@ -245,13 +203,7 @@ dead_lettered(#basic_message{exchange_name = Name, content = Content} = Message,
                 end,
     Addressed#basic_message{
       exchange_name = Name#resource{name = XName},
-      content = rabbit_basic:map_headers(fun (Headers) -> with_headers(Added, Headers) end,
-                                         Content)}.
-
-with_headers(Added, undefined) -> Added;
-with_headers(Added, Headers) ->
-    lists:foldl(fun (Field, Acc) -> lists:keystore(element(1, Field), 1, Acc, Field) end,
-                Headers, Added).
+      content = content_with_headers(Added, Content)}.
 
 negate_annotation(Headers) ->
     Annotations = amqp10_annotations(Headers),
@@ -276,30 +228,7 @@ negated([{Key, Field}]) ->
 negated(_) ->
     none.
 
-%% ------------------------------------------------ the classic queue process's protocol
-
-%% A message handed to our queue process: who sent it, what to confirm it with (undefined: nothing),
-%% and whether the sender awaits credit for it.
--spec delivery(term()) ->
-          {ok, message(), Sender :: pid(), SeqNo :: undefined | pos_integer(), flow | noflow} |
-          unknown.
-delivery({deliver, #delivery{message = Message, sender = Sender, flow = Flow,
-                             confirm = Confirm, msg_seq_no = SeqNo}, _}) ->
-    {ok, Message, Sender, case Confirm of true -> SeqNo; _ -> undefined end, Flow};
-delivery(_) ->
-    unknown.
-
--spec confirm(Sender :: pid(), rabbit_amqqueue:name(), [pos_integer()]) -> ok.
-confirm(Sender, QName, SeqNos) ->
-    rabbit_classic_queue:confirm_to_sender(Sender, QName, SeqNos).
-
--spec reject(Sender :: pid(), rabbit_amqqueue:name(), pos_integer()) -> ok.
-reject(Sender, QName, SeqNo) ->
-    rabbit_classic_queue:send_rejection(Sender, QName, SeqNo).
-
--spec ack_credit(Sender :: pid(), flow | noflow) -> ok.
-ack_credit(Sender, flow) -> credit_flow:ack(Sender);
-ack_credit(_, noflow) -> ok.
+%% ----------------------------------------------------------------------- the publishing client
 
 %% Raises an error that closes the channel whose message this process routes; every protocol is
 %% served by channels. Returns where it is not a channel: in a queue that dead-letters to us for
@@ -313,31 +242,10 @@ raise_to_client(Name, Format, Args) ->
 
 %% ------------------------------------------------------------- the internal queue's record
 
-%% Records that QName, of exchange XName, is served by process Pid. The record is non-durable, and
-%% exclusive to Pid so that clients are refused any use of it.
--spec declare_queue(rabbit_amqqueue:name(), rabbit_exchange:name(), pid()) -> ok | {error, term()}.
-declare_queue(#resource{virtual_host = VHost} = QName, XName, Pid) ->
-    Q = amqqueue:new(QName, Pid, false, false, Pid, [], VHost,
-                     #{user => ?INTERNAL_USER}, rabbit_classic_queue),
-    case rabbit_amqqueue:internal_declare(Q, false) of
-        {created, _} ->
-            ok;
-        {existing, Existing} ->
-            case amqqueue:get_pid(Existing) of
-                Pid ->
-                    ok;
-                Other ->
-                    case is_pid(Other) andalso rabbit_mnesia:is_process_alive(Other) of
-                        true ->
-                            {error, {name_taken, QName}};
-                        false ->
-                            ok = delete_queue(QName),
-                            declare_queue(QName, XName, Pid)
-                    end
-            end;
-        Other ->
-            {error, Other}
-    end.
+%% A record as we declare it, marked as the broker's own where it knows such.
+internal(Q, _) -> Q.
+
+is_alive(Pid) -> rabbit_mnesia:is_process_alive(Pid).
 
 -spec delete_queue(rabbit_amqqueue:name()) -> ok.
 delete_queue(QName) ->
@@ -351,28 +259,13 @@ queue_pid(QName) ->
         [] -> undefined
     end.
 
-%% What the management pages show of the internal queue.
--spec queue_stats(rabbit_amqqueue:name(), Pending :: non_neg_integer()) -> ok.
-queue_stats(QName, Pending) ->
-    {reductions, Reductions} = process_info(self(), reductions),
-    %% Without the counts, which the management plugin adds from the second call.
-    rabbit_core_metrics:queue_stats(QName, [{consumers, 0}, {state, running}]),
-    rabbit_core_metrics:queue_stats(QName, Pending, 0, Pending, Reductions).
-
 %% -------------------------------------------------------------------------------- release
-
-%% The state that publishing to queues and awaiting their confirms needs.
--spec publisher() -> publisher().
-publisher() -> rabbit_queue_type:init().
 
 %% The queues that a message goes to from exchange X now.
 -spec route(exchange(), message()) -> [queue()].
 route(X, Message) ->
     Names = rabbit_exchange:route(X, rabbit_basic:delivery(false, true, Message, undefined)),
     rabbit_amqqueue:prepend_extra_bcc(rabbit_amqqueue:lookup(Names)).
-
--spec queue_name(queue()) -> rabbit_amqqueue:name().
-queue_name(Q) -> amqqueue:get_name(Q).
 
 %% Publishes to these queues; what becomes of it arrives as actions, now or from the two functions
 %% below: {settled | rejected, QName, [SeqNo]}.
@@ -400,15 +293,3 @@ handle_down({'DOWN', _, process, Pid, Reason}, Publisher) ->
     end;
 handle_down(_, _) ->
     unknown.
-
-%% The management pages' rates: N messages that were published to exchange XName went into queue
-%% QName, or, N being negative, did not: a channel counts our internal queue as one.
--spec count_published(rabbit_exchange:name(), rabbit_amqqueue:name(), integer()) -> ok.
-count_published(XName, QName, N) ->
-    case application:get_env(rabbit, collect_statistics) of
-        {ok, fine} ->
-            rabbit_core_metrics:channel_stats(queue_exchange_stats, publish,
-                                              {self(), {QName, XName}}, N);
-        _ ->
-            ok
-    end.

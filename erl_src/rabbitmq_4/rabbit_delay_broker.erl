@@ -12,26 +12,19 @@
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 -include("rabbit_delay.hrl").
 
--export([series/0, data_dir/0, is_booted/0, machine_state/1]).
--export([exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1, lookup_exchange/1,
-         delayed_exchanges/0, durable_delayed_exchanges/0]).
+-export([series/0, data_dir/0, machine_state/1]).
+-export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
          exchange_of/2, encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
--export([delivery/1, confirm/3, reject/3, ack_credit/2, raise_to_client/3]).
--export([declare_queue/3, delete_queue/1, queue_pid/1, queue_stats/2]).
--export([publisher/0, route/2, publish/4, handle_event/3, handle_down/2, count_published/3,
-         queue_name/1]).
+-export([raise_to_client/3]).
+-export([delete_queue/1, queue_pid/1]).
+-export([route/2, publish/4, handle_event/3, handle_down/2]).
 
--export_type([message/0, delivery/0, publisher/0, exchange/0, queue/0, content/0]).
+-export_type([message/0, delivery/0, queue/0]).
 
--type exchange() :: #exchange{}.
 -type message() :: mc:state().
 -type delivery() :: mc:state().
--type content() :: #{exchange := binary(), routing_keys := [binary()],
-                     properties := [{atom(), binary() | integer()}],
-                     headers := rabbit_framing:amqp_table(), payload := iodata()}.
--opaque publisher() :: rabbit_queue_type:state().
 
 -ifdef(RABBITMQ_4_3).
 -type queue() :: amqqueue:target().
@@ -39,8 +32,6 @@
 -type queue() :: amqqueue:amqqueue().
 -endif.
 
-%% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
--define(ENCODING_BASIC_MESSAGE_3_10, 1).
 %% A message container as mc:prepare(store, _) leaves it, as term_to_binary/1 writes it.
 -define(ENCODING_CONTAINER_4, 2).
 
@@ -48,6 +39,8 @@
 -define(CONTAINER(Protocol, Data, Annotations), {mc, Protocol, Data, Annotations}).
 
 -define(X_DELAY, <<"x-delay">>).
+
+-include("rabbit_delay_broker.hrl").
 
 %% ------------------------------------------------------------------------------- the node
 
@@ -63,31 +56,11 @@ series() -> "4.0".
 -spec data_dir() -> file:filename().
 data_dir() -> rabbit:data_dir().
 
-%% Whether the broker has booted, so that a boot step runs because a plugin was enabled.
--spec is_booted() -> boolean().
-is_booted() -> rabbit:is_booted().
-
 %% The machine's state, of what Ra gives to handle_aux/5.
 -spec machine_state(ra_aux:internal_state()) -> term().
 machine_state(Ra) -> ra_aux:machine_state(Ra).
 
 %% ---------------------------------------------------------------------------- exchanges
-
--spec exchange_name(exchange()) -> rabbit_exchange:name().
-exchange_name(#exchange{name = Name}) -> Name.
-
--spec exchange_arguments(exchange()) -> rabbit_framing:amqp_table().
-exchange_arguments(#exchange{arguments = Args}) -> Args.
-
--spec is_durable(exchange()) -> boolean().
-is_durable(#exchange{durable = Durable}) -> Durable.
-
-%% Whether it is of our type.
--spec is_delayed(exchange()) -> boolean().
-is_delayed(#exchange{type = Type}) -> Type =:= 'x-delayed-message'.
-
--spec lookup_exchange(rabbit_exchange:name()) -> {ok, exchange()} | {error, not_found}.
-lookup_exchange(Name) -> rabbit_exchange:lookup(Name).
 
 %% Those that exist now, in every vhost.
 -spec delayed_exchanges() -> [exchange()].
@@ -212,9 +185,7 @@ headers(Message) ->
 %% As text, if it is not text: a number in decimal, a UUID as a URN.
 -spec message_id(message()) -> binary() | undefined.
 message_id(?CONTAINER(mc_amqpl, Content, _)) ->
-    #content{properties = #'P_basic'{message_id = Id}} =
-        rabbit_binary_parser:ensure_content_decoded(Content),
-    Id;
+    message_id_of(Content);
 message_id(Message) ->
     case mc:message_id(Message) of
         {uuid, Uuid} -> mc_util:uuid_to_urn_string(Uuid);
@@ -284,18 +255,6 @@ content(Message) ->
     content_of(mc:exchange(Message), mc:routing_keys(Message),
                mc:protocol_state(mc:convert(mc_amqpl, Message))).
 
-content_of(Exchange, Keys, Content) ->
-    #content{properties = Properties, payload_fragments_rev = Payload} =
-        rabbit_binary_parser:ensure_content_decoded(Content),
-    #'P_basic'{headers = Headers} = Properties,
-    #{exchange => Exchange, routing_keys => Keys,
-      properties => [{Name, Value}
-                     || {Name, Value} <- lists:zip(record_info(fields, 'P_basic'),
-                                                   tl(tuple_to_list(Properties))),
-                        Name =/= headers, Value =/= undefined],
-      headers => case Headers of undefined -> []; _ -> Headers end,
-      payload => lists:reverse(Payload)}.
-
 %% As it is delivered after its delay.
 -spec released(message()) -> message().
 released(?CONTAINER(mc_amqpl, Content, Annotations)) ->
@@ -323,47 +282,19 @@ dead_lettered(Message0, XName, RoutingKey, Added) ->
     end.
 
 with_headers(Added, ?CONTAINER(mc_amqpl, Content, Annotations)) ->
-    Add = fun (undefined) -> Added;
-              (Headers) -> lists:foldl(fun (Field, Acc) ->
-                                               lists:keystore(element(1, Field), 1, Acc, Field)
-                                       end, Headers, Added)
-          end,
-    ?CONTAINER(mc_amqpl, rabbit_basic:map_headers(Add, Content), Annotations);
+    ?CONTAINER(mc_amqpl, content_with_headers(Added, Content), Annotations);
 with_headers(Added, Message) ->
     lists:foldl(fun ({Name, _, Value}, M) -> mc:set_annotation(Name, Value, M) end, Message, Added).
 
 as_annotation(Text) when is_binary(Text) -> binary_to_integer(Text);
 as_annotation(Number) -> trunc(Number).
 
-%% ------------------------------------------------ the classic queue process's protocol
-
-%% A message handed to our queue process: who sent it, what to confirm it with (undefined: nothing),
-%% and whether the sender awaits credit for it.
--spec delivery(term()) ->
-          {ok, message(), Sender :: pid(), SeqNo :: undefined | pos_integer(), flow | noflow} |
-          unknown.
-delivery({deliver, #delivery{message = Message, sender = Sender, flow = Flow,
-                             confirm = Confirm, msg_seq_no = SeqNo}, _}) ->
-    {ok, Message, Sender, case Confirm of true -> SeqNo; _ -> undefined end, Flow};
-delivery(_) ->
-    unknown.
-
--spec confirm(Sender :: pid(), rabbit_amqqueue:name(), [pos_integer()]) -> ok.
-confirm(Sender, QName, SeqNos) ->
-    rabbit_classic_queue:confirm_to_sender(Sender, QName, SeqNos).
-
--spec reject(Sender :: pid(), rabbit_amqqueue:name(), pos_integer()) -> ok.
-reject(Sender, QName, SeqNo) ->
-    rabbit_classic_queue:send_rejection(Sender, QName, SeqNo).
-
--spec ack_credit(Sender :: pid(), flow | noflow) -> ok.
-ack_credit(Sender, flow) -> credit_flow:ack(Sender);
-ack_credit(_, noflow) -> ok.
+%% ----------------------------------------------------------------------- the publishing client
 
 %% Raises an error that closes the channel (AMQP 0-9-1, STOMP), session (AMQP 1.0) or connection
-%% (MQTT, whose clients are not told why: the log is) of the client whose message this process routes. Returns where it is not a client's:
-%% in a queue that dead-letters to us for example, where an error would end a process that other
-%% messages depend on.
+%% (MQTT, whose clients are not told why: the log is) of the client whose message this process routes.
+%% Returns where it is not a client's: in a queue that dead-letters to us for example, where an error
+%% would end a process that other messages depend on.
 -spec raise_to_client(precondition_failed | resource_error, io:format(), [term()]) -> no_client.
 raise_to_client(Name, Format, Args) ->
     case get('$initial_call') of
@@ -384,32 +315,9 @@ amqp10_condition(resource_error) -> ?V_1_0_AMQP_ERROR_RESOURCE_LIMIT_EXCEEDED.
 
 %% ------------------------------------------------------------- the internal queue's record
 
-%% Records that QName, of exchange XName, is served by process Pid. The record is non-durable, and
-%% exclusive to Pid so that clients are refused any use of it.
--spec declare_queue(rabbit_amqqueue:name(), rabbit_exchange:name(), pid()) -> ok | {error, term()}.
-declare_queue(#resource{virtual_host = VHost} = QName, XName, Pid) ->
-    Q = internal(amqqueue:new(QName, Pid, false, false, Pid, [], VHost,
-                              #{user => ?INTERNAL_USER}, rabbit_classic_queue), XName),
-    case rabbit_amqqueue:internal_declare(Q, false) of
-        {created, _} ->
-            ok;
-        {existing, Existing} ->
-            case amqqueue:get_pid(Existing) of
-                Pid ->
-                    ok;
-                Other ->
-                    case is_pid(Other) andalso rabbit_process:is_process_alive(Other) of
-                        true ->
-                            {error, {name_taken, QName}};
-                        false ->
-                            ok = delete_queue(QName),
-                            declare_queue(QName, XName, Pid)
-                    end
-            end;
-        Other ->
-            {error, Other}
-    end.
+is_alive(Pid) -> rabbit_process:is_process_alive(Pid).
 
+%% A record as we declare it, marked as the broker's own where it knows such.
 -ifdef(RABBITMQ_4_3).
 internal(Q, XName) -> amqqueue:make_internal(Q, XName).
 -else.
@@ -434,19 +342,7 @@ queue_pid(QName) ->
         {error, not_found} -> undefined
     end.
 
-%% What the management pages show of the internal queue.
--spec queue_stats(rabbit_amqqueue:name(), Pending :: non_neg_integer()) -> ok.
-queue_stats(QName, Pending) ->
-    {reductions, Reductions} = process_info(self(), reductions),
-    %% Without the counts, which the management plugin adds from the second call.
-    rabbit_core_metrics:queue_stats(QName, [{consumers, 0}, {state, running}]),
-    rabbit_core_metrics:queue_stats(QName, Pending, 0, Pending, Reductions).
-
 %% -------------------------------------------------------------------------------- release
-
-%% The state that publishing to queues and awaiting their confirms needs.
--spec publisher() -> publisher().
-publisher() -> rabbit_queue_type:init().
 
 %% The queues that a message goes to from exchange X now.
 -spec route(exchange(), message()) -> [queue()].
@@ -458,9 +354,6 @@ lookup_queues(Names) -> rabbit_db_queue:get_targets(Names).
 -else.
 lookup_queues(Names) -> rabbit_amqqueue:lookup_many(Names).
 -endif.
-
--spec queue_name(queue()) -> rabbit_amqqueue:name().
-queue_name(Q) -> amqqueue:get_name(Q).
 
 %% Publishes to these queues; what becomes of it arrives as actions, now or from the two functions
 %% below: {settled | rejected, QName, [SeqNo]}.
@@ -498,15 +391,3 @@ outcome({ok, Publisher, Actions}) ->
                      end || Action <- Actions]};
 outcome(Other) ->
     Other.
-
-%% The management pages' rates: N messages that were published to exchange XName went into queue
-%% QName, or, N being negative, did not: a channel counts our internal queue as one.
--spec count_published(rabbit_exchange:name(), rabbit_amqqueue:name(), integer()) -> ok.
-count_published(XName, QName, N) ->
-    case application:get_env(rabbit, collect_statistics) of
-        {ok, fine} ->
-            rabbit_core_metrics:channel_stats(queue_exchange_stats, publish,
-                                              {self(), {QName, XName}}, N);
-        _ ->
-            ok
-    end.

@@ -1,0 +1,151 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% What the adapters for all series have in common, compiled into each with the records of its series.
+%% An adapter includes it behind its own attributes, with rabbit.hrl and rabbit_framing.hrl before it,
+%% and has is_alive/1, internal/2 and delete_queue/1.
+
+-export([is_booted/0, exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1,
+         lookup_exchange/1]).
+-export([delivery/1, confirm/3, reject/3, ack_credit/2]).
+-export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, count_published/3]).
+
+-export_type([publisher/0, exchange/0, content/0]).
+
+-type exchange() :: #exchange{}.
+-type content() :: #{exchange := binary(), routing_keys := [binary()],
+                     properties := [{atom(), binary() | integer()}],
+                     headers := rabbit_framing:amqp_table(), payload := iodata()}.
+-opaque publisher() :: rabbit_queue_type:state().
+
+%% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
+-define(ENCODING_BASIC_MESSAGE_3_10, 1).
+
+%% Whether the broker has booted, so that a boot step runs because a plugin was enabled.
+-spec is_booted() -> boolean().
+is_booted() -> rabbit:is_booted().
+
+-spec exchange_name(exchange()) -> rabbit_exchange:name().
+exchange_name(#exchange{name = Name}) -> Name.
+
+-spec exchange_arguments(exchange()) -> rabbit_framing:amqp_table().
+exchange_arguments(#exchange{arguments = Args}) -> Args.
+
+-spec is_durable(exchange()) -> boolean().
+is_durable(#exchange{durable = Durable}) -> Durable.
+
+%% Whether it is of our type.
+-spec is_delayed(exchange()) -> boolean().
+is_delayed(#exchange{type = Type}) -> Type =:= 'x-delayed-message'.
+
+-spec lookup_exchange(rabbit_exchange:name()) -> {ok, exchange()} | {error, not_found}.
+lookup_exchange(Name) -> rabbit_exchange:lookup(Name).
+
+%% ----------------------------------------------------------------------------- messages
+
+message_id_of(Content) ->
+    #content{properties = #'P_basic'{message_id = Id}} =
+        rabbit_binary_parser:ensure_content_decoded(Content),
+    Id.
+
+content_of(Exchange, Keys, Content) ->
+    #content{properties = Properties, payload_fragments_rev = Payload} =
+        rabbit_binary_parser:ensure_content_decoded(Content),
+    #'P_basic'{headers = Headers} = Properties,
+    #{exchange => Exchange, routing_keys => Keys,
+      properties => [{Name, Value}
+                     || {Name, Value} <- lists:zip(record_info(fields, 'P_basic'),
+                                                   tl(tuple_to_list(Properties))),
+                        Name =/= headers, Value =/= undefined],
+      headers => case Headers of undefined -> []; _ -> Headers end,
+      payload => lists:reverse(Payload)}.
+
+%% With these headers besides its own, or in their place.
+content_with_headers(Added, Content) ->
+    rabbit_basic:map_headers(
+      fun (undefined) -> Added;
+          (Headers) -> lists:foldl(fun (Field, Acc) ->
+                                           lists:keystore(element(1, Field), 1, Acc, Field)
+                                   end, Headers, Added)
+      end, Content).
+
+%% ------------------------------------------------ the classic queue process's protocol
+
+%% A message handed to our queue process: who sent it, what to confirm it with (undefined: nothing),
+%% and whether the sender awaits credit for it.
+-spec delivery(term()) ->
+          {ok, message(), Sender :: pid(), SeqNo :: undefined | pos_integer(), flow | noflow} |
+          unknown.
+delivery({deliver, #delivery{message = Message, sender = Sender, flow = Flow,
+                             confirm = Confirm, msg_seq_no = SeqNo}, _}) ->
+    {ok, Message, Sender, case Confirm of true -> SeqNo; _ -> undefined end, Flow};
+delivery(_) ->
+    unknown.
+
+-spec confirm(Sender :: pid(), rabbit_amqqueue:name(), [pos_integer()]) -> ok.
+confirm(Sender, QName, SeqNos) ->
+    rabbit_classic_queue:confirm_to_sender(Sender, QName, SeqNos).
+
+-spec reject(Sender :: pid(), rabbit_amqqueue:name(), pos_integer()) -> ok.
+reject(Sender, QName, SeqNo) ->
+    rabbit_classic_queue:send_rejection(Sender, QName, SeqNo).
+
+-spec ack_credit(Sender :: pid(), flow | noflow) -> ok.
+ack_credit(Sender, flow) -> credit_flow:ack(Sender);
+ack_credit(_, noflow) -> ok.
+
+%% ------------------------------------------------------------- the internal queue's record
+
+%% Records that QName, of exchange XName, is served by process Pid. The record is non-durable, and
+%% exclusive to Pid so that clients are refused any use of it.
+-spec declare_queue(rabbit_amqqueue:name(), rabbit_exchange:name(), pid()) -> ok | {error, term()}.
+declare_queue(#resource{virtual_host = VHost} = QName, XName, Pid) ->
+    Q = internal(amqqueue:new(QName, Pid, false, false, Pid, [], VHost,
+                              #{user => ?INTERNAL_USER}, rabbit_classic_queue), XName),
+    case rabbit_amqqueue:internal_declare(Q, false) of
+        {created, _} ->
+            ok;
+        {existing, Existing} ->
+            case amqqueue:get_pid(Existing) of
+                Pid ->
+                    ok;
+                Other ->
+                    case is_pid(Other) andalso is_alive(Other) of
+                        true ->
+                            {error, {name_taken, QName}};
+                        false ->
+                            ok = delete_queue(QName),
+                            declare_queue(QName, XName, Pid)
+                    end
+            end;
+        Other ->
+            {error, Other}
+    end.
+
+%% What the management pages show of the internal queue.
+-spec queue_stats(rabbit_amqqueue:name(), Pending :: non_neg_integer()) -> ok.
+queue_stats(QName, Pending) ->
+    {reductions, Reductions} = process_info(self(), reductions),
+    %% Without the counts, which the management plugin adds from the second call.
+    rabbit_core_metrics:queue_stats(QName, [{consumers, 0}, {state, running}]),
+    rabbit_core_metrics:queue_stats(QName, Pending, 0, Pending, Reductions).
+
+%% -------------------------------------------------------------------------------- release
+
+%% The state that publishing to queues and awaiting their confirms needs.
+-spec publisher() -> publisher().
+publisher() -> rabbit_queue_type:init().
+
+-spec queue_name(queue()) -> rabbit_amqqueue:name().
+queue_name(Q) -> amqqueue:get_name(Q).
+
+%% The management pages' rates: N messages that were published to exchange XName went into queue
+%% QName, or, N being negative, did not: a channel counts our internal queue as one.
+-spec count_published(rabbit_exchange:name(), rabbit_amqqueue:name(), integer()) -> ok.
+count_published(XName, QName, N) ->
+    case application:get_env(rabbit, collect_statistics) of
+        {ok, fine} ->
+            rabbit_core_metrics:channel_stats(queue_exchange_stats, publish,
+                                              {self(), {QName, XName}}, N);
+        _ ->
+            ok
+    end.
