@@ -3,23 +3,10 @@
 %% rabbitmqctl cancel_delayed_messages: takes pending messages away, by id or by a filter.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.CancelDelayedMessagesCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
-
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, banner/2, merge_defaults/2, validate/2,
-         validate_execution_environment/2, run/2, output/2]).
-
--define(DEFAULT_OUTPUT, 'Elixir.RabbitMQ.CLI.DefaultOutput').
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
-
--spec scopes() -> [atom()].
-scopes() -> [ctl].
+-include("rabbit_delay_command.hrl").
 
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer} | rabbit_delay_cli:selecting_switches()].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [{t, timeout}].
 
 -spec usage() -> binary().
 usage() ->
@@ -32,12 +19,6 @@ usage_additional() ->
     rabbit_delay_cli:selecting_usage() ++
         [[<<"<id>">>, <<"of a message, as list_delayed_messages shows it">>],
          [<<"--dry-run">>, <<"only counts the messages that the filter means">>]].
-
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
 
 -spec description() -> binary().
 description() -> <<"Cancels delayed messages that are pending">>.
@@ -52,11 +33,6 @@ merge_defaults(Args, Options) -> rabbit_delay_cli:defaults(Args, Options).
 
 -spec validate([binary()], rabbit_delay_cli:options()) -> ok | {validation_failure, term()}.
 validate(Args, Options) -> rabbit_delay_cli:check_selection(Args, Options, false).
-
--spec validate_execution_environment([binary()], rabbit_delay_cli:options()) ->
-          ok | {validation_failure, term()}.
-validate_execution_environment(Args, Options) ->
-    ?VALIDATORS:rabbit_is_running(Args, Options).
 
 -spec run([binary()], rabbit_delay_cli:options()) -> rabbit_delay_cli:result().
 run(Args, Options) -> rabbit_delay_cli:change(cancel, Args, Options).

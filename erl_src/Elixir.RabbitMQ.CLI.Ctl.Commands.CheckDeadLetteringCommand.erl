@@ -5,27 +5,20 @@
 %% cannot be read. The report goes to the standard output in either case.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.CheckDeadLetteringCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+-export([distribution/1]).
 
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, banner/2, merge_defaults/2, validate/2, distribution/1,
-         validate_execution_environment/2, run/2, output/2]).
+-define(SCOPES, [ctl, diagnostics]).
+-define(BROKER_UNUSED, #{definitions := _}).
+-include("rabbit_delay_command.hrl").
 
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
 -define(EXIT_FOUND, 1).
 -define(EXIT_DATA, 65).
 
 -type options() :: #{atom() => term()}.
 
--spec scopes() -> [atom()].
-scopes() -> [ctl, diagnostics].
-
 -spec switches() -> [{atom(), atom()}].
 switches() ->
     [{timeout, integer}, {definitions, string}, {fail_on, string}, {all_vhosts, boolean}].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [{t, timeout}].
 
 -spec usage() -> binary().
 usage() ->
@@ -38,12 +31,6 @@ usage_additional() ->
      [<<"--definitions">>, <<"check this definitions file (JSON, of any broker); needs no broker">>],
      [<<"--fail-on">>, <<"exit code 1 where something as severe is found; default: error">>],
      [<<"--formatter">>, <<"json: the findings as one JSON object">>]].
-
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
 
 -spec description() -> binary().
 description() -> <<"Finds traps in dead-lettering and TTLs: what loses messages or blocks them">>.
@@ -69,10 +56,6 @@ validate([], #{fail_on := FailOn}) ->
 -spec distribution(options()) -> none | cli.
 distribution(#{definitions := _}) -> none;
 distribution(_) -> cli.
-
--spec validate_execution_environment([binary()], options()) -> ok | {validation_failure, term()}.
-validate_execution_environment(_, #{definitions := _}) -> ok;
-validate_execution_environment(Args, Options) -> ?VALIDATORS:rabbit_is_running(Args, Options).
 
 -spec run([binary()], options()) -> {ok, [rabbit_delay_doctor:finding()]} | {error, term()} |
           {error, integer(), binary()} | {badrpc, term()}.

@@ -4,25 +4,18 @@
 %% or of headers in a file.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ExplainDeadLetterCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+-export([distribution/1]).
 
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, banner/2, merge_defaults/2, validate/2, distribution/1,
-         validate_execution_environment/2, run/2, output/2]).
+-define(SCOPES, [ctl, diagnostics]).
+-define(BROKER_UNUSED, #{file := _}).
+-include("rabbit_delay_command.hrl").
 
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
 -define(EXIT_DATA, 65).
 
 -type options() :: #{atom() => term()}.
 
--spec scopes() -> [atom()].
-scopes() -> [ctl, diagnostics].
-
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer}, {position, integer}].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [{t, timeout}].
 
 -spec usage() -> binary().
 usage() ->
@@ -33,12 +26,6 @@ usage_additional() ->
     [[<<"--position">>, <<"which message of the queue, from the head; default: 1">>],
      [<<"--file">>, <<"JSON: a message's headers, or an object that has them as \"headers\" or in "
                       "\"properties\"; /dev/stdin is the standard input">>]].
-
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
 
 -spec description() -> binary().
 description() -> <<"Tells the history of a dead-lettered message">>.
@@ -62,10 +49,6 @@ validate(_, _) -> {validation_failure, too_many_args}.
 -spec distribution(options()) -> none | cli.
 distribution(#{file := _}) -> none;
 distribution(_) -> cli.
-
--spec validate_execution_environment([binary()], options()) -> ok | {validation_failure, term()}.
-validate_execution_environment(_, #{file := _}) -> ok;
-validate_execution_environment(Args, Options) -> ?VALIDATORS:rabbit_is_running(Args, Options).
 
 -spec run([binary()], options()) -> {ok, [binary()]} | {error, term()} | {error, integer(), binary()}.
 run([], #{file := File}) ->

@@ -4,28 +4,16 @@
 %% each. The messages stay pending.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ExportDelayedMessagesCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+-include("rabbit_delay_command.hrl").
 
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, banner/2, merge_defaults/2, validate/2,
-         validate_execution_environment/2, run/2, output/2]).
-
--define(DEFAULT_OUTPUT, 'Elixir.RabbitMQ.CLI.DefaultOutput').
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
 -define(PAGE, 2000).
 -define(EXIT_DAMAGED, 1).
 -define(EXIT_DATA, 65).
 
 -type options() :: #{atom() => term()}.
 
--spec scopes() -> [atom()].
-scopes() -> [ctl].
-
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer}].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [{t, timeout}].
 
 -spec usage() -> binary().
 usage() -> <<"export_delayed_messages [--vhost <vhost>] --file <file> <exchange>">>.
@@ -34,12 +22,6 @@ usage() -> <<"export_delayed_messages [--vhost <vhost>] --file <file> <exchange>
 usage_additional() ->
     [[<<"<exchange>">>, <<"a delayed message exchange">>],
      [<<"--file">>, <<"where to; it must not be there yet">>]].
-
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
 
 -spec description() -> binary().
 description() -> <<"Writes the pending messages of a delayed exchange to a file">>.
@@ -56,10 +38,6 @@ validate([_], #{file := _}) -> ok;
 validate([_], _) -> {validation_failure, {not_enough_args, <<"--file is missing">>}};
 validate([], _) -> {validation_failure, not_enough_args};
 validate(_, _) -> {validation_failure, too_many_args}.
-
--spec validate_execution_environment([binary()], options()) -> ok | {validation_failure, term()}.
-validate_execution_environment(Args, Options) ->
-    ?VALIDATORS:rabbit_is_running(Args, Options).
 
 %% The file gets its name when it is whole.
 -spec run([binary()], options()) -> term().

@@ -4,14 +4,8 @@
 %% wrote, so that they come due when they would have.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ImportDelayedMessagesCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+-include("rabbit_delay_command.hrl").
 
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, banner/2, merge_defaults/2, validate/2,
-         validate_execution_environment/2, run/2, output/2]).
-
--define(DEFAULT_OUTPUT, 'Elixir.RabbitMQ.CLI.DefaultOutput').
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
 %% Lines at a time: what may be there twice after a crash.
 -define(LINES, 1000).
 -define(BYTES, 8388608).
@@ -20,14 +14,8 @@
 
 -type options() :: #{atom() => term()}.
 
--spec scopes() -> [atom()].
-scopes() -> [ctl].
-
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer}, {exchange, string}, {from_line, integer}].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [{t, timeout}].
 
 -spec usage() -> binary().
 usage() ->
@@ -39,12 +27,6 @@ usage_additional() ->
     [[<<"--file">>, <<"what export_delayed_messages wrote">>],
      [<<"--exchange">>, <<"to this delayed exchange; otherwise to the one that each line names">>],
      [<<"--from-line">>, <<"go on from here; default: 1">>]].
-
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
 
 -spec description() -> binary().
 description() -> <<"Publishes exported delayed messages, each due when it was">>.
@@ -62,10 +44,6 @@ validate([], #{from_line := Line}) when Line < 1 ->
 validate([], #{file := _}) -> ok;
 validate([], _) -> {validation_failure, {not_enough_args, <<"--file is missing">>}};
 validate(_, _) -> {validation_failure, too_many_args}.
-
--spec validate_execution_environment([binary()], options()) -> ok | {validation_failure, term()}.
-validate_execution_environment(Args, Options) ->
-    ?VALIDATORS:rabbit_is_running(Args, Options).
 
 -spec run([binary()], options()) -> term().
 run([], #{file := File, from_line := From} = Options) ->

@@ -4,15 +4,12 @@
 %% list_exchanges are fixed in the broker's command-line tool, and its commands go before a plugin's.)
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ListDelayedExchangesCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+-export([formatter/0]).
 
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, formatter/0, banner/2, merge_defaults/2, validate/2,
-         validate_execution_environment/2, run/2, output/2]).
+-define(SCOPES, [ctl, diagnostics]).
+-include("rabbit_delay_command.hrl").
 
 -define(INFO_KEYS, 'Elixir.RabbitMQ.CLI.Ctl.InfoKeys').
--define(DEFAULT_OUTPUT, 'Elixir.RabbitMQ.CLI.DefaultOutput').
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
 
 -define(COLUMNS, [{name, "the exchange"},
                   {type, "the type by which it routes"},
@@ -25,14 +22,8 @@
 
 -type options() :: #{atom() => term()}.
 
--spec scopes() -> [atom()].
-scopes() -> [ctl, diagnostics].
-
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer}].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [{t, timeout}].
 
 -spec usage() -> binary().
 usage() ->
@@ -41,12 +32,6 @@ usage() ->
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->
     [[atom_to_binary(Column, utf8), list_to_binary(Meaning)] || {Column, Meaning} <- ?COLUMNS].
-
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
 
 -spec description() -> binary().
 description() -> <<"Lists delayed message exchanges and what they hold">>.
@@ -70,10 +55,6 @@ validate(Args, _Options) ->
         {ok, _} -> ok;
         Failure -> Failure
     end.
-
--spec validate_execution_environment([binary()], options()) -> ok | {validation_failure, term()}.
-validate_execution_environment(Args, Options) ->
-    ?VALIDATORS:rabbit_is_running(Args, Options).
 
 -spec run([binary()], options()) -> term().
 run(Args, #{node := Node, vhost := VHost, timeout := Timeout}) ->

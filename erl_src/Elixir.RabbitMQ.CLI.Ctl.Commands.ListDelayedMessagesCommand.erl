@@ -4,14 +4,10 @@
 %% page as it is printed.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ListDelayedMessagesCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+-export([formatter/0]).
 
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, formatter/0, banner/2, merge_defaults/2, validate/2,
-         validate_execution_environment/2, run/2, output/2]).
+-include("rabbit_delay_command.hrl").
 
--define(DEFAULT_OUTPUT, 'Elixir.RabbitMQ.CLI.DefaultOutput').
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
 -define(INFO_KEYS, 'Elixir.RabbitMQ.CLI.Ctl.InfoKeys').
 -define(STREAM, 'Elixir.Stream').
 
@@ -35,15 +31,9 @@
 -define(BODY_BYTES, 1000).
 -define(MAX_BODY_BYTES, 16#7fffffff).
 
--spec scopes() -> [atom()].
-scopes() -> [ctl].
-
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer}, {limit, integer}, {cursor, string}, {body_bytes, integer}
                | rabbit_delay_cli:selecting_switches()].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [{t, timeout}].
 
 -spec usage() -> binary().
 usage() ->
@@ -60,12 +50,6 @@ usage_additional() ->
          [<<"--body-bytes <bytes>">>, <<"how much of a body column payload shows; default 1000">>]
          | [[atom_to_binary(Column, utf8), list_to_binary(Meaning)]
             || {Column, Meaning} <- ?COLUMNS]].
-
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
 
 -spec description() -> binary().
 description() -> <<"Lists the messages that are pending on a delayed message exchange, in due order">>.
@@ -97,11 +81,6 @@ validate([_ | Columns], Options) ->
         {ok, _} -> rabbit_delay_cli:check_filter(Options);
         Failure -> Failure
     end.
-
--spec validate_execution_environment([binary()], rabbit_delay_cli:options()) ->
-          ok | {validation_failure, term()}.
-validate_execution_environment(Args, Options) ->
-    ?VALIDATORS:rabbit_is_running(Args, Options).
 
 -spec run([binary()], rabbit_delay_cli:options()) -> rabbit_delay_cli:result().
 run([Exchange | Words], Options) ->

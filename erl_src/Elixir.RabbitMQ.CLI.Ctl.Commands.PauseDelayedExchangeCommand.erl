@@ -3,23 +3,10 @@
 %% rabbitmqctl pause_delayed_exchange: what comes due is held back.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.PauseDelayedExchangeCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
-
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, banner/2, merge_defaults/2, validate/2,
-         validate_execution_environment/2, run/2, output/2]).
-
--define(DEFAULT_OUTPUT, 'Elixir.RabbitMQ.CLI.DefaultOutput').
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
-
--spec scopes() -> [atom()].
-scopes() -> [ctl].
+-include("rabbit_delay_command.hrl").
 
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer}].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [{t, timeout}].
 
 -spec usage() -> binary().
 usage() ->
@@ -28,12 +15,6 @@ usage() ->
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->
     [[<<"<exchange>">>, <<"a delayed message exchange">>]].
-
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
 
 -spec description() -> binary().
 description() -> <<"Holds back the messages of a delayed exchange that come due, until it is resumed">>.
@@ -49,16 +30,8 @@ merge_defaults(Args, Options) -> rabbit_delay_cli:defaults(Args, Options).
 -spec validate([binary()], rabbit_delay_cli:options()) -> ok | {validation_failure, term()}.
 validate(Args, _Options) -> rabbit_delay_cli:check_exchange(Args).
 
--spec validate_execution_environment([binary()], rabbit_delay_cli:options()) ->
-          ok | {validation_failure, term()}.
-validate_execution_environment(Args, Options) ->
-    ?VALIDATORS:rabbit_is_running(Args, Options).
-
 -spec run([binary()], rabbit_delay_cli:options()) -> rabbit_delay_cli:result().
-run([Exchange], Options) ->
-    rabbit_delay_cli:call(Options, pause,
-                          [rabbit_delay_cli:resource(Exchange, Options), <<"rabbitmqctl">>],
-                          fun (ok) -> ok end).
+run(Args, Options) -> rabbit_delay_cli:switch(pause, Args, Options).
 
 -spec output(rabbit_delay_cli:result(), rabbit_delay_cli:options()) -> term().
 output(Result, Options) -> ?DEFAULT_OUTPUT:output(Result, Options).

@@ -4,20 +4,13 @@
 %% many and how fast. Exit code 0, or 1 where some that were meant to move did not.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.RedriveDeadLettersCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
+-define(ALIASES, []).
+-include("rabbit_delay_command.hrl").
 
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, banner/2, merge_defaults/2, validate/2,
-         validate_execution_environment/2, run/2, output/2]).
-
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
 -define(EXIT_LEFT, 1).
 -define(BAR, 30).
 
 -type options() :: #{atom() => term()}.
-
--spec scopes() -> [atom()].
-scopes() -> [ctl].
 
 -spec switches() -> [{atom(), atom()}].
 switches() ->
@@ -25,9 +18,6 @@ switches() ->
      {to_original_exchange, boolean}, {reason, string}, {origin, string}, {header, string},
      {older_than, integer}, {newer_than, integer}, {limit, integer}, {rate, integer},
      {keep_x_death, boolean}].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [].
 
 -spec usage() -> binary().
 usage() ->
@@ -52,12 +42,6 @@ usage_additional() ->
      [<<"--rate">>, <<"move no more than so many a second">>],
      [<<"--keep-x-death">>, <<"leave the history in the message; otherwise it is taken off">>],
      [<<"--dry-run">>, <<"only say what would be moved where">>]].
-
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
 
 -spec description() -> binary().
 description() -> <<"Moves dead letters back to the queue they died in, or elsewhere">>.
@@ -96,10 +80,6 @@ validate([], _) -> {validation_failure, not_enough_args};
 validate(_, _) -> {validation_failure, too_many_args}.
 
 bad(Why) -> {validation_failure, {bad_argument, Why}}.
-
--spec validate_execution_environment([binary()], options()) -> ok | {validation_failure, term()}.
-validate_execution_environment(Args, Options) ->
-    ?VALIDATORS:rabbit_is_running(Args, Options).
 
 -spec run([binary()], options()) -> {ok, rabbit_delay_redrive:result()} | {error, term()}.
 run([Queue], #{node := Node} = Options) ->

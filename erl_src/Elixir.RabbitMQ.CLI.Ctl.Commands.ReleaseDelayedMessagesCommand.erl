@@ -3,23 +3,10 @@
 %% rabbitmqctl release_delayed_messages: makes pending messages due now.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ReleaseDelayedMessagesCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
-
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, banner/2, merge_defaults/2, validate/2,
-         validate_execution_environment/2, run/2, output/2]).
-
--define(DEFAULT_OUTPUT, 'Elixir.RabbitMQ.CLI.DefaultOutput').
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
-
--spec scopes() -> [atom()].
-scopes() -> [ctl].
+-include("rabbit_delay_command.hrl").
 
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer}, {all, boolean} | rabbit_delay_cli:selecting_switches()].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [{t, timeout}].
 
 -spec usage() -> binary().
 usage() ->
@@ -34,12 +21,6 @@ usage_additional() ->
          [<<"--all">>, <<"every pending message">>],
          [<<"--dry-run">>, <<"only counts the messages that are meant">>]].
 
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
-
 -spec description() -> binary().
 description() -> <<"Releases delayed messages before they are due">>.
 
@@ -53,11 +34,6 @@ merge_defaults(Args, Options) -> rabbit_delay_cli:defaults(Args, Options).
 
 -spec validate([binary()], rabbit_delay_cli:options()) -> ok | {validation_failure, term()}.
 validate(Args, Options) -> rabbit_delay_cli:check_selection(Args, Options, true).
-
--spec validate_execution_environment([binary()], rabbit_delay_cli:options()) ->
-          ok | {validation_failure, term()}.
-validate_execution_environment(Args, Options) ->
-    ?VALIDATORS:rabbit_is_running(Args, Options).
 
 -spec run([binary()], rabbit_delay_cli:options()) -> rabbit_delay_cli:result().
 run(Args, Options) -> rabbit_delay_cli:change(release, Args, Options).

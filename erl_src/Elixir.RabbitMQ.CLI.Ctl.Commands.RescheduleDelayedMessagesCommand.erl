@@ -3,24 +3,11 @@
 %% rabbitmqctl reschedule_delayed_messages: gives pending messages another due time.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.RescheduleDelayedMessagesCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
-
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, banner/2, merge_defaults/2, validate/2,
-         validate_execution_environment/2, run/2, output/2]).
-
--define(DEFAULT_OUTPUT, 'Elixir.RabbitMQ.CLI.DefaultOutput').
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
-
--spec scopes() -> [atom()].
-scopes() -> [ctl].
+-include("rabbit_delay_command.hrl").
 
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer}, {all, boolean}, {to, string}, {by, string}
                | rabbit_delay_cli:selecting_switches()].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [{t, timeout}].
 
 -spec usage() -> binary().
 usage() ->
@@ -36,12 +23,6 @@ usage_additional() ->
          [<<"--to <time>">>, <<"the new due time, written as for --due-from">>],
          [<<"--by <offset>">>, <<"how much later (90m) or earlier (-90m): ms, s, m, h, d, w">>],
          [<<"--dry-run">>, <<"only counts the messages that are meant">>]].
-
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
 
 -spec description() -> binary().
 description() -> <<"Gives pending delayed messages another due time">>.
@@ -60,11 +41,6 @@ validate(Args, Options) ->
         {ok, _} -> rabbit_delay_cli:check_selection(Args, Options, true);
         {error, Why} -> {validation_failure, {bad_argument, Why}}
     end.
-
--spec validate_execution_environment([binary()], rabbit_delay_cli:options()) ->
-          ok | {validation_failure, term()}.
-validate_execution_environment(Args, Options) ->
-    ?VALIDATORS:rabbit_is_running(Args, Options).
 
 -spec run([binary()], rabbit_delay_cli:options()) -> rabbit_delay_cli:result().
 run(Args, Options) ->

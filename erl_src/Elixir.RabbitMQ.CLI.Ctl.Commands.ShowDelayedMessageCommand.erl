@@ -3,26 +3,13 @@
 %% rabbitmqctl show_delayed_message: one pending message, with its headers and, if wanted, its body.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ShowDelayedMessageCommand').
 
--behaviour('Elixir.RabbitMQ.CLI.CommandBehaviour').
-
--export([scopes/0, switches/0, aliases/0, usage/0, usage_additional/0, usage_doc_guides/0,
-         help_section/0, description/0, banner/2, merge_defaults/2, validate/2,
-         validate_execution_environment/2, run/2, output/2]).
-
--define(DEFAULT_OUTPUT, 'Elixir.RabbitMQ.CLI.DefaultOutput').
--define(VALIDATORS, 'Elixir.RabbitMQ.CLI.Core.Validators').
+-include("rabbit_delay_command.hrl").
 
 %% More than any message can have.
 -define(WHOLE_BODY, 16#7fffffff).
 
--spec scopes() -> [atom()].
-scopes() -> [ctl].
-
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer}, {body, boolean}].
-
--spec aliases() -> [{atom(), atom()}].
-aliases() -> [{t, timeout}].
 
 -spec usage() -> binary().
 usage() ->
@@ -33,12 +20,6 @@ usage_additional() ->
     [[<<"<exchange>">>, <<"a delayed message exchange">>],
      [<<"<id>">>, <<"of a message, as list_delayed_messages shows it">>],
      [<<"--body">>, <<"its body, too; in base64 if it is not UTF-8">>]].
-
--spec usage_doc_guides() -> [binary()].
-usage_doc_guides() -> [].
-
--spec help_section() -> {plugin, atom()}.
-help_section() -> {plugin, rabbitmq_delay_wheel}.
 
 -spec description() -> binary().
 description() -> <<"Shows one delayed message that is pending">>.
@@ -61,11 +42,6 @@ validate(Args, _Options) when length(Args) > 2 ->
     {validation_failure, too_many_args};
 validate(_, _) ->
     {validation_failure, not_enough_args}.
-
--spec validate_execution_environment([binary()], rabbit_delay_cli:options()) ->
-          ok | {validation_failure, term()}.
-validate_execution_environment(Args, Options) ->
-    ?VALIDATORS:rabbit_is_running(Args, Options).
 
 -spec run([binary()], rabbit_delay_cli:options()) -> rabbit_delay_cli:result().
 run([Exchange, Word], Options) ->

@@ -5,7 +5,7 @@
 -module(rabbit_delay_cli).
 
 -export([selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/1, check_selection/3,
-         check_filter/1, filter/1, resource/2, call/4, change/3, text/1, json/1, is_json/1]).
+         check_filter/1, filter/1, resource/2, call/4, switch/3, change/3, text/1, json/1, is_json/1]).
 
 -export_type([options/0, result/0]).
 
@@ -116,6 +116,11 @@ call(#{node := Node, timeout := Timeout}, Function, Args, Then) ->
         Result -> Then(Result)
     end.
 
+%% Pauses or resumes an exchange.
+-spec switch(pause | resume, [binary()], options()) -> result().
+switch(Change, [Exchange], Options) ->
+    call(Options, Change, [resource(Exchange, Options), ?BY], fun (ok) -> ok end).
+
 %% Runs an operation on an exchange's messages, by ids or as the options say.
 -spec change(rabbit_delay_pending:operation(), [binary()], options()) -> result().
 change(Operation, [Exchange], Options) ->
@@ -154,23 +159,22 @@ matching(Operation, #{matched := Matched, changed := Changed, in_flight := InFli
     end.
 
 by_ids(Operation, Outcomes, Options) ->
-    Text = case is_json(Options) of
-               true ->
-                   Rows = [format("{\"id\":\"~b\",\"outcome\":\"~s\"}", [Id, Outcome])
-                           || {Id, Outcome} <- Outcomes],
-                   iolist_to_binary([$[, lists:join($,, Rows), $]]);
-               false ->
-                   Rows = [format("~b: ~s", [Id, outcome(Outcome, Operation)])
-                           || {Id, Outcome} <- Outcomes],
-                   iolist_to_binary(lists:join($\n, Rows))
-           end,
-    case [Id || {Id, Outcome} <- Outcomes, Outcome =/= done] of
-        [] when map_get(formatter, Options) =:= <<"json">> ->
+    AllDone = lists:all(fun ({_, Outcome}) -> Outcome =:= done end, Outcomes),
+    case is_json(Options) of
+        true when AllDone ->
             {stream, [[{id, integer_to_binary(Id)}, {outcome, done}] || {Id, done} <- Outcomes]};
-        [] ->
-            {ok, Text};
-        _ ->
-            {error, ?EXIT_DATA, Text}
+        true ->
+            Rows = [format("{\"id\":\"~b\",\"outcome\":\"~s\"}", [Id, Outcome])
+                    || {Id, Outcome} <- Outcomes],
+            {error, ?EXIT_DATA, iolist_to_binary([$[, lists:join($,, Rows), $]])};
+        false ->
+            Rows = [format("~b: ~s", [Id, outcome(Outcome, Operation)])
+                    || {Id, Outcome} <- Outcomes],
+            Text = iolist_to_binary(lists:join($\n, Rows)),
+            case AllDone of
+                true -> {ok, Text};
+                false -> {error, ?EXIT_DATA, Text}
+            end
     end.
 
 outcome(done, Operation) -> done(Operation);
