@@ -5,12 +5,13 @@ import os
 import shutil
 import signal
 import tempfile
+import uuid
 
 import pytest
 
 import programs
 from client import Client
-from management import Management
+from management import Management, quoted
 from private_broker import REPOSITORY, PrivateBroker, default_series
 
 # The suite also runs against another implementation of the exchange type, for comparison:
@@ -83,6 +84,26 @@ def client(broker):
     client = Client(broker)
     yield client
     client.close()
+
+
+@pytest.fixture
+def vhost(management):
+    """A vhost of the test's own, with a name that has to be quoted everywhere."""
+    name = f"v {uuid.uuid4().hex[:8]}/'é"
+    url = quoted(name)
+    assert management.request("PUT", f"vhosts/{url}", {})[0] in (201, 204)
+    assert management.request("PUT", f"permissions/{url}/guest",
+                              {"configure": ".*", "write": ".*", "read": ".*"})[0] in (201, 204)
+    yield name
+    management.request("DELETE", f"vhosts/{url}")
+
+
+@pytest.fixture
+def local(broker, vhost):
+    """A client in that vhost."""
+    client = Client(broker, vhost)
+    yield client
+    client.connection.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 import base64
 import json
 import subprocess
-import urllib.parse
 
 from node import evaluate
 
@@ -48,7 +47,3 @@ def run(broker, command):
     done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=60,
                           check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-
-
-def vhost_url(vhost):
-    return urllib.parse.quote(vhost, safe="")

@@ -12,31 +12,12 @@ import pytest
 
 from client import Client, closes_channel
 from conftest import PLUGIN
-from doctor import by_rule, findings, is_mended, run, the, vhost_url
-from management import eventually
+from doctor import by_rule, findings, is_mended, run, the
+from management import eventually, quoted
 from node import evaluate
 from private_broker import default_series
 
 SERIES = default_series()
-
-
-@pytest.fixture
-def vhost(management):
-    """A vhost of the test's own, with a name that has to be quoted everywhere."""
-    name = f"v {uuid.uuid4().hex[:8]}/'é"
-    url = vhost_url(name)
-    assert management.request("PUT", f"vhosts/{url}", {})[0] in (201, 204)
-    assert management.request("PUT", f"permissions/{url}/guest",
-                              {"configure": ".*", "write": ".*", "read": ".*"})[0] in (201, 204)
-    yield name
-    management.request("DELETE", f"vhosts/{url}")
-
-
-@pytest.fixture
-def local(broker, vhost):
-    client = Client(broker, vhost)
-    yield client
-    client.connection.close()
 
 
 @pytest.fixture
@@ -50,7 +31,7 @@ def rule(broker, vhost):
 
 def policy(management, vhost, name, pattern, priority=0, **definition):
     status, answer = management.request(
-        "PUT", f"policies/{vhost_url(vhost)}/{name}",
+        "PUT", f"policies/{quoted(vhost)}/{name}",
         {"pattern": pattern, "apply-to": "queues", "priority": priority,
          "definition": {key.replace("_", "-"): value for key, value in definition.items()}})
     assert status in (201, 204), answer
@@ -407,7 +388,7 @@ def test_policy_tie(local, rule, management, vhost):
     policy(management, vhost, "a", "^work", max_length=10)
     policy(management, vhost, "b", "k$", max_length=20)
     mend = rule("policy_tie", "a")
-    url = f"queues/{vhost_url(vhost)}/{work}"
+    url = f"queues/{quoted(vhost)}/{work}"
     assert eventually(lambda: management.get(url).get("policy"), lambda name: name in ("a", "b"))
     mend()
     assert eventually(lambda: management.get(url).get("policy"), lambda name: name == "a")
@@ -451,7 +432,7 @@ def test_argument_over_policy(local, rule, management, vhost):
 
 def test_what_the_broker_refuses_itself(local, management, vhost):
     """policy_unusable and unusable_value are about files: a broker takes neither."""
-    status, _ = management.request("PUT", f"policies/{vhost_url(vhost)}/bad",
+    status, _ = management.request("PUT", f"policies/{quoted(vhost)}/bad",
                                    {"pattern": "*(", "definition": {"max-length": 1}})
     assert status == 400
     code, _ = closes_channel(lambda: local.queue(arguments={"x-message-ttl": "soon"}))

@@ -8,32 +8,13 @@ import os
 import signal
 import subprocess
 import time
-import uuid
 
 import pytest
 
 from client import Client
 from conftest import PLUGIN
-from doctor import vhost_url
 from management import eventually
 from node import evaluate
-
-@pytest.fixture
-def vhost(management):
-    name = f"v {uuid.uuid4().hex[:8]}/'é"
-    url = vhost_url(name)
-    assert management.request("PUT", f"vhosts/{url}", {})[0] in (201, 204)
-    assert management.request("PUT", f"permissions/{url}/guest",
-                              {"configure": ".*", "write": ".*", "read": ".*"})[0] in (201, 204)
-    yield name
-    management.request("DELETE", f"vhosts/{url}")
-
-
-@pytest.fixture
-def local(broker, vhost):
-    client = Client(broker, vhost)
-    yield client
-    client.connection.close()
 
 
 @pytest.fixture(params=["classic", "quorum"])
