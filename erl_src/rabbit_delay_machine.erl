@@ -217,8 +217,8 @@ offer(Messages, Bytes, Reply, Effects,
 
 %% The queue process and the dispatcher live beside the leader.
 -spec state_enter(ra_server:ra_state() | eol, state()) -> ra_machine:effects().
-state_enter(leader, #?MODULE{exchange = XName}) ->
-    [{mod_call, rabbit_delay_registry, leader, [XName, self()]}];
+state_enter(leader, #?MODULE{exchange = XName, store = Store}) ->
+    [{mod_call, rabbit_delay_registry, leader, [XName, self(), Store]}];
 state_enter(_, _) ->
     [].
 

@@ -19,8 +19,8 @@
 -include("rabbit_delay.hrl").
 
 -export([system_config/0, server_id/1, register_members/0, members/0, find_member/1,
-         start_member/2, stop_member/1, delete_member/1, quarantine_member/1, key_salt/1,
-         store_dir/1, store_dir_of_snapshot/1]).
+         start_member/2, stop_member/1, delete_member/1, discard_member/1, quarantine_member/1,
+         key_salt/1, store_dir/1, store_dir_of_snapshot/1]).
 -export([enqueue/5, note/2, settle/3, change/3]).
 
 -type uid() :: binary().
@@ -60,17 +60,16 @@ server_id(XName) ->
 %% servers that are not in it. One that cannot be read is made anew.
 -spec register_members() -> ok.
 register_members() ->
-    case members() of
+    case members(maps:values(newest(wildcard("D*_*")))) of
         [] ->
             ok;
         Members ->
             File = filename:join(rabbit_delay_config:data_dir(), ?NAMES_FILE),
-            Newest = newest(wildcard("D*_*")),
             ok = open_names(File),
             lists:foreach(
-              fun ({XName, _, _}) ->
+              fun ({XName, _, Uid}) ->
                       {Name, _} = server_id(XName),
-                      ok = dets:insert(?MODULE, {Name, maps:get(hash(XName), Newest)})
+                      ok = dets:insert(?MODULE, {Name, Uid})
               end, Members),
             ok = dets:close(?MODULE)
     end.
@@ -90,16 +89,20 @@ open_names(File) ->
 %% Every member that has a directory here, with the exchange that it belongs to.
 -spec members() -> [{rabbit_exchange:name(), Durable :: boolean(), uid()}].
 members() ->
+    members([uid_of_dir(Dir) || Dir <- wildcard("D*_*")]).
+
+%% One that is put aside or deleted meanwhile is not among them.
+members(Uids) ->
     lists:filtermap(
-      fun (Dir) ->
-              case ra_log:read_config(Dir) of
+      fun (Uid) ->
+              case ra_log:read_config(server_dir(Uid)) of
                   {ok, #{machine := {module, rabbit_delay_machine,
                                      #{exchange := XName, durable := Durable}}}} ->
-                      {true, {XName, Durable, uid_of_dir(Dir)}};
+                      {true, {XName, Durable, Uid}};
                   _ ->
                       false
               end
-      end, wildcard("D*_*")).
+      end, Uids).
 
 %% The member that holds an exchange's messages, if there is one.
 -spec find_member(rabbit_exchange:name()) -> {ok, uid()} | none.
@@ -181,23 +184,33 @@ stop_member(XName) ->
     _ = ra:stop_server(?RA_SYSTEM, server_id(XName)),
     ok.
 
-%% Stops the member and discards what it holds, for good. The directory gets another name first, so
-%% that a crash in the middle leaves nothing that could come back.
+%% Stops the member and discards what it holds, for good.
 -spec delete_member(rabbit_exchange:name()) -> ok.
 delete_member(XName) ->
     ok = await_start(server_id(XName)),
     case find_member(XName) of
         {ok, Uid} ->
             ok = stop_member(XName),
-            Dir = server_dir(Uid),
-            Doomed = filename:join(filename:dirname(Dir), "deleted-" ++ binary_to_list(Uid)),
-            _ = file:rename(Dir, Doomed),
-            unregister(Uid, XName),
+            Doomed = doom(Uid),
+            ok = unregister(Uid, XName),
             _ = file:del_dir_r(Doomed),
             ok;
         none ->
             ok
     end.
+
+%% Discards what a member that was never started in this run holds, for good.
+-spec discard_member(uid()) -> ok.
+discard_member(Uid) ->
+    _ = file:del_dir_r(doom(Uid)),
+    ok.
+
+%% Another name, so that a crash in the middle leaves nothing that could come back.
+doom(Uid) ->
+    Dir = server_dir(Uid),
+    Doomed = filename:join(filename:dirname(Dir), "deleted-" ++ binary_to_list(Uid)),
+    _ = file:rename(Dir, Doomed),
+    Doomed.
 
 %% Ra's supervisor starts one server at a time, and does nothing else meanwhile. From Ra 3 on the
 %% server then asks its supervisor for a helper, and waits for five seconds if that is ending it.
@@ -283,7 +296,7 @@ hex_digit(N) when N < 10 -> $0 + N;
 hex_digit(N) -> $A + N - 10.
 
 server_dir(Uid) ->
-    ra_env:server_data_dir(?RA_SYSTEM, Uid).
+    filename:join(rabbit_delay_config:data_dir(), binary_to_list(Uid)).
 
 wildcard(Pattern) ->
     Base = rabbit_delay_config:data_dir(),

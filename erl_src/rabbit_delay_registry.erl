@@ -14,7 +14,7 @@
 -include("rabbit_delay.hrl").
 
 -export([create_table/0, start_link/0, recover/0, withdraw/0, system_up/0]).
--export([ensure/1, delete/1, leader/2, queue_name/1, pending/1, stat/1, overdue/1,
+-export([ensure/1, delete/1, leader/2, leader/3, queue_name/1, pending/1, stat/1, overdue/1,
          register_queue/2, register_dispatcher/2, register_store/2, register_paused/2, queue/1,
          dispatcher/1, store/1, is_paused/1,
          counters/1, all_counters/0, gone_counters/0, checkpointed/2,
@@ -56,9 +56,10 @@ start_link() ->
     gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 
 %% The broker has recovered its exchanges: their bindings may need help, and what was held for
-%% exchanges that are gone is put aside.
+%% exchanges that are gone is put aside, before a client can declare one of the same name.
 -spec recover() -> ok.
 recover() ->
+    _ = put_aside_homeless(),
     lists:foreach(
       fun (X) ->
               rabbit_delay_broker:restore_bindings(rabbit_delay_exchange:underlying_type(X), X)
@@ -152,7 +153,13 @@ delete(XName) ->
         exit:{noproc, _} -> ok
     end.
 
-%% An effect of the Raft machine: this node's member leads.
+%% An effect of the Raft machine: this node's member leads. Its store is known from here on, before
+%% anything that it holds has been confirmed.
+-spec leader(rabbit_exchange:name(), pid(), rabbit_delay_store:store()) -> ok.
+leader(XName, ServerPid, Store) ->
+    ok = register_store(XName, Store),
+    leader(XName, ServerPid).
+
 -spec leader(rabbit_exchange:name(), pid()) -> ok.
 leader(XName, ServerPid) ->
     case ets:lookup(?MODULE, XName) of
@@ -377,29 +384,36 @@ heal(XName) ->
         {error, not_found} -> ok
     end.
 
-%% Exchanges that hold something are started; what belongs to none is put aside, or discarded if
-%% its exchange was not durable.
+%% Exchanges that hold something are started.
 start_members(State) ->
+    lists:foldl(fun (XName, S) ->
+                        {_, S1} = ensure_started(XName, S),
+                        S1
+                end, State, put_aside_homeless()).
+
+%% What belongs to no exchange is put aside, or discarded if its exchange was not durable. Answers
+%% the exchanges that hold something and can be started. One whose vhost is not up starts with its
+%% first message, or at the next boot.
+put_aside_homeless() ->
     Durable = maps:from_list([{rabbit_delay_broker:exchange_name(X), true}
                               || X <- rabbit_delay_broker:durable_delayed_exchanges()]),
-    lists:foldl(fun (Member, S) -> start_or_put_aside(Member, Durable, S) end,
-                State, rabbit_delay_raft:members()).
+    lists:filter(fun (XName) -> rabbit_delay_broker:lookup_exchange(XName) =/= {error, not_found} end,
+                 [XName || {XName, _, _} = Member <- rabbit_delay_raft:members(),
+                           has_home(Member, Durable)]).
 
-start_or_put_aside({XName, IsDurable, Uid}, Durable, State) ->
+has_home({XName, IsDurable, Uid}, Durable) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, _} ->
-            {_, State1} = ensure_started(XName, State),
-            State1;
+            true;
         {error, not_found} when is_map_key(XName, Durable) ->
-            %% Its vhost is not up: the exchange starts with the first message, or at the next boot.
-            State;
+            true;
         {error, not_found} when not IsDurable ->
-            ok = rabbit_delay_raft:delete_member(XName),
-            State;
+            ok = rabbit_delay_raft:discard_member(Uid),
+            false;
         {error, not_found} ->
             Result = rabbit_delay_raft:quarantine_member(Uid),
             ?LOG_WARNING("delayed messages of ~s, which does not exist any more, are put aside: "
                          "~0p. Delete that directory to be rid of them.",
                          [rabbit_misc:rs(XName), Result], ?LOG_DOMAIN),
-            State
+            false
     end.
