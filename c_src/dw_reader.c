@@ -618,7 +618,7 @@ static void collect_ids(struct slice *slice, const uint64_t *ids, uint32_t n, ui
                         uint32_t *seen) {
     struct dw_store *store = slice->store;
     uint64_t bytes = 0;
-    while (*seen < n && slice->count < SLICE && bytes<SLICE_BYTES && * left_bytes> 0) {
+    while (*left_bytes > 0 && *seen < n && slice->count < SLICE && bytes < SLICE_BYTES) {
         const uint32_t k = dw_index_find(store->by_id, ids[(*seen)++]);
         if (k != DW_NIL) {
             const uint32_t length = dw_slab_at(store->slab, k)->len;

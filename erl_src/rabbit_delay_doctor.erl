@@ -168,8 +168,11 @@ has(Item, #q{settings = Settings}) -> is_map_key(Item, Settings).
 %% What the broker adds where nothing is set.
 delivery_limit(#q{type = quorum} = Q, #{topology := #{version := Version}}) ->
     case value(delivery_limit, Q) of
-        undefined when Version >= [4] -> {20, default};
-        undefined -> none;
+        undefined ->
+            case rabbit_delay_queue_settings:default_delivery_limit(Version) of
+                infinity -> none;
+                Limit -> {Limit, default}
+            end;
         infinity -> none;
         Limit -> {Limit, explicit}
     end;

@@ -13,8 +13,8 @@
 
 -export([register/0, is_registered/0, unregister/0]).
 -export([description/0, serialise_events/0, route/2, route/3, validate/1, validate_binding/2,
-         create/2, delete/2, delete/3, policy_changed/2, add_binding/3, remove_bindings/3, assert_args_equivalence/2,
-         info/1, info/2]).
+         create/2, delete/2, delete/3, policy_changed/2, add_binding/3, remove_bindings/3,
+         assert_args_equivalence/2, info/1, info/2]).
 -export([underlying_type/1, while_releasing/1, list/2, list/3]).
 
 -rabbit_boot_step(

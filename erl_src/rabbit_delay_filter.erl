@@ -4,6 +4,8 @@
 %% by due time, routing key, the exchange they were published to, and a header; or by their ids.
 -module(rabbit_delay_filter).
 
+-include("rabbit_delay.hrl").
+
 -export([parse/2, is_empty/1, due_range/1, needs_content/1, matches/2, time/2, offset/1, id/1]).
 
 -export_type([filter/0, words/0]).
@@ -14,8 +16,6 @@
 %% As given: due_from, due_to (see time/2), routing_key, published_to, header (name=value).
 -type words() :: #{atom() => binary() | integer()}.
 -type ms() :: rabbit_delay_store:ms().
-
--define(MAX_MS, 16#ffffffffffff).
 
 %% Reads a filter. Keys that it does not know are the caller's to refuse.
 -spec parse(words(), Now :: ms()) -> {ok, filter()} | {error, Why :: binary()}.

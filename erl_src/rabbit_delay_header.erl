@@ -10,7 +10,7 @@
 %% a number. Zero, negative, and a time that has passed mean: at once.
 -module(rabbit_delay_header).
 
--export([due/3, due/4, negate/1, from_amqp10/2, to_amqp10/1, names/0]).
+-export([due/3, due/4, find/2, negate/1, from_amqp10/2, to_amqp10/1, names/0]).
 
 -export_type([due/0, headers/0]).
 
@@ -101,6 +101,8 @@ to_amqp10({_, longstr, Text}) -> {utf8, Text};
 to_amqp10({_, signedint, N}) -> {int, N};
 to_amqp10({_, Tag, Value}) -> {Tag, Value}.
 
+%% The header of that name; one that is void counts as none.
+-spec find(binary(), [{binary(), atom(), term()}]) -> {Tag :: atom(), term()} | undefined.
 find(Name, Headers) ->
     case lists:keyfind(Name, 1, Headers) of
         false -> undefined;

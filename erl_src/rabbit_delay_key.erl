@@ -53,9 +53,10 @@ asked(Headers, MessageId) ->
                 false -> {invalid, ?CANCEL, Value, "must be a string of 1 to 255 bytes"}
             end;
         false ->
-            case on_duplicate(find(?ON_DUPLICATE, Headers)) of
+            case on_duplicate(rabbit_delay_header:find(?ON_DUPLICATE, Headers)) of
                 {invalid, _, _, _} = Invalid -> Invalid;
-                OnDuplicate -> named(OnDuplicate, key_of(find(?KEY, Headers), MessageId))
+                OnDuplicate ->
+                    named(OnDuplicate, key_of(rabbit_delay_header:find(?KEY, Headers), MessageId))
             end
     end.
 
@@ -94,13 +95,6 @@ unknown_word(Value) ->
 is_key(Type, Value) ->
     (Type =:= longstr orelse Type =:= binary) andalso is_binary(Value)
         andalso Value =/= <<>> andalso byte_size(Value) =< ?MAX_KEY_BYTES.
-
-find(Name, Headers) ->
-    case lists:keyfind(Name, 1, Headers) of
-        false -> undefined;
-        {_, void, _} -> undefined;
-        {_, Type, Value} -> {Type, Value}
-    end.
 
 -spec hash(salt(), key()) -> pos_integer().
 hash(Salt, Key) ->

@@ -55,7 +55,6 @@
                           %% how much of each body, bytes
                           body => non_neg_integer()}.
 
--define(MAX_MS, 16#ffffffffffff).
 -define(MAX_ID, 16#ffffffffffffffff).
 
 %% A page of items ends at about so many bytes of them, and any request goes on later after so long.
@@ -386,6 +385,7 @@ change_matching(XName, Operation, Filter, #{by := By} = Options) ->
                       Walk = #{store => Store, dispatcher => Dispatcher, exchange => XName,
                                operation => Operation, filter => Filter,
                                range => rabbit_delay_filter:due_range(Filter),
+                               read => rabbit_delay_filter:needs_content(Filter),
                                dry_run => maps:get(dry_run, Options, false),
                                bounds => case Bounds of
                                              {0, 0} -> bounds(Store);
@@ -454,7 +454,7 @@ walk_page(Records, Position, Chosen, Count, Sum, #{operation := Operation} = Wal
             Error
     end;
 walk_page([{Due, Id, _} = Record | Rest], Position, Chosen, Count, Sum0,
-          #{range := {From, To}, bounds := {Below, Now}, filter := Filter,
+          #{range := {From, To}, bounds := {Below, Now}, read := Read,
             operation := Operation} = Walk0) ->
     case is_backward(Operation) andalso Due < From orelse
          (not is_backward(Operation)) andalso Due > To of
@@ -472,7 +472,7 @@ walk_page([{Due, Id, _} = Record | Rest], Position, Chosen, Count, Sum0,
                 true ->
                     walk_page(Rest, {Due, Id}, [Record | Chosen], Count + 1, Sum, Walk);
                 false ->
-                    case rabbit_delay_filter:needs_content(Filter) andalso is_late(Walk) of
+                    case Read andalso is_late(Walk) of
                         true -> change_chosen(Chosen, full, {Due, Id}, Sum, Walk);
                         false -> walk_page(Rest, {Due, Id}, Chosen, Count, Sum, Walk)
                     end
@@ -484,17 +484,14 @@ concerns({reschedule_to, Time}, Due, _) -> Due =/= Time;
 concerns(release, Due, Now) -> Due > Now;
 concerns(_, _, _) -> true.
 
+passes(_, _, #{read := false} = Walk) ->
+    {true, Walk};
 passes(Record, Rest, #{filter := Filter} = Walk0) ->
-    case rabbit_delay_filter:needs_content(Filter) of
-        false ->
-            {true, Walk0};
-        true ->
-            {Read, Walk} = read_ahead(Record, Rest, Walk0),
-            {case Read of
-                 {ok, _, Message} -> rabbit_delay_filter:matches(Filter, Message);
-                 _ -> false
-             end, Walk}
-    end.
+    {Read, Walk} = read_ahead(Record, Rest, Walk0),
+    {case Read of
+         {ok, _, Message} -> rabbit_delay_filter:matches(Filter, Message);
+         _ -> false
+     end, Walk}.
 
 change_chosen([], Then, Position, Sum, _) ->
     then(Then, Position, Sum);

@@ -3,8 +3,9 @@
 %% Figures of delayed messages in the broker's Prometheus endpoint, for as long as the plugin
 %% rabbitmq_prometheus is enabled; this module is not used otherwise. As with the broker's own,
 %% /metrics shows the sums of all exchanges of this node, unless
-%% prometheus.return_per_object_metrics is on, /metrics/per-object each exchange's, and /metrics/detailed each exchange's under the name
-%% rabbitmq_detailed_delayed_..., if the query asks for family=delayed_exchange_metrics.
+%% prometheus.return_per_object_metrics is on, /metrics/per-object each exchange's, and
+%% /metrics/detailed each exchange's under the name rabbitmq_detailed_delayed_..., if the query asks
+%% for family=delayed_exchange_metrics.
 %%
 %% Counts begin with the broker's start. Times are in seconds, sizes in bytes.
 -module(rabbit_delay_prometheus).

@@ -40,7 +40,7 @@
 -define(STATS_MS, 5000).
 
 %% A due time beyond this is not refused here: route/1 has judged it already.
--define(NO_LIMIT, 16#ffffffffffff).
+-define(NO_LIMIT, ?MAX_MS).
 
 -record(waiting, {message :: rabbit_delay_broker:message(),
                   %% of its payload, bytes

@@ -4,7 +4,8 @@
 %% broker does it for that type of queue.
 -module(rabbit_delay_queue_settings).
 
--export([compile/1, of_queue/3, of_exchange/3, matching/3, foreign_keys/2]).
+-export([compile/1, of_queue/3, of_exchange/3, matching/3, foreign_keys/2,
+         default_delivery_limit/1]).
 
 -export_type([compiled/0, settings/0, origin/0]).
 
@@ -178,6 +179,11 @@ merge(_, _, Values) ->
         false -> hd(Values);
         Found -> Found
     end.
+
+%% Of a quorum queue for which none is set, in a broker of this version.
+-spec default_delivery_limit(Version :: [non_neg_integer()]) -> pos_integer() | infinity.
+default_delivery_limit(Version) when Version >= [4] -> 20;
+default_delivery_limit(_) -> infinity.
 
 infinity_if_negative(Limit) when Limit < 0 -> infinity;
 infinity_if_negative(Limit) -> Limit.

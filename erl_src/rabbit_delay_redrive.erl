@@ -88,8 +88,8 @@ start(Options, Watcher) ->
 
 run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
     try
-        {Objects, Index} = topology(VHost, Queue),
-        Limit = delivery_limit(Queue, Objects),
+        {Version, Objects, Index} = topology(VHost, Queue),
+        Limit = delivery_limit(Queue, Objects, Version),
         Prepared = fun (Channel) ->
                            #s{options = Options, watcher = Watcher, channel = Channel, index = Index,
                               delivery_limit = Limit, counts = counts(), next_at = now_us(),
@@ -112,25 +112,20 @@ topology(VHost, Queue) ->
         false -> refuse(["there is no vhost \"", VHost, "\""]);
         true -> ok
     end,
-    #{vhosts := #{VHost := #{queues := Queues} = Objects}} = rabbit_delay_topology:live([VHost]),
+    #{version := Version, vhosts := #{VHost := #{queues := Queues} = Objects}} =
+        rabbit_delay_topology:live([VHost]),
     case Queues of
         #{Queue := #{type := Type}} when Type =:= classic; Type =:= quorum -> ok;
         #{Queue := _} -> refuse(["\"", Queue, "\" is neither a classic nor a quorum queue"]);
         _ -> refuse(["there is no queue \"", Queue, "\" in vhost \"", VHost, "\""])
     end,
-    {Objects, rabbit_delay_doctor:at_once(Objects)}.
+    {Version, Objects, rabbit_delay_doctor:at_once(Objects)}.
 
-delivery_limit(Queue, #{queues := Queues} = Objects) ->
+delivery_limit(Queue, #{queues := Queues} = Objects, Version) ->
     case {maps:get(Queue, Queues), rabbit_delay_doctor:settings(Queue, Objects)} of
         {#{type := quorum}, #{delivery_limit := {Limit, _}}} -> Limit;
-        {#{type := quorum}, _} -> default_delivery_limit();
+        {#{type := quorum}, _} -> rabbit_delay_queue_settings:default_delivery_limit(Version);
         _ -> infinity
-    end.
-
-default_delivery_limit() ->
-    case rabbit_delay_broker:series() of
-        "3." ++ _ -> infinity;
-        _ -> 20
     end.
 
 counts() ->
@@ -186,7 +181,7 @@ decide(#{headers := Headers} = Message, #s{options = #{to := To} = Options} = S0
     end.
 
 matches(Options, Deaths, Headers) ->
-    Last = case Deaths of [] -> #{}; [Death | _] -> Death end,
+    Last = last(Deaths),
     Age = case Deaths of
               [#{time := _} | _] ->
                   erlang:system_time(second)
@@ -201,6 +196,9 @@ matches(Options, Deaths, Headers) ->
                   ({newer_than, Seconds}) -> is_integer(Age) andalso Age =< Seconds;
                   (_) -> true
               end, maps:to_list(Options)).
+
+last([]) -> #{};
+last([Death | _]) -> Death.
 
 header_text(Value) when is_binary(Value) -> Value;
 header_text(Value) when is_integer(Value) -> integer_to_binary(Value);
@@ -533,20 +531,12 @@ stats(VHost, Queue, Max) ->
             {error, unicode:characters_to_binary(Why)}
     end.
 
-group(Headers, #{exchange := X, key := Key}, Now) ->
+group(Headers, #{exchange := X} = Message, Now) ->
     First = rabbit_delay_deaths:first(Headers),
     {Deaths, _} = rabbit_delay_deaths:history(Headers),
-    Last = case Deaths of [] -> #{}; [Death | _] -> Death end,
-    FirstKey = case Deaths of
-                   [] -> Key;
-                   _ -> case lists:last(Deaths) of
-                            #{keys := [K | _]} -> K;
-                            _ -> Key
-                        end
-               end,
     Times = [Time || #{time := Time} <- Deaths],
-    {{maps:get(queue, First, <<>>), maps:get(reason, Last, <<>>), maps:get(exchange, First, X),
-      FirstKey},
+    {{maps:get(queue, First, <<>>), maps:get(reason, last(Deaths), <<>>),
+      maps:get(exchange, First, X), first_key(Deaths, Message)},
      case Times of [] -> 0; _ -> max(0, Now - lists:max(Times)) end}.
 
 %% The history of the message at a position, from 1, in sentences.

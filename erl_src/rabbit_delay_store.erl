@@ -28,8 +28,8 @@
 %%
 %% Who may call what. One process at a time writes: insert, insert_keyed, settle, reschedule,
 %% reschedule_many, note, flush, maintain, checkpoint. A second one that tries meanwhile gets
-%% {error, busy}, and so does whoever
-%% begins a checkpoint while one is being finished. Any process may call the rest at any time.
+%% {error, busy}, and so does whoever begins a checkpoint while one is being finished. Any process
+%% may call the rest at any time.
 %%
 %% A directory has one opening. Opening or restoring it again closes the older one first, waiting
 %% for what is under way in it; calls on that one then answer {error, eclosed}, as after close/1. So

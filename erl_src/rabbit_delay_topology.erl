@@ -271,7 +271,8 @@ live_vhost(VHost) ->
 live_queue(Q) ->
     #resource{name = Name} = amqqueue:get_name(Q),
     #{name => Name, type => queue_type(atom_to_binary(amqqueue:get_type(Q), utf8)),
-      durable => amqqueue:is_durable(Q), arguments => arguments(amqqueue:get_arguments(Q)),
+      durable => amqqueue:is_durable(Q),
+      arguments => rabbit_delay_deaths:plain(amqqueue:get_arguments(Q)),
       consumers => consumers(Q)}.
 
 %% Unknown where the queue is down.
@@ -287,7 +288,7 @@ live_exchange(X) ->
     [{name, #resource{name = Name}}, {type, Type}, {durable, Durable}, {arguments, Arguments}] =
         rabbit_exchange:info(X, [name, type, durable, arguments]),
     #{name => Name, type => atom_to_binary(Type, utf8), durable => Durable,
-      arguments => arguments(Arguments)}.
+      arguments => rabbit_delay_deaths:plain(Arguments)}.
 
 live_binding(B) ->
     [{source_name, Source}, {destination_name, Destination}, {destination_kind, Kind},
@@ -295,7 +296,7 @@ live_binding(B) ->
         rabbit_binding:info(B, [source_name, destination_name, destination_kind, routing_key,
                                 arguments]),
     #{source => Source, destination => {Kind, Destination}, key => Key,
-      arguments => arguments(Arguments)}.
+      arguments => rabbit_delay_deaths:plain(Arguments)}.
 
 live_policy(Policy) ->
     #{name => proplists:get_value(name, Policy),
@@ -306,9 +307,3 @@ live_policy(Policy) ->
                         #{} = Definition -> Definition;
                         Definition -> maps:from_list(Definition)
                     end}.
-
-arguments(Table) -> maps:from_list([{Key, argument(Type, Value)} || {Key, Type, Value} <- Table]).
-
-argument(table, Table) -> arguments(Table);
-argument(array, Values) -> [argument(Type, Value) || {Type, Value} <- Values];
-argument(_, Value) -> Value.

@@ -25,7 +25,6 @@
 -define(PAGE_BYTES, 4194304).
 -define(CONFIRM_SECONDS, 30).
 -define(TIME, <<"x-opt-delivery-time">>).
--define(MAX_MS, 16#ffffffffffff).
 
 -type cursor() :: {rabbit_delay_store:ms(), rabbit_delay_store:id()}.
 
@@ -53,7 +52,7 @@ export(VHost, Exchange, Cursor, Max) ->
 
 is_delayed(XName) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
-        {ok, X} -> rabbit_exchange:info(X, [type]) =:= [{type, 'x-delayed-message'}];
+        {ok, X} -> rabbit_delay_broker:is_delayed(X);
         {error, not_found} -> false
     end.
 

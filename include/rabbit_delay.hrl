@@ -2,4 +2,6 @@
 
 -define(EXCHANGE_TYPE, <<"x-delayed-message">>).
 -define(RA_SYSTEM, rabbit_delay_wheel).
+%% The latest time, ms since the epoch, and the longest delay that the store can hold.
+-define(MAX_MS, 16#ffffffffffff).
 -define(LOG_DOMAIN, #{domain => [rabbitmq, delayed_message]}).
