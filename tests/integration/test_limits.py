@@ -11,7 +11,7 @@ import wire
 from client import Client, closes_channel
 from conftest import PLUGIN
 from management import Management, eventually, quoted
-from node import HOUR_MS, evaluate, set_clock
+from node import HOUR_MS, evaluate, kill_9, set_clock
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ def test_overdue_messages_are_dropped_after_a_restart(own):
     delivered, other = client.delayed_and_queue()
     for name in (exchange, delivered):
         client.publish(name, body=b"due while the broker is down", delay=1000)
-    own.kill9()
+    kill_9(own)
     time.sleep(1.2)  # it is to be overdue when the broker is back
     own.start()
     client = Client(own)
