@@ -209,6 +209,8 @@ counter_figures() ->
      {retried, "messages_retried_total", "Tries to release a message that a queue rejected"},
      {expired, "messages_expired_total",
       "Delayed messages dropped because it was too late to release them"},
+     {overflowed, "messages_overflowed_total",
+      "Delayed messages dropped because their exchange was full"},
      {dead_lettered, "messages_dead_lettered_total",
       "Delayed messages that went to the dead-letter exchange"},
      {corrupt, "messages_corrupt_total",
