@@ -20,6 +20,8 @@
 -export([init/2, variances/2, allowed_methods/2, content_types_provided/2,
          content_types_accepted/2, is_authorized/2, forbidden/2, resource_exists/2, to_json/2,
          accept/2, delete_resource/2]).
+%% For rabbit_delay_dead_letter_mgmt.
+-export([parameters/2, integer/5, body/1, refuse/5, reply/4]).
 
 -define(LIMIT, 100).
 -define(MAX_LIMIT, 1000).
@@ -253,6 +255,8 @@ delete_resource(Req, #context{impl = message} = Context) ->
             refuse(400, bad_request, Why, Req, Context)
     end.
 
+%% The request's body, a JSON object.
+-spec body(cowboy_req:req()) -> {ok, map(), cowboy_req:req()} | {error, Why :: binary()}.
 body(Req0) ->
     case rabbit_mgmt_util:read_complete_body(Req0) of
         {ok, Body, Req} ->
@@ -378,6 +382,7 @@ exchange(Req) ->
     rabbit_misc:r(rabbit_mgmt_util:vhost(Req), exchange, rabbit_mgmt_util:id(exchange, Req)).
 
 %% The query's parameters, all of which must be known; empty ones count as absent.
+-spec parameters(cowboy_req:req(), [atom()]) -> {ok, #{atom() => binary()}} | {error, binary()}.
 parameters(Req, Known) ->
     try cowboy_req:parse_qs(Req) of
         Parameters -> known([P || {_, Value} = P <- Parameters, Value =/= <<>>], Known)
@@ -400,6 +405,8 @@ known(Given, Known) ->
                         Error
                 end, {ok, #{}}, Given).
 
+-spec integer(atom(), #{atom() => binary()}, integer(), integer(), integer()) ->
+          {ok, integer()} | {error, binary()}.
 integer(Name, Words, Default, Min, Max) ->
     try binary_to_integer(maps:get(Name, Words, integer_to_binary(Default))) of
         N when N >= Min, N =< Max -> {ok, N};
@@ -441,9 +448,13 @@ encoded(Term, Req, Context) ->
 done(Term, Req, Context) ->
     reply(200, Term, Req, Context).
 
+-spec refuse(400..599, atom(), Why :: binary(), cowboy_req:req(), #context{}) ->
+          {stop, cowboy_req:req(), #context{}}.
 refuse(Status, Error, Why, Req, Context) ->
     reply(Status, #{error => Error, reason => Why}, Req, Context).
 
+-spec reply(200..599, term(), cowboy_req:req(), #context{}) ->
+          {stop, cowboy_req:req(), #context{}}.
 reply(Status, Term, Req, Context) ->
     {stop, cowboy_req:reply(Status, #{<<"content-type">> => <<"application/json">>},
                             rabbit_json:encode(Term), Req), Context}.

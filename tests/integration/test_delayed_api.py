@@ -4,7 +4,6 @@ use what of it; and the management plugin absent, or enabled after us."""
 
 import base64
 import json
-import os
 import re
 import urllib.error
 import urllib.request
@@ -12,62 +11,12 @@ import uuid
 
 import pytest
 
+import openapi
 import wire
 from client import Client
-from management import Management, eventually, quoted
+from management import Management, eventually
 from node import HOUR_MS, evaluate, queue_process
-from private_broker import REPOSITORY, free_port
-
-with open(os.path.join(REPOSITORY, "priv", "openapi.json"), encoding="utf-8") as file:
-    OPENAPI = json.load(file)
-
-TYPES = {"string": str, "integer": int, "boolean": bool, "object": dict, "array": list}
-
-
-def resolved(schema):
-    while "$ref" in schema:
-        _, *names = schema["$ref"].split("/")
-        schema = OPENAPI
-        for name in names:
-            schema = schema[name]
-    return schema
-
-
-def mismatches(value, schema, where="$"):
-    """What keeps a value from being as the schema says: the part of JSON Schema that the file uses."""
-    schema = resolved(schema)
-    unknown = set(schema) - {"type", "nullable", "oneOf", "enum", "properties", "required",
-                             "additionalProperties", "minProperties", "items", "minItems",
-                             "maxItems", "minimum", "maximum", "maxLength", "pattern",
-                             "description", "default"}
-    assert not unknown, unknown
-    if value is None and schema.get("nullable"):
-        return
-    if "oneOf" in schema:
-        fits = [s for s in schema["oneOf"] if not list(mismatches(value, s))]
-        if len(fits) != 1:
-            yield f"{where}: {value!r} fits {len(fits)} of oneOf"
-        return
-    kind = schema.get("type")
-    if kind and (not isinstance(value, TYPES[kind])
-                 or kind == "integer" and isinstance(value, bool)):
-        yield f"{where}: {value!r} is no {kind}"
-        return
-    if "enum" in schema and value not in schema["enum"]:
-        yield f"{where}: {value!r} is none of {schema['enum']}"
-    if kind == "object":
-        known = schema.get("properties", {})
-        for name in set(schema.get("required", [])) - set(value):
-            yield f"{where}.{name} is missing"
-        for name in value:
-            if name in known:
-                yield from mismatches(value[name], known[name], f"{where}.{name}")
-            elif schema.get("additionalProperties") is False:
-                yield f"{where}.{name} is not known"
-    if kind == "array":
-        for n, item in enumerate(value):
-            yield from mismatches(item, schema["items"], f"{where}[{n}]")
-
+from private_broker import free_port
 
 class Api:
     """Requests below /api/delayed-exchanges of one user."""
@@ -78,21 +27,9 @@ class Api:
 
     def call(self, method, template="", body=None, query="", **places):
         """The status and the answer of a documented request; fails unless both are as documented."""
-        documented = OPENAPI["paths"]["/delayed-exchanges" + template][method.lower()]
         places = {"vhost": self.vhost, "exchange": self.exchange, **places}
-        path = re.sub(r"\{(\w+)\}", lambda m: quoted(str(places[m.group(1)])), template)
-        status, answer = self.management.request(method, "delayed-exchanges" + path + query, body)
-        described = resolved(documented["responses"][str(status)])
-        if status != 401:
-            content = described.get("content")
-            assert (answer is None) == (content is None), (status, answer)
-            if content:
-                wrong = list(mismatches(answer, content["application/json"]["schema"]))
-                assert not wrong, wrong
-        if body is not None and status == 200:
-            content = documented["requestBody"]["content"]["application/json"]
-            assert not list(mismatches(body, content["schema"]))
-        return status, answer
+        return openapi.call(self.management, method, "/delayed-exchanges" + template, body, query,
+                            **places)
 
     def ok(self, *arguments, **options):
         status, answer = self.call(*arguments, **options)
@@ -355,7 +292,7 @@ def test_a_body_that_is_not_json_is_refused(api):
 
 @pytest.mark.parametrize("method, template", [
     (method.upper(), path.removeprefix("/delayed-exchanges"))
-    for path, methods in OPENAPI["paths"].items() for method in methods if "{exchange}" in path])
+    for path, methods in openapi.OPENAPI["paths"].items() for method in methods if "{exchange}" in path])
 def test_what_is_not_there_is_not_found(api, method, template):
     body = {"all": True, "by": 1} if "reschedule" in template else {"all": True}
     options = {"id": 1, "body": body if template.count("/") == 4 and method == "POST" else None}
@@ -373,12 +310,14 @@ def test_an_id_that_is_none_is_refused(api):
 
 
 def test_methods_and_paths_are_those_documented(broker, api):
-    routed = evaluate(broker, "[P || {P, _, _} <- rabbit_delay_mgmt:dispatcher()].")
+    routed = evaluate(broker, "[P || {P, _, _} <- rabbit_delay_mgmt:dispatcher() "
+                              "++ rabbit_delay_dead_letter_mgmt:dispatcher()].")
     paths = {re.sub(r":(\w+)", r"{\1}", path) for path in re.findall(r'"(/[^"]*)"', routed)}
-    assert paths == set(OPENAPI["paths"])
-    for path, methods in OPENAPI["paths"].items():
+    assert paths == set(openapi.OPENAPI["paths"])
+    for path, methods in openapi.OPENAPI["paths"].items():
         request = urllib.request.Request(
-            api.management._base + path[1:].format(vhost="%2F", exchange=api.exchange, id=1),
+            api.management._base + path[1:].format(vhost="%2F", exchange=api.exchange, id=1, queue="q",
+                                                    position=1),
             headers=api.management._headers, method="OPTIONS")
         with urllib.request.urlopen(request, timeout=30) as answer:
             allowed = set(answer.headers["allow"].lower().replace(" ", "").split(","))
