@@ -7,9 +7,7 @@ import subprocess
 import uuid
 
 from management import quoted
-from private_broker import REPOSITORY
-
-UI = os.path.join(REPOSITORY, "tests", "ui")
+from programs import UI
 
 
 class Browser:

@@ -392,7 +392,9 @@ template('delayed-exchange', function (data) {
   <h2>Pending messages by time to due</h2>
   <div class="hider updatable">
     ${exchange.messages_delayed == 0 ? HTML`<p>... no messages ...</p>`
-        : bar_chart('delayed-chart-due-times', data.due_times.buckets, chart_colors.full[0], due_label)}
+        : HTML`
+    ${bar_chart('delayed-chart-due-times', data.due_times.buckets, chart_colors.full[0], due_label)}
+    <p>How many are due within each time from now ${help('due-times')}</p>`}
   </div>
 </div>
 
@@ -771,6 +773,8 @@ HELP['delayed-rates'] = 'Messages taken in to be delayed, and messages that all 
 HELP['delayed-in-flight'] = 'Released, and not yet confirmed by their queues.';
 HELP['delayed-overdue'] = 'Messages that should have been released and are not in flight: the '
     + 'exchange is paused, its release rate is limited, or its queues do not take messages.';
+HELP['delayed-due-times'] = 'Each message counts once: within <strong>15 min</strong> are those that '
+    + 'are not due within 5 min. <strong>due</strong> are those that are in flight or overdue.';
 HELP['delayed-lateness'] = 'From when a message was due until its last queue had confirmed it.';
 HELP['delayed-change'] = 'Cancelled messages are gone. Released ones come now. Messages in flight to '
     + 'their queues are left alone. Each change is counted first, and asks.';
