@@ -76,6 +76,8 @@ counters(XName) ->
         undefined ->
             Counters = rabbit_delay_counters:new(),
             ok = update(XName, {#row.counters, Counters}),
+            %% To compare the first counts with.
+            ok = update(XName, {#row.samples, rabbit_delay_statistics:sample(Counters, [])}),
             Counters;
         Counters ->
             Counters

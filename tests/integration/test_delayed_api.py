@@ -574,6 +574,7 @@ def test_enabled_after_the_management_plugin_it_serves(brokers, browser):
     assert SCRIPT in api.management.get("extensions") and script(broker) == 200
     page = Page(browser, broker)
     page.visit("#/delayed-exchanges", "h1:text-is('Delayed exchanges')")
+    page.goto("about:blank")
     broker.plugins("disable", "rabbitmq_delay_wheel")
     assert api.management.request("GET", "delayed-exchanges")[0] == 404
     assert SCRIPT not in api.management.get("extensions") and script(broker) == 404

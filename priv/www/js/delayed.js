@@ -312,7 +312,7 @@ function view_of(vhost, name) {
     if (view.vhost !== vhost || view.name !== name) {
         view = {vhost: vhost, name: name, path: api_path(vhost, name), filter: {}, limit: PAGE_SIZES[0],
                 // The cursor of each page that led here; the first has none.
-                cursors: [null], page: NO_MESSAGES, loading: false, busy: false};
+                cursors: [null], page: NO_MESSAGES, search: null, busy: false};
     }
     return view;
 }
@@ -472,25 +472,34 @@ function change_buttons() {
 
 // ------------------------------------------------------------------- its messages
 
+// The API answers with less than a page, and a cursor, when it takes long to find more. A newer
+// search ends this one.
 function load_messages() {
-    const at = view;
-    if (at.loading) return;
-    at.loading = true;
-    $('#main #delayed-messages').html(HTML`<p>Loading ...</p>`.html);
-    const query = Object.assign({limit: at.limit}, at.filter);
-    const cursor = at.cursors[at.cursors.length - 1];
-    if (cursor !== null) query.cursor = cursor;
-    request('GET', at.path + '/messages?' + Object.keys(query).map(function (key) {
-        return esc(key) + '=' + esc(query[key]);
-    }).join('&'), null, function (page) {
-        at.loading = false;
-        at.page = page;
-        if (at === view) show_messages();
-    }, function (why) {
-        at.loading = false;
-        at.page = NO_MESSAGES;
-        if (at === view) $('#main #delayed-messages').html(HTML`<p class="warning">${why}</p>`.html);
-    });
+    const at = view, search = at.search = {}, items = [];
+    const show = function (html) { $('#main #delayed-messages').html(html.html); };
+    const current = function () {
+        return at === view && at.search === search && $('#main #delayed-messages').length > 0;
+    };
+    show(HTML`<p>Loading ...</p>`);
+    (function next(cursor) {
+        const query = Object.assign({limit: at.limit - items.length}, at.filter);
+        if (cursor !== null) query.cursor = cursor;
+        request('GET', at.path + '/messages?' + $.param(query), null, function (page) {
+            if (!current()) return;
+            items.push.apply(items, page.items);
+            if (page.cursor !== null && items.length < at.limit) {
+                show(HTML`<p>Loading: ${messages(items.length)} found so far ...</p>`);
+                next(page.cursor);
+            } else {
+                at.page = {items: items, cursor: page.cursor};
+                show_messages();
+            }
+        }, function (why) {
+            if (!current()) return;
+            at.page = NO_MESSAGES;
+            show(HTML`<p class="warning">${why}</p>`);
+        });
+    })(at.cursors[at.cursors.length - 1]);
 }
 
 function reload(first) {
