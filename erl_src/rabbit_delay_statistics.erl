@@ -21,7 +21,7 @@
 
 %% The newest first; when by the monotonic clock, when by the system's, and how many until then, all
 %% in ms.
--opaque samples() :: [{integer(), integer(), #{published | released => non_neg_integer()}}].
+-type samples() :: [{integer(), integer(), #{published | released => non_neg_integer()}}].
 
 %% How many until each bound, ms, and after the one before.
 -type buckets() :: [{UpTo :: non_neg_integer() | infinity, non_neg_integer()}].
