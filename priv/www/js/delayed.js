@@ -560,8 +560,8 @@ function selected() {
     return $('#main .delayed-one:checked').map(function () { return $(this).val(); }).get();
 }
 
-function progress(what) {
-    $('#main #delayed-progress').text(what);
+function progress(of, what) {
+    if (of === view) $('#main #delayed-progress').text(what);
 }
 
 // -------------------------------------------------------------------------- changes
@@ -610,10 +610,12 @@ function change_matching(change, which, due) {
     const path = at.path + '/messages/' + change;
     const over = function () {
         at.busy = false;
-        progress('');
+        progress(at, '');
     };
-    const examined = function (sums) { progress(messages(sums.examined) + ' examined ...'); };
-    progress('Counting ...');
+    const examined = function (sums) {
+        progress(at, messages(sums.examined) + ' examined ...');
+    };
+    progress(at, 'Counting ...');
     request_all(path, Object.assign({dry_run: true}, body), examined, function (counted) {
         // Whoever has gone elsewhere meanwhile is not asked.
         if (at !== view || $('#main #delayed-messages').length == 0) return over();
