@@ -11,7 +11,8 @@ from private_broker import REPOSITORY
 with open(os.path.join(REPOSITORY, "priv", "openapi.json"), encoding="utf-8") as file:
     OPENAPI = json.load(file)
 
-TYPES = {"string": str, "integer": int, "boolean": bool, "object": dict, "array": list}
+TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict,
+         "array": list}
 
 
 def resolved(schema):
