@@ -327,6 +327,7 @@ function render_exchange(vhost, name) {
 const FILTERS = [
     {name: 'due_from', label: 'Due from', hint: '+90m, or 2027-01-31T12:00:00Z'},
     {name: 'due_to', label: 'Due until', hint: '+2d, or 2027-01-31T12:00:00Z'},
+    {name: 'key', label: 'Key', hint: 'x-delay-key, or message_id'},
     {name: 'routing_key', label: 'Routing key', hint: ''},
     {name: 'header', label: 'Header', hint: 'name=value'},
     {name: 'published_to', label: 'Published to exchange', hint: ''}
@@ -535,18 +536,19 @@ function show_messages() {
   <thead>
     <tr>
       <th class="c"><input type="checkbox" id="delayed-all" title="All on this page"/></th>
-      <th>Due</th><th>Routing key</th><th>Headers</th><th>Size</th><th>Id</th>
+      <th>Due</th><th>Routing key</th><th>Headers</th><th>Key</th><th>Size</th><th>Id</th>
     </tr>
   </thead>
   <tbody>${items.map(function (message, i) {
       return HTML`
     <tr${safe(alt_rows(i))}>
       <td class="c"><input type="checkbox" class="delayed-one" value="${message.id}"/></td>
-      ${message.damaged ? HTML`<td colspan="4">Its record is damaged: ${
+      ${message.damaged ? HTML`<td colspan="5">Its record is damaged: ${
           JSON.stringify(message.damaged)}</td>` : HTML`
       <td>${fmt_timestamp(message.due)}<sub>${from_now(message.due)}</sub></td>
       <td>${shortened(text(message.routing_key) || '', 60)}</td>
       <td>${shortened(headers_text(message.headers), 80)}</td>
+      <td>${shortened(text(message.key) || '', 60)}</td>
       <td class="r">${fmt_bytes(message.payload_bytes)}</td>`}
       <td><a href="${page_url(view.vhost, view.name)}/messages/${message.id}">${message.id}</a></td>
     </tr>`;
@@ -750,6 +752,7 @@ function shown_message(message) {
     return HTML`
 <table class="facts">
   <tr><th>Due</th><td>${fmt_timestamp(message.due)}<sub>${from_now(message.due)}</sub></td></tr>
+  <tr><th>Key</th><td>${shown_text(message.key)}</td></tr>
   <tr><th>Published to</th><td>${shown_text(message.exchange)}</td></tr>
   <tr><th>Routing key</th><td>${shown_text(message.routing_key)}${others.map(function (key) {
       return HTML`<br/>${shown_text(key)}`;
