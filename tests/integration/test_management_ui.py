@@ -96,6 +96,8 @@ def test_the_list_is_sorted_and_filtered(client, page, holding):
     eventually(counts, lambda c: len(c) >= 2 and c == sorted(c))
     page.click('a.sort:has-text("Pending")')
     eventually(counts, lambda c: len(c) >= 2 and c == sorted(c, reverse=True) and c[0] > c[-1])
+    page.click('a.sort:has-text("released")')
+    page.waitForSelector('a.sort:has-text("released") .arrow')
     page.fill("#delayed-exchanges-name", exchange)
     page.press("#delayed-exchanges-name", "Enter")
     eventually(lambda: page.texts("#delayed-exchanges-table tbody a"), lambda t: t == [exchange])

@@ -49,13 +49,14 @@ def fill(broker, client):
                               headers={"x-delay": due, "tenant": f"t{count % 7}"})
         publisher.publish(retries, "orders", [b"{}"] * 85, headers={"x-delay": HOUR_MS})
         for n in range(4):
-            client.publish(reminders, "basket.abandoned", order(3990 + n), message_id=f"b-{3990 + n}",
+            client.publish(reminders, "basket.abandoned", order(3990 + n),
                            delay=30 * MINUTE_MS * (n + 1), content_type="application/json",
-                           headers={"tenant": "acme", "x-delay-key": f"basket/{3990 + n}"})
+                           headers={"tenant": "acme", "x-delay-key": f"basket/{3990 + n}"},
+                           message_id=f"b-{3990 + n}")
         began = time.monotonic()
         while (passed := time.monotonic() - began) < TRAFFIC_SECONDS:
-            publisher.publish(reminders, "basket.app", [order(1)] * int(10 + 6 * math.sin(passed / 7)),
-                              headers={"x-delay": 8000})
+            waves = int(10 + 6 * math.sin(passed / 7))
+            publisher.publish(reminders, "basket.app", [order(1)] * waves, headers={"x-delay": 8000})
             publisher.publish(retries, "orders", [b"{}"] * 5, headers={"x-delay": 800})
             time.sleep(0.2)
     return reminders

@@ -3,12 +3,13 @@
 // Delayed exchanges and their messages in the management pages. Everything is shown with the pages'
 // own functions, styles and charts, and comes from /api/delayed-exchanges.
 //
-// Templates are functions that answer HTML: RabbitMQ 4.3 takes no others, its pages may not evaluate
-// text. What they put into HTML`...` is escaped, unless it is HTML`...` itself or said to be Safe.
+// Templates are functions that answer HTML: RabbitMQ 4.3 takes no others, its pages may not
+// evaluate text. What they put into HTML`...` is escaped, unless it is HTML`...` itself or said to
+// be Safe.
 //
 // Another page of the plugin is another file, named by another module with the behaviour
-// rabbit_mgmt_extension: a module names one, and the pages of RabbitMQ 3.10 begin when as many files
-// have called dispatcher_add. It may use DelayedPages once its routes are asked for.
+// rabbit_mgmt_extension: a module names one, and the pages of RabbitMQ 3.10 begin when as many
+// files have called dispatcher_add. It may use DelayedPages once its routes are asked for.
 
 (function () {
 'use strict';
@@ -310,7 +311,8 @@ const NO_MESSAGES = {items: [], cursor: null};
 
 function view_of(vhost, name) {
     if (view.vhost !== vhost || view.name !== name) {
-        view = {vhost: vhost, name: name, path: api_path(vhost, name), filter: {}, limit: PAGE_SIZES[0],
+        view = {vhost: vhost, name: name, path: api_path(vhost, name),
+                filter: {}, limit: PAGE_SIZES[0],
                 // The cursor of each page that led here; the first has none.
                 cursors: [null], page: NO_MESSAGES, search: null, busy: false};
     }
@@ -787,14 +789,15 @@ HELP['delayed-rates'] = 'Messages taken in to be delayed, and messages that all 
 HELP['delayed-in-flight'] = 'Released, and not yet confirmed by their queues.';
 HELP['delayed-overdue'] = 'Messages that should have been released and are not in flight: the '
     + 'exchange is paused, its release rate is limited, or its queues do not take messages.';
-HELP['delayed-due-times'] = 'Each message counts once: within <strong>15 min</strong> are those that '
-    + 'are not due within 5 min. <strong>due</strong> are those that are in flight or overdue.';
+HELP['delayed-due-times'] = 'Each message counts once: within <strong>15 min</strong> are those '
+    + 'that are not due within 5 min. <strong>due</strong> are those that are in flight or '
+    + 'overdue.';
 HELP['delayed-lateness'] = 'From when a message was due until its last queue had confirmed it.';
-HELP['delayed-change'] = 'Cancelled messages are gone. Released ones come now. Messages in flight to '
-    + 'their queues are left alone. Each change is counted first, and asks.';
+HELP['delayed-change'] = 'Cancelled messages are gone. Released ones come now. Messages in flight '
+    + 'to their queues are left alone. Each change is counted first, and asks.';
 HELP['delayed-reschedule'] = '<strong>to</strong> a time: from now (<code>+90m</code>) or absolute '
-    + '(<code>2027-01-31T12:00:00Z</code>). <strong>by</strong>: so much later (<code>1h</code>) or '
-    + 'earlier (<code>-10m</code>) than each is due. Units: ms, s, m, h, d, w.';
+    + '(<code>2027-01-31T12:00:00Z</code>). <strong>by</strong>: so much later (<code>1h</code>) '
+    + 'or earlier (<code>-10m</code>) than each is due. Units: ms, s, m, h, d, w.';
 
 RENDER_CALLBACKS['delayed-exchanges'] = render_exchanges;
 
