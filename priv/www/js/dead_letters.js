@@ -116,7 +116,8 @@ function findings(answer) {
       <td>
         <p>${finding.why}</p>
         <p>${finding.mend}</p>
-        ${finding.commands.length > 0 && HTML`<pre class="msg-payload">${
+        ${finding.commands.length > 0 && HTML`<pre class="msg-payload"
+            style="max-width: 560px; white-space: pre-wrap; overflow-wrap: anywhere;">${
             finding.commands.join('\n')}</pre>`}
       </td>
     </tr>`;
@@ -231,16 +232,20 @@ function detail_of(node) {
 
 // Texts go into it as text, never as markup.
 function drawing(vhost, graph) {
-    const width = 210, height = 36, across = 290, down = 54, margin = 12;
+    const width = 210, height = 36, across = 290, down = 54;
     const found = layered(graph), layout = placed(graph, found.layer);
     const tallest = Math.max.apply(null, layout.layers.map(function (nodes) {
         return nodes.length;
     }));
     const has_back = graph.edges.some(function (edge) { return found.is_back(edge[0], edge[1]); });
+    const margin = has_back ? 45 : 12;
     const total = {width: 2 * margin + across * (layout.layers.length - 1) + width,
                    height: 2 * margin + down * (tallest - 1) + height + (has_back ? 40 : 0)};
+    // As wide as the page, as long as its texts can be read.
     const root = svg('svg', {'class': 'dead-letter-graph', width: total.width, height: total.height,
-                             viewBox: '0 0 ' + total.width + ' ' + total.height, role: 'img'});
+                             viewBox: '0 0 ' + total.width + ' ' + total.height, role: 'img',
+                             style: 'max-width: 100%; height: auto; min-width: '
+                                 + Math.round(0.6 * total.width) + 'px'});
     svg('title', {}, root).textContent = 'Where dead letters of virtual host ' + vhost + ' go';
     const at = function (i) {
         return {x: margin + across * found.layer[i], y: margin + down * layout.place[i]};
@@ -249,7 +254,7 @@ function drawing(vhost, graph) {
         const from = at(edge[0]), to = at(edge[1]);
         const back = found.is_back(edge[0], edge[1]);
         const x1 = from.x + width, y1 = from.y + height / 2, x2 = to.x, y2 = to.y + height / 2;
-        const low = total.height - margin;
+        const low = total.height - 12;
         const d = back ? 'M' + x1 + ' ' + y1 + ' C' + (x1 + 40) + ' ' + low + ' ' + (x1 + 20) + ' '
                 + low + ' ' + (x1 - 20) + ' ' + low + ' L' + (x2 + 20) + ' ' + low + ' C' + (x2 - 30)
                 + ' ' + low + ' ' + (x2 - 40) + ' ' + y2 + ' ' + x2 + ' ' + y2
