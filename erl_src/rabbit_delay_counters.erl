@@ -14,6 +14,8 @@
 %%   retried       tries to release that a queue rejected
 %%   expired       messages that were dropped because it was too late to release them
 %%   dead_lettered messages that went to the dead-letter exchange, for either of these reasons
+%%   returned      dead letters that came back to be tried again
+%%   parked        dead letters that were not, and went to the parking or the dead-letter exchange
 %%   corrupt       messages lost to damage of the store's files
 %%
 %% Messages that were on their way to their queues when they were cancelled or replaced count as
@@ -27,7 +29,7 @@
 -opaque ref() :: counters:counters_ref().
 
 -type name() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
-              | retried | expired | dead_lettered | corrupt.
+              | retried | expired | dead_lettered | returned | parked | corrupt.
 
 %% How many were at most so many ms, not counting those of smaller bounds; the sum of all, ms.
 -type histogram() :: {[{UpTo :: pos_integer() | infinity, non_neg_integer()}],
@@ -43,7 +45,7 @@
                     checkpoint := {At :: non_neg_integer(), Ms :: non_neg_integer()}}.
 
 -define(NAMES, [published, released, unroutable, cancelled, replaced, deduplicated, rejected,
-                retried, expired, dead_lettered, corrupt]).
+                retried, expired, dead_lettered, returned, parked, corrupt]).
 -define(CHECKPOINT_AT, 12).
 -define(CHECKPOINT_MS, 13).
 %% The first is the sum, then a count for each bound and for what is beyond the last.
@@ -74,7 +76,9 @@ index(rejected) -> 7;
 index(retried) -> 8;
 index(expired) -> 9;
 index(dead_lettered) -> 10;
-index(corrupt) -> 11.
+index(corrupt) -> 11;
+index(returned) -> 50;
+index(parked) -> 51.
 
 -spec delay(ref(), Ms :: integer()) -> ok.
 delay(Ref, Ms) -> observe(Ref, ?DELAY, ?DELAY_BOUNDS, max(Ms, 0)).

@@ -117,6 +117,20 @@ while_releasing(Fun) ->
 
 route_or_delay(X, Delivery, Options) ->
     Message = rabbit_delay_broker:message_of(Delivery),
+    case rabbit_delay_broker:is_dead_letter(Message)
+        andalso rabbit_delay_policy:retry(X) =/= none of
+        true -> dead_letter(X, Delivery, Message);
+        false -> route_or_delay(X, Delivery, Options, Message)
+    end.
+
+%% Whether it comes back or is parked is found out when it is stored, and again when it is due.
+dead_letter(X, Delivery, Message) ->
+    QNames = delay(X, Delivery, Message),
+    _ = QNames =/= []
+        andalso rabbit_delay_queue:introduce(rabbit_delay_broker:exchange_name(X)),
+    QNames.
+
+route_or_delay(X, Delivery, Options, Message) ->
     Headers = rabbit_delay_broker:headers(Message),
     Args = rabbit_delay_broker:exchange_arguments(X),
     case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message)) of

@@ -211,6 +211,9 @@ counter_figures() ->
       "Delayed messages dropped because it was too late to release them"},
      {dead_lettered, "messages_dead_lettered_total",
       "Delayed messages that went to the dead-letter exchange"},
+     {returned, "messages_returned_total", "Dead letters that came back to be tried again"},
+     {parked, "messages_parked_total",
+      "Dead letters that were not tried again, and were parked or dead-lettered"},
      {corrupt, "messages_corrupt_total",
       "Delayed messages lost to damage of the delay store's files"}].
 
