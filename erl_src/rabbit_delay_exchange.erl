@@ -271,11 +271,29 @@ validate(X) ->
     case underlying_type_name(Args) of
         {ok, _, Module} ->
             case rabbit_delay_config:validate(Args) of
-                ok -> Module:validate(X);
-                {error, Format, FormatArgs} -> invalid_declaration(X, Format, FormatArgs)
+                ok ->
+                    ok = validate_parking(X, rabbit_delay_retry:parking_argument(Args)),
+                    Module:validate(X);
+                {error, Format, FormatArgs} ->
+                    invalid_declaration(X, Format, FormatArgs)
             end;
         {error, Format, FormatArgs} ->
             invalid_declaration(X, Format, FormatArgs)
+    end.
+
+validate_parking(_, none) ->
+    ok;
+validate_parking(X, Parking) ->
+    XName = rabbit_delay_broker:exchange_name(X),
+    case rabbit_delay_broker:may_forward(X, Parking) of
+        true ->
+            ok;
+        false ->
+            rabbit_misc:protocol_error(
+              access_refused,
+              "cannot declare ~s with a parking exchange: that takes read permission for it and write "
+              "permission for ~s, by a user whom the broker can look up; a policy can name it, too",
+              [rabbit_misc:rs(XName), rabbit_misc:rs(XName#resource{name = Parking})])
     end.
 
 -spec invalid_declaration(rabbit_delay_broker:exchange(), string(), [term()]) -> no_return().

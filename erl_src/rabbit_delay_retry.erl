@@ -21,7 +21,7 @@
 %% and that is the internal delay queue, in which nothing dies; what comes back is published anew.
 -module(rabbit_delay_retry).
 
--export([names/0, check/3, check_together/1, plan/1, judge/2, pause/2, pause/3]).
+-export([names/0, check/3, check_together/1, parking_argument/1, plan/1, judge/2, pause/2, pause/3]).
 -export([mark/1, is_marked/1, unmarked/1]).
 
 -export_type([plan/0, verdict/0]).
@@ -172,6 +172,15 @@ number(_, _, _) ->
 
 trimmed(Text) ->
     re:replace(Text, "^\\s+|\\s+$", "", [global, {return, binary}]).
+
+%% The parking exchange that an exchange's arguments name. Whoever declares it must be asked for
+%% permissions.
+-spec parking_argument(rabbit_framing:amqp_table()) -> binary() | none.
+parking_argument(Args) ->
+    case rabbit_misc:table_lookup(Args, <<"x-", (?PARKING)/binary>>) of
+        {_, Name} -> Name;
+        undefined -> none
+    end.
 
 %% The plan that the settings make, of which Setting gives the valid ones; none if they say nothing of
 %% pauses.
