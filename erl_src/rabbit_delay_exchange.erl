@@ -128,7 +128,7 @@ dead_letter(X, Delivery, Message) ->
     QNames = delay(X, Delivery, Message),
     _ = QNames =/= []
         andalso rabbit_delay_queue:introduce(rabbit_delay_broker:exchange_name(X)),
-    QNames.
+    rabbit_delay_broker:dead_letter_to(QNames, Delivery).
 
 route_or_delay(X, Delivery, Options, Message) ->
     Headers = rabbit_delay_broker:headers(Message),

@@ -13,7 +13,7 @@
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
          exchange_of/2, encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
--export([is_dead_letter/1, deaths/1, uncounted/1, returned/2, queue_named/1]).
+-export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
 -export([raise_to_client/3]).
 -export([delete_queue/1, queue_pid/1]).
 -export([route/2, publish/4, handle_event/3, handle_down/2]).
@@ -217,6 +217,24 @@ is_dead_letter(Message) ->
         {rabbit_channel, _} -> false;
         _ -> deaths(Message) =/= []
     end.
+
+%% Where the broker is to send the dead letter. It drops what has died before in a queue that it goes
+%% to, by an x-death that a client may have written. Ours kills no message, so it gets such a one
+%% from here; the worker that dead-letters at least once keeps its messages anyway.
+-spec dead_letter_to([rabbit_amqqueue:name()], delivery()) -> [rabbit_amqqueue:name()].
+dead_letter_to([#resource{name = Name}] = QNames, #delivery{message = Message} = Delivery) ->
+    Forged = lists:any(fun (#{queue := Queue}) -> Queue =:= Name end, deaths(Message)),
+    case get('$initial_call') of
+        {rabbit_fifo_dlx_worker, _, _} ->
+            QNames;
+        _ when Forged ->
+            _ = rabbit_queue_type:deliver(rabbit_amqqueue:lookup(QNames), Delivery, stateless),
+            [];
+        _ ->
+            QNames
+    end;
+dead_letter_to([], _) ->
+    [].
 
 %% Its deaths, the latest first. The latest one of a dead letter is not a client's word.
 -spec deaths(message()) -> [rabbit_delay_deaths:death()].

@@ -17,7 +17,7 @@
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
          exchange_of/2, encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
--export([is_dead_letter/1, deaths/1, uncounted/1, returned/2, queue_named/1]).
+-export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
 -export([raise_to_client/3]).
 -export([delete_queue/1, queue_pid/1]).
 -export([route/2, publish/4, handle_event/3, handle_down/2]).
@@ -322,6 +322,10 @@ dead_lettered(Message0, XName, RoutingKey, Added) ->
 -spec is_dead_letter(message()) -> boolean().
 is_dead_letter(Message) ->
     deaths(Message) =/= [].
+
+%% Where the broker is to send the dead letter.
+-spec dead_letter_to([rabbit_amqqueue:name()], delivery()) -> [rabbit_amqqueue:name()].
+dead_letter_to(QNames, _) -> QNames.
 
 %% Its deaths, the latest first. They are the broker's: no client can write them.
 -spec deaths(message()) -> [rabbit_delay_deaths:death()].
