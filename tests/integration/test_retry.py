@@ -468,7 +468,7 @@ def test_without_a_place_what_has_no_queue_is_dropped_and_counted(client, broker
     client.channel.queue_delete(queue)
     release(broker, exchange)
     eventually(lambda: figure(broker, exchange, "unroutable"), lambda n: n == 1)
-    assert f"a dead letter of queue '{queue}' is dropped" in broker.log()
+    eventually(broker.log, lambda log: f"a dead letter of queue '{queue}' is dropped" in log)
 
 
 def test_the_dead_letter_exchange_takes_what_cannot_be_parked(client, policy):
@@ -488,11 +488,11 @@ def test_a_message_that_waits_is_seen_like_any_other(client, broker, management)
     queue = working(client, exchange)
     held(client, management, queue, exchange)
     path = f"delayed-exchanges/%2F/{quoted(exchange)}/messages"
-    message, = management.get(path)["messages"]
+    message, = management.get(path)["items"]
     assert message["headers"]["x-death"][0]["queue"] == queue
     assert 0 < message["due"] - time.time() * 1000 <= HOUR_MS
-    listed = broker.ctl("list_delayed_messages", exchange, "id", "--silent")
-    assert str(message["id"]) in listed
+    listed = broker.ctl("list_delayed_messages", exchange, "id", "headers", "--silent")
+    assert str(message["id"]) in listed and "x-death" in listed
 
 
 # --------------------------------------------------------------------- a broker of one's own
@@ -533,28 +533,55 @@ def test_a_full_parking_queue_is_waited_for(own):
     client.close()
 
 
-@pytest.mark.parametrize("arguments", QUEUES)
-def test_a_broker_that_is_killed_meanwhile(own, arguments):
+def consumes(broker, queue):
+    """Whether the queue serves consumers: after a crash, quorum queues elect a leader first."""
+    with contextlib.suppress(pika.exceptions.AMQPError):
+        client = Client(broker)
+        client.channel.basic_consume(queue, lambda *_: None)
+        client.connection.close()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("arguments, end", [
+    # Killed, a classic queue would forget its last acknowledgements.
+    pytest.param({}, "stop", id="classic, stopped"),
+    pytest.param({"x-queue-type": "quorum"}, "kill9", id="quorum, killed"),
+])
+def test_a_broker_that_ends_meanwhile(own, arguments, end):
     client = Client(own)
     parked = client.queue(keep=True)
     exchange = client.delayed(keep=True, arguments={
         "x-delay-retry": "1ms,1ms,2s", "x-delay-retry-parking-exchange": "",
         "x-delay-retry-parking-routing-key": parked})
     queue = working(client, exchange, arguments, keep=True)
+    if end == "kill9":
+        # Ra's list of members is not flushed as each is added.
+        own.restart()
+        eventually(lambda: consumes(own, queue), bool)
+        client = Client(own)
     names = [f"m{n}" for n in range(20)]
     for name in names:
         client.publish("", queue, name.encode())
     die(client, queue, 3 * len(names))
     eventually(lambda: Management(own).messages_delayed(exchange), lambda n: n == len(names))
-    own.kill9()
+    getattr(own, end)()
     own.start()
+    eventually(lambda: consumes(own, queue), bool)
     client = Client(own)
-    got = die(client, queue, len(names))
-    assert sorted(body.decode() for _, _, _, body in got) == sorted(names)
-    for _, _, properties, _ in got:
-        assert deaths(properties.headers, queue) == {"rejected": 3}
-    deliveries = client.collect(parked, len(names))
-    assert sorted(delivery.text for delivery in deliveries) == sorted(names)
+    channel = client.connection.channel()
+    rejected = []
+
+    def reject(_channel, method, properties, body):
+        rejected.append((body.decode(), deaths(properties.headers, queue)))
+        channel.basic_reject(method.delivery_tag, requeue=False)
+
+    channel.basic_consume(queue, reject)
+    deliveries = client.collect_every(parked, names)
+    # A queue that was killed may dead-letter once more what it had just dead-lettered.
+    if end == "stop":
+        assert sorted(rejected) == sorted((name, {"rejected": 3}) for name in names)
+    assert {name for name, died in rejected if died == {"rejected": 3}} == set(names)
     assert {put_aside(delivery) for delivery in deliveries} == {("attempts_used_up", queue, 4)}
     client.close()
 
