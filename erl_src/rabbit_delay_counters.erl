@@ -13,7 +13,8 @@
 %%   rejected      messages that were refused: publishers got a nack
 %%   retried       tries to release that a queue rejected
 %%   expired       messages that were dropped because it was too late to release them
-%%   dead_lettered messages that went to the dead-letter exchange, for either of these reasons
+%%   overflowed    messages that were dropped because the exchange was full
+%%   dead_lettered messages that went to the dead-letter exchange, for one of these reasons
 %%   returned      dead letters that came back to be tried again
 %%   parked        dead letters that were not, and went to the parking or the dead-letter exchange
 %%   corrupt       messages lost to damage of the store's files
@@ -22,14 +23,14 @@
 %% released if their queues take them.
 -module(rabbit_delay_counters).
 
--export([new/0, add/3, delay/2, lateness/2, checkpoint/3, move/2, read/1, sum/1, overdue/2]).
+-export([new/0, add/3, get/2, delay/2, lateness/2, checkpoint/3, move/2, read/1, sum/1, overdue/2]).
 
 -export_type([ref/0, name/0, histogram/0, values/0]).
 
 -opaque ref() :: counters:counters_ref().
 
 -type name() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
-              | retried | expired | dead_lettered | returned | parked | corrupt.
+              | retried | expired | overflowed | dead_lettered | returned | parked | corrupt.
 
 %% How many were at most so many ms, not counting those of smaller bounds; the sum of all, ms.
 -type histogram() :: {[{UpTo :: pos_integer() | infinity, non_neg_integer()}],
@@ -45,7 +46,7 @@
                     checkpoint := {At :: non_neg_integer(), Ms :: non_neg_integer()}}.
 
 -define(NAMES, [published, released, unroutable, cancelled, replaced, deduplicated, rejected,
-                retried, expired, dead_lettered, returned, parked, corrupt]).
+                retried, expired, overflowed, dead_lettered, returned, parked, corrupt]).
 -define(CHECKPOINT_AT, 12).
 -define(CHECKPOINT_MS, 13).
 %% The first is the sum, then a count for each bound and for what is beyond the last.
@@ -66,6 +67,9 @@ new() -> counters:new(?SIZE, []).
 add(_, _, 0) -> ok;
 add(Ref, Name, N) -> counters:add(Ref, index(Name), N).
 
+-spec get(ref(), name()) -> non_neg_integer().
+get(Ref, Name) -> counters:get(Ref, index(Name)).
+
 index(published) -> 1;
 index(released) -> 2;
 index(unroutable) -> 3;
@@ -77,8 +81,9 @@ index(retried) -> 8;
 index(expired) -> 9;
 index(dead_lettered) -> 10;
 index(corrupt) -> 11;
-index(returned) -> 50;
-index(parked) -> 51.
+index(overflowed) -> 50;
+index(returned) -> 51;
+index(parked) -> 52.
 
 -spec delay(ref(), Ms :: integer()) -> ok.
 delay(Ref, Ms) -> observe(Ref, ?DELAY, ?DELAY_BOUNDS, max(Ms, 0)).

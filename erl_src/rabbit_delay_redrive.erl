@@ -10,7 +10,7 @@
 
 -include_lib("amqp_client/include/amqp_client.hrl").
 
--export([start/2, stats/3, explain/3]).
+-export([start/2, stats/3, explain/3, json/1]).
 
 -export_type([options/0, target/0, result/0]).
 
@@ -32,10 +32,15 @@
                      reason => binary(), origin => binary(),
                      header => {binary(), binary()},
                      %% how long ago it died last, s
-                     older_than => non_neg_integer(), newer_than => non_neg_integer()}.
+                     older_than => non_neg_integer(), newer_than => non_neg_integer(),
+                     %% it ends after so long, ms
+                     time => pos_integer(),
+                     %% to which exchanges; all, if not given
+                     may_publish => fun((Exchange :: binary()) -> boolean())}.
 
 %% Messages by what became of them: redriven; skipped by a filter; without a target in their history;
-%% not published as they would come back at once; routed to no queue; refused by the target; put at
+%% not published as they would come back at once; routed to no queue; refused by the target, or for
+%% want of permission; put at
 %% the end of the queue, as giving them back once more would drop them; published and not confirmed
 %% when it ended.
 -type result() :: #{total | examined | redriven | skipped | no_target | would_loop | unroutable |
@@ -61,7 +66,7 @@
             index :: rabbit_delay_dead_letter_routes:index(),
             %% of a queue that drops what is given back more often
             delivery_limit :: non_neg_integer() | infinity,
-            routes = #{} :: #{{binary(), binary()} => ok | would_loop | unroutable},
+            routes = #{} :: #{{binary(), binary()} => ok | would_loop | unroutable | refused},
             counts :: result(),
             taken = 0 :: non_neg_integer(),
             %% deliveries that wait for their turn
@@ -74,8 +79,9 @@
             held = 0 :: non_neg_integer(),
             %% when the rate allows the next, us
             next_at :: integer(),
-            %% when the watcher is told next, ms
-            progress_at :: integer()}).
+            %% when the watcher is told next, and when it ends, ms
+            progress_at :: integer(),
+            ends_at :: integer() | infinity}).
 
 %% Runs until it is done or the watcher ends. The watcher gets {redrive, Pid, progress, result()} now
 %% and then, and at the end {redrive, Pid, done, {ok, result()} | {error, binary()}}.
@@ -93,7 +99,11 @@ run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
         Prepared = fun (Channel) ->
                            #s{options = Options, watcher = Watcher, channel = Channel, index = Index,
                               delivery_limit = Limit, counts = counts(), next_at = now_us(),
-                              progress_at = now_ms() + ?PROGRESS_MS}
+                              progress_at = now_ms() + ?PROGRESS_MS,
+                              ends_at = case Options of
+                                            #{time := Ms} -> now_ms() + Ms;
+                                            _ -> infinity
+                                        end}
                    end,
         ok = check_target(Options, Prepared(self())),
         case Options of
@@ -143,10 +153,11 @@ check_route(X, Key, #s{options = #{queue := Queue}} = S) ->
     case route(X, Key, S) of
         {ok, _} -> ok;
         {would_loop, _} -> refuse(["messages would come back to \"", Queue, "\" at once"]);
-        {unroutable, _} -> refuse(["no queue is there for exchange \"", X, "\" and key \"", Key, "\""])
+        {unroutable, _} -> refuse(["no queue is there for exchange \"", X, "\" and key \"", Key, "\""]);
+        {refused, _} -> refuse(["no permission to publish to exchange \"", X, "\""])
     end.
 
-route(X, Key, #s{routes = Routes, index = Index, options = #{queue := Queue}} = S) ->
+route(X, Key, #s{routes = Routes, index = Index, options = #{queue := Queue} = Options} = S) ->
     case Routes of
         #{{X, Key} := Known} ->
             {Known, S};
@@ -155,7 +166,16 @@ route(X, Key, #s{routes = Routes, index = Index, options = #{queue := Queue}} = 
             Route = case Reached of
                         #{Queue := _} -> would_loop;
                         _ when map_size(Reached) =:= 0 -> unroutable;
-                        _ -> ok
+                        _ ->
+                            case Options of
+                                #{may_publish := May} ->
+                                    case May(X) of
+                                        true -> ok;
+                                        false -> refused
+                                    end;
+                                _ ->
+                                    ok
+                            end
                     end,
             {Route, S#s{routes = Routes#{{X, Key} => Route}}}
     end.
@@ -493,8 +513,10 @@ settle(SeqNo, #s{in_flight = InFlight, channel = Channel} = S0) ->
             end
     end.
 
-progress(#s{watcher = Watcher, counts = Counts, progress_at = At} = S) ->
+progress(#s{watcher = Watcher, counts = Counts, progress_at = At, ends_at = EndsAt} = S) ->
     case now_ms() of
+        Now when Now >= EndsAt ->
+            stop(<<"its time is over">>, S);
         Now when Now >= At ->
             Watcher ! {redrive, self(), progress, Counts},
             S#s{progress_at = Now + ?PROGRESS_MS};
@@ -505,6 +527,15 @@ progress(#s{watcher = Watcher, counts = Counts, progress_at = At} = S) ->
 now_ms() -> erlang:monotonic_time(millisecond).
 
 now_us() -> erlang:monotonic_time(microsecond).
+
+%% A result for JSON.
+-spec json(result()) -> #{binary() => term()}.
+json(#{targets := Targets, stopped := Stopped} = Counts) ->
+    maps:fold(fun (Key, N, Acc) when is_integer(N) -> Acc#{atom_to_binary(Key, utf8) => N};
+                  (_, _, Acc) -> Acc
+              end, #{<<"version">> => 1, <<"targets">> => Targets,
+                     <<"stopped">> => case Stopped of undefined -> null; _ -> Stopped end},
+              Counts).
 
 %% ------------------------------------------------------------------------------------ to look only
 

@@ -10,6 +10,7 @@ import uuid
 import pytest
 
 import programs
+from browser import Browser
 from client import Client
 from management import Management, quoted
 from private_broker import REPOSITORY, PrivateBroker, default_series
@@ -77,6 +78,14 @@ def management(broker):
 @pytest.fixture(scope="session")
 def node_modules():
     programs.install()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    programs.install(programs.UI)
+    browser = Browser()
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
