@@ -29,14 +29,17 @@
 
 -opaque ref() :: counters:counters_ref().
 
--type name() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
-              | retried | expired | overflowed | dead_lettered | returned | parked | corrupt.
+%% In two, as dialyzer takes a longer list for any atom.
+-type name() :: count() | returned | parked.
+-type count() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
+               | retried | expired | overflowed | dead_lettered | corrupt.
 
 %% How many were at most so many ms, not counting those of smaller bounds; the sum of all, ms.
 -type histogram() :: {[{UpTo :: pos_integer() | infinity, non_neg_integer()}],
                       Sum :: non_neg_integer()}.
 
--type values() :: #{name() => non_neg_integer(),
+-type values() :: #{count() => non_neg_integer(),
+                    returned := non_neg_integer(), parked := non_neg_integer(),
                     %% as asked for by publishers
                     delay := histogram(),
                     %% from the due time to the last queue's confirm, of released messages
@@ -46,7 +49,7 @@
                     checkpoint := {At :: non_neg_integer(), Ms :: non_neg_integer()}}.
 
 -define(NAMES, [published, released, unroutable, cancelled, replaced, deduplicated, rejected,
-                retried, expired, overflowed, dead_lettered, returned, parked, corrupt]).
+                retried, expired, overflowed, dead_lettered, corrupt]).
 -define(CHECKPOINT_AT, 12).
 -define(CHECKPOINT_MS, 13).
 %% The first is the sum, then a count for each bound and for what is beyond the last.
@@ -114,7 +117,8 @@ move(From, To) ->
 -spec read(ref()) -> values().
 read(Ref) ->
     Counts = maps:from_list([{Name, counters:get(Ref, index(Name))} || Name <- ?NAMES]),
-    Counts#{delay => histogram(Ref, ?DELAY, ?DELAY_BOUNDS),
+    Counts#{returned => counters:get(Ref, index(returned)), parked => counters:get(Ref, index(parked)),
+            delay => histogram(Ref, ?DELAY, ?DELAY_BOUNDS),
             lateness => histogram(Ref, ?LATENESS, ?LATENESS_BOUNDS),
             checkpoint => {counters:get(Ref, ?CHECKPOINT_AT), counters:get(Ref, ?CHECKPOINT_MS)}}.
 
