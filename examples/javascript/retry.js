@@ -45,6 +45,9 @@ async function main() {
   const publish = (order) => channel.sendToQueue(ORDERS, Buffer.from(order), { persistent: true });
 
   await channel.consume(ORDERS, (message) => {
+    if (message === null) {
+      return; // the queue was deleted
+    }
     const order = message.content.toString();
     const attempt = attemptOf(message);
     try {

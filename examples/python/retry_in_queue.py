@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MPL-2.0
 """Two ways to try again later, side by side: a delayed exchange, and RabbitMQ 4.3's quorum queues,
-which can hold back what is returned to them. README.md says when to prefer which.
+which can hold back what is returned to them (earlier ones take no notice of being told so).
+README.md says when to prefer which.
 
     pip install pika  (Debian: apt install python3-pika)
     python3 retry_in_queue.py [amqp://guest:guest@localhost:5672]
 """
 
 import sys
+import time
 
 import pika
-import pika.exceptions
 
 url = sys.argv[1] if len(sys.argv) > 1 else "amqp://guest:guest@localhost:5672"
 connection = pika.BlockingConnection(pika.URLParameters(url))
@@ -33,17 +34,18 @@ def fail(way, arguments, requeue):
     queue = f"example.retry.by-{way}"
     channel.queue_declare(queue, durable=True, arguments=arguments)
     channel.basic_publish("", queue, b"job", pika.BasicProperties(delivery_mode=2))
-    deliveries = 0
+    deliveries = []
 
     def on_job(_channel, method, _properties, _body):
-        nonlocal deliveries
-        deliveries += 1
+        deliveries.append(time.monotonic())
         channel.basic_reject(method.delivery_tag, requeue=requeue)
 
     def on_parked(_channel, _method, properties, _body):
         death = properties.headers["x-death"][0]
-        print(f"by the {way}: delivered {deliveries} times, parked with x-death "
-              f"{death['reason']}, count {death['count']}")
+        with_pauses = deliveries[-1] - deliveries[0] >= 0.6
+        print(f"by the {way}: delivered {len(deliveries)} times, "
+              f"{'with' if with_pauses else 'without'} pauses, then parked: {death['reason']}, "
+              f"count {death['count']}")
         channel.stop_consuming()
 
     channel.basic_consume(queue, on_job)
@@ -54,11 +56,7 @@ def fail(way, arguments, requeue):
 
 
 fail("exchange", BY_EXCHANGE, requeue=False)
-try:
-    fail("queue", BY_QUEUE, requeue=True)
-except pika.exceptions.ChannelClosedByBroker:
-    print("by the queue: this takes RabbitMQ 4.3")
-    channel = connection.channel()
+fail("queue", BY_QUEUE, requeue=True)
 
 channel.queue_delete("example.retry.parked")
 channel.exchange_delete("example.retry")
