@@ -117,7 +117,8 @@ move(From, To) ->
 -spec read(ref()) -> values().
 read(Ref) ->
     Counts = maps:from_list([{Name, counters:get(Ref, index(Name))} || Name <- ?NAMES]),
-    Counts#{returned => counters:get(Ref, index(returned)), parked => counters:get(Ref, index(parked)),
+    Counts#{returned => counters:get(Ref, index(returned)),
+            parked => counters:get(Ref, index(parked)),
             delay => histogram(Ref, ?DELAY, ?DELAY_BOUNDS),
             lateness => histogram(Ref, ?LATENESS, ?LATENESS_BOUNDS),
             checkpoint => {counters:get(Ref, ?CHECKPOINT_AT), counters:get(Ref, ?CHECKPOINT_MS)}}.

@@ -565,7 +565,13 @@ lost(Id, Format, Args, #state{exchange = XName, counters = Counters} = State0) -
 %% To the queues that it is routed to, but those of Already, which have it.
 publish(Message0, Already, X, SeqNo, #in_flight{how = returned} = InFlight, State, Routed) ->
     Message = rabbit_delay_broker:uncounted(rabbit_delay_broker:released(Message0)),
-    give_back(Message, Already, X, SeqNo, InFlight, State, Routed);
+    case rabbit_delay_broker:deaths(Message) of
+        [] ->
+            publish(Message, Already, X, SeqNo, InFlight#in_flight{how = released}, State,
+                    Routed);
+        Deaths ->
+            give_back(Deaths, Message, Already, X, SeqNo, InFlight, State, Routed)
+    end;
 publish(Message0, Already, X, SeqNo, #in_flight{how = {parked, Why}} = InFlight, State, Routed) ->
     Message = rabbit_delay_broker:uncounted(rabbit_delay_broker:released(Message0)),
     park(Why, Message, Already, X, SeqNo, InFlight, State, Routed);
@@ -583,10 +589,10 @@ publish(Message0, Already, X, SeqNo, #in_flight{how = How} = InFlight, State, Ro
             dead_letter(Message, Already, X, SeqNo, InFlight, State, Routed)
     end.
 
-%% A dead letter, by what the exchange's settings are now. If they say nothing of retries any more, it
-%% still comes back.
-give_back(Message, Already, X, SeqNo, InFlight, State, Routed) ->
-    [#{queue := Name} = Death | _] = Deaths = rabbit_delay_broker:deaths(Message),
+%% A dead letter, by what the exchange's settings are now. If they say nothing of retries any more,
+%% it still comes back.
+give_back([#{queue := Name} = Death | _] = Deaths, Message, Already, X, SeqNo, InFlight, State,
+          Routed) ->
     Plan = rabbit_delay_policy:retry(X),
     case Plan =/= none andalso rabbit_delay_retry:judge(Deaths, Plan) of
         not_retried ->
@@ -607,7 +613,8 @@ give_back(Message, Already, X, SeqNo, InFlight, State, Routed) ->
             to_queue(Name, Death, Message, Already, X, SeqNo, InFlight, State, Routed)
     end.
 
-to_queue(Name, Death, Message, Already, X, SeqNo, InFlight, #state{exchange = XName} = State, Routed) ->
+to_queue(Name, Death, Message, Already, X, SeqNo, InFlight, #state{exchange = XName} = State,
+         Routed) ->
     case rabbit_delay_broker:queue_named(XName#resource{kind = queue, name = Name}) of
         [] ->
             park(queue_gone, Message, Already, X, SeqNo, InFlight, State, Routed);
@@ -653,10 +660,11 @@ park(Why, Message0, Already, X, SeqNo, #in_flight{due = Due} = InFlight0,
                             "exchange has no parking exchange and no dead-letter exchange",
                             [Queue, rabbit_misc:rs(XName), Why], State), Routed);
         none when Already =:= [] ->
+            {Place, _} = hd(Places),
             {keep(InFlight,
-                  warn(kept, "a dead letter of queue '~ts' cannot be parked by ~ts (~s) and is kept: "
-                       "exchange '~ts' has no queue for it",
-                       [Queue, rabbit_misc:rs(XName), Why, element(1, hd(Places))], State)), Routed};
+                  warn(kept, "a dead letter of queue '~ts' cannot be parked by ~ts (~s) and is "
+                       "kept: exchange '~ts' has no queue for it",
+                       [Queue, rabbit_misc:rs(XName), Why, Place], State)), Routed};
         none ->
             publish_to([], Message0, Already, SeqNo, InFlight, State, Routed)
     end.
@@ -683,7 +691,7 @@ warn(What, Format, Args, #state{warned = Warned} = State) ->
                                  Warned#{What := {Until, N + 1}};
                              _ ->
                                  {_, Unsaid} = maps:get(What, Warned, {Now, 0}),
-                                 ?LOG_WARNING(Format ++ " (and ~b more since the last such warning)",
+                                 ?LOG_WARNING(Format ++ " (~b more since the last such warning)",
                                               Args ++ [Unsaid], ?LOG_DOMAIN),
                                  Warned#{What => {Now + ?WARN_MS, 0}}
                          end}.

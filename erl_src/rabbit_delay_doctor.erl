@@ -149,7 +149,8 @@ source(Q, Retrying, #{exchanges := Exchanges}) ->
     case value(dlx, Q) of
         X when is_map_key(X, Retrying) ->
             case Retrying of
-                #{X := {Parking, undefined}} when is_map_key(Parking, Exchanges) -> [{Parking, Key}];
+                #{X := {Parking, undefined}} when is_map_key(Parking, Exchanges) ->
+                    [{Parking, Key}];
                 #{X := {Parking, ParkingKey}} when is_map_key(Parking, Exchanges) ->
                     [{Parking, ParkingKey}];
                 _ -> []

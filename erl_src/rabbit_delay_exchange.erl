@@ -118,6 +118,7 @@ while_releasing(Fun) ->
 route_or_delay(X, Delivery, Options) ->
     Message = rabbit_delay_broker:message_of(Delivery),
     case rabbit_delay_broker:is_dead_letter(Message)
+        andalso rabbit_delay_retry:is_sent_to(rabbit_delay_broker:exchange_name(X), Message)
         andalso rabbit_delay_policy:retry(X) =/= none of
         true -> dead_letter(X, Delivery, Message);
         false -> route_or_delay(X, Delivery, Options, Message)
@@ -291,8 +292,8 @@ validate_parking(X, Parking) ->
         false ->
             rabbit_misc:protocol_error(
               access_refused,
-              "cannot declare ~s with a parking exchange: that takes read permission for it and write "
-              "permission for ~s, by a user whom the broker can look up; a policy can name it, too",
+              "cannot declare ~s with a parking exchange: that takes read permission for it and "
+              "write permission for ~s, by a user whom the broker can look up; a policy can name it, too",
               [rabbit_misc:rs(XName), rabbit_misc:rs(XName#resource{name = Parking})])
     end.
 

@@ -524,6 +524,7 @@ next_batch(Rest, Count, Bytes, Acc) ->
                    room :: #room{},
                    default :: pos_integer() | none,
                    retry :: {rabbit_delay_retry:plan(), HasPlace :: boolean()} | none,
+                   exchange :: rabbit_exchange:name(),
                    salt :: rabbit_delay_key:salt(),
                    counters :: rabbit_delay_counters:ref(),
                    messages = 0 :: non_neg_integer(),
@@ -537,11 +538,11 @@ next_batch(Rest, Count, Bytes, Acc) ->
 %% The Raft entry for these messages, in the store's batch format (include/dw_store.h); those that
 %% are too large for it, or for which there is no room; and those, from one of them on, of which that
 %% is not known yet.
-batch(Ws, Room, {Default, Retry}, #state{salt = Salt, counters = Counters}) ->
+batch(Ws, Room, {Default, Retry}, #state{exchange = XName, salt = Salt, counters = Counters}) ->
     {B, Left} = add_all(Ws, #building{now = rabbit_delay_config:now_ms(),
                                       limit = rabbit_delay_config:max_message_size(),
                                       room = Room, default = Default, retry = Retry,
-                                      salt = Salt,
+                                      exchange = XName, salt = Salt,
                                       counters = Counters}),
     #building{version = Version, records = Records, messages = Messages, earliest = Earliest,
               confirms = Confirms, rejected = Rejected} = B,
@@ -588,8 +589,11 @@ fill(infinity, _) -> infinity;
 fill(Room, N) -> Room - N.
 
 %% Of a dead letter that the exchange retries.
-deaths(#waiting{dead_letter = true}, Message, #building{retry = {_, _}}) ->
-    rabbit_delay_broker:deaths(Message);
+deaths(#waiting{dead_letter = true}, Message, #building{exchange = XName, retry = {_, _}}) ->
+    case rabbit_delay_retry:is_sent_to(XName, Message) of
+        true -> rabbit_delay_broker:deaths(Message);
+        false -> []
+    end;
 deaths(_, _, _) ->
     [].
 
@@ -606,7 +610,8 @@ add_dead_letter(W, Deaths, Use, Encoding, Body, #building{retry = {Plan, HasPlac
                {cancel, _} -> none;
                _ -> Use
            end,
-    add_message(W, {0, Pause, earliest(Pause, B)}, Kept, rabbit_delay_retry:mark(Encoding), Body, B).
+    add_message(W, {0, Pause, earliest(Pause, B)}, Kept, rabbit_delay_retry:mark(Encoding), Body,
+                B).
 
 earliest(Delay, #building{earliest = {LeastDelay, LeastTime}}) ->
     {min(Delay, LeastDelay), LeastTime}.

@@ -9,11 +9,12 @@
 %%   delay-retry-multiplier  how much longer each is than the one before (2 if not given),
 %%   delay-retry-max         and the longest (1 h if not given)
 %%   delay-retry-jitter      up to which part of it, 0 to 1, a pause is shortened at random (0)
-%%   delay-retry-attempts    how often it comes back, or "unlimited"; if not given, as often as there
-%%                           are pauses in the schedule, else 10 times. The last pause repeats
+%%   delay-retry-attempts    how often it comes back, or "unlimited"; if not given, as often as
+%%                           there are pauses in the schedule, else 10 times. The last pause repeats
 %%   delay-retry-reasons     the kinds of death that are retried: "rejected,delivery_limit" if not
 %%                           given
-%%   delay-retry-to          "queue" (default), or "exchange": it is routed by the exchange's bindings
+%%   delay-retry-to          "queue" (default), or "exchange": it is routed by the exchange's
+%%                           bindings
 %%   delay-retry-parking-exchange, delay-retry-parking-routing-key
 %%
 %% Attempts are the deaths in the queue where it died last, for a reason that is retried, as the
@@ -21,8 +22,9 @@
 %% and that is the internal delay queue, in which nothing dies; what comes back is published anew.
 -module(rabbit_delay_retry).
 
--export([names/0, check/3, check_together/1, parking_argument/1, plan/1, judge/2, pause/2, pause/3]).
--export([mark/1, is_marked/1, unmarked/1]).
+-export([names/0, check/3, check_together/1, parking_argument/1, plan/1]).
+-export([judge/2, pause/2, pause/3]).
+-export([is_sent_to/2, mark/1, is_marked/1, unmarked/1]).
 
 -export_type([plan/0, verdict/0]).
 
@@ -88,7 +90,8 @@ wanted(?TO) -> "\"queue\" or \"exchange\"";
 wanted(_) -> "a string of at most 255 bytes".
 
 %% Whether these settings, all from one declaration or one policy, can be together.
--spec check_together(#{binary() => {Shown :: binary(), term()}}) -> ok | {error, string(), [term()]}.
+-spec check_together(#{binary() => {Shown :: binary(), term()}}) ->
+          ok | {error, string(), [term()]}.
 check_together(#{?SCHEDULE := {Schedule, _}, ?INITIAL := {Initial, _}}) ->
     {error, "~s and ~s exclude each other", [Schedule, Initial]};
 check_together(#{?INITIAL := {ShownInitial, Initial}, ?MAX := {ShownMax, Max}}) ->
@@ -182,8 +185,8 @@ parking_argument(Args) ->
         undefined -> none
     end.
 
-%% The plan that the settings make, of which Setting gives the valid ones; none if they say nothing of
-%% pauses.
+%% The plan that the settings make, of which Setting gives the valid ones; none if they say nothing
+%% of pauses.
 -spec plan(fun((Name :: binary()) -> term() | undefined)) -> plan() | none.
 plan(Setting) ->
     Get = fun (Name, Default) ->
@@ -249,7 +252,14 @@ full_pause(Attempt, {exponential, Initial, Multiplier, Max}) ->
         false -> min(Max, round(Initial * math:pow(Multiplier, Attempt - 1)))
     end.
 
-%% ------------------------------------------------------------------------------ stored messages
+%% ------------------------------------------------------------------------------ messages
+
+%% Whether the dead letter's queue names the exchange, or has it by policy. What comes here by a
+%% binding to another exchange does not go back: whoever made that binding need not be allowed to
+%% write there.
+-spec is_sent_to(rabbit_exchange:name(), rabbit_delay_broker:message()) -> boolean().
+is_sent_to(XName, Message) ->
+    rabbit_delay_broker:exchange_of(Message, XName) =:= XName.
 
 -spec mark(rabbit_delay_store:encoding()) -> rabbit_delay_store:encoding().
 mark(Encoding) -> Encoding bor ?MARK.

@@ -218,9 +218,9 @@ is_dead_letter(Message) ->
         _ -> deaths(Message) =/= []
     end.
 
-%% Where the broker is to send the dead letter. It drops what has died before in a queue that it goes
-%% to, by an x-death that a client may have written. Ours kills no message, so it gets such a one
-%% from here; the worker that dead-letters at least once keeps its messages anyway.
+%% Where the broker is to send the dead letter. It drops what has died before in a queue that it
+%% goes to, by an x-death that a client may have written. Ours kills no message, so it gets such a
+%% one from here; the worker that dead-letters at least once keeps its messages anyway.
 -spec dead_letter_to([rabbit_amqqueue:name()], delivery()) -> [rabbit_amqqueue:name()].
 dead_letter_to([#resource{name = Name}] = QNames, #delivery{message = Message} = Delivery) ->
     Forged = lists:any(fun (#{queue := Queue}) -> Queue =:= Name end, deaths(Message)),

@@ -344,8 +344,8 @@ death({{Queue, Reason}, #death{exchange = Exchange, routing_keys = Keys, count =
     #{queue => Queue, reason => atom_to_binary(Reason, utf8), exchange => Exchange, keys => Keys,
       count => Count}.
 
-%% Without what a quorum queue has counted of its deliveries: the next one would go on from there, up
-%% to its delivery limit.
+%% Without what a quorum queue has counted of its deliveries: the next one would go on from there,
+%% up to its delivery limit.
 -spec uncounted(message()) -> message().
 uncounted(?CONTAINER(Protocol, Data, Annotations)) ->
     ?CONTAINER(Protocol,

@@ -16,7 +16,8 @@ pauses(N, Settings) ->
 
 units_test_() ->
     [?_assertEqual(Expected, pauses(length(Expected), #{<<"delay-retry">> => Text}))
-     || {Text, Expected} <- [{<<"250ms">>, [250]}, {<<"1s,10s,1m,10m">>, [1000, 10000, 60000, 600000]},
+     || {Text, Expected} <- [{<<"250ms">>, [250]},
+                             {<<"1s,10s,1m,10m">>, [1000, 10000, 60000, 600000]},
                              {<<" 2h , 1d">>, [7200000, 86400000]}, {<<"5,1s">>, [5, 1000]},
                              {7, [7, 7]}, {<<"1s,2s">>, [1000, 2000, 2000, 2000]}]].
 
@@ -50,13 +51,14 @@ defaults_test_() ->
      ?_assertMatch(#{parking := {<<"p">>, undefined}},
                    plan(#{<<"delay-retry">> => 1, <<"delay-retry-parking-exchange">> => <<"p">>})),
      ?_assertMatch(#{parking := none},
-                   plan(#{<<"delay-retry">> => 1, <<"delay-retry-parking-routing-key">> => <<"k">>}))].
+                   plan(#{<<"delay-retry">> => 1,
+                          <<"delay-retry-parking-routing-key">> => <<"k">>}))].
 
 invalid_test_() ->
     [?_assertMatch({error, _, [<<"shown">>, Value]}, ?R:check(Name, <<"shown">>, Value))
      || {Name, Values} <-
-            [{<<"delay-retry">>, [<<>>, <<",">>, <<"1s,">>, <<"1 s x">>, <<"-1s">>, <<"1e3">>, 0, -1,
-                                  1.5, true, <<"9999999999999999s">>]},
+            [{<<"delay-retry">>, [<<>>, <<",">>, <<"1s,">>, <<"1 s x">>, <<"-1s">>, <<"1e3">>, 0,
+                                  -1, 1.5, true, <<"9999999999999999s">>]},
              {<<"delay-retry-initial">>, [<<>>, 0, <<"0s">>, <<"1s,2s">>, 3153600000001]},
              {<<"delay-retry-multiplier">>, [0, 0.99, 1000.5, <<>>, <<"2x">>, {20, 5}]},
              {<<"delay-retry-jitter">>, [-0.1, 1.1, <<"-1">>, true]},
@@ -72,7 +74,8 @@ judge_test_() ->
             [{{retry, 1}, [death(<<"q">>, <<"rejected">>, 1)]},
              {{retry, 3}, [death(<<"q">>, <<"rejected">>, 3)]},
              {{used_up, 4}, [death(<<"q">>, <<"rejected">>, 4)]},
-             {{retry, 3}, [death(<<"q">>, <<"delivery_limit">>, 1), death(<<"q">>, <<"rejected">>, 2)]},
+             {{retry, 3}, [death(<<"q">>, <<"delivery_limit">>, 1),
+                           death(<<"q">>, <<"rejected">>, 2)]},
              {{retry, 1}, [death(<<"q">>, <<"rejected">>, 1), death(<<"other">>, <<"rejected">>, 9),
                            death(<<"q">>, <<"expired">>, 9)]},
              {not_retried, [death(<<"q">>, <<"expired">>, 1), death(<<"q">>, <<"rejected">>, 1)]},
@@ -81,7 +84,8 @@ judge_test_() ->
              {{retry, 1}, [#{queue => <<"q">>, reason => <<"rejected">>}]}]].
 
 mark_test_() ->
-    [?_assertEqual({true, N}, {?R:is_marked(?R:mark(N)), ?R:unmarked(?R:mark(N))}) || N <- [1, 2, 99]]
+    [?_assertEqual({true, N}, {?R:is_marked(?R:mark(N)), ?R:unmarked(?R:mark(N))})
+     || N <- [1, 2, 99]]
         ++ [?_assertNot(?R:is_marked(2)), ?_assertEqual(2, ?R:unmarked(2))].
 
 proper_test_() ->
@@ -98,7 +102,8 @@ exponential() ->
 attempt() -> oneof([range(1, 20), range(1, 1 bsl 62)]).
 
 prop_pauses_grow_to_the_longest() ->
-    ?FORALL({#{pauses := {exponential, Initial, _, Max}} = Plan, Attempt}, {exponential(), attempt()},
+    ?FORALL({#{pauses := {exponential, Initial, _, Max}} = Plan, Attempt},
+            {exponential(), attempt()},
             begin
                 Pause = ?R:pause(Attempt, Plan, 0.0),
                 Next = ?R:pause(Attempt + 1, Plan, 0.0),
@@ -124,7 +129,8 @@ prop_each_death_counts_once() ->
                 {Queue, Reason} = lists:last(Happened),
                 Retried = [<<"rejected">>, <<"maxlen">>],
                 Count = length([Q || {Q, R} <- Happened, Q =:= Queue, lists:member(R, Retried)]),
-                ?R:judge(Deaths, plan(#{<<"delay-retry">> => 1, <<"delay-retry-attempts">> => Attempts,
+                ?R:judge(Deaths, plan(#{<<"delay-retry">> => 1,
+                                        <<"delay-retry-attempts">> => Attempts,
                                         <<"delay-retry-reasons">> => <<"rejected,maxlen">>}))
                     =:= case lists:member(Reason, Retried) of
                             false -> not_retried;
@@ -134,7 +140,8 @@ prop_each_death_counts_once() ->
             end).
 
 record({Queue, Reason}, Deaths) ->
-    case lists:partition(fun (#{queue := Q, reason := R}) -> {Q, R} =:= {Queue, Reason} end, Deaths) of
+    Same = fun (#{queue := Q, reason := R}) -> {Q, R} =:= {Queue, Reason} end,
+    case lists:partition(Same, Deaths) of
         {[#{count := N} = Death], Others} -> [Death#{count := N + 1} | Others];
         {[], _} -> [death(Queue, Reason, 1) | Deaths]
     end.

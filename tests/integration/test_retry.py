@@ -260,14 +260,19 @@ def test_other_messages_of_the_exchange_are_delayed_as_ever(client):
     assert client.texts(queue, 2) == ["at once", "later"]
 
 
-def test_dead_letters_may_come_by_another_exchange(client):
+def test_dead_letters_that_come_by_a_binding_do_not_go_back(client):
+    """Whoever binds an exchange to that of others' dead letters may not write to their queues."""
     exchange, parked = retrying(client, "1ms")
-    front = client.exchange("fanout")
-    client.channel.exchange_bind(exchange, front, "")
-    queue = working(client, front)
-    client.publish("", queue, b"m")
-    die(client, queue, 2)
-    assert put_aside(client.one(parked)) == ("attempts_used_up", queue, 2)
+    dead = client.exchange("fanout")
+    client.channel.exchange_bind(exchange, dead, "")
+    queue = working(client, dead)
+    bound = client.queue((exchange, queue))
+    client.publish("", queue, b"now")
+    die(client, queue, 1)
+    client.publish("", queue, b"delayed", delay=5)
+    die(client, queue, 1)
+    assert client.texts(bound, 2) == ["now", "delayed"]
+    assert client.texts_until_marker(queue) == client.texts_until_marker(parked) == []
 
 
 def test_a_dead_letter_routing_key_does_not_stay(client):
