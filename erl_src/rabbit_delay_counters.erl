@@ -15,6 +15,8 @@
 %%   expired       messages that were dropped because it was too late to release them
 %%   overflowed    messages that were dropped because the exchange was full
 %%   dead_lettered messages that went to the dead-letter exchange, for one of these reasons
+%%   returned      dead letters that came back to be tried again
+%%   parked        dead letters that were not, and went to the parking or the dead-letter exchange
 %%   corrupt       messages lost to damage of the store's files
 %%
 %% Messages that were on their way to their queues when they were cancelled or replaced count as
@@ -27,14 +29,17 @@
 
 -opaque ref() :: counters:counters_ref().
 
--type name() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
-              | retried | expired | overflowed | dead_lettered | corrupt.
+%% In two, as dialyzer takes a longer list for any atom.
+-type name() :: count() | returned | parked.
+-type count() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
+               | retried | expired | overflowed | dead_lettered | corrupt.
 
 %% How many were at most so many ms, not counting those of smaller bounds; the sum of all, ms.
 -type histogram() :: {[{UpTo :: pos_integer() | infinity, non_neg_integer()}],
                       Sum :: non_neg_integer()}.
 
--type values() :: #{name() => non_neg_integer(),
+-type values() :: #{count() => non_neg_integer(),
+                    returned := non_neg_integer(), parked := non_neg_integer(),
                     %% as asked for by publishers
                     delay := histogram(),
                     %% from the due time to the last queue's confirm, of released messages
@@ -79,7 +84,9 @@ index(retried) -> 8;
 index(expired) -> 9;
 index(dead_lettered) -> 10;
 index(corrupt) -> 11;
-index(overflowed) -> 50.
+index(overflowed) -> 50;
+index(returned) -> 51;
+index(parked) -> 52.
 
 -spec delay(ref(), Ms :: integer()) -> ok.
 delay(Ref, Ms) -> observe(Ref, ?DELAY, ?DELAY_BOUNDS, max(Ms, 0)).
@@ -110,7 +117,9 @@ move(From, To) ->
 -spec read(ref()) -> values().
 read(Ref) ->
     Counts = maps:from_list([{Name, counters:get(Ref, index(Name))} || Name <- ?NAMES]),
-    Counts#{delay => histogram(Ref, ?DELAY, ?DELAY_BOUNDS),
+    Counts#{returned => counters:get(Ref, index(returned)),
+            parked => counters:get(Ref, index(parked)),
+            delay => histogram(Ref, ?DELAY, ?DELAY_BOUNDS),
             lateness => histogram(Ref, ?LATENESS, ?LATENESS_BOUNDS),
             checkpoint => {counters:get(Ref, ?CHECKPOINT_AT), counters:get(Ref, ?CHECKPOINT_MS)}}.
 

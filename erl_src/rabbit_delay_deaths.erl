@@ -117,7 +117,7 @@ explain(Headers, Queue) ->
      || Sentence <- nothing(Deaths, Headers) ++ published(Told, Headers)
             ++ [sentence(N, Death) || {N, Death} <- lists:zip(lists:seq(1, length(Told)), Told)]
             ++ more(Deaths) ++ total(Deaths) ++ contradiction(Told, Headers)
-            ++ broken(Broken) ++ redriven_text(Headers) ++ now_in(Queue)].
+            ++ broken(Broken) ++ put_aside(Headers) ++ redriven_text(Headers) ++ now_in(Queue)].
 
 nothing([], Headers) when not is_map_key(?X_DEATH, Headers) ->
     ["It has no x-death header: it was never dead-lettered, or the history was taken off it."];
@@ -188,6 +188,21 @@ broken(true) ->
      "nothing."];
 broken(false) ->
     [].
+
+%% By a delayed exchange.
+put_aside(#{<<"x-delay-death-reason">> := Why, <<"x-delay-death-exchange">> := X})
+  when is_binary(Why), is_binary(X) ->
+    [["The delayed exchange ", name(X), " put it aside: ", because(Why), "."]];
+put_aside(_) ->
+    [].
+
+because(<<"attempts_used_up">>) -> "its retries were used up";
+because(<<"not_retried">>) -> "the exchange does not retry what dies for that reason";
+because(<<"queue_gone">>) -> "the queue that it was to come back to was gone";
+because(<<"unroutable">>) -> "no queue was bound for it when it was due";
+because(<<"overdue">>) -> "it was due too long ago";
+because(<<"maxlen">>) -> "the exchange was full";
+because(Other) -> ["for the reason ", name(Other)].
 
 redriven_text(Headers) ->
     case redrives(Headers) of

@@ -55,6 +55,7 @@
 -define(MAX_SLEEP_MS, 1000).
 -define(STORE_RETRY_MS, 1000).
 -define(RATE_MS, 100).
+-define(WARN_MS, 10000).
 
 %% Messages that are dropped from a full exchange at a time, and how many are looked at for that.
 -define(DROP_MESSAGES, 256).
@@ -63,12 +64,16 @@
 %% No answer for so long is none.
 -define(CHANGE_MS, 60000).
 
+-type parked_because() :: attempts_used_up | not_retried | queue_gone | unroutable.
+
 -record(in_flight,
         {id :: rabbit_delay_store:id(),
          due :: rabbit_delay_store:ms(),
          bytes :: non_neg_integer(),
-         %% to its queues, or to those of the dead-letter exchange, and why
-         how = released :: released | {dead_lettered, unroutable | overdue | maxlen},
+         %% to its queues, or to those of the dead-letter exchange, and why; a dead letter, to the
+         %% queue that it died in, or to those of the parking exchange
+         how = released :: released | {dead_lettered, unroutable | overdue | maxlen} |
+                           returned | {parked, parked_because()},
          unsettled = [] :: [rabbit_amqqueue:name()],
          settled = [] :: [rabbit_amqqueue:name()],
          rejected = [] :: [rabbit_amqqueue:name()]}).
@@ -116,6 +121,8 @@
          awaiting = [] :: [gen_server:from()],
          %% the present pause of each queue that rejects, ms, and since when
          pauses = #{} :: #{rabbit_amqqueue:name() => {pos_integer(), Since :: integer()}},
+         %% until when warnings of a kind are counted only, monotonic ms, and how many were
+         warned = #{} :: #{dropped | kept => {Until :: integer(), non_neg_integer()}},
          counters :: rabbit_delay_counters:ref()}).
 
 -spec start_link(rabbit_exchange:name()) -> {ok, pid()} | {error, term()}.
@@ -522,10 +529,10 @@ release_one({Id, Due, Encoding, Body}, X, {#state{overdue = Overdue} = State0, R
               {What, After} ->
                   case rabbit_delay_config:now_ms() - Due > After of
                       true -> What;
-                      false -> released
+                      false -> deliver
                   end;
               deliver ->
-                  released
+                  deliver
           end,
     case How =/= drop andalso rabbit_delay_broker:decode(Encoding, Body) of
         false ->
@@ -534,9 +541,10 @@ release_one({Id, Due, Encoding, Body}, X, {#state{overdue = Overdue} = State0, R
         {ok, Message} ->
             State1 = hold(Id, byte_size(Body), State0),
             InFlight = #in_flight{id = Id, due = Due, bytes = byte_size(Body),
-                                  how = case How of
-                                            released -> released;
-                                            dead_letter -> {dead_lettered, overdue}
+                                  how = case rabbit_delay_retry:is_marked(Encoding) of
+                                            _ when How =:= dead_letter -> {dead_lettered, overdue};
+                                            true -> returned;
+                                            false -> released
                                         end},
             publish(Message, [], X, State1#state.next_seq_no, InFlight, State1, Routed);
         {error, Reason} ->
@@ -555,6 +563,18 @@ lost(Id, Format, Args, #state{exchange = XName, counters = Counters} = State0) -
     done(Id, 0, hold(Id, 0, State0)).
 
 %% To the queues that it is routed to, but those of Already, which have it.
+publish(Message0, Already, X, SeqNo, #in_flight{how = returned} = InFlight, State, Routed) ->
+    Message = rabbit_delay_broker:uncounted(rabbit_delay_broker:released(Message0)),
+    case rabbit_delay_broker:deaths(Message) of
+        [] ->
+            publish(Message, Already, X, SeqNo, InFlight#in_flight{how = released}, State,
+                    Routed);
+        Deaths ->
+            give_back(Deaths, Message, Already, X, SeqNo, InFlight, State, Routed)
+    end;
+publish(Message0, Already, X, SeqNo, #in_flight{how = {parked, Why}} = InFlight, State, Routed) ->
+    Message = rabbit_delay_broker:uncounted(rabbit_delay_broker:released(Message0)),
+    park(Why, Message, Already, X, SeqNo, InFlight, State, Routed);
 publish(Message0, Already, X, SeqNo, #in_flight{how = How} = InFlight, State, Routed) ->
     Message = rabbit_delay_broker:released(Message0),
     case How =:= released andalso rabbit_delay_broker:route(X, Message) of
@@ -568,6 +588,118 @@ publish(Message0, Already, X, SeqNo, #in_flight{how = How} = InFlight, State, Ro
         false ->
             dead_letter(Message, Already, X, SeqNo, InFlight, State, Routed)
     end.
+
+%% A dead letter, by what the exchange's settings are now. If they say nothing of retries any more,
+%% it still comes back.
+give_back([#{queue := Name} = Death | _] = Deaths, Message, Already, X, SeqNo, InFlight, State,
+          Routed) ->
+    Plan = rabbit_delay_policy:retry(X),
+    case Plan =/= none andalso rabbit_delay_retry:judge(Deaths, Plan) of
+        not_retried ->
+            park(not_retried, Message, Already, X, SeqNo, InFlight, State, Routed);
+        {used_up, _} ->
+            case places(X) of
+                [] -> to_queue(Name, Death, Message, Already, X, SeqNo, InFlight, State, Routed);
+                _ -> park(attempts_used_up, Message, Already, X, SeqNo, InFlight, State, Routed)
+            end;
+        {retry, _} when map_get(to, Plan) =:= exchange ->
+            case rabbit_delay_broker:route(X, Message) of
+                [] when Already =:= [] ->
+                    park(unroutable, Message, Already, X, SeqNo, InFlight, State, Routed);
+                Qs ->
+                    publish_to(Qs, Message, Already, SeqNo, InFlight, State, Routed)
+            end;
+        _ ->
+            to_queue(Name, Death, Message, Already, X, SeqNo, InFlight, State, Routed)
+    end.
+
+to_queue(Name, Death, Message, Already, X, SeqNo, InFlight, #state{exchange = XName} = State,
+         Routed) ->
+    case rabbit_delay_broker:queue_named(XName#resource{kind = queue, name = Name}) of
+        [] ->
+            park(queue_gone, Message, Already, X, SeqNo, InFlight, State, Routed);
+        absent ->
+            {keep(InFlight, State), Routed};
+        Qs ->
+            publish_to(Qs, rabbit_delay_broker:returned(Message, Death), Already, SeqNo, InFlight,
+                       State, Routed)
+    end.
+
+%% Where dead letters go that do not come back, best first.
+places(X) ->
+    Parking = case rabbit_delay_policy:retry(X) of
+                  #{parking := {_, _} = Configured} -> [Configured];
+                  _ -> []
+              end,
+    case rabbit_delay_policy:dead_letter_exchange(X) of
+        none -> Parking;
+        DeadLetters -> Parking ++ [DeadLetters]
+    end.
+
+%% Where there is a place, and no queue takes it there, it is kept until one does: somebody has to
+%% look into that.
+park(Why, Message0, Already, X, SeqNo, #in_flight{due = Due} = InFlight0,
+     #state{exchange = XName} = State, Routed) ->
+    InFlight = InFlight0#in_flight{how = {parked, Why}},
+    [#{queue := Queue} | _] = Deaths = rabbit_delay_broker:deaths(Message0),
+    Attempts = lists:sum([maps:get(count, Death, 1) || #{queue := Q} = Death <- Deaths,
+                                                       Q =:= Queue]),
+    Places = places(X),
+    case parked(Places, Message0, XName,
+                [{<<"x-delay-death-reason">>, longstr, atom_to_binary(Why, utf8)},
+                 {<<"x-delay-death-exchange">>, longstr, XName#resource.name},
+                 {<<"x-delay-death-queue">>, longstr, Queue},
+                 {<<"x-delay-death-count">>, long, Attempts},
+                 {<<"x-delay-death-time">>, long, rabbit_delay_config:now_ms()},
+                 {<<"x-delay-death-due">>, long, Due}]) of
+        {Qs, Message} ->
+            publish_to(Qs, Message, Already, SeqNo, InFlight, State, Routed);
+        none when Places =:= [], Already =:= [] ->
+            publish_to([], Message0, Already, SeqNo, InFlight,
+                       warn(dropped, "a dead letter of queue '~ts' is dropped by ~ts (~s): the "
+                            "exchange has no parking exchange and no dead-letter exchange",
+                            [Queue, rabbit_misc:rs(XName), Why], State), Routed);
+        none when Already =:= [] ->
+            {Place, _} = hd(Places),
+            {keep(InFlight,
+                  warn(kept, "a dead letter of queue '~ts' cannot be parked by ~ts (~s) and is "
+                       "kept: exchange '~ts' has no queue for it",
+                       [Queue, rabbit_misc:rs(XName), Why, Place], State)), Routed};
+        none ->
+            publish_to([], Message0, Already, SeqNo, InFlight, State, Routed)
+    end.
+
+parked([], _, _, _) ->
+    none;
+parked([{Name, Key} | Places], Message0, XName, Headers) ->
+    case lookup(XName#resource{name = Name}) of
+        {ok, X} ->
+            Message = rabbit_delay_broker:dead_lettered(Message0, Name, Key, Headers),
+            case rabbit_delay_broker:route(X, Message) of
+                [] -> parked(Places, Message0, XName, Headers);
+                Qs -> {Qs, Message}
+            end;
+        {error, not_found} ->
+            parked(Places, Message0, XName, Headers)
+    end.
+
+%% Not for each message of many.
+warn(What, Format, Args, #state{warned = Warned} = State) ->
+    Now = erlang:monotonic_time(millisecond),
+    State#state{warned = case Warned of
+                             #{What := {Until, N}} when Now < Until ->
+                                 Warned#{What := {Until, N + 1}};
+                             _ ->
+                                 {_, Unsaid} = maps:get(What, Warned, {Now, 0}),
+                                 ?LOG_WARNING(Format ++ " (~b more since the last such warning)",
+                                              Args ++ [Unsaid], ?LOG_DOMAIN),
+                                 Warned#{What => {Now + ?WARN_MS, 0}}
+                         end}.
+
+%% In the store, until another attempt.
+keep(#in_flight{id = Id, bytes = Bytes}, State) ->
+    {_, Pause} = rabbit_delay_config:retry_interval_ms(),
+    put_back(Id, Bytes, Pause, State).
 
 %% To the dead-letter exchange's queues, if there is one; it says why, and when it was due.
 dead_letter(Message0, Already, X, SeqNo,
@@ -613,8 +745,10 @@ publish_to(AllQs, Message, Already, SeqNo, InFlight0, State0, Routed) ->
             case rabbit_delay_broker:publish(Qs, Message, SeqNo, Publisher0) of
                 {ok, Publisher, Actions} ->
                     {handle_actions(Actions, State#state{publisher = Publisher}),
-                     routed(rabbit_delay_broker:exchange_of(Message, State#state.exchange), QNames,
-                            Routed)};
+                     routed(case How of
+                                returned -> State#state.exchange;
+                                _ -> rabbit_delay_broker:exchange_of(Message, State#state.exchange)
+                            end, QNames, Routed)};
                 {error, Reason} ->
                     ?LOG_WARNING("delayed messages of ~s: cannot publish to ~0p: ~0P",
                                  [rabbit_misc:rs(State#state.exchange), QNames, Reason, 10],
@@ -789,8 +923,8 @@ finish(SeqNo, #in_flight{rejected = [], settled = [_ | _], id = Id, due = Due, b
                         how = How},
        #state{in_flight = All, counters = Counters} = State) ->
     rabbit_delay_counters:add(Counters, case How of
-                                            released -> released;
-                                            {dead_lettered, _} -> dead_lettered
+                                            {What, _} -> What;
+                                            What -> What
                                         end, 1),
     _ = How =/= {dead_lettered, maxlen} andalso
         rabbit_delay_counters:lateness(Counters, rabbit_delay_config:now_ms() - Due),

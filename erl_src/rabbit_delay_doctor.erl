@@ -16,7 +16,8 @@
                 at_most_once | at_least_once_drop_head | at_least_once_unavailable |
                 delivery_limit_without_dlx | parking_unwatched | x_death_growth | priority_ttl |
                 ttl_zero | policy_tie | policy_shadowed | policy_not_applicable |
-                argument_over_policy | policy_unusable | unusable_value | delay_ladder.
+                argument_over_policy | policy_unusable | unusable_value | delay_ladder |
+                retry_parking_missing.
 
 -type finding() :: #{rule := rule(), severity := severity(), vhost := binary(),
                      kind := queue | policy, name := binary(),
@@ -76,7 +77,7 @@ live_graph(VHost) ->
             #{vhosts := #{VHost := #{exchanges := Exchanges} = Objects}} =
                 rabbit_delay_topology:live([VHost]),
             {Qs, _} = settle_policies(Objects),
-            {Sources, _, Graph} = dead_lettering(Qs, Objects),
+            {Sources, _, Graph} = dead_lettering(Qs, retrying(Objects), Objects),
             Missing = [{Name, X} || #q{name = Name} = Q <- Qs, X <- [value(dlx, Q)],
                                     is_binary(X), not is_map_key(X, Exchanges),
                                     not is_map_key(Name, Sources)],
@@ -91,7 +92,8 @@ rules() ->
      expires_loses_messages, head_of_line_ttl, cycle_dropped, cycle_unbounded, at_most_once,
      at_least_once_drop_head, at_least_once_unavailable, delivery_limit_without_dlx,
      parking_unwatched, x_death_growth, priority_ttl, ttl_zero, policy_tie, policy_shadowed,
-     policy_not_applicable, argument_over_policy, policy_unusable, unusable_value, delay_ladder].
+     policy_not_applicable, argument_over_policy, policy_unusable, unusable_value, delay_ladder,
+     retry_parking_missing].
 
 %% What holds for one queue of a vhost.
 -spec settings(binary(), rabbit_delay_topology:vhost()) ->
@@ -119,19 +121,19 @@ reaches_at_once(X, Key, Index) ->
     maps:from_list([{Name, true} || {queue, Name} <- maps:keys(Graph)]).
 
 %% The queues that dead-letter to an exchange that is there, and where that leads.
-dead_lettering(Qs, #{exchanges := Exchanges} = Objects) ->
-    Sources = maps:from_list([{Name, {X, value(dlk, Q)}}
-                              || #q{name = Name} = Q <- Qs,
-                                 X <- [value(dlx, Q)], is_map_key(X, Exchanges)]),
+dead_lettering(Qs, Retrying, Objects) ->
+    Sources = maps:from_list([{Name, Source} || #q{name = Name} = Q <- Qs,
+                                                Source <- source(Q, Retrying, Objects)]),
     Index = rabbit_delay_dead_letter_routes:index(Objects, Sources),
     {Sources, Index,
      rabbit_delay_dead_letter_routes:explore([{queue, Name} || Name <- maps:keys(Sources)], Index)}.
 
 check_vhost(Topology, VHost, #{queues := Queues} = Objects) ->
     {Qs, Unusable} = settle_policies(Objects),
-    {Sources, Index, Graph} = dead_lettering(Qs, Objects),
+    Retrying = retrying(Objects),
+    {Sources, Index, Graph} = dead_lettering(Qs, Retrying, Objects),
     Context = #{vhost => VHost, objects => Objects, topology => Topology, index => Index,
-                graph => Graph, sources => Sources,
+                graph => Graph, sources => Sources, retrying => Retrying,
                 qs => maps:from_list([{Name, Q} || #q{name = Name} = Q <- Qs]),
                 dead_letter_targets => dead_letter_targets(Graph),
                 bindings_to => bindings_to(Objects, Queues),
@@ -139,6 +141,50 @@ check_vhost(Topology, VHost, #{queues := Queues} = Objects) ->
     lists:append([lists:append([of_queue(Q, Context) || Q <- Qs]),
                   cycles(Context), ladders(Context), policies(Qs, Context),
                   [unusable_policy(P, Context) || P <- Unusable]]).
+
+%% Where what dies in a queue goes for good. A delayed exchange that retries gives it back, so often
+%% and no more, and then parks it: not by its bindings, and in no cycle.
+source(Q, Retrying, #{exchanges := Exchanges}) ->
+    Key = value(dlk, Q),
+    case value(dlx, Q) of
+        X when is_map_key(X, Retrying) ->
+            case Retrying of
+                #{X := {Parking, undefined}} when is_map_key(Parking, Exchanges) ->
+                    [{Parking, Key}];
+                #{X := {Parking, ParkingKey}} when is_map_key(Parking, Exchanges) ->
+                    [{Parking, ParkingKey}];
+                _ -> []
+            end;
+        X when is_map_key(X, Exchanges) ->
+            [{X, Key}];
+        _ ->
+            []
+    end.
+
+%% The delayed exchanges that retry, and where they park.
+retrying(#{exchanges := Exchanges, policies := Policies}) ->
+    Compiled = rabbit_delay_queue_settings:compile(Policies),
+    maps:from_list(
+      [{Name, Parking}
+       || {Name, #{type := <<"x-delayed-message">>} = X} <- maps:to_list(Exchanges),
+          #{parking := Parking} <- [rabbit_delay_retry:plan(
+                                      fun (Key) -> retry_setting(Key, X, Compiled) end)]]).
+
+retry_setting(Key, #{name := Name, arguments := Arguments}, Policies) ->
+    Argument = <<"x-", Key/binary>>,
+    Value = case Arguments of
+                #{Argument := FromArgument} ->
+                    FromArgument;
+                _ ->
+                    case rabbit_delay_queue_settings:matching(exchange, Name, Policies) of
+                        #{held := [#{definition := #{Key := FromPolicy}} | _]} -> FromPolicy;
+                        _ -> undefined
+                    end
+            end,
+    case rabbit_delay_retry:check(Key, Key, Value) of
+        ok -> Value;
+        {error, _, _} -> undefined
+    end.
 
 settle_policies(#{queues := Queues, policies := Policies0, operator_policies := Operator0}) ->
     Policies = rabbit_delay_queue_settings:compile(Policies0),
@@ -229,7 +275,7 @@ of_queue(Q, Context) ->
                   no_dlx_at_limit(Q, Context), parking(Q, Context), priorities(Q, Context),
                   unusable_values(Q, Context)]).
 
-dead_letter_exchange(Q, #{objects := #{exchanges := Exchanges}} = Context) ->
+dead_letter_exchange(Q, #{objects := #{exchanges := Exchanges}, retrying := Retrying} = Context) ->
     case {value(dlx, Q), value(dlk, Q)} of
         {undefined, undefined} ->
             [];
@@ -247,9 +293,24 @@ dead_letter_exchange(Q, #{objects := #{exchanges := Exchanges}} = Context) ->
                      "Declare the exchange, and a queue that takes what comes to it.",
                      [put_exchange(X, <<"fanout">>, #{}, Context),
                       put_queue(Parked, #{}, Context), bind(X, Parked, <<>>, #{}, Context)])];
+        {X, _} when is_map_key(X, Retrying) ->
+            parking_missing(Q, X, maps:get(X, Retrying), Context);
         {X, Key} ->
             unroutable(Q, X, Key, Context)
     end.
+
+parking_missing(Q, X, {Parking, Key}, #{objects := #{exchanges := Exchanges}} = Context)
+  when not is_map_key(Parking, Exchanges) ->
+    Parked = <<Parking/binary, ".parked">>,
+    [finding(retry_parking_missing, error, Q, Context,
+             ["Its dead letters are retried by the delayed exchange ", exchange_text(X),
+              ", whose parking exchange \"", Parking, "\" does not exist: what is not to be tried "
+              "again stays in the delayed exchange, unless that has a dead-letter exchange."],
+             "Declare the exchange, and a queue that takes what comes to it.",
+             [put_exchange(Parking, <<"fanout">>, #{}, Context), put_queue(Parked, #{}, Context),
+              bind(Parking, Parked, case Key of undefined -> <<>>; _ -> Key end, #{}, Context)])];
+parking_missing(_, _, _, _) ->
+    [].
 
 unroutable(#q{name = Name} = Q, X, DLK, #{index := Index, graph := Graph} = Context) ->
     Arrivals = rabbit_delay_dead_letter_routes:arrivals(Name, {X, DLK}, Index),

@@ -117,6 +117,21 @@ while_releasing(Fun) ->
 
 route_or_delay(X, Delivery, Options) ->
     Message = rabbit_delay_broker:message_of(Delivery),
+    case rabbit_delay_broker:is_dead_letter(Message)
+        andalso rabbit_delay_retry:is_sent_to(rabbit_delay_broker:exchange_name(X), Message)
+        andalso rabbit_delay_policy:retry(X) =/= none of
+        true -> dead_letter(X, Delivery, Message);
+        false -> route_or_delay(X, Delivery, Options, Message)
+    end.
+
+%% Whether it comes back or is parked is found out when it is stored, and again when it is due.
+dead_letter(X, Delivery, Message) ->
+    QNames = delay(X, Delivery, Message),
+    _ = QNames =/= []
+        andalso rabbit_delay_queue:introduce(rabbit_delay_broker:exchange_name(X)),
+    rabbit_delay_broker:dead_letter_to(QNames, Delivery).
+
+route_or_delay(X, Delivery, Options, Message) ->
     Headers = rabbit_delay_broker:headers(Message),
     Args = rabbit_delay_broker:exchange_arguments(X),
     case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message)) of
@@ -257,11 +272,29 @@ validate(X) ->
     case underlying_type_name(Args) of
         {ok, _, Module} ->
             case rabbit_delay_config:validate(Args) of
-                ok -> Module:validate(X);
-                {error, Format, FormatArgs} -> invalid_declaration(X, Format, FormatArgs)
+                ok ->
+                    ok = validate_parking(X, rabbit_delay_retry:parking_argument(Args)),
+                    Module:validate(X);
+                {error, Format, FormatArgs} ->
+                    invalid_declaration(X, Format, FormatArgs)
             end;
         {error, Format, FormatArgs} ->
             invalid_declaration(X, Format, FormatArgs)
+    end.
+
+validate_parking(_, none) ->
+    ok;
+validate_parking(X, Parking) ->
+    XName = rabbit_delay_broker:exchange_name(X),
+    case rabbit_delay_broker:may_forward(X, Parking) of
+        true ->
+            ok;
+        false ->
+            rabbit_misc:protocol_error(
+              access_refused,
+              "cannot declare ~s with a parking exchange: that takes read permission for it and "
+              "write permission for ~s, by a user whom the broker can look up; a policy can name it, too",
+              [rabbit_misc:rs(XName), rabbit_misc:rs(XName#resource{name = Parking})])
     end.
 
 -spec invalid_declaration(rabbit_delay_broker:exchange(), string(), [term()]) -> no_return().

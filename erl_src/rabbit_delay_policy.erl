@@ -14,6 +14,7 @@
 %%   delay-overdue            what becomes of a message that is released too late: "deliver" (the
 %%                            default), "drop", or "dead-letter"
 %%   delay-overdue-after      from when on it is too late, ms after it was due; 0 if not given
+%%   delay-retry...           how dead letters come back: rabbit_delay_retry
 %%
 %% By policy only, since nobody checks here whether whoever declares an exchange may publish there:
 %%
@@ -30,7 +31,7 @@
 
 -export([register/0, unregister/0, validate_policy/1, merge_policy_value/3]).
 -export([validate_arguments/1, default_delay/1, limits/1, overflow/1,
-         release_rate/1, overdue/1, dead_letter_exchange/1]).
+         release_rate/1, overdue/1, dead_letter_exchange/1, retry/1]).
 
 -export_type([overdue/0]).
 
@@ -59,7 +60,7 @@
 -spec names() -> [binary()].
 names() ->
     [<<"delay-default">>, <<"delay-release-rate">>, <<"delay-overdue">>,
-     <<"delay-overdue-after">>, ?OVERFLOW | ?LIMITS].
+     <<"delay-overdue-after">>, ?OVERFLOW | ?LIMITS] ++ rabbit_delay_retry:names().
 
 entries() ->
     [{policy_validator, Name} || Name <- [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY | names()]]
@@ -77,10 +78,9 @@ unregister() ->
 
 -spec validate_policy([{binary(), term()}]) -> rabbit_policy_validator:validate_results().
 validate_policy(Terms) ->
-    case [Error || {Name, Value} <- Terms, {error, _, _} = Error <- [check(Name, Name, Value)]] of
-        [] -> ok;
-        [Error | _] -> Error
-    end.
+    validated([check(Name, Name, Value) || {Name, Value} <- Terms]
+              ++ [rabbit_delay_retry:check_together(
+                    maps:from_list([{Name, {Name, Value}} || {Name, Value} <- Terms]))]).
 
 -spec merge_policy_value(binary(), Value, Value) -> Value when Value :: non_neg_integer().
 merge_policy_value(_, Value, OperatorValue) ->
@@ -89,9 +89,12 @@ merge_policy_value(_, Value, OperatorValue) ->
 %% The arguments of these names, checked when an exchange is declared.
 -spec validate_arguments(rabbit_framing:amqp_table()) -> ok | {error, string(), [term()]}.
 validate_arguments(Args) ->
-    validated([check(Name, argument(Name), Value)
-               || Name <- names(),
-                  {_, Value} <- [rabbit_misc:table_lookup(Args, argument(Name))]]).
+    Given = [{Name, argument(Name), Value}
+             || Name <- names(),
+                {_, Value} <- [rabbit_misc:table_lookup(Args, argument(Name))]],
+    validated([check(Name, Shown, Value) || {Name, Shown, Value} <- Given]
+              ++ [rabbit_delay_retry:check_together(
+                    maps:from_list([{Name, {Shown, Value}} || {Name, Shown, Value} <- Given]))]).
 
 validated([]) -> ok;
 validated([ok | Rest]) -> validated(Rest);
@@ -113,6 +116,8 @@ check(<<"delay-overdue">>, _, <<"drop">>) -> ok;
 check(<<"delay-overdue">>, _, <<"dead-letter">>) -> ok;
 check(<<"delay-overdue">>, Shown, Value) ->
     {error, "~s must be \"deliver\", \"drop\" or \"dead-letter\", not ~p", [Shown, Value]};
+check(<<"delay-retry", _/binary>> = Name, Shown, Value) ->
+    rabbit_delay_retry:check(Name, Shown, Value);
 check(Name, _, Value) when (Name =:= ?DEAD_LETTER_EXCHANGE orelse Name =:= ?DEAD_LETTER_KEY),
                            is_binary(Value), byte_size(Value) =< 255 -> ok;
 check(_, Shown, Value) ->
@@ -178,3 +183,8 @@ dead_letter_exchange(X) ->
         none -> none;
         Name -> {Name, usable(?DEAD_LETTER_KEY, rabbit_policy:get(?DEAD_LETTER_KEY, X), undefined)}
     end.
+
+%% What becomes of dead letters, if they are to come back.
+-spec retry(rabbit_delay_broker:exchange()) -> rabbit_delay_retry:plan() | none.
+retry(X) ->
+    rabbit_delay_retry:plan(fun (Name) -> setting(Name, X, undefined) end).

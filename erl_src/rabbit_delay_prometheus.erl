@@ -217,6 +217,9 @@ counter_figures() ->
       "Delayed messages dropped because their exchange was full"},
      {dead_lettered, "messages_dead_lettered_total",
       "Delayed messages that went to the dead-letter exchange"},
+     {returned, "messages_returned_total", "Dead letters that came back to be tried again"},
+     {parked, "messages_parked_total",
+      "Dead letters that were not tried again, and were parked or dead-lettered"},
      {corrupt, "messages_corrupt_total",
       "Delayed messages lost to damage of the delay store's files"}].
 

@@ -18,7 +18,7 @@
 -include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay.hrl").
 
--export([start_link/2, leader/2, announce_leader/1]).
+-export([start_link/2, leader/2, announce_leader/1, introduce/1]).
 -export([init/1, handle_batch/2, terminate/2]).
 
 %% How many batches may be under way, and how large one may be.
@@ -50,6 +50,8 @@
 -record(waiting, {message :: rabbit_delay_broker:message(),
                   %% of its payload, bytes
                   size = 0 :: non_neg_integer(),
+                  %% of an exchange that retries, when it was sent
+                  dead_letter = false :: boolean(),
                   sender :: pid(),
                   seq_no :: undefined | pos_integer(),
                   flow :: flow | noflow}).
@@ -93,6 +95,8 @@
          waiting = [] :: [#waiting{}],
          waiting_count = 0 :: non_neg_integer(),
          waiting_bytes = 0 :: non_neg_integer(),
+         %% who sends dead letters
+         dead_letterers = #{} :: #{pid() => reference()},
          give_up_timer :: undefined | reference()}).
 
 -spec start_link(rabbit_exchange:name(), Durable :: boolean()) -> {ok, pid()} | {error, term()}.
@@ -108,6 +112,20 @@ leader(Pid, ServerPid) ->
 -spec announce_leader(pid()) -> ok.
 announce_leader(Pid) ->
     gen_batch_server:cast(Pid, announce_leader).
+
+%% The calling process, which is no client's, routes dead letters to this exchange: what it sends
+%% after this may come back to the queue that it died in. A client's message may not, whatever its
+%% headers say.
+-spec introduce(rabbit_exchange:name()) -> ok.
+introduce(XName) ->
+    Known = get({?MODULE, XName}),
+    case rabbit_delay_registry:queue(XName) of
+        Pid when is_pid(Pid), Pid =/= Known ->
+            put({?MODULE, XName}, Pid),
+            gen_batch_server:cast(Pid, {dead_letters_from, self()});
+        _ ->
+            ok
+    end.
 
 -spec init({rabbit_exchange:name(), boolean()}) -> {ok, #state{}}.
 init({XName, Durable}) ->
@@ -148,11 +166,13 @@ handle_op({cast, announce_leader}, {Replies, #state{leader = Leader} = State}) -
         undefined -> ok
     end,
     {Replies, State};
-handle_op({cast, Cast}, {Replies, State}) ->
+handle_op({cast, {dead_letters_from, Pid}}, {Replies, #state{dead_letterers = Pids} = State}) ->
+    {Replies, State#state{dead_letterers = Pids#{Pid => monitor(process, Pid)}}};
+handle_op({cast, Cast}, {Replies, #state{dead_letterers = Pids} = State}) ->
     case rabbit_delay_broker:delivery(Cast) of
         {ok, Message, Sender, SeqNo, Flow} ->
-            {Replies, take(#waiting{message = Message, sender = Sender, seq_no = SeqNo,
-                                    flow = Flow}, State)};
+            {Replies, take(#waiting{message = Message, sender = Sender, seq_no = SeqNo, flow = Flow,
+                                    dead_letter = is_map_key(Sender, Pids)}, State)};
         unknown ->
             {Replies, State}
     end;
@@ -189,6 +209,9 @@ handle_info({'DOWN', Ref, process, _, normal}, #state{starter = Ref} = State) ->
     State#state{starter = undefined};
 handle_info({'DOWN', Ref, process, _, Reason}, #state{starter = Ref} = State) ->
     handle_info({member, {error, Reason}}, State#state{starter = undefined});
+handle_info({'DOWN', _, process, Pid, _}, #state{dead_letterers = Pids} = State)
+  when is_map_key(Pid, Pids) ->
+    State#state{dead_letterers = maps:remove(Pid, Pids)};
 handle_info(start_member, #state{leader = undefined, starter = undefined} = State) ->
     case rabbit_delay_system:status() of
         {down, _} -> start_member_later(State);
@@ -382,12 +405,20 @@ append(#state{waiting = Waiting, exchange = XName} = State) ->
                     append_later(State);
                 Room ->
                     append(next_batch(lists:reverse(Waiting), 0, 0, []), Room,
-                           rabbit_delay_policy:default_delay(X),
+                           {rabbit_delay_policy:default_delay(X), retry(X)},
                            State#state{drop_beyond = DropBeyond})
             end;
         {error, not_found} ->
             %% It is being deleted, and this process with it.
             State
+    end.
+
+%% How long dead letters wait, and whether there is a place for those that do not come back.
+retry(X) ->
+    case rabbit_delay_policy:retry(X) of
+        none -> none;
+        #{parking := none} = Plan -> {Plan, rabbit_delay_policy:dead_letter_exchange(X) =/= none};
+        Plan -> {Plan, true}
     end.
 
 %% Beyond what messages are rejected, and beyond what they are dropped.
@@ -419,9 +450,9 @@ append_later(#state{append_timer = undefined} = State) ->
 append_later(State) ->
     State.
 
-append({Ws, Count, Taken, Rest}, Room, Default, State0) ->
+append({Ws, Count, Taken, Rest}, Room, Delays, State0) ->
     SeqNo = State0#state.last_seq_no + 1,
-    {Batch, Rejected, Left} = batch(Ws, Room, Default, State0),
+    {Batch, Rejected, Left} = batch(Ws, Room, Delays, State0),
     ok = uncount(lists:sublist(Ws, Count - length(Left)), State0),
     lists:foreach(fun (W) -> reject(W, State0) end, Rejected),
     State = lists:foldl(fun wait/2,
@@ -492,6 +523,8 @@ next_batch(Rest, Count, Bytes, Acc) ->
                    limit :: pos_integer(),
                    room :: #room{},
                    default :: pos_integer() | none,
+                   retry :: {rabbit_delay_retry:plan(), HasPlace :: boolean()} | none,
+                   exchange :: rabbit_exchange:name(),
                    salt :: rabbit_delay_key:salt(),
                    counters :: rabbit_delay_counters:ref(),
                    messages = 0 :: non_neg_integer(),
@@ -505,10 +538,11 @@ next_batch(Rest, Count, Bytes, Acc) ->
 %% The Raft entry for these messages, in the store's batch format (include/dw_store.h); those that
 %% are too large for it, or for which there is no room; and those, from one of them on, of which that
 %% is not known yet.
-batch(Ws, Room, Default, #state{salt = Salt, counters = Counters}) ->
+batch(Ws, Room, {Default, Retry}, #state{exchange = XName, salt = Salt, counters = Counters}) ->
     {B, Left} = add_all(Ws, #building{now = rabbit_delay_config:now_ms(),
                                       limit = rabbit_delay_config:max_message_size(),
-                                      room = Room, default = Default, salt = Salt,
+                                      room = Room, default = Default, retry = Retry,
+                                      exchange = XName, salt = Salt,
                                       counters = Counters}),
     #building{version = Version, records = Records, messages = Messages, earliest = Earliest,
               confirms = Confirms, rejected = Rejected} = B,
@@ -529,14 +563,16 @@ add_all([W | Rest] = Ws, B) ->
 add(#waiting{message = Message} = W, B) ->
     Parsed = rabbit_delay_broker:parsed(Message),
     Headers = rabbit_delay_broker:headers(Parsed),
+    Deaths = deaths(W, Parsed, B),
     case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Parsed)) of
-        {cancel, Key} ->
+        {cancel, Key} when Deaths =:= [] ->
             add_record(W, on_key(cancel), 0, 0, rabbit_delay_key:hash(B#building.salt, Key), <<>>,
                        B#building{version = 2});
         Use ->
             {Encoding, Body} = rabbit_delay_broker:encode(Message),
             case fits(byte_size(Body), B) of
-                true -> add_message(W, Headers, Use, Encoding, Body, B);
+                true when Deaths =/= [] -> add_dead_letter(W, Deaths, Use, Encoding, Body, B);
+                true -> add_message(W, due(Headers, B), Use, Encoding, Body, B);
                 false -> B#building{rejected = [W | B#building.rejected]};
                 unknown -> no_room
             end
@@ -552,10 +588,37 @@ fits(_, _) -> unknown.
 fill(infinity, _) -> infinity;
 fill(Room, N) -> Room - N.
 
-add_message(W, Headers, Use, Encoding, Body,
+%% Of a dead letter that the exchange retries.
+deaths(#waiting{dead_letter = true}, Message, #building{exchange = XName, retry = {_, _}}) ->
+    case rabbit_delay_retry:is_sent_to(XName, Message) of
+        true -> rabbit_delay_broker:deaths(Message);
+        false -> []
+    end;
+deaths(_, _, _) ->
+    [].
+
+%% What the message says of delays and of other messages was meant when it was first published. Its
+%% key is still good for cancelling it.
+add_dead_letter(W, Deaths, Use, Encoding, Body, #building{retry = {Plan, HasPlace}} = B) ->
+    Pause = case rabbit_delay_retry:judge(Deaths, Plan) of
+                {retry, Attempt} -> rabbit_delay_retry:pause(Attempt, Plan);
+                {used_up, Attempt} when not HasPlace -> rabbit_delay_retry:pause(Attempt, Plan);
+                _ -> 0
+            end,
+    Kept = case Use of
+               {OnDuplicate, Key} when OnDuplicate =:= replace; OnDuplicate =:= drop -> {keep, Key};
+               {cancel, _} -> none;
+               _ -> Use
+           end,
+    add_message(W, {0, Pause, earliest(Pause, B)}, Kept, rabbit_delay_retry:mark(Encoding), Body,
+                B).
+
+earliest(Delay, #building{earliest = {LeastDelay, LeastTime}}) ->
+    {min(Delay, LeastDelay), LeastTime}.
+
+add_message(W, {Absolute, When, Earliest}, Use, Encoding, Body,
             #building{now = Now, salt = Salt, room = Room, counters = Counters,
                       messages = Messages} = B0) ->
-    {Absolute, When, Earliest} = due(Headers, B0),
     rabbit_delay_counters:delay(Counters, When - Absolute * Now),
     B = B0#building{earliest = Earliest, messages = Messages + 1,
                     room = Room#room{messages = fill(Room#room.messages, 1),
@@ -582,16 +645,16 @@ on_key(replace) -> 1 bsl 1;
 on_key(drop) -> 2 bsl 1;
 on_key(cancel) -> 3 bsl 1.
 
-due(Headers, #building{now = Now, default = Default, earliest = {LeastDelay, LeastTime}}) ->
+due(Headers, #building{now = Now, default = Default, earliest = {LeastDelay, LeastTime}} = B) ->
     case rabbit_delay_header:due(Headers, Now, ?NO_LIMIT, not_given) of
         {delay, Delay} ->
-            {0, Delay, {min(Delay, LeastDelay), LeastTime}};
+            {0, Delay, earliest(Delay, B)};
         {time, Time} ->
             {1, Time, {LeastDelay, min(Time, LeastTime)}};
         not_given when is_integer(Default) ->
-            {0, Default, {min(Default, LeastDelay), LeastTime}};
+            {0, Default, earliest(Default, B)};
         _ ->
-            {0, 0, {0, LeastTime}}
+            {0, 0, earliest(0, B)}
     end.
 
 await_confirm(_, undefined, Confirms) ->

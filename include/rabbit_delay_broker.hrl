@@ -5,7 +5,7 @@
 %% and has is_alive/1, internal/2 and delete_queue/1.
 
 -export([is_booted/0, exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1,
-         lookup_exchange/1]).
+         lookup_exchange/1, may_forward/2]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2]).
 -export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, count_published/3]).
 
@@ -16,6 +16,9 @@
                      properties := [{atom(), binary() | integer()}],
                      headers := rabbit_framing:amqp_table(), payload := iodata()}.
 -opaque publisher() :: rabbit_queue_type:state().
+
+%% Who rabbitmqctl acts as.
+-define(CLI_USER, <<"rmq-cli">>).
 
 %% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
 -define(ENCODING_BASIC_MESSAGE_3_10, 1).
@@ -39,6 +42,31 @@ is_delayed(#exchange{type = Type}) -> Type =:= 'x-delayed-message'.
 
 -spec lookup_exchange(rabbit_exchange:name()) -> {ok, exchange()} | {error, not_found}.
 lookup_exchange(Name) -> rabbit_exchange:lookup(Name).
+
+%% Whether whoever declares the exchange may have it forward messages to exchange Name: what the
+%% broker asks for an alternate exchange. Where users cannot be looked up by their names, as with
+%% OAuth 2, nobody may.
+-spec may_forward(exchange(), Name :: binary()) -> boolean().
+may_forward(#exchange{options = #{user := User}}, _) when User =:= ?INTERNAL_USER;
+                                                          User =:= ?CLI_USER ->
+    true;
+may_forward(#exchange{name = XName, options = #{user := Username}}, Name) ->
+    case rabbit_access_control:check_user_login(Username, []) of
+        {ok, User} ->
+            is_permitted(User, XName, read)
+                andalso is_permitted(User, XName#resource{name = Name}, write);
+        _ ->
+            false
+    end;
+may_forward(_, _) ->
+    false.
+
+is_permitted(User, Resource, Permission) ->
+    try
+        rabbit_access_control:check_resource_access(User, Resource, Permission, #{}) =:= ok
+    catch
+        exit:_ -> false
+    end.
 
 %% ----------------------------------------------------------------------------- messages
 

@@ -13,6 +13,7 @@
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
          exchange_of/2, encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
+-export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
 -export([raise_to_client/3]).
 -export([delete_queue/1, queue_pid/1]).
 -export([route/2, publish/4, handle_event/3, handle_down/2]).
@@ -169,8 +170,11 @@ decode(?ENCODING_BASIC_MESSAGE_3_10, Binary) ->
     catch
         error:badarg -> {error, not_a_term}
     end;
-decode(Encoding, _) ->
-    {error, {unknown_encoding, Encoding}}.
+decode(Encoding, Binary) ->
+    case rabbit_delay_retry:unmarked(Encoding) of
+        Encoding -> {error, {unknown_encoding, Encoding}};
+        Unmarked -> decode(Unmarked, Binary)
+    end.
 
 %% Where it was published to, and with which routing keys.
 -spec routing(message()) -> {Exchange :: binary(), [binary()]}.
@@ -204,6 +208,59 @@ dead_lettered(#basic_message{exchange_name = Name, content = Content} = Message,
     Addressed#basic_message{
       exchange_name = Name#resource{name = XName},
       content = content_with_headers(Added, Content)}.
+
+%% Whether a queue dead-letters the message that this process routes. A client can write an x-death,
+%% but its messages are routed by its channel.
+-spec is_dead_letter(message()) -> boolean().
+is_dead_letter(Message) ->
+    case get(process_name) of
+        {rabbit_channel, _} -> false;
+        _ -> deaths(Message) =/= []
+    end.
+
+%% Where the broker is to send the dead letter. It drops what has died before in a queue that it
+%% goes to, by an x-death that a client may have written. Ours kills no message, so it gets such a
+%% one from here; the worker that dead-letters at least once keeps its messages anyway.
+-spec dead_letter_to([rabbit_amqqueue:name()], delivery()) -> [rabbit_amqqueue:name()].
+dead_letter_to([#resource{name = Name}] = QNames, #delivery{message = Message} = Delivery) ->
+    Forged = lists:any(fun (#{queue := Queue}) -> Queue =:= Name end, deaths(Message)),
+    case get('$initial_call') of
+        {rabbit_fifo_dlx_worker, _, _} ->
+            QNames;
+        _ when Forged ->
+            _ = rabbit_queue_type:deliver(rabbit_amqqueue:lookup(QNames), Delivery, stateless),
+            [];
+        _ ->
+            QNames
+    end;
+dead_letter_to([], _) ->
+    [].
+
+%% Its deaths, the latest first. The latest one of a dead letter is not a client's word.
+-spec deaths(message()) -> [rabbit_delay_deaths:death()].
+deaths(#basic_message{content = Content}) ->
+    Headers = case rabbit_basic:extract_headers(Content) of
+                  undefined -> [];
+                  Table -> [Field || {<<"x-death">>, _, _} = Field <- Table]
+              end,
+    {Deaths, _} = rabbit_delay_deaths:history(rabbit_delay_deaths:plain(Headers)),
+    Deaths.
+
+%% Without what a quorum queue has counted of its deliveries.
+-spec uncounted(message()) -> message().
+uncounted(#basic_message{content = Content} = Message) ->
+    Message#basic_message{
+      content = rabbit_basic:map_headers(fun rabbit_delay_deaths:uncounted/1, Content)}.
+
+%% As it goes back to the queue that it died in: as it came there before.
+-spec returned(message(), rabbit_delay_deaths:death()) -> message().
+returned(#basic_message{exchange_name = Name, routing_keys = Keys} = Message, Death) ->
+    Message#basic_message{
+      exchange_name = Name#resource{name = maps:get(exchange, Death, Name#resource.name)},
+      routing_keys = case Death of
+                         #{keys := [_ | _] = Original} -> Original;
+                         _ -> Keys
+                     end}.
 
 negate_annotation(Headers) ->
     Annotations = amqp10_annotations(Headers),
@@ -266,6 +323,19 @@ queue_pid(QName) ->
 route(X, Message) ->
     Names = rabbit_exchange:route(X, rabbit_basic:delivery(false, true, Message, undefined)),
     rabbit_amqqueue:prepend_extra_bcc(rabbit_amqqueue:lookup(Names)).
+
+%% The queue of that name, as where to route to; `absent' if it exists on a node that is down.
+-spec queue_named(rabbit_amqqueue:name()) -> [queue()] | absent.
+queue_named(QName) ->
+    case rabbit_amqqueue:lookup([QName]) of
+        [] ->
+            case mnesia:dirty_read(rabbit_durable_queue, QName) of
+                [] -> [];
+                _ -> absent
+            end;
+        Qs ->
+            Qs
+    end.
 
 %% Publishes to these queues; what becomes of it arrives as actions, now or from the two functions
 %% below: {settled | rejected, QName, [SeqNo]}.

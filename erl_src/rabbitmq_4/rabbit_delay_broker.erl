@@ -17,6 +17,7 @@
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
          exchange_of/2, encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
+-export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
 -export([raise_to_client/3]).
 -export([delete_queue/1, queue_pid/1]).
 -export([route/2, publish/4, handle_event/3, handle_down/2]).
@@ -223,8 +224,44 @@ decode(?ENCODING_CONTAINER_4, Binary) ->
                     end);
 decode(?ENCODING_BASIC_MESSAGE_3_10, Binary) ->
     decoded(Binary, fun from_basic_message/1);
-decode(Encoding, _) ->
-    {error, {unknown_encoding, Encoding}}.
+decode(Encoding, Binary) ->
+    case rabbit_delay_retry:unmarked(Encoding) of
+        Encoding ->
+            {error, {unknown_encoding, Encoding}};
+        Unmarked ->
+            case decode(Unmarked, Binary) of
+                {ok, Message} -> {ok, with_deaths(Message)};
+                {error, _} = Error -> Error
+            end
+    end.
+
+%% A dead letter of 3.10 has its deaths in a header.
+with_deaths(?CONTAINER(mc_amqpl, Content, Annotations) = Message)
+  when not is_map_key(deaths, Annotations) ->
+    Headers = case rabbit_basic:extract_headers(Content) of
+                  undefined -> [];
+                  Table -> Table
+              end,
+    {Deaths, _} = rabbit_delay_deaths:history(rabbit_delay_deaths:plain(Headers)),
+    Now = os:system_time(millisecond),
+    mc:set_annotation(
+      deaths,
+      [begin
+           Time = case Death of
+                      #{time := Seconds} -> Seconds * 1000;
+                      _ -> Now
+                  end,
+           {{Queue, Known}, #death{exchange = maps:get(exchange, Death, <<>>),
+                                   routing_keys = maps:get(keys, Death, [<<>>]),
+                                   count = maps:get(count, Death, 1),
+                                   anns = #{first_time => Time, last_time => Time}}}
+       end || #{queue := Queue, reason := Reason} = Death <- Deaths,
+              {Known, Name} <- [{rejected, <<"rejected">>}, {expired, <<"expired">>},
+                                {maxlen, <<"maxlen">>}, {delivery_limit, <<"delivery_limit">>}],
+              Reason =:= Name],
+      Message);
+with_deaths(Message) ->
+    Message.
 
 decoded(Binary, Fun) ->
     try binary_to_term(Binary) of
@@ -280,6 +317,50 @@ dead_lettered(Message0, XName, RoutingKey, Added) ->
         undefined -> Message;
         _ -> mc:set_annotation(?ANN_ROUTING_KEYS, [RoutingKey], Message)
     end.
+
+%% Whether a queue dead-letters the message that this process routes.
+-spec is_dead_letter(message()) -> boolean().
+is_dead_letter(Message) ->
+    deaths(Message) =/= [].
+
+%% Where the broker is to send the dead letter.
+-spec dead_letter_to([rabbit_amqqueue:name()], delivery()) -> [rabbit_amqqueue:name()].
+dead_letter_to(QNames, _) -> QNames.
+
+%% Its deaths, the latest first. They are the broker's: no client can write them.
+-spec deaths(message()) -> [rabbit_delay_deaths:death()].
+deaths(?CONTAINER(_, _, #{deaths := Deaths})) ->
+    case Deaths of
+        #deaths{last = Last, records = Records} ->
+            {Latest, Others} = maps:take(Last, Records),
+            [death({Last, Latest}) | [death(Death) || Death <- maps:to_list(Others)]];
+        _ ->
+            [death(Death) || Death <- Deaths]
+    end;
+deaths(_) ->
+    [].
+
+death({{Queue, Reason}, #death{exchange = Exchange, routing_keys = Keys, count = Count}}) ->
+    #{queue => Queue, reason => atom_to_binary(Reason, utf8), exchange => Exchange, keys => Keys,
+      count => Count}.
+
+%% Without what a quorum queue has counted of its deliveries: the next one would go on from there,
+%% up to its delivery limit.
+-spec uncounted(message()) -> message().
+uncounted(?CONTAINER(Protocol, Data, Annotations)) ->
+    ?CONTAINER(Protocol,
+               case Protocol of
+                   mc_amqpl -> rabbit_basic:map_headers(fun rabbit_delay_deaths:uncounted/1, Data);
+                   _ -> Data
+               end,
+               maps:without([delivery_count, acquired_count, <<"x-delivery-count">>,
+                             <<"x-acquired-count">>], Annotations)).
+
+%% As it goes back to the queue that it died in: as it came there before.
+-spec returned(message(), rabbit_delay_deaths:death()) -> message().
+returned(Message, #{exchange := Exchange, keys := Keys}) ->
+    mc:set_annotation(?ANN_ROUTING_KEYS, Keys,
+                      mc:set_annotation(?ANN_EXCHANGE, Exchange, Message)).
 
 with_headers(Added, ?CONTAINER(mc_amqpl, Content, Annotations)) ->
     ?CONTAINER(mc_amqpl, content_with_headers(Added, Content), Annotations);
@@ -351,9 +432,24 @@ route(X, Message) ->
 
 -ifdef(RABBITMQ_4_3).
 lookup_queues(Names) -> rabbit_db_queue:get_targets(Names).
+is_absent(_) -> false.
 -else.
 lookup_queues(Names) -> rabbit_amqqueue:lookup_many(Names).
+is_absent(QName) -> rabbit_db_queue:get_durable(QName) =/= {error, not_found}.
 -endif.
+
+%% The queue of that name, as where to route to; `absent' if it exists on a node that is down.
+-spec queue_named(rabbit_amqqueue:name()) -> [queue()] | absent.
+queue_named(QName) ->
+    case lookup_queues([QName]) of
+        [] ->
+            case is_absent(QName) of
+                true -> absent;
+                false -> []
+            end;
+        Qs ->
+            Qs
+    end.
 
 %% Publishes to these queues; what becomes of it arrives as actions, now or from the two functions
 %% below: {settled | rejected, QName, [SeqNo]}.

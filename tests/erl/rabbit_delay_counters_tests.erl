@@ -7,7 +7,7 @@
 
 names() ->
     [published, released, unroutable, cancelled, replaced, deduplicated, rejected, retried, expired,
-     dead_lettered, corrupt].
+     overflowed, dead_lettered, returned, parked, corrupt].
 
 each_count_is_its_own_test() ->
     Ref = ?C:new(),

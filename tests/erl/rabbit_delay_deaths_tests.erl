@@ -61,6 +61,21 @@ control_characters_test() ->
     ?assertEqual(<<"First it died in queue \"a?[2J\x{c3}\x{bf}\": a consumer rejected it without giving it "
                    "back.">>, Sentence).
 
+put_aside_by_a_delayed_exchange_test_() ->
+    [?_assert(lists:member(
+                <<"The delayed exchange \"retry\" put it aside: ", Text/binary, ".">>,
+                rabbit_delay_deaths:explain(
+                  (plain())#{<<"x-delay-death-reason">> => Reason,
+                             <<"x-delay-death-exchange">> => <<"retry">>}, undefined)))
+     || {Reason, Text} <-
+            [{<<"attempts_used_up">>, <<"its retries were used up">>},
+             {<<"not_retried">>, <<"the exchange does not retry what dies for that reason">>},
+             {<<"queue_gone">>, <<"the queue that it was to come back to was gone">>},
+             {<<"unroutable">>, <<"no queue was bound for it when it was due">>},
+             {<<"overdue">>, <<"it was due too long ago">>},
+             {<<"maxlen">>, <<"the exchange was full">>},
+             {<<"odd">>, <<"for the reason \"odd\"">>}]].
+
 redriven_without_its_history_test() ->
     ?assertEqual([{<<"x-redrive-count">>, long, 1}, {<<"mine">>, long, 1}],
                  rabbit_delay_deaths:redriven(headers(), plain(), false, false)),

@@ -122,6 +122,27 @@ def test_dlx_unroutable_through_headers_that_do_not_count(local, rule):
     assert local.one(parked).text == "kept"
 
 
+def test_retry_parking_missing(local, rule):
+    retry = local.delayed(arguments={"x-delay-retry": "1ms",
+                                     "x-delay-retry-parking-exchange": "gone"})
+    work = local.queue(arguments=dead(retry))
+    mend = rule("retry_parking_missing", work)
+    mend()
+    reject(local, work, b"kept")
+    local.channel.basic_reject(get(local, work)[0].delivery_tag, requeue=False)
+    assert local.one("gone.parked").text == "kept"
+
+
+def test_a_delayed_exchange_that_retries_is_no_trap(local, broker, vhost):
+    """Neither for want of a binding, nor as a cycle by one."""
+    retry = local.delayed(arguments={"x-delay-retry": "1ms"})
+    without = local.queue(arguments=dead(retry, "nowhere"))
+    cycle = local.queue((retry, "round"), arguments=dead(retry, "round", message_ttl=1000))
+    found = {(f["rule"], f["name"]) for f in findings(broker, vhost)}
+    assert not found & {(rule, name) for name in (without, cycle)
+                        for rule in ("dlx_unroutable", "cycle_dropped", "cycle_unbounded")}
+
+
 def test_routing_key_without_dlx(local, rule, management, vhost):
     work = local.queue()
     parked = local.queue()

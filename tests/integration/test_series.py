@@ -35,8 +35,21 @@ def hold(broker):
                                             keep=True)
         client.publish(exchange, KEYS[kind], kind.encode(), delay=HOUR_MS,
                        headers={"kind": "h", "kept": "yes"}, message_id=f"id-{kind}")
+    hold_dead_letter(broker, client)
     client.close()
     return held
+
+
+def hold_dead_letter(broker, client):
+    """One that is to come back to its queue in an hour."""
+    client.delayed(name="held-retry", keep=True, arguments={"x-delay-retry": "1h"})
+    client.queue(name="held-retry", keep=True, arguments={"x-dead-letter-exchange": "held-retry"})
+    client.publish("", "held-retry", b"retried")
+    channel = client.connection.channel()
+    method, _, _ = eventually(lambda: channel.basic_get("held-retry"), lambda got: got[0])
+    channel.basic_reject(method.delivery_tag, requeue=False)
+    eventually(lambda: evaluate(broker, 'rabbit_delay_registry:pending(rabbit_misc:r(<<"/">>, '
+                                        'exchange, <<"held-retry">>)).'), lambda n: n == "1")
 
 
 def assert_all_arrive(broker, held):
@@ -50,6 +63,10 @@ def assert_all_arrive(broker, held):
         assert delivery.text == kind and delivery.properties.message_id == f"id-{kind}"
         assert delivery.headers == {"kind": "h", "kept": "yes", "x-delay": -HOUR_MS}
         assert (delivery.method.exchange, delivery.method.routing_key) == (exchange, KEYS[kind])
+    delivery = client.one("held-retry")
+    assert delivery.text == "retried" and delivery.method.routing_key == "held-retry"
+    death, = delivery.headers["x-death"]
+    assert (death["queue"], death["reason"], death["count"]) == ("held-retry", "rejected", 1)
     set_clock(broker, 0)
     for kind, (exchange, queue) in held.items():
         client.publish(exchange, KEYS[kind], b"later", delay=200, headers={"kind": "h"})
