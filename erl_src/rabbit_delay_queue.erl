@@ -9,7 +9,8 @@
 %% way: a publisher that is faster than the log is slowed down, not buffered.
 %%
 %% Batches are numbered within a session, the life of this process. After a change of leader all that
-%% are under way are sent again in order; the machine drops those that it has.
+%% are under way are sent again in order; the machine drops those that it has. An import brings
+%% batches of a session of its own, which outlives this process.
 -module(rabbit_delay_queue).
 
 -behaviour(gen_batch_server).
@@ -18,7 +19,8 @@
 -include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay.hrl").
 
--export([start_link/2, leader/2, announce_leader/1]).
+-export([start_link/2, leader/2, announce_leader/1, room/1, import/4,
+         forget_imported/1]).
 -export([init/1, handle_batch/2, terminate/2]).
 
 %% How many batches may be under way, and how large one may be.
@@ -38,6 +40,10 @@
 -define(STORE_RETRY_MS, 50).
 -define(RESEND_MS, 50).
 -define(STATS_MS, 5000).
+-define(CALL_MS, 60000).
+
+%% Of each record of a batch (include/dw_store.h).
+-define(RECORD_HEADER_BYTES, 24).
 
 %% A due time beyond this is not refused here: route/1 has judged it already.
 -define(NO_LIMIT, ?MAX_MS).
@@ -54,9 +60,16 @@
                bytes = infinity :: non_neg_integer() | infinity,
                exact :: boolean()}).
 
--record(batch, {entry :: {1 | 2, rabbit_delay_machine:earliest(), binary()},
+-type entry() :: {1 | 2, rabbit_delay_machine:earliest(), binary()}.
+
+%% Of our own session, or with the session that it is of.
+-type batch_key() :: pos_integer() | {Session :: pos_integer(), SeqNo :: pos_integer()}.
+
+-record(batch, {entry :: entry(),
                 messages :: non_neg_integer(),
-                confirms :: #{Sender :: pid() => [pos_integer()]}}).
+                confirms = #{} :: #{Sender :: pid() => [pos_integer()]},
+                %% of an import: who is told what the machine answers
+                from :: undefined | {pid(), reference()}}).
 
 -record(state,
         {exchange :: rabbit_exchange:name(),
@@ -77,7 +90,7 @@
          session :: pos_integer(),
          last_seq_no = 0 :: non_neg_integer(),
          %% under way, by sequence number
-         batches = #{} :: #{pos_integer() => #batch{}},
+         batches = #{} :: #{batch_key() => #batch{}},
          batches_bytes = 0 :: non_neg_integer(),
          max_batches_bytes :: pos_integer(),
          resend_timer :: undefined | reference(),
@@ -101,6 +114,26 @@ leader(Pid, ServerPid) ->
 -spec announce_leader(pid()) -> ok.
 announce_leader(Pid) ->
     gen_batch_server:cast(Pid, announce_leader).
+
+%% What the exchange's limits leave room for at present.
+-spec room(pid()) -> {Messages, Bytes} | not_ready
+              when Messages :: non_neg_integer() | infinity, Bytes :: non_neg_integer() | infinity.
+room(Pid) ->
+    gen_batch_server:call(Pid, room, ?CALL_MS).
+
+%% Appends a batch of a session that is not this process's. The caller gets {Ref, Answer}: what the
+%% machine answers; not_ready, and it is to try again; full; or {unavailable, Why}.
+-spec import(pid(), batch_key(), entry(), Messages :: pos_integer()) -> Ref :: reference().
+import(Pid, Key, Entry, Messages) ->
+    Ref = make_ref(),
+    gen_batch_server:cast(Pid, {import, Key, #batch{entry = Entry, messages = Messages,
+                                                    from = {self(), Ref}}}),
+    Ref.
+
+%% What an importer that has ended left under way is not sent again.
+-spec forget_imported(pid()) -> ok.
+forget_imported(Pid) ->
+    gen_batch_server:call(Pid, forget_imported, ?CALL_MS).
 
 -spec init({rabbit_exchange:name(), boolean()}) -> {ok, #state{}}.
 init({XName, Durable}) ->
@@ -141,6 +174,8 @@ handle_op({cast, announce_leader}, {Replies, #state{leader = Leader} = State}) -
         undefined -> ok
     end,
     {Replies, State};
+handle_op({cast, {import, Key, Batch}}, {Replies, State}) ->
+    {Replies, append_imported(Key, Batch, State)};
 handle_op({cast, Cast}, {Replies, State}) ->
     case rabbit_delay_broker:delivery(Cast) of
         {ok, Message, Sender, SeqNo, Flow} ->
@@ -149,6 +184,10 @@ handle_op({cast, Cast}, {Replies, State}) ->
         unknown ->
             {Replies, State}
     end;
+handle_op({call, From, forget_imported}, {Replies, #state{batches = Batches} = State}) ->
+    {[{reply, From, ok} | Replies],
+     lists:foldl(fun (Key, S) -> ended(Key, fun (_, _) -> ok end, S) end, State,
+                 [Key || {_, _} = Key <- maps:keys(Batches)])};
 handle_op({call, From, Call}, {Replies, State}) ->
     {[{reply, From, answer(Call, State)} | Replies], State};
 handle_op({info, Info}, {Replies, State}) ->
@@ -259,6 +298,8 @@ send_all_again(#state{batches = Batches} = State) ->
                   lists:sort(maps:to_list(Batches))),
     State.
 
+send({Session, SeqNo} = Key, #batch{entry = Entry}, #state{server_id = ServerId}) ->
+    rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, Key);
 send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
     rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, SeqNo).
 
@@ -267,8 +308,8 @@ applied({SeqNo, ok}, #state{name = QName, batches = Batches, counters = Counters
         #{SeqNo := #batch{messages = N}} -> rabbit_delay_counters:add(Counters, published, N);
         _ -> ok
     end,
-    ended(SeqNo, fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end,
-          State);
+    answered(SeqNo, ok,
+             fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end, State);
 applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := Dropped}}},
         #state{counters = Counters} = State) ->
     rabbit_delay_counters:add(Counters, cancelled, Cancelled),
@@ -278,7 +319,10 @@ applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := 
 applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
     ?LOG_ERROR("delayed messages of ~s: a batch was refused by the store: ~p",
                [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
-    ended(SeqNo, fun (Sender, SeqNos) -> reject_all(Sender, QName, SeqNos) end, State);
+    answered(SeqNo, {error, Reason},
+             fun (Sender, SeqNos) -> reject_all(Sender, QName, SeqNos) end, State);
+applied({{_, _} = Key, {gap, _} = Gap}, State) ->
+    imported(Key, Gap, State);
 applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
     %% One before it went to a server that was about to end.
     case maps:is_key(SeqNo, Batches) of
@@ -290,6 +334,20 @@ applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
         false ->
             State
     end.
+
+answered({_, _} = Key, Answer, _, State) -> imported(Key, Answer, State);
+answered(SeqNo, _, Tell, State) -> ended(SeqNo, Tell, State).
+
+imported(Key, Answer, #state{batches = Batches} = State) ->
+    case Batches of
+        #{Key := #batch{from = From}} -> tell(From, Answer);
+        _ -> ok
+    end,
+    ended(Key, fun (_, _) -> ok end, State).
+
+tell({Pid, Ref}, Answer) ->
+    Pid ! {Ref, Answer},
+    ok.
 
 %% A batch is no longer under way: Answer goes to each of its senders.
 ended(SeqNo, Answer, #state{batches = Batches, batches_bytes = All} = State) ->
@@ -372,6 +430,45 @@ append(#state{waiting = Waiting, exchange = XName} = State) ->
         {error, not_found} ->
             %% It is being deleted, and this process with it.
             State
+    end.
+
+%% One that is under way already is asked for again by an importer that has lost patience.
+append_imported(Key, Batch, #state{batches = Batches} = State) when is_map_key(Key, Batches) ->
+    State#state{batches = Batches#{Key := Batch}};
+append_imported(Key, #batch{entry = {_, _, Bytes}, from = From} = Batch, State) ->
+    case admitted(Batch, State) of
+        ok ->
+            ok = send(Key, Batch, State),
+            watch_space(byte_size(Bytes),
+                        State#state{batches = (State#state.batches)#{Key => Batch},
+                                    batches_bytes = State#state.batches_bytes + byte_size(Bytes)});
+        Refusal ->
+            ok = tell(From, Refusal),
+            State
+    end.
+
+admitted(_, #state{leader = undefined}) ->
+    not_ready;
+admitted(_, #state{batches = Batches}) when map_size(Batches) >= ?MAX_BATCHES ->
+    not_ready;
+admitted(#batch{messages = N, entry = {_, _, Records}}, #state{exchange = XName} = State) ->
+    case rabbit_delay_system:status() of
+        {_, Why} ->
+            {unavailable, Why};
+        _ ->
+            %% The limits count bodies, and Records has a header for each.
+            Size = byte_size(Records) - N * ?RECORD_HEADER_BYTES,
+            case room_now(XName, State) of
+                #room{messages = Messages, bytes = Bytes} when Messages >= N, Bytes >= Size -> ok;
+                #room{exact = true} -> full;
+                _ -> not_ready
+            end
+    end.
+
+room_now(XName, State) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} -> room(rabbit_delay_policy:limits(X), State);
+        {error, not_found} -> unknown
     end.
 
 append_later(#state{append_timer = undefined} = State) ->
@@ -568,6 +665,11 @@ answer(info, State) ->
     answer({info, [name, messages, consumers, state]}, State);
 answer({info, Items}, State) ->
     {ok, [{Item, info(Item, State)} || Item <- Items]};
+answer(room, #state{exchange = XName} = State) ->
+    case room_now(XName, State) of
+        #room{messages = Messages, bytes = Bytes} -> {Messages, Bytes};
+        unknown -> not_ready
+    end;
 answer(stat, #state{exchange = XName}) ->
     {ok, rabbit_delay_registry:pending(XName), 0};
 answer(consumers, _) ->
