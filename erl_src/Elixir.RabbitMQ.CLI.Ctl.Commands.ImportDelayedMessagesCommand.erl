@@ -5,6 +5,7 @@
 %% have.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ImportDelayedMessagesCommand').
 
+-include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay_command.hrl").
 
 %% Lines at a time: what may be there twice after a crash.
@@ -140,41 +141,37 @@ ended(VHost, #{imported := Imported, already := Already, skipped := Skipped} = S
         {ok, Counts, Tables} ->
             Left = total(Counts),
             Agrees = Imported + Already + Left =:= Total andalso total(Skipped) =:= Left,
-            case rabbit_delay_cli:is_json(Options) of
-                true ->
-                    json(Sum, Total, Left, Agrees);
-                false when Left =:= 0, Agrees ->
-                    {ok, unicode:characters_to_binary([summary(Sum, Total, Left), "\n",
-                                                     farewell(VHost, Tables)])};
-                false ->
-                    {error, ?EXIT_LEFT,
-                     unicode:characters_to_binary(
-                       [summary(Sum, Total, Left),
-                        [["\n", left_row(Row)] || Row <- lists:sort(maps:to_list(Skipped))],
-                        ["\nThese counts do not agree: somebody else changed the tables meanwhile. Run it "
-                         "again." || not Agrees],
-                        ["\nWhat is left stays in Mnesia. Mend what keeps it there and run it again."
-                         || Agrees]])}
-            end;
+            Why = case {Left, Agrees} of
+                      {0, true} -> none;
+                      {_, true} -> <<"What is left stays in Mnesia. Mend what keeps it there, and run it "
+                                     "again.">>;
+                      {_, false} -> <<"The counts do not agree: the tables were changed meanwhile. Run it "
+                                      "again.">>
+                  end,
+            Report = case rabbit_delay_cli:is_json(Options) of
+                         true -> json(Sum, Total, Left);
+                         false -> [summary(Sum, Total, Left),
+                                   [["\n", left_row(Row)] || Row <- lists:sort(maps:to_list(Skipped))],
+                                   [["\n", farewell(VHost, Tables)] || Why =:= none]]
+                     end,
+            {report, unicode:characters_to_binary(Report), Why};
         Failure ->
             failed(Failure)
     end.
 
-json(#{imported := Imported, already := Already, skipped := Skipped}, Total, Left, Agrees) ->
-    Result = #{found => Total, imported => Imported, imported_before => Already, left => Left,
-               skipped => [#{vhost => V, exchange => X, reason => Why, messages => N}
-                           || {{{resource, V, exchange, X}, Why}, N} <- lists:sort(maps:to_list(Skipped))]},
-    case Left =:= 0 andalso Agrees of
-        true -> Result;
-        false -> {error, ?EXIT_LEFT, iolist_to_binary(rabbit_json:encode(Result))}
-    end.
+json(#{imported := Imported, already := Already, skipped := Skipped}, Total, Left) ->
+    rabbit_json:encode(
+      #{found => Total, imported => Imported, imported_before => Already, left => Left,
+        skipped => [#{vhost => VHost, exchange => Exchange, reason => Reason, messages => N}
+                    || {{#resource{virtual_host = VHost, name = Exchange}, Reason}, N}
+                           <- lists:sort(maps:to_list(Skipped))]}).
 
 summary(#{imported := Imported, already := Already}, Total, Left) ->
     [format("~b messages were in the official plugin's tables: ~b are imported, ", [Total, Imported]),
      [format("~b had been before, ", [Already]) || Already > 0],
      format("~b are left.", [Left])].
 
-left_row({{{resource, VHost, exchange, Exchange}, Why}, N}) ->
+left_row({{#resource{virtual_host = VHost, name = Exchange}, Why}, N}) ->
     [integer_to_list(N), ": exchange \"", rabbit_delay_cli:text(Exchange), "\" in vhost \"",
      rabbit_delay_cli:text(VHost), "\" ", reason(Why)].
 
@@ -246,4 +243,11 @@ lines(Device, N, Bytes, Lines) ->
     end.
 
 -spec output(term(), options()) -> term().
-output(Result, Options) -> ?DEFAULT_OUTPUT:output(Result, Options).
+output({report, Report, Why}, _) ->
+    ok = io:put_chars(standard_io, [Report, $\n]),
+    case Why of
+        none -> {ok, nil};
+        _ -> {error, ?EXIT_LEFT, Why}
+    end;
+output(Result, _) ->
+    ?DEFAULT_OUTPUT:output(Result).

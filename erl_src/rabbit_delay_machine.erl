@@ -177,8 +177,9 @@ insert(2, Index, Base, Batch, #?MODULE{store = Store}) ->
             Error
     end.
 
+%% A time can have passed already: that is the store's next due time then, too.
 earliest_due(_, {none, none}) -> none;
-earliest_due(Base, {none, Time}) -> max(Base, Time);
+earliest_due(_, {none, Time}) -> Time;
 earliest_due(Base, {Delay, none}) -> Base + Delay;
 earliest_due(Base, {Delay, Time}) -> min(Base + Delay, Time).
 

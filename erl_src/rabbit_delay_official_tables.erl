@@ -621,5 +621,6 @@ end_import(VHost) ->
     exclusively(
       fun () ->
               _ = file:delete(note_file()),
-              {ok, survey(table(node()), index(node()), VHost), [table(node()), index(node())]}
+              {ok, Counts} = survey(table(node()), index(node()), VHost),
+              {ok, Counts, [table(node()), index(node())]}
       end).

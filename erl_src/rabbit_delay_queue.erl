@@ -60,16 +60,18 @@
                bytes = infinity :: non_neg_integer() | infinity,
                exact :: boolean()}).
 
+-type place() :: {Session :: pos_integer(), SeqNo :: pos_integer()}.
 -type entry() :: {1 | 2, rabbit_delay_machine:earliest(), binary()}.
 
-%% Of our own session, or with the session that it is of.
--type batch_key() :: pos_integer() | {Session :: pos_integer(), SeqNo :: pos_integer()}.
+%% Its number in our own session, or of an import, what its answer goes by.
+-type batch_key() :: pos_integer() | reference().
 
 -record(batch, {entry :: entry(),
                 messages :: non_neg_integer(),
                 confirms = #{} :: #{Sender :: pid() => [pos_integer()]},
-                %% of an import: who is told what the machine answers
-                from :: undefined | {pid(), reference()}}).
+                %% of an import: who is told what the machine answers, and its place in its session
+                from :: undefined | pid(),
+                place :: undefined | place()}).
 
 -record(state,
         {exchange :: rabbit_exchange:name(),
@@ -115,7 +117,7 @@ leader(Pid, ServerPid) ->
 announce_leader(Pid) ->
     gen_batch_server:cast(Pid, announce_leader).
 
-%% What the exchange's limits leave room for at present.
+%% What the exchange's limits leave room for at present, its Raft server being there.
 -spec room(pid()) -> {Messages, Bytes} | not_ready
               when Messages :: non_neg_integer() | infinity, Bytes :: non_neg_integer() | infinity.
 room(Pid) ->
@@ -123,11 +125,11 @@ room(Pid) ->
 
 %% Appends a batch of a session that is not this process's. The caller gets {Ref, Answer}: what the
 %% machine answers; not_ready, and it is to try again; full; or {unavailable, Why}.
--spec import(pid(), batch_key(), entry(), Messages :: pos_integer()) -> Ref :: reference().
-import(Pid, Key, Entry, Messages) ->
+-spec import(pid(), place(), entry(), Messages :: pos_integer()) -> Ref :: reference().
+import(Pid, Place, Entry, Messages) ->
     Ref = make_ref(),
-    gen_batch_server:cast(Pid, {import, Key, #batch{entry = Entry, messages = Messages,
-                                                    from = {self(), Ref}}}),
+    gen_batch_server:cast(Pid, {import, Ref, #batch{entry = Entry, messages = Messages,
+                                                    from = self(), place = Place}}),
     Ref.
 
 %% What an importer that has ended left under way is not sent again.
@@ -174,8 +176,8 @@ handle_op({cast, announce_leader}, {Replies, #state{leader = Leader} = State}) -
         undefined -> ok
     end,
     {Replies, State};
-handle_op({cast, {import, Key, Batch}}, {Replies, State}) ->
-    {Replies, append_imported(Key, Batch, State)};
+handle_op({cast, {import, Ref, Batch}}, {Replies, State}) ->
+    {Replies, append_imported(Ref, Batch, State)};
 handle_op({cast, Cast}, {Replies, State}) ->
     case rabbit_delay_broker:delivery(Cast) of
         {ok, Message, Sender, SeqNo, Flow} ->
@@ -186,8 +188,8 @@ handle_op({cast, Cast}, {Replies, State}) ->
     end;
 handle_op({call, From, forget_imported}, {Replies, #state{batches = Batches} = State}) ->
     {[{reply, From, ok} | Replies],
-     lists:foldl(fun (Key, S) -> ended(Key, fun (_, _) -> ok end, S) end, State,
-                 [Key || {_, _} = Key <- maps:keys(Batches)])};
+     lists:foldl(fun (Ref, S) -> ended(Ref, fun (_, _) -> ok end, S) end, State,
+                 [Ref || Ref <- maps:keys(Batches), is_reference(Ref)])};
 handle_op({call, From, Call}, {Replies, State}) ->
     {[{reply, From, answer(Call, State)} | Replies], State};
 handle_op({info, Info}, {Replies, State}) ->
@@ -298,8 +300,8 @@ send_all_again(#state{batches = Batches} = State) ->
                   lists:sort(maps:to_list(Batches))),
     State.
 
-send({Session, SeqNo} = Key, #batch{entry = Entry}, #state{server_id = ServerId}) ->
-    rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, Key);
+send(Ref, #batch{entry = Entry, place = {Session, SeqNo}}, #state{server_id = ServerId}) ->
+    rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, Ref);
 send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
     rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, SeqNo).
 
@@ -321,8 +323,8 @@ applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
                [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
     answered(SeqNo, {error, Reason},
              fun (Sender, SeqNos) -> reject_all(Sender, QName, SeqNos) end, State);
-applied({{_, _} = Key, {gap, _} = Gap}, State) ->
-    imported(Key, Gap, State);
+applied({Ref, {gap, _} = Gap}, State) when is_reference(Ref) ->
+    imported(Ref, Gap, State);
 applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
     %% One before it went to a server that was about to end.
     case maps:is_key(SeqNo, Batches) of
@@ -335,19 +337,15 @@ applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
             State
     end.
 
-answered({_, _} = Key, Answer, _, State) -> imported(Key, Answer, State);
+answered(Ref, Answer, _, State) when is_reference(Ref) -> imported(Ref, Answer, State);
 answered(SeqNo, _, Tell, State) -> ended(SeqNo, Tell, State).
 
-imported(Key, Answer, #state{batches = Batches} = State) ->
+imported(Ref, Answer, #state{batches = Batches} = State) ->
     case Batches of
-        #{Key := #batch{from = From}} -> tell(From, Answer);
+        #{Ref := #batch{from = Pid}} -> Pid ! {Ref, Answer};
         _ -> ok
     end,
-    ended(Key, fun (_, _) -> ok end, State).
-
-tell({Pid, Ref}, Answer) ->
-    Pid ! {Ref, Answer},
-    ok.
+    ended(Ref, fun (_, _) -> ok end, State).
 
 %% A batch is no longer under way: Answer goes to each of its senders.
 ended(SeqNo, Answer, #state{batches = Batches, batches_bytes = All} = State) ->
@@ -432,18 +430,15 @@ append(#state{waiting = Waiting, exchange = XName} = State) ->
             State
     end.
 
-%% One that is under way already is asked for again by an importer that has lost patience.
-append_imported(Key, Batch, #state{batches = Batches} = State) when is_map_key(Key, Batches) ->
-    State#state{batches = Batches#{Key := Batch}};
-append_imported(Key, #batch{entry = {_, _, Bytes}, from = From} = Batch, State) ->
+append_imported(Ref, #batch{entry = {_, _, Bytes}, from = Pid} = Batch, State) ->
     case admitted(Batch, State) of
         ok ->
-            ok = send(Key, Batch, State),
+            ok = send(Ref, Batch, State),
             watch_space(byte_size(Bytes),
-                        State#state{batches = (State#state.batches)#{Key => Batch},
+                        State#state{batches = (State#state.batches)#{Ref => Batch},
                                     batches_bytes = State#state.batches_bytes + byte_size(Bytes)});
         Refusal ->
-            ok = tell(From, Refusal),
+            Pid ! {Ref, Refusal},
             State
     end.
 
@@ -665,6 +660,8 @@ answer(info, State) ->
     answer({info, [name, messages, consumers, state]}, State);
 answer({info, Items}, State) ->
     {ok, [{Item, info(Item, State)} || Item <- Items]};
+answer(room, #state{leader = undefined}) ->
+    not_ready;
 answer(room, #state{exchange = XName} = State) ->
     case room_now(XName, State) of
         #room{messages = Messages, bytes = Bytes} -> {Messages, Bytes};
