@@ -11,8 +11,8 @@ switches() -> [{timeout, integer} | rabbit_delay_cli:selecting_switches()].
 -spec usage() -> binary().
 usage() ->
     <<"cancel_delayed_messages [--vhost <vhost>] <exchange> (<id> ... | "
-      "[--due-from <time>] [--due-to <time>] [--routing-key <key>] [--published-to <exchange>] "
-      "[--header <name>=<value>] [--dry-run])">>.
+      "[--due-from <time>] [--due-to <time>] [--key <key>] [--routing-key <key>] "
+      "[--published-to <exchange>] [--header <name>=<value>] [--dry-run])">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->

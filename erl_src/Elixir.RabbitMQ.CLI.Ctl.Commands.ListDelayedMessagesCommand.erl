@@ -14,6 +14,7 @@
 -define(COLUMNS, [{id, "names the message within its exchange"},
                   {due, "when it is due, ms since the epoch"},
                   {size, "bytes as stored"},
+                  {key, "its x-delay-key, or else its message_id"},
                   {routing_key, "the first, if there are several"},
                   {routing_keys, "those of CC and BCC, too"},
                   {exchange, "that it was published to"},
@@ -38,9 +39,9 @@ switches() -> [{timeout, integer}, {limit, integer}, {cursor, string}, {body_byt
 -spec usage() -> binary().
 usage() ->
     <<"list_delayed_messages [--vhost <vhost>] [--no-table-headers] <exchange> "
-      "[--due-from <time>] [--due-to <time>] [--routing-key <key>] [--published-to <exchange>] "
-      "[--header <name>=<value>] [--limit <count>] [--cursor <cursor>] [--body-bytes <bytes>] "
-      "[<column> ...]">>.
+      "[--due-from <time>] [--due-to <time>] [--key <key>] [--routing-key <key>] "
+      "[--published-to <exchange>] [--header <name>=<value>] [--limit <count>] [--cursor <cursor>] "
+      "[--body-bytes <bytes>] [<column> ...]">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->

@@ -11,8 +11,8 @@ switches() -> [{timeout, integer}, {all, boolean} | rabbit_delay_cli:selecting_s
 -spec usage() -> binary().
 usage() ->
     <<"release_delayed_messages [--vhost <vhost>] <exchange> (<id> ... | --all | "
-      "[--due-from <time>] [--due-to <time>] [--routing-key <key>] [--published-to <exchange>] "
-      "[--header <name>=<value>]) [--dry-run]">>.
+      "[--due-from <time>] [--due-to <time>] [--key <key>] [--routing-key <key>] "
+      "[--published-to <exchange>] [--header <name>=<value>]) [--dry-run]">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->

@@ -12,8 +12,8 @@ switches() -> [{timeout, integer}, {all, boolean}, {to, string}, {by, string}
 -spec usage() -> binary().
 usage() ->
     <<"reschedule_delayed_messages [--vhost <vhost>] <exchange> (--to <time> | --by <offset>) "
-      "(<id> ... | --all | [--due-from <time>] [--due-to <time>] [--routing-key <key>] "
-      "[--published-to <exchange>] [--header <name>=<value>]) [--dry-run]">>.
+      "(<id> ... | --all | [--due-from <time>] [--due-to <time>] [--key <key>] "
+      "[--routing-key <key>] [--published-to <exchange>] [--header <name>=<value>]) [--dry-run]">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->

@@ -20,8 +20,8 @@
 %% The switches that say which messages are meant.
 -spec selecting_switches() -> [{atom(), atom()}].
 selecting_switches() ->
-    [{due_from, string}, {due_to, string}, {routing_key, string}, {published_to, string},
-     {header, string}].
+    [{due_from, string}, {due_to, string}, {key, string}, {routing_key, string},
+     {published_to, string}, {header, string}].
 
 -spec selecting_usage() -> [[binary()]].
 selecting_usage() ->
@@ -29,6 +29,7 @@ selecting_usage() ->
      [<<"--due-from <time>, --due-to <time>">>,
       <<"those due in this range, both included: ms since the epoch, 2027-01-31T12:00:00Z, or an "
         "offset from now (+90m, -1h; ms, s, m, h, d, w)">>],
+     [<<"--key <key>">>, <<"those with this x-delay-key, or message_id if they have none">>],
      [<<"--routing-key <key>">>, <<"those published with this routing key (or a copy by CC)">>],
      [<<"--published-to <exchange>">>,
       <<"those published to this exchange, where exchanges are bound to each other">>],

@@ -13,7 +13,8 @@
 %%   rejected      messages that were refused: publishers got a nack
 %%   retried       tries to release that a queue rejected
 %%   expired       messages that were dropped because it was too late to release them
-%%   dead_lettered messages that went to the dead-letter exchange, for either of these reasons
+%%   overflowed    messages that were dropped because the exchange was full
+%%   dead_lettered messages that went to the dead-letter exchange, for one of these reasons
 %%   corrupt       messages lost to damage of the store's files
 %%
 %% Messages that were on their way to their queues when they were cancelled or replaced count as
@@ -27,7 +28,7 @@
 -opaque ref() :: counters:counters_ref().
 
 -type name() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
-              | retried | expired | dead_lettered | corrupt.
+              | retried | expired | overflowed | dead_lettered | corrupt.
 
 %% How many were at most so many ms, not counting those of smaller bounds; the sum of all, ms.
 -type histogram() :: {[{UpTo :: pos_integer() | infinity, non_neg_integer()}],
@@ -43,7 +44,7 @@
                     checkpoint := {At :: non_neg_integer(), Ms :: non_neg_integer()}}.
 
 -define(NAMES, [published, released, unroutable, cancelled, replaced, deduplicated, rejected,
-                retried, expired, dead_lettered, corrupt]).
+                retried, expired, overflowed, dead_lettered, corrupt]).
 -define(CHECKPOINT_AT, 12).
 -define(CHECKPOINT_MS, 13).
 %% The first is the sum, then a count for each bound and for what is beyond the last.
@@ -74,7 +75,8 @@ index(rejected) -> 7;
 index(retried) -> 8;
 index(expired) -> 9;
 index(dead_lettered) -> 10;
-index(corrupt) -> 11.
+index(corrupt) -> 11;
+index(overflowed) -> 50.
 
 -spec delay(ref(), Ms :: integer()) -> ok.
 delay(Ref, Ms) -> observe(Ref, ?DELAY, ?DELAY_BOUNDS, max(Ms, 0)).

@@ -31,7 +31,8 @@
 -include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay.hrl").
 
--export([start_link/1, leader/2, wake/2, counters/1, await_ready/2, change/2, change_async/2]).
+-export([start_link/1, leader/2, wake/2, overflow/1, counters/1, await_ready/2, change/2,
+         change_async/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
 
 -export_type([change/0, changed/0]).
@@ -55,6 +56,10 @@
 -define(STORE_RETRY_MS, 1000).
 -define(RATE_MS, 100).
 
+%% Messages that are dropped from a full exchange at a time, and how many are looked at for that.
+-define(DROP_MESSAGES, 256).
+-define(DROP_LOOK_AT, 4096).
+
 %% No answer for so long is none.
 -define(CHANGE_MS, 60000).
 
@@ -63,7 +68,7 @@
          due :: rabbit_delay_store:ms(),
          bytes :: non_neg_integer(),
          %% to its queues, or to those of the dead-letter exchange, and why
-         how = released :: released | {dead_lettered, unroutable | overdue},
+         how = released :: released | {dead_lettered, unroutable | overdue | maxlen},
          unsettled = [] :: [rabbit_amqqueue:name()],
          settled = [] :: [rabbit_amqqueue:name()],
          rejected = [] :: [rabbit_amqqueue:name()]}).
@@ -88,9 +93,14 @@
          overdue = deliver :: rabbit_delay_policy:overdue(),
          %% published, awaiting confirms, by the sequence number they were published with
          in_flight = #{} :: #{pos_integer() => #in_flight{}},
-         %% ids in flight or being settled: a reopened store hands them out again
-         ids = #{} :: #{rabbit_delay_store:id() => []},
+         %% ids in flight or being settled: a reopened store hands them out again. Their sizes, and
+         %% the sum of these
+         ids = #{} :: #{rabbit_delay_store:id() => non_neg_integer()},
+         ids_bytes = 0 :: non_neg_integer(),
+         %% of those in flight
          bytes = 0 :: non_neg_integer(),
+         %% an `overflow' message is under way to ourselves, or comes when something is settled
+         dropping = false :: false | soon | later,
          next_seq_no = 1 :: pos_integer(),
          publisher :: rabbit_delay_broker:publisher(),
          %% confirmed by all their queues, not yet appended
@@ -123,6 +133,14 @@ wake(XName, DueMs) ->
     case rabbit_delay_registry:dispatcher(XName) of
         undefined -> ok;
         Pid -> gen_server:cast(Pid, {wake, DueMs})
+    end.
+
+%% The exchange holds more than it may, and what is due last is to go.
+-spec overflow(rabbit_exchange:name()) -> ok.
+overflow(XName) ->
+    case rabbit_delay_registry:dispatcher(XName) of
+        undefined -> ok;
+        Pid -> gen_server:cast(Pid, overflow)
     end.
 
 %% Since the exchange's processes were first started.
@@ -194,6 +212,8 @@ handle_cast({leader, ServerPid}, State) ->
     {noreply, follow_leader(ServerPid, State)};
 handle_cast({wake, DueMs}, State) ->
     {noreply, sleep_until(DueMs, State)};
+handle_cast(overflow, State) ->
+    {noreply, drop_soon(State)};
 handle_cast({queue_event, QName, Event}, #state{publisher = Publisher0} = State) ->
     case rabbit_delay_broker:handle_event(QName, Event, Publisher0) of
         {ok, Publisher, Actions} ->
@@ -209,6 +229,8 @@ handle_info(pump, State) ->
     {noreply, pump(State#state{pumping = false})};
 handle_info({timeout, Ref, due}, #state{timer = {_, Ref}} = State) ->
     {noreply, pump(State#state{timer = undefined})};
+handle_info(overflow, State) ->
+    {noreply, drop_latest_due(State#state{dropping = false})};
 handle_info(settle, State) ->
     {noreply, settle(State)};
 handle_info({ra_event, _, {applied, Replies}}, State) ->
@@ -256,18 +278,29 @@ begin_again(#state{settling = Settling, server_id = ServerId} = State) ->
 
 applied({Note, ok}, #state{note = Note} = State) ->
     attach(State#state{note = undefined});
-applied({Correlation, {ok, _} = Reply}, #state{settling = Settling, ids = Ids} = State) ->
+applied({Correlation, {ok, _} = Reply}, #state{settling = Settling, ids = Ids0,
+                                               ids_bytes = Bytes0, dropping = Dropping} = State0) ->
     case maps:take(Correlation, Settling) of
         {Settled, Rest} ->
-            pump_soon(State#state{settling = Rest, ids = without(Settled, Ids)});
+            {Ids, Bytes} = without(Settled, Ids0, Bytes0),
+            State = pump_soon(State0#state{settling = Rest, ids = Ids, ids_bytes = Bytes}),
+            case Dropping of
+                later -> drop_soon(State);
+                _ -> State
+            end;
         error ->
-            changed(Correlation, Reply, State)
+            changed(Correlation, Reply, State0)
     end;
 applied({Correlation, Reply}, State) ->
     changed(Correlation, Reply, State).
 
-without(<<>>, Ids) -> Ids;
-without(<<Id:64/little, Rest/binary>>, Ids) -> without(Rest, maps:remove(Id, Ids)).
+without(<<>>, Ids, Bytes) ->
+    {Ids, Bytes};
+without(<<Id:64/little, Rest/binary>>, Ids0, Bytes) ->
+    case maps:take(Id, Ids0) of
+        {Size, Ids} -> without(Rest, Ids, Bytes - Size);
+        error -> without(Rest, Ids0, Bytes)
+    end.
 
 %% What an earlier process of ours had taken out is to be handed out again.
 attach(#state{exchange = XName, server_id = ServerId, ids = Ids} = State) ->
@@ -497,7 +530,7 @@ release_one({Id, Due, Encoding, Body}, X, {#state{overdue = Overdue} = State0, R
     case How =/= drop andalso rabbit_delay_broker:decode(Encoding, Body) of
         false ->
             rabbit_delay_counters:add(State0#state.counters, expired, 1),
-            {done(Id, 0, hold(Id, 0, State0)), Routed};
+            {done(Id, byte_size(Body), hold(Id, byte_size(Body), State0)), Routed};
         {ok, Message} ->
             State1 = hold(Id, byte_size(Body), State0),
             InFlight = #in_flight{id = Id, due = Due, bytes = byte_size(Body),
@@ -512,8 +545,8 @@ release_one({Id, Due, Encoding, Body}, X, {#state{overdue = Overdue} = State0, R
 release_one({corrupt, Id, _Due, File, Offset}, _, {State, Routed}) ->
     {lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State), Routed}.
 
-hold(Id, Size, #state{ids = Ids, bytes = Bytes} = State) ->
-    State#state{ids = Ids#{Id => []}, bytes = Bytes + Size}.
+hold(Id, Size, #state{ids = Ids, ids_bytes = IdsBytes, bytes = Bytes} = State) ->
+    State#state{ids = Ids#{Id => Size}, ids_bytes = IdsBytes + Size, bytes = Bytes + Size}.
 
 lost(Id, Format, Args, #state{exchange = XName, counters = Counters} = State0) ->
     ?LOG_ERROR("delayed message ~b of ~s is lost: " ++ Format,
@@ -563,11 +596,12 @@ publish_to(AllQs, Message, Already, SeqNo, InFlight0, State0, Routed) ->
     #state{publisher = Publisher0, in_flight = All, counters = Counters} = State0,
     #in_flight{id = Id, bytes = Bytes, how = How} = InFlight0,
     case Qs of
-        [] when Already =:= [], How =:= {dead_lettered, overdue} ->
-            rabbit_delay_counters:add(Counters, expired, 1),
-            {done(Id, Bytes, State0), Routed};
         [] when Already =:= [] ->
-            rabbit_delay_counters:add(Counters, unroutable, 1),
+            rabbit_delay_counters:add(Counters, case How of
+                                                    {dead_lettered, overdue} -> expired;
+                                                    {dead_lettered, maxlen} -> overflowed;
+                                                    _ -> unroutable
+                                                end, 1),
             {done(Id, Bytes, State0), Routed};
         [] ->
             {done(Id, Bytes, State0), Routed};
@@ -599,6 +633,117 @@ count(Routed) ->
     maps:foreach(fun ({XName, QName}, N) ->
                          rabbit_delay_broker:count_published(XName, QName, N)
                  end, Routed).
+
+%% --------------------------------------------------------------------------------- overflow
+
+drop_soon(#state{dropping = soon} = State) ->
+    State;
+drop_soon(State) ->
+    self() ! overflow,
+    State#state{dropping = soon}.
+
+%% Of what is pending and not in flight, the last due go until the rest is within the limits, to the
+%% dead-letter exchange if there is one.
+drop_latest_due(#state{store = undefined} = State) ->
+    State;
+drop_latest_due(#state{exchange = XName} = State) ->
+    case lookup(XName) of
+        {ok, X} ->
+            case rabbit_delay_policy:overflow(X) of
+                drop_latest_due -> drop_latest_due(X, configured(X, State));
+                reject_publish -> State
+            end;
+        {error, not_found} ->
+            State
+    end.
+
+drop_latest_due(X, #state{store = Store, ids = Ids, ids_bytes = IdsBytes, bytes = Bytes,
+                          max_messages = MaxMessages, max_bytes = MaxBytes} = State0) ->
+    {Messages, Size} = rabbit_delay_policy:limits(X),
+    Excess = case rabbit_delay_store:stat(Store) of
+                 #{pending := Pending, pending_bytes := PendingBytes} ->
+                     {beyond(Messages, Pending - map_size(Ids)),
+                      beyond(Size, PendingBytes - IdsBytes)};
+                 {error, _} ->
+                     {0, 0}
+             end,
+    Room = min(MaxMessages - map_size(Ids), ?DROP_MESSAGES),
+    case Excess of
+        {0, 0} ->
+            State0;
+        _ when Room =< 0; Bytes >= MaxBytes ->
+            State0#state{dropping = later};
+        _ ->
+            {Last, Left} = last_due({16#ffffffffffff, 16#ffffffffffffffff}, ?DROP_LOOK_AT, Excess,
+                                    Room, [], State0),
+            State = drop(Last, X, State0),
+            case Left of
+                {0, 0} -> State;
+                _ when map_size(State#state.ids) =:= map_size(Ids) -> State#state{dropping = later};
+                _ -> drop_soon(State)
+            end
+    end.
+
+beyond(infinity, _) -> 0;
+beyond(Max, N) -> max(0, N - Max).
+
+%% The last due that are free, the last one first, and what is beyond the limits without them.
+last_due(_, LookAt, {Messages, Bytes} = Excess, Room, Acc, _)
+  when Messages =:= 0, Bytes =:= 0; Room =:= 0; LookAt =< 0 ->
+    {lists:reverse(Acc), Excess};
+last_due(Before, LookAt, Excess0, Room0, Acc0, #state{store = Store} = State) ->
+    case rabbit_delay_store:places(Store, Before, backward, ?DROP_MESSAGES) of
+        {ok, [_ | _] = Records} ->
+            {Excess, Room, Acc} =
+                lists:foldl(
+                  fun ({Due, Id, Size}, {{M, B}, R, A}) when M + B > 0, R > 0 ->
+                          case is_free(Id, State) of
+                              true -> {{max(0, M - 1), max(0, B - Size)}, R - 1, [{Id, Due} | A]};
+                              false -> {{M, B}, R, A}
+                          end;
+                      (_, Full) ->
+                          Full
+                  end, {Excess0, Room0, Acc0}, Records),
+            {Due, Id, _} = lists:last(Records),
+            last_due({Due, Id}, LookAt - length(Records), Excess, Room, Acc, State);
+        _ ->
+            {lists:reverse(Acc0), Excess0}
+    end.
+
+drop(Last, X, State0) ->
+    {State, Routed} =
+        rabbit_delay_exchange:while_releasing(
+          fun () ->
+                  lists:foldl(fun (IdAndDue, Acc) -> drop_one(IdAndDue, X, Acc) end,
+                              {State0, #{}}, Last)
+          end),
+    ok = count(Routed),
+    State.
+
+drop_one({Id, Due}, X, {#state{store = Store} = State0, Routed}) ->
+    case rabbit_delay_store:read(Store, Id) of
+        {ok, #{encoding := Encoding, body := Body}} ->
+            Size = byte_size(Body),
+            State = hold(Id, Size, State0),
+            InFlight = #in_flight{id = Id, due = Due, bytes = Size, how = {dead_lettered, maxlen}},
+            case rabbit_delay_broker:decode(Encoding, Body) of
+                {ok, Message} ->
+                    publish(Message, [], X, State#state.next_seq_no, InFlight, State, Routed);
+                {error, _} ->
+                    publish_to([], undefined, [], State#state.next_seq_no, InFlight, State, Routed)
+            end;
+        {error, {corrupt, File, Offset}} ->
+            {lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State0), Routed};
+        {error, _} ->
+            {State0, Routed}
+    end.
+
+%% It stays, and may have come due meanwhile: then it was handed out and passed over.
+not_dropped(#in_flight{id = Id, due = Due, bytes = Bytes}, Pause, #state{store = Store} = State0) ->
+    State = release_hold(Id, Bytes, State0),
+    _ = Store =/= undefined andalso rabbit_delay_store:postpone(Store, Id, Due),
+    _ = erlang:send_after(Pause, self(), overflow),
+    pump_soon(State#state{dropping = soon}).
 
 %% --------------------------------------------------------------------------------- outcomes
 
@@ -647,8 +792,14 @@ finish(SeqNo, #in_flight{rejected = [], settled = [_ | _], id = Id, due = Due, b
                                             released -> released;
                                             {dead_lettered, _} -> dead_lettered
                                         end, 1),
-    rabbit_delay_counters:lateness(Counters, rabbit_delay_config:now_ms() - Due),
+    _ = How =/= {dead_lettered, maxlen} andalso
+        rabbit_delay_counters:lateness(Counters, rabbit_delay_config:now_ms() - Due),
     done(Id, Bytes, State#state{in_flight = maps:remove(SeqNo, All)});
+finish(SeqNo, #in_flight{rejected = Rejected, settled = [], how = {dead_lettered, maxlen}} = InFlight,
+       #state{in_flight = All, counters = Counters} = State0) ->
+    rabbit_delay_counters:add(Counters, retried, 1),
+    {Pause, State} = pause(Rejected, State0),
+    not_dropped(InFlight, Pause, State#state{in_flight = maps:remove(SeqNo, All)});
 finish(SeqNo, #in_flight{rejected = Rejected, settled = [], id = Id, bytes = Bytes},
        #state{in_flight = All, counters = Counters} = State0) ->
     rabbit_delay_counters:add(Counters, retried, 1),
@@ -681,8 +832,8 @@ pause(QNames, #state{pauses = Pauses0} = State) ->
           end, {Min, Pauses0}, QNames),
     {Pause, State#state{pauses = Pauses}}.
 
-put_back(Id, Bytes, Pause, #state{store = Store, ids = Ids, bytes = All} = State0) ->
-    State = State0#state{ids = maps:remove(Id, Ids), bytes = All - Bytes},
+put_back(Id, Bytes, Pause, #state{store = Store} = State0) ->
+    State = release_hold(Id, Bytes, State0),
     Until = rabbit_delay_config:now_ms() + Pause,
     case Store =/= undefined andalso rabbit_delay_store:postpone(Store, Id, Until) of
         ok -> pump_soon(sleep_until(Until, State));
@@ -694,6 +845,10 @@ put_back(Id, Bytes, Pause, #state{store = Store, ids = Ids, bytes = All} = State
             pump_soon(State);
         {error, eclosed} -> State
     end.
+
+release_hold(Id, Bytes, #state{ids = Ids0, ids_bytes = IdsBytes0, bytes = All} = State) ->
+    {Ids, IdsBytes} = without(<<Id:64/little>>, Ids0, IdsBytes0),
+    State#state{ids = Ids, ids_bytes = IdsBytes, bytes = All - Bytes}.
 
 %% Again to those queues that did not take it.
 retry(SeqNo, #state{in_flight = All, store = Store, exchange = XName} = State) ->

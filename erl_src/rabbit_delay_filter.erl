@@ -1,26 +1,30 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% Which pending messages an operator means, in the words of the command-line tool and the HTTP API:
-%% by due time, routing key, the exchange they were published to, and a header; or by their ids.
+%% by due time, key, routing key, the exchange they were published to, and a header; or by their
+%% ids.
 -module(rabbit_delay_filter).
 
 -include("rabbit_delay.hrl").
 
--export([parse/2, is_empty/1, due_range/1, needs_content/1, matches/2, time/2, offset/1, id/1]).
+-export([parse/2, is_empty/1, due_range/1, key/1, needs_content/1, matches/2, time/2, offset/1,
+         id/1]).
 
 -export_type([filter/0, words/0]).
 
--opaque filter() :: #{due_from => ms(), due_to => ms(), routing_key => binary(),
-                      published_to => binary(), header => {Name :: binary(), Value :: binary()}}.
+-opaque filter() :: #{due_from => ms(), due_to => ms(), key => rabbit_delay_key:key(),
+                      routing_key => binary(), published_to => binary(),
+                      header => {Name :: binary(), Value :: binary()}}.
 
-%% As given: due_from, due_to (see time/2), routing_key, published_to, header (name=value).
+%% As given: due_from, due_to (see time/2), key (rabbit_delay_key), routing_key, published_to, header
+%% (name=value).
 -type words() :: #{atom() => binary() | integer()}.
 -type ms() :: rabbit_delay_store:ms().
 
 %% Reads a filter. Keys that it does not know are the caller's to refuse.
 -spec parse(words(), Now :: ms()) -> {ok, filter()} | {error, Why :: binary()}.
 parse(Words, Now) ->
-    Known = maps:with([due_from, due_to, routing_key, published_to, header], Words),
+    Known = maps:with([due_from, due_to, key, routing_key, published_to, header], Words),
     in_order(maps:fold(fun (Key, Word, {ok, Filter}) -> parse(Key, Word, Now, Filter);
                            (_, _, Error) -> Error
                        end, {ok, #{}}, Known)).
@@ -35,6 +39,8 @@ parse(header, Word, _, Filter) when is_binary(Word) ->
         [Name, Value] when Name =/= <<>> -> {ok, Filter#{header => {Name, Value}}};
         _ -> {error, text("header: ~ts is not of the form name=value", [shown(Word)])}
     end;
+parse(key, <<>>, _, _) ->
+    {error, <<"key: not a string of 1 to 255 bytes">>};
 parse(Key, Word, _, Filter) when is_binary(Word), byte_size(Word) =< 255 ->
     {ok, Filter#{Key => Word}};
 parse(Key, _, _, _) ->
@@ -54,6 +60,10 @@ is_empty(Filter) -> map_size(Filter) =:= 0.
 due_range(Filter) ->
     {maps:get(due_from, Filter, 0), maps:get(due_to, Filter, ?MAX_MS)}.
 
+%% All that it lets pass has this key, if it is not `none'.
+-spec key(filter()) -> rabbit_delay_key:key() | none.
+key(Filter) -> maps:get(key, Filter, none).
+
 %% Whether a message has to be read for matches/2.
 -spec needs_content(filter()) -> boolean().
 needs_content(Filter) ->
@@ -71,6 +81,13 @@ matches(Filter, Message) ->
         #{published_to := Exchange} -> true;
         #{published_to := _} -> false;
         _ -> true
+    end andalso
+    case Filter of
+        #{key := Named} ->
+            rabbit_delay_key:of_message(rabbit_delay_broker:headers(Message),
+                                        rabbit_delay_broker:message_id(Message)) =:= Named;
+        _ ->
+            true
     end andalso
     case Filter of
         #{header := {Name, Value}} ->

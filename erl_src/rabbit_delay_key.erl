@@ -17,9 +17,9 @@
 %% which is random, can make two such keys.
 -module(rabbit_delay_key).
 
--export([asked/2, hash/2, names/0]).
+-export([asked/2, of_message/2, hash/2, names/0]).
 
--export_type([use/0, on_duplicate/0, salt/0]).
+-export_type([use/0, key/0, on_duplicate/0, salt/0]).
 
 -define(KEY, <<"x-delay-key">>).
 -define(ON_DUPLICATE, <<"x-delay-on-duplicate">>).
@@ -66,6 +66,18 @@ named(OnDuplicate, none) ->
     {invalid, ?ON_DUPLICATE, atom_to_binary(OnDuplicate, utf8),
      "needs a key: x-delay-key or a message_id"};
 named(OnDuplicate, Key) -> {OnDuplicate, Key}.
+
+%% The key that a stored message has.
+-spec of_message(rabbit_delay_header:headers(), MessageId :: binary() | undefined) -> key() | none.
+of_message(Headers, MessageId) ->
+    Named = case Headers of
+                undefined -> undefined;
+                _ -> rabbit_delay_header:find(?KEY, Headers)
+            end,
+    case key_of(Named, MessageId) of
+        {invalid, _, _, _} -> none;
+        Key -> Key
+    end.
 
 %% A message_id is not there for our sake: one that cannot be a key is none.
 key_of(undefined, MessageId) ->

@@ -29,7 +29,7 @@
 -define(COLUMNS, [name, type, messages_delayed, bytes_delayed, next_due, overdue, in_flight,
                   paused]).
 
--define(SELECTING, [due_from, due_to, routing_key, published_to, header]).
+-define(SELECTING, [due_from, due_to, key, routing_key, published_to, header]).
 
 -type resource() :: exchanges | exchange | messages | message | pause | resume | cancel | release
                   | reschedule.

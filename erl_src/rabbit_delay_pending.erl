@@ -36,7 +36,8 @@
 %% Ready for JSON: binaries that are not UTF-8 are #{base64 => Text}, a payload that is not is
 %% encoded as payload_encoding says.
 %%   id, due (ms since the epoch), size (bytes as stored); cursor, where it is asked for;
-%%   with content: exchange, routing_key, routing_keys, properties, headers, payload_bytes;
+%%   with content: key (absent if it has none), exchange, routing_key, routing_keys, properties,
+%%   headers, payload_bytes;
 %%   with the body: payload, payload_encoding (string, base64), truncated if it is;
 %%   damaged (file, offset) where the record cannot be read.
 -type item() :: #{atom() => term()}.
@@ -70,6 +71,9 @@
 -define(AHEAD, 256).
 -define(AHEAD_BYTES, 1048576).
 
+%% Messages of one key that are looked up by it: with more of them, all that is pending is walked over.
+-define(OF_ONE_KEY, 8192).
+
 %% Messages of one Raft entry. Rescheduling reads and writes each; meanwhile others wait.
 -define(CANCEL_AT_ONCE, 2048).
 -define(RESCHEDULE_AT_ONCE, 128).
@@ -94,6 +98,7 @@ list(XName, Filter, #{limit := Limit} = Options) ->
               case position(list, XName, Options, before(From)) of
                   {ok, Position, _} ->
                       Scan = #{store => Store, filter => Filter, options => Options,
+                               of_key => of_key(Store, XName, Filter),
                                exchange => XName, deadline => deadline(),
                                read => reads(Filter, Options), ahead => #{},
                                batch => case rabbit_delay_filter:needs_content(Filter) of
@@ -110,8 +115,8 @@ reads(Filter, Options) ->
     rabbit_delay_filter:needs_content(Filter) orelse maps:get(content, Options, false)
         orelse is_map_key(body, Options).
 
-collect(Position, Want, Bytes, Acc, #{store := Store, batch := Batch} = Scan) ->
-    case rabbit_delay_store:places(Store, Position, forward, Batch) of
+collect(Position, Want, Bytes, Acc, #{batch := Batch} = Scan) ->
+    case places(Position, forward, Scan) of
         {ok, Records} ->
             case collect_page(Records, Position, Want, Bytes, Acc, Scan) of
                 {more, Next, Left, LeftBytes, Items} when length(Records) =:= Batch ->
@@ -127,6 +132,33 @@ collect(Position, Want, Bytes, Acc, #{store := Store, batch := Batch} = Scan) ->
             end;
         {error, _} = Error ->
             unavailable(Error)
+    end.
+
+%% Of the messages that a filter can mean, the next after or before a position.
+places(Position, Direction, #{store := Store, of_key := all, batch := Batch}) ->
+    rabbit_delay_store:places(Store, Position, Direction, Batch);
+places(Position, forward, #{of_key := Records, batch := Batch}) ->
+    {ok, lists:sublist([Record || {Due, Id, _} = Record <- Records, {Due, Id} > Position], Batch)};
+places(Position, backward, #{of_key := Records, batch := Batch}) ->
+    {ok, lists:sublist([Record || {Due, Id, _} = Record <- lists:reverse(Records),
+                                  {Due, Id} < Position], Batch)}.
+
+%% Those with the key that the filter wants, in due order, or `all' if they are many or it wants none.
+of_key(Store, XName, Filter) ->
+    case rabbit_delay_filter:key(Filter) of
+        none ->
+            all;
+        Key ->
+            Hash = rabbit_delay_key:hash(rabbit_delay_raft:key_salt(XName), Key),
+            case rabbit_delay_store:find(Store, Hash, ?OF_ONE_KEY) of
+                {ok, Ids, Total} when Total =< ?OF_ONE_KEY ->
+                    lists:sort([{Due, Id, Size}
+                                || Id <- Ids,
+                                   {ok, #{due := Due, length := Size}}
+                                       <- [rabbit_delay_store:read(Store, Id)]]);
+                _ ->
+                    all
+            end
     end.
 
 collect_page([], Position, Want, Bytes, Acc, _) ->
@@ -260,12 +292,18 @@ described(Message, Options) ->
     #{exchange := Exchange, routing_keys := Keys, properties := Properties, headers := Headers,
       payload := Payload0} = rabbit_delay_broker:content(Message),
     Size = iolist_size(Payload0),
-    Item = #{exchange => readable(Exchange),
-             routing_key => case Keys of [Key | _] -> readable(Key); [] -> <<>> end,
-             routing_keys => [readable(Key) || Key <- Keys],
-             properties => maps:from_list([{Name, readable(Value)} || {Name, Value} <- Properties]),
-             headers => table(Headers),
-             payload_bytes => Size},
+    Keyed = case rabbit_delay_key:of_message(rabbit_delay_broker:headers(Message),
+                                             rabbit_delay_broker:message_id(Message)) of
+                none -> #{};
+                Key -> #{key => readable(Key)}
+            end,
+    Item = Keyed#{exchange => readable(Exchange),
+                  routing_key => case Keys of [First | _] -> readable(First); [] -> <<>> end,
+                  routing_keys => [readable(K) || K <- Keys],
+                  properties => maps:from_list([{Name, readable(Value)}
+                                                || {Name, Value} <- Properties]),
+                  headers => table(Headers),
+                  payload_bytes => Size},
     case Options of
         #{body := Most} ->
             Payload = binary:part(iolist_to_binary(Payload0), 0, min(Size, Most)),
@@ -383,6 +421,7 @@ change_matching(XName, Operation, Filter, #{by := By} = Options) ->
               case position(Operation, XName, Options, Begin) of
                   {ok, Position, Bounds} ->
                       Walk = #{store => Store, dispatcher => Dispatcher, exchange => XName,
+                               of_key => of_key(Store, XName, Filter),
                                operation => Operation, filter => Filter,
                                range => rabbit_delay_filter:due_range(Filter),
                                read => rabbit_delay_filter:needs_content(Filter),
@@ -412,12 +451,12 @@ bounds(Store) ->
 is_backward({reschedule_by, Ms}) -> Ms > 0;
 is_backward(_) -> false.
 
-walk(Position, Sum, #{store := Store, operation := Operation, batch := Batch} = Walk) ->
+walk(Position, Sum, #{operation := Operation, batch := Batch} = Walk) ->
     Direction = case is_backward(Operation) of
                     true -> backward;
                     false -> forward
                 end,
-    case rabbit_delay_store:places(Store, Position, Direction, Batch) of
+    case places(Position, Direction, Walk) of
         {ok, Records} ->
             case walk_page(Records, Position, [], 0, Sum, Walk) of
                 {more, Next, Sum1} when length(Records) =:= Batch ->

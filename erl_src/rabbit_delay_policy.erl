@@ -6,7 +6,10 @@
 %%   delay-default            a delay for messages that say nothing of one, ms
 %%   delay-max-length         how many messages may be pending
 %%   delay-max-length-bytes   how many bytes may be pending, as stored: a message is taken if it
-%%                            fits. What is beyond either is rejected (publishers get a nack)
+%%                            fits
+%%   delay-overflow           what becomes of what is beyond either: "reject-publish" (the default:
+%%                            publishers get a nack) or "drop-latest-due" (it is taken, and as many as
+%%                            are too many go, those due last first)
 %%   delay-release-rate       how many messages are released in a second, at most
 %%   delay-overdue            what becomes of a message that is released too late: "deliver" (the
 %%                            default), "drop", or "dead-letter"
@@ -15,7 +18,8 @@
 %% By policy only, since nobody checks here whether whoever declares an exchange may publish there:
 %%
 %%   delay-dead-letter-exchange     where messages go that are unroutable when they are due, or
-%%                                  overdue, where that says "dead-letter" (without this: delivered)
+%%                                  dropped for overflow, or overdue, where that says "dead-letter"
+%%                                  (without this: delivered)
 %%   delay-dead-letter-routing-key  with this key instead of their own
 %%
 %% An operator policy may set the two limits; where a policy does as well, the lower one counts.
@@ -25,8 +29,8 @@
 -behaviour(rabbit_policy_merge_strategy).
 
 -export([register/0, unregister/0, validate_policy/1, merge_policy_value/3]).
--export([validate_arguments/1, default_delay/1, limits/1, release_rate/1, overdue/1,
-         dead_letter_exchange/1]).
+-export([validate_arguments/1, default_delay/1, limits/1, overflow/1,
+         release_rate/1, overdue/1, dead_letter_exchange/1]).
 
 -export_type([overdue/0]).
 
@@ -47,13 +51,15 @@
 
 -define(LIMITS, [<<"delay-max-length">>, <<"delay-max-length-bytes">>]).
 
+-define(OVERFLOW, <<"delay-overflow">>).
+
 -define(DEAD_LETTER_EXCHANGE, <<"delay-dead-letter-exchange">>).
 -define(DEAD_LETTER_KEY, <<"delay-dead-letter-routing-key">>).
 
 -spec names() -> [binary()].
 names() ->
     [<<"delay-default">>, <<"delay-release-rate">>, <<"delay-overdue">>,
-     <<"delay-overdue-after">> | ?LIMITS].
+     <<"delay-overdue-after">>, ?OVERFLOW | ?LIMITS].
 
 entries() ->
     [{policy_validator, Name} || Name <- [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY | names()]]
@@ -98,6 +104,10 @@ check(<<"delay-max-length">>, Shown, Value) -> integer(Shown, Value, 0, ?MAX_MES
 check(<<"delay-max-length-bytes">>, Shown, Value) -> integer(Shown, Value, 0, ?MAX_BYTES);
 check(<<"delay-release-rate">>, Shown, Value) -> integer(Shown, Value, 1, ?MAX_RATE);
 check(<<"delay-overdue-after">>, Shown, Value) -> integer(Shown, Value, 0, ?MAX_DELAY_MS);
+check(?OVERFLOW, _, <<"reject-publish">>) -> ok;
+check(?OVERFLOW, _, <<"drop-latest-due">>) -> ok;
+check(?OVERFLOW, Shown, Value) ->
+    {error, "~s must be \"reject-publish\" or \"drop-latest-due\", not ~p", [Shown, Value]};
 check(<<"delay-overdue">>, _, <<"deliver">>) -> ok;
 check(<<"delay-overdue">>, _, <<"drop">>) -> ok;
 check(<<"delay-overdue">>, _, <<"dead-letter">>) -> ok;
@@ -134,6 +144,13 @@ default_delay(X) ->
 limits(X) ->
     {setting(<<"delay-max-length">>, X, infinity),
      setting(<<"delay-max-length-bytes">>, X, infinity)}.
+
+-spec overflow(rabbit_delay_broker:exchange()) -> reject_publish | drop_latest_due.
+overflow(X) ->
+    case setting(?OVERFLOW, X, <<"reject-publish">>) of
+        <<"reject-publish">> -> reject_publish;
+        <<"drop-latest-due">> -> drop_latest_due
+    end.
 
 %% Messages per second.
 -spec release_rate(rabbit_delay_broker:exchange()) -> pos_integer() | infinity.

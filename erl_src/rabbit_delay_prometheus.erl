@@ -82,7 +82,8 @@ collect_mf(_, Callback) ->
     node_figures(Callback).
 
 exchanges() ->
-    [{XName, rabbit_delay_registry:stat(XName), rabbit_delay_counters:read(Counters)}
+    [{XName, (rabbit_delay_registry:stat(XName))#{paused => rabbit_delay_registry:is_paused(XName)},
+      rabbit_delay_counters:read(Counters)}
      || {XName, Counters} <- rabbit_delay_registry:all_counters()].
 
 filtered(Exchanges) ->
@@ -137,8 +138,9 @@ gauges(Stat, Now) ->
                      _ -> 0
                  end,
       next_due => case NextDue of infinity -> undefined; _ -> NextDue / 1000 end,
-      lag => case NextDue of
-                 infinity -> 0;
+      lag => case Stat of
+                 #{paused := true} -> 0;
+                 _ when NextDue =:= infinity -> 0;
                  _ -> max(0, Now - NextDue) / 1000
              end,
       partitions => Get(partitions),
@@ -148,6 +150,7 @@ gauges(Stat, Now) ->
       buffered => Get(buffered),
       open_files => Get(open_files),
       unchecked => max(0, Get(applied) - Get(checkpoint_applied)),
+      paused => case Stat of #{paused := true} -> 1; _ -> 0 end,
       leading => case Stat of #{applied := _} -> 1; _ -> 0 end}.
 
 show(Prefix, Rows, Callback) ->
@@ -183,7 +186,8 @@ gauge_figures() ->
       "not in flight"},
      {next_due, "next_due_timestamp_seconds", "When the next delayed message is due"},
      {lag, "release_lag_seconds",
-      "How long the next delayed message has been due; 0 if it is not due yet"},
+      "How long the next delayed message has been due; 0 if it is not due yet, or its exchange paused"},
+     {paused, "paused", "1 if an operator has paused the exchange; as a sum, how many are"},
      {partitions, "store_partitions", "Partitions of the delay store"},
      {file_bytes, "store_file_bytes", "Bytes in the delay store's files"},
      {dead_bytes, "store_dead_bytes", "Of these, bytes of messages that are gone"},
@@ -209,6 +213,8 @@ counter_figures() ->
      {retried, "messages_retried_total", "Tries to release a message that a queue rejected"},
      {expired, "messages_expired_total",
       "Delayed messages dropped because it was too late to release them"},
+     {overflowed, "messages_overflowed_total",
+      "Delayed messages dropped because their exchange was full"},
      {dead_lettered, "messages_dead_lettered_total",
       "Delayed messages that went to the dead-letter exchange"},
      {corrupt, "messages_corrupt_total",

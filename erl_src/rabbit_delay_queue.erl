@@ -36,6 +36,11 @@
 
 -define(LOOK_AT_SPACE_BYTES, 1048576).
 
+%% How far an exchange that drops what is due last may be beyond its limits while it does: then it
+%% rejects.
+-define(BEYOND_MESSAGES, 65536).
+-define(BEYOND_BYTES, 67108864).
+
 -define(MEMBER_RETRY_MS, 1000).
 -define(STORE_RETRY_MS, 50).
 -define(RESEND_MS, 50).
@@ -97,6 +102,8 @@
          max_batches_bytes :: pos_integer(),
          resend_timer :: undefined | reference(),
          append_timer :: undefined | reference(),
+         %% beyond which messages are dropped, if they are, and bytes
+         drop_beyond = none :: none | {non_neg_integer() | infinity, non_neg_integer() | infinity},
          %% not yet appended, newest first
          waiting = [] :: [#waiting{}],
          waiting_count = 0 :: non_neg_integer(),
@@ -240,8 +247,14 @@ handle_info(give_up, #state{leader = undefined} = State) ->
     reject_waiting(State#state{give_up_timer = undefined});
 handle_info(give_up, State) ->
     State#state{give_up_timer = undefined};
-handle_info(emit_stats, #state{name = QName, exchange = XName} = State) ->
+handle_info(emit_stats, #state{name = QName, exchange = XName} = State0) ->
     _ = erlang:send_after(?STATS_MS, self(), emit_stats),
+    %% Policies may have changed.
+    State = case rabbit_delay_broker:lookup_exchange(XName) of
+                {ok, X} -> State0#state{drop_beyond = element(2, limits(X))};
+                {error, not_found} -> State0
+            end,
+    ok = drop_beyond(State),
     ok = rabbit_delay_broker:queue_stats(QName, rabbit_delay_registry:pending(XName)),
     State;
 handle_info({bump_credit, Message}, State) ->
@@ -310,6 +323,7 @@ applied({SeqNo, ok}, #state{name = QName, batches = Batches, counters = Counters
         #{SeqNo := #batch{messages = N}} -> rabbit_delay_counters:add(Counters, published, N);
         _ -> ok
     end,
+    ok = drop_beyond(State),
     answered(SeqNo, ok,
              fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end, State);
 applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := Dropped}}},
@@ -418,12 +432,14 @@ append(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when Byte
 append(#state{waiting = Waiting, exchange = XName} = State) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, X} ->
-            case room(rabbit_delay_policy:limits(X), State) of
+            {Limits, DropBeyond} = limits(X),
+            case room(Limits, State) of
                 unknown ->
                     append_later(State);
                 Room ->
                     append(next_batch(lists:reverse(Waiting), 0, 0, []), Room,
-                           rabbit_delay_policy:default_delay(X), State)
+                           rabbit_delay_policy:default_delay(X),
+                           State#state{drop_beyond = DropBeyond})
             end;
         {error, not_found} ->
             %% It is being deleted, and this process with it.
@@ -462,8 +478,32 @@ admitted(#batch{messages = N, entry = {_, _, Records}}, #state{exchange = XName}
 
 room_now(XName, State) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
-        {ok, X} -> room(rabbit_delay_policy:limits(X), State);
+        {ok, X} -> room(element(1, limits(X)), State);
         {error, not_found} -> unknown
+    end.
+
+%% Beyond what messages are rejected, and beyond what they are dropped.
+limits(X) ->
+    case {rabbit_delay_policy:limits(X), rabbit_delay_policy:overflow(X)} of
+        {{infinity, infinity} = Limits, _} -> {Limits, none};
+        {Limits, reject_publish} -> {Limits, none};
+        {{Messages, Bytes} = Limits, drop_latest_due} ->
+            {{plus(Messages, ?BEYOND_MESSAGES), plus(Bytes, ?BEYOND_BYTES)}, Limits}
+    end.
+
+plus(infinity, _) -> infinity;
+plus(N, More) -> N + More.
+
+%% Has what is too much dropped.
+drop_beyond(#state{drop_beyond = none}) ->
+    ok;
+drop_beyond(#state{drop_beyond = {Messages, Bytes}, exchange = XName}) ->
+    case rabbit_delay_registry:stat(XName) of
+        #{pending := Pending, pending_bytes := PendingBytes}
+          when Pending > Messages; PendingBytes > Bytes ->
+            rabbit_delay_dispatcher:overflow(XName);
+        _ ->
+            ok
     end.
 
 append_later(#state{append_timer = undefined} = State) ->

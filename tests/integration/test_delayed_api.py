@@ -127,7 +127,7 @@ def holding(client):
     exchange, queue = client.delayed_and_queue()
     for n in range(6):
         client.publish(exchange, "k" if n % 2 == 0 else "other", f"m{n}".encode(),
-                       delay=(n + 1) * HOUR_MS, headers={"n": n})
+                       delay=(n + 1) * HOUR_MS, headers={"n": n}, message_id=f"n{n}")
     return exchange, queue
 
 
@@ -186,7 +186,7 @@ def test_a_cursor_whose_messages_are_gone_goes_on_behind_them(api):
 @pytest.mark.parametrize("query, wanted", [
     ("&routing_key=other", ["m1", "m3", "m5"]), ("&header=n%3D4", ["m4"]),
     ("&due_from=%2B90m&due_to=%2B200m", ["m1", "m2"]), ("&due_to=5", []),
-    ("&published_to=elsewhere", []), ("&routing_key=&limit=2", ["m0", "m1"]),
+    ("&published_to=elsewhere", []), ("&key=nobody", []), ("&key=n3", ["m3"]), ("&routing_key=&limit=2", ["m0", "m1"]),
 ])
 def test_filters_choose(api, query, wanted):
     assert api.payloads(query) == wanted
@@ -323,8 +323,9 @@ def test_absurd_queries_are_refused_with_a_reason(api, query, wanted):
     ("cancel", {"ids": ["1"], "all": True}, "which messages"),
     ("cancel", {"ids": ["1"], "dry_run": True}, "dry_run"),
     ("cancel", {"filter": {}}, "at least one"), ("cancel", {"filter": []}, "filter"),
-    ("cancel", {"filter": {"key": "x"}}, "unknown"), ("cancel", {"all": False}, "which messages"),
+    ("cancel", {"filter": {"keys": "x"}}, "unknown"), ("cancel", {"all": False}, "which messages"),
     ("cancel", {"filter": {"routing_key": 5}}, "routing_key"),
+    ("cancel", {"filter": {"key": ""}}, "key"), ("cancel", {"filter": {"key": "k" * 256}}, "255"),
     ("cancel", {"filter": {"due_to": {}}}, "due_to"),
     ("cancel", {"all": True, "dry_run": "no"}, "dry_run"),
     ("cancel", {"all": True, "cursor": "x"}, "cursor"), ("cancel", {"all": True, "to": 5}, "to"),

@@ -16,7 +16,7 @@ import wire
 from client import Client
 from conftest import PLUGIN
 from management import Management, eventually
-from node import HOUR_MS, evaluate, queue_process, set_clock
+from node import HOUR_MS, evaluate, kill_9, queue_process, set_clock
 
 REFUSALS = (pika.exceptions.NackError, pika.exceptions.UnroutableError,
             pika.exceptions.ChannelClosedByBroker)
@@ -484,7 +484,7 @@ def test_a_full_disk_refuses_publishers_and_loses_nothing(brokers, mountpoint, l
     assert len(confirmed) > 100
     assert_serves_others(broker)
     if then != "space returns":
-        broker.kill9()
+        kill_9(broker)
         broker.start()
         assert_serves_others(broker)
     mountpoint("size=512m")

@@ -11,7 +11,7 @@ import wire
 from client import Client
 from conftest import PLUGIN
 from management import Management, eventually
-from node import HOUR_MS, evaluate, queue_process, set_clock
+from node import HOUR_MS, evaluate, kill_9, queue_process, set_clock
 
 
 def keyed(key=None, on_duplicate=None, delay=HOUR_MS):
@@ -343,7 +343,7 @@ def test_what_was_confirmed_of_keys_survives_kill_9(own):
         for operation in operations:
             expected.apply(*operation)
         publish_operations(own, exchange, operations)
-        own.kill9()
+        kill_9(own)
         own.start()
     management = Management(own)
     eventually(lambda: management.messages_delayed(exchange), lambda n: n == len(expected.pending),
@@ -369,7 +369,7 @@ def test_kill_9_amid_keyed_publishing_leaves_one_message_a_key(own):
             publisher.send(exchange, "k", [str(number)],
                            headers=keyed(f"key {number % 20}", "replace"))
         publisher.drain()
-    own.kill9()
+    kill_9(own)
     publisher.drain()
     own.start()
     client = Client(own)

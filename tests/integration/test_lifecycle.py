@@ -16,7 +16,7 @@ import wire
 from client import Client, closes_channel, internal_queue
 from conftest import PLUGIN, PLUGIN_DIRS
 from management import Management, eventually
-from node import HOUR_MS, evaluate, has_enabled, set_clock
+from node import HOUR_MS, evaluate, has_enabled, kill_9, set_clock
 from private_broker import default_series
 
 
@@ -271,7 +271,7 @@ def restarted(request, brokers):
         client.publish("counted", delay=3600_000)
 
     if request.param == "killed":
-        broker.kill9()
+        kill_9(broker)
     else:
         broker.stop()
     broker.start()
@@ -421,7 +421,7 @@ def test_with_its_files_gone_the_broker_boots_and_with_them_back_it_delivers(swi
 
 
 def test_disabled_while_down_after_a_crash_the_broker_boots(switched, pending):
-    switched.kill9()
+    kill_9(switched)
     switched.plugins("disable", "--offline", PLUGIN)
     switched.start()
     assert_the_broker_serves(switched)

@@ -2,6 +2,7 @@
 """What an exchange has by argument or by policy: a default delay, limits of what may be pending, a
 rate of release, and what becomes of messages that are overdue."""
 
+import random
 import time
 
 import pika.exceptions
@@ -11,7 +12,7 @@ import wire
 from client import Client, closes_channel
 from conftest import PLUGIN
 from management import Management, eventually, quoted
-from node import HOUR_MS, evaluate, set_clock
+from node import HOUR_MS, evaluate, kill_9, set_clock
 
 
 @pytest.fixture
@@ -208,6 +209,115 @@ def test_a_limit_holds_after_a_restart(own):
     client.close()
 
 
+# ------------------------------------------------------------------------------- overflow
+
+DROPPING = {"x-delay-overflow": "drop-latest-due"}
+
+
+def hours_pending(broker, exchange):
+    return [int(row["payload"]) for row in broker.rows("list_delayed_messages", exchange, "payload")]
+
+
+def publish_hours(client, exchange, *hours):
+    for n in hours:
+        assert not refused(client, exchange, body=str(n).encode(), delay=n * HOUR_MS)
+
+
+def test_a_full_exchange_drops_what_is_due_last(client, broker, management):
+    exchange, _ = client.delayed_and_queue(arguments={"x-delay-max-length": 3, **DROPPING})
+    publish_hours(client, exchange, 3, 1, 5, 2, 9)
+    eventually(lambda: figure(broker, exchange, "overflowed"), lambda n: n == 2)
+    holds(management, exchange, 3)
+    assert hours_pending(broker, exchange) == [1, 2, 3]
+    assert figure(broker, exchange, "rejected") == 0
+
+
+def test_a_full_exchange_drops_by_bytes(client, broker, management):
+    exchange, _ = client.delayed_and_queue(arguments={"x-delay-max-length-bytes": 20_000, **DROPPING})
+    for hour, size in ((1, 6000), (3, 6000), (2, 6000), (4, 1000), (5, 6000), (6, 2000)):
+        client.publish(exchange, body=str(hour).ljust(size).encode(), delay=hour * HOUR_MS)
+    eventually(lambda: figure(broker, exchange, "overflowed"), lambda n: n == 2)
+    assert hours_pending(broker, exchange) == [1, 2, 3, 4]
+
+
+def test_what_overflows_goes_to_the_dead_letter_exchange(client, broker, policy):
+    exchange, _ = client.delayed_and_queue()
+    dead = client.exchange("fanout")
+    queue = client.queue((dead, ""))
+    assert policy(exchange, delay_max_length=2, delay_overflow="drop-latest-due",
+                  delay_dead_letter_exchange=dead)[0] == 201
+    publish_hours(client, exchange, 1, 4, 2, 3)
+    got = client.collect(queue, 2)
+    assert sorted(d.text for d in got) == ["3", "4"]
+    for delivery in got:
+        assert delivery.headers["x-delay-death-reason"] == "maxlen"
+        assert delivery.headers["x-delay-death-exchange"] == exchange
+        assert delivery.headers["x-delay-death-due"] > (time.time() + 2 * 3600) * 1000
+        assert delivery.headers["x-delay"] == -int(delivery.text) * HOUR_MS
+    eventually(lambda: [figure(broker, exchange, name) for name in ("dead_lettered", "overflowed")],
+               lambda counts: counts == [2, 0])
+    assert hours_pending(broker, exchange) == [1, 2]
+
+
+def test_dead_letters_that_are_rejected_stay(client, broker, management, policy):
+    exchange, queue = client.delayed_and_queue()
+    dead = client.exchange("fanout")
+    full = client.queue((dead, ""), arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
+    assert policy(exchange, delay_max_length=1, delay_overflow="drop-latest-due",
+                  delay_dead_letter_exchange=dead)[0] == 201
+    publish_hours(client, exchange, 1, 2)
+    client.publish(exchange, body=b"3", delay=1500)
+    eventually(lambda: figure(broker, exchange, "retried"), lambda n: n >= 2)
+    assert client.texts(queue, 1) == ["3"]
+    assert management.messages_delayed(exchange) == 2
+    assert figure(broker, exchange, "cancelled") == 0
+    client.channel.queue_delete(full)
+    eventually(lambda: figure(broker, exchange, "overflowed"), lambda n: n == 1)
+    assert hours_pending(broker, exchange) == [1]
+
+
+def test_a_flood_leaves_what_is_due_first(client, broker, management, policy):
+    exchange, _ = client.delayed_and_queue()
+    assert policy(exchange, delay_max_length=500, delay_overflow="drop-latest-due")[0] == 201
+    delays = [HOUR_MS + n * 1000 for n in range(6000)]
+    random.Random(1).shuffle(delays)
+    with wire.Publisher(broker) as publisher:
+        for delay in delays:
+            publisher.send(exchange, "k", [str(delay)], headers={"x-delay": delay})
+        publisher.drain()
+        assert len(publisher.confirmed) == len(delays)
+    holds(management, exchange, 500)
+    kept = [int(row["payload"]) for row in broker.rows("list_delayed_messages", exchange, "payload")]
+    assert sorted(kept) == sorted(delays)[:500]
+    assert figure(broker, exchange, "overflowed") == 5500
+
+
+def test_a_limit_that_is_lowered_drops_without_a_publish(client, broker, management, policy):
+    exchange, _ = client.delayed_and_queue()
+    publish_hours(client, exchange, 1, 2, 3)
+    assert policy(exchange, delay_max_length=1, delay_overflow="drop-latest-due")[0] == 201
+    holds(management, exchange, 1)
+    assert hours_pending(broker, exchange) == [1]
+
+
+def test_what_is_to_overflow_is_bound_by_what_may_be_in_flight(client, broker, management, policy):
+    exchange, _ = client.delayed_and_queue(arguments={"x-delay-in-flight": 4, "x-delay-max-length": 10,
+                                                      **DROPPING})
+    dead = client.exchange("fanout")
+    queue = client.queue((dead, ""))
+    assert policy(exchange, delay_dead_letter_exchange=dead)[0] == 201
+    publish_hours(client, exchange, *range(1, 61))
+    assert sorted(map(int, client.texts(queue, 50))) == list(range(11, 61))
+    holds(management, exchange, 10)
+
+
+def test_an_unknown_overflow_is_refused(client, policy):
+    code, text = closes_channel(lambda: client.delayed(arguments={"x-delay-overflow": "drop-head"}))
+    assert code == 406 and "drop-latest-due" in text
+    status, answer = policy("any", delay_overflow="drop-head")
+    assert status == 400 and "drop-latest-due" in answer["reason"]
+
+
 # ---------------------------------------------------------------------------- bad settings
 
 BAD = [("x-delay-default", 0), ("x-delay-default", "soon"), ("x-delay-default", -1),
@@ -313,7 +423,7 @@ def test_overdue_messages_are_dropped_after_a_restart(own):
     delivered, other = client.delayed_and_queue()
     for name in (exchange, delivered):
         client.publish(name, body=b"due while the broker is down", delay=1000)
-    own.kill9()
+    kill_9(own)
     time.sleep(1.2)  # it is to be overdue when the broker is back
     own.start()
     client = Client(own)

@@ -19,12 +19,12 @@ GAUGES = {
     "messages_pending", "messages_pending_bytes", "messages_in_flight", "messages_overdue",
     "release_lag_seconds", "store_partitions", "store_file_bytes", "store_dead_bytes",
     "store_memory_bytes", "store_buffered_bytes", "store_open_files",
-    "store_uncheckpointed_entries", "raft_leaders"}
+    "store_uncheckpointed_entries", "raft_leaders", "paused"}
 SOMETIMES = {"next_due_timestamp_seconds", "store_checkpoint_timestamp_seconds",
              "store_checkpoint_duration_seconds"}
 COUNTERS = {f"messages_{what}_total" for what in (
     "published", "released", "unroutable", "cancelled", "replaced", "deduplicated", "rejected",
-    "retried", "expired", "dead_lettered", "corrupt")}
+    "retried", "expired", "overflowed", "dead_lettered", "corrupt")}
 HISTOGRAMS = {"release_lateness_seconds", "message_delay_seconds"}
 
 
@@ -104,7 +104,8 @@ def test_what_became_of_each_message_is_counted_once(client, broker):
         "messages_unroutable_total": 3, "messages_cancelled_total": 5,
         "messages_replaced_total": 3, "messages_deduplicated_total": 2,
         "messages_rejected_total": 0, "messages_retried_total": 0, "messages_expired_total": 0,
-        "messages_dead_lettered_total": 0, "messages_corrupt_total": 0}
+        "messages_overflowed_total": 0, "messages_dead_lettered_total": 0,
+        "messages_corrupt_total": 0}
     gone = 7 + 3 + 5 + 3 + 2
     assert figures["messages_pending"] == figures["messages_published_total"] - gone == 2
 

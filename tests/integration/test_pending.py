@@ -12,7 +12,7 @@ import pytest
 import wire
 from client import Client
 from management import eventually
-from node import HOUR_MS, evaluate, queue_process
+from node import HOUR_MS, evaluate, kill_9, queue_process
 
 COMMANDS = ["list_delayed_messages", "show_delayed_message", "cancel_delayed_messages",
             "purge_delayed_messages", "release_delayed_messages", "reschedule_delayed_messages",
@@ -120,6 +120,47 @@ def test_a_cursor_whose_messages_are_gone_meanwhile_goes_on_behind_them(broker, 
 ])
 def test_filters_choose(broker, holding, switches, wanted):
     assert payloads(broker, holding[0], *switches) == wanted
+
+
+@pytest.fixture
+def keyed(client):
+    """An exchange with messages a1 to a4 of key a, one of them by its message_id, and others."""
+    exchange, queue = client.delayed_and_queue()
+    for n, (body, key, message_id) in enumerate([
+            ("a1", "a", None), ("b1", "b", "a"), ("a2", "a", "b"), ("a3", None, "a"),
+            ("none", None, None), ("a4", "a", None)]):
+        client.publish(exchange, body=body.encode(), delay=(n + 1) * HOUR_MS,
+                       headers={"x-delay-key": key} if key else {}, message_id=message_id)
+    return exchange, queue
+
+
+def test_messages_are_listed_by_key(broker, keyed):
+    exchange, _ = keyed
+    assert payloads(broker, exchange, "--key", "a") == ["a1", "a2", "a3", "a4"]
+    assert payloads(broker, exchange, "--key", "a", "--due-from", "+90m", "--due-to", "+270m") == [
+        "a2", "a3"]
+    assert payloads(broker, exchange, "--key", "nobody's") == []
+    rows = listed(broker, exchange, "key", "payload")
+    assert {row["payload"]: row["key"] for row in rows} == {
+        "a1": "a", "a2": "a", "a3": "a", "a4": "a", "b1": "b", "none": ""}
+    page = listed(broker, exchange, "payload", "cursor", "--key", "a", "--limit", "3")
+    assert payloads(broker, exchange, "--key", "a", "--cursor", page[-1]["cursor"]) == ["a4"]
+
+
+@pytest.mark.parametrize("messages", [100, 9000])
+def test_messages_are_changed_by_key(broker, keyed, messages):
+    """With 9000, too many for a look-up."""
+    exchange, _ = keyed
+    with wire.Publisher(broker) as publisher:
+        publisher.publish(exchange, "k", [b"more"] * messages,
+                          headers={"x-delay": 10 * HOUR_MS, "x-delay-key": "a"})
+    summary = done(broker, "reschedule_delayed_messages", exchange, "--by", "+1h", "--key", "a",
+                   "--due-to", "+9h")
+    assert (summary["matched"], summary["changed"]) == (4, 4)
+    assert done(broker, "cancel_delayed_messages", exchange, "--key", "a",
+                "--dry-run")["matched"] == messages + 4
+    assert done(broker, "cancel_delayed_messages", exchange, "--key", "a")["changed"] == messages + 4
+    assert payloads(broker, exchange) == ["b1", "none"]
 
 
 def test_messages_of_exchanges_bound_to_each_other_tell_where_they_were_published(client, broker):
@@ -443,7 +484,7 @@ def test_a_pause_and_changes_outlive_the_broker(brokers, messages, how):
         done(broker, "cancel_delayed_messages", exchange, first)
         done(broker, "release_delayed_messages", exchange, second)
     if how == "kill9":
-        broker.kill9()
+        kill_9(broker)
         broker.start()
     else:
         broker.restart()

@@ -11,7 +11,7 @@ import pytest
 import wire
 from client import Client, closes_channel
 from management import eventually
-from node import evaluate
+from node import evaluate, kill_9
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_what_was_confirmed_survives_kill_9_right_after(crashing):
     exchange, queue = Client(crashing).delayed_and_queue()
     publisher = wire.Publisher(crashing)
     publisher.publish(exchange, "k", [str(n) for n in range(5000)], headers={"x-delay": 3000})
-    crashing.kill9()
+    kill_9(crashing)
     assert publisher.confirmed == set(range(1, 5001))
     crashing.start()
     client = Client(crashing)
@@ -223,7 +223,7 @@ def test_the_first_messages_of_new_exchanges_survive_kill_9_right_after(crashing
         exchange, queue = client.delayed_and_queue()
         client.publish(exchange, body=str(n).encode(), delay=3000)
         queues[n] = queue
-    crashing.kill9()
+    kill_9(crashing)
     crashing.start()
     client = Client(crashing)
     for n, queue in queues.items():
@@ -236,7 +236,7 @@ def test_without_rafts_table_of_names_nothing_confirmed_is_lost(crashing, left):
     client = Client(crashing)
     exchange, queue = client.delayed_and_queue()
     client.publish(exchange, body=b"kept", delay=3000)
-    crashing.kill9()
+    kill_9(crashing)
     table = os.path.join(crashing.data_dir, "quorum", "delayed", "names.dets")
     os.remove(table)
     if left is not None:
@@ -258,7 +258,7 @@ def test_kill_9_amid_publishing_loses_nothing_confirmed(crashing):
             publisher.send(exchange, "k", [str(first + n) for n in range(200)],
                            headers={"x-delay": 500 if first % 400 == 1 else 8000})
             publisher.drain()
-        crashing.kill9()
+        kill_9(crashing)
         publisher.drain()
         confirmed |= {str(base + n) for n in publisher.confirmed}
         crashing.start()
@@ -274,7 +274,7 @@ def test_kill_9_amid_releasing_loses_nothing(crashing):
         publisher.publish(exchange, "k", [str(n) for n in range(5000)],
                           headers=lambda n: {"x-delay": 2000 + n % 1000})
     early = {delivery.text for delivery in client.collect(queue, 1000)}
-    crashing.kill9()
+    kill_9(crashing)
     crashing.start()
     client = Client(crashing)
     client.collect_every(queue, {str(n) for n in range(5000)} - early)

@@ -11,7 +11,7 @@ import pytest
 from client import Client
 from conftest import PLUGIN
 from management import Management, eventually
-from node import HOUR_MS, evaluate, has_enabled, set_clock
+from node import HOUR_MS, evaluate, has_enabled, kill_9, set_clock
 from private_broker import REPOSITORY, default_series
 
 SERIES = default_series()
@@ -121,7 +121,7 @@ def test_what_is_pending_outlives_the_move_to_khepri(migrated, then):
         broker.restart()
     elif then == "killed":
         hold(broker)
-        broker.kill9()
+        kill_9(broker)
         broker.start()
     elif then == "switched off and on":
         hold(broker)
@@ -230,7 +230,7 @@ def test_messages_of_the_series_before_move_with_their_directory(brokers, tmp_pa
     assert_all_arrive(new, held)
     new.restart()
     held = hold(new)
-    new.kill9()
+    kill_9(new)
     new.start()
     assert_all_arrive(new, held)
     new.end()
@@ -245,7 +245,7 @@ def test_a_broker_upgraded_in_place_keeps_what_is_pending(brokers, end):
     broker.ctl("enable_feature_flag", "all", timeout=120)
     held = hold(broker)
     if end == "killed":
-        broker.kill9()
+        kill_9(broker)
         broker.end()
     else:
         broker.stop()
