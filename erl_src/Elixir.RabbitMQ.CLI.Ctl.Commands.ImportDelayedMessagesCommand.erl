@@ -101,8 +101,10 @@ call(Function, Args, #{node := Node, timeout := Timeout}) ->
 
 failed({error, {unavailable, Why}}) ->
     {error, ?EXIT_UNAVAILABLE, Why};
+failed({badrpc, {'EXIT', Reason}}) ->
+    {error, ?EXIT_UNAVAILABLE, format("it failed in the broker: ~0P", [Reason, 20])};
 failed({badrpc, Reason}) ->
-    {error, ?EXIT_UNAVAILABLE, format("the broker went away: ~0P", [Reason, 8])}.
+    {error, ?EXIT_UNAVAILABLE, format("the broker went away: ~0P", [Reason, 20])}.
 
 %% In steps, so that it ends with the tool.
 steps(VHost, Cursor, Sum0, Total, Options) ->

@@ -402,7 +402,7 @@ fitting({XName, Ready}, {Batches, #step{exchanges = Exchanges} = Step}) ->
                           {Messages, Bytes} -> fit(Ready, Messages, Bytes, []);
                           not_ready -> {Ready, []}
                       end,
-    {[{XName, Fitting} || Fitting =/= []] ++ Batches, refused(XName, Over, Step)}.
+    {[{XName, Pid, Fitting} || Fitting =/= []] ++ Batches, refused(XName, Over, Step)}.
 
 fit([#ready{size = Size} = Ready | Rest], Messages, Bytes, Acc) when Messages > 0, Size =< Bytes ->
     fit(Rest, less(Messages, 1), less(Bytes, Size), [Ready | Acc]);
@@ -432,7 +432,7 @@ send([], Step) ->
 send(Batches, #step{note = Note0} = Step0) ->
     {Sessions, Sent} =
         lists:foldl(
-          fun ({XName, Ready}, {Sessions0, Sent0}) ->
+          fun ({XName, _, Ready}, {Sessions0, Sent0}) ->
                   {Session, Last} = maps:get(XName, Sessions0, new_session()),
                   Ids = << <<Id/binary>> || #ready{id = Id} <- Ready >>,
                   {Sessions0#{XName => {Session, Last + 1}},
@@ -440,50 +440,50 @@ send(Batches, #step{note = Note0} = Step0) ->
           end, {Note0#note.sessions, []}, Batches),
     ok = write_note(Note0#note{sessions = Sessions, sent = Sent}),
     Deadline = deadline(?PATIENCE_MS),
-    Asked = [{XName, Ready, append(XName, Ready, Sessions, Step0)} || {XName, Ready} <- Batches],
+    Asked = [{Batch, append(Batch, Sessions)} || Batch <- Batches],
     {Again, Step1} = lists:foldl(
-                       fun ({XName, Ready, Ref}, {Again0, Step}) ->
-                               Answer = await(Ref, XName, Ready, Sessions, Step, Deadline),
-                               answered(Answer, XName, Ready, Sessions, Again0, Step)
+                       fun ({Batch, Ref}, {Again0, Step}) ->
+                               answered(await(Ref, Batch, Sessions, Deadline), Batch, Sessions, Again0,
+                                        Step)
                        end, {[], Step0}, Asked),
     send(Again, Step1).
 
-answered(ok, XName, Ready, Sessions, Again, #step{note = Note} = Step) ->
+answered(ok, {XName, _, Ready}, Sessions, Again, #step{note = Note} = Step) ->
     #{XName := Session} = Sessions,
     Done = lists:foldl(fun (#ready{id = Id}, Acc) -> Acc#{Id => []} end, Note#note.done, Ready),
     {Again, Step#step{imported = Step#step.imported + length(Ready),
                       note = Note#note{done = Done,
                                        sessions = (Note#note.sessions)#{XName => Session}}}};
-answered(full, XName, Ready, _, Again, Step) ->
+answered(full, {XName, _, Ready}, _, Again, Step) ->
     {Again, refused(XName, Ready, Step)};
-answered({gap, _}, XName, Ready, _, Again, #step{note = Note} = Step) ->
+answered({gap, _}, {XName, _, _} = Batch, _, Again, #step{note = Note} = Step) ->
     %% The machine has forgotten the session.
-    {[{XName, Ready} | Again],
+    {[Batch | Again],
      Step#step{note = Note#note{sessions = maps:remove(XName, Note#note.sessions)}}}.
 
 new_session() ->
     <<Session:62, _:2>> = crypto:strong_rand_bytes(8),
     {Session + 1, 0}.
 
-append(XName, Ready, Sessions, #step{exchanges = Exchanges}) ->
-    #{XName := {ok, Pid, _}} = Exchanges,
-    #{XName := Key} = Sessions,
+append({XName, Pid, Ready}, Sessions) ->
+    #{XName := Place} = Sessions,
     Earliest = lists:min([Due || #ready{due = Due} <- Ready]),
-    rabbit_delay_queue:import(Pid, Key, {1, {none, max(Earliest, 1)},
-                                         iolist_to_binary([Record || #ready{record = Record} <- Ready])},
+    rabbit_delay_queue:import(Pid, Place, {1, {none, max(Earliest, 1)},
+                                           iolist_to_binary([Record || #ready{record = Record} <- Ready])},
                               length(Ready)).
 
 %% The machine drops a batch that it has: it can be offered again until there is an answer.
-await(Ref, XName, Ready, Sessions, Step, Deadline) ->
+await(Ref, {XName, _, Ready} = Batch, Sessions, Deadline) ->
     Again = fun (Why) ->
                     _ = erlang:monotonic_time(millisecond) < Deadline orelse
                         throw({unavailable, [rabbit_misc:rs(XName), ": ", Why]}),
                     timer:sleep(?RETRY_MS),
-                    {Target, Restarted} = target(XName, Step#step{exchanges = #{}}),
-                    _ = is_atom(Target) andalso
-                        throw({unavailable, [rabbit_misc:rs(XName), " has gone meanwhile"]}),
-                    await(append(XName, Ready, Sessions, Restarted), XName, Ready, Sessions, Step,
-                          Deadline)
+                    case find_target(XName) of
+                        {ok, Pid, _} ->
+                            await(append({XName, Pid, Ready}, Sessions), Batch, Sessions, Deadline);
+                        _ ->
+                            throw({unavailable, [rabbit_misc:rs(XName), " has gone meanwhile"]})
+                    end
             end,
     receive
         {Ref, ok} -> ok;
