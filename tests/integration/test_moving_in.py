@@ -231,8 +231,8 @@ def test_one_at_a_time(mover, tables, there):
 
 
 def test_wrong_use(mover):
-    for options in [("--exchange", "x"), ("--from-line", "2"), ("x",)]:
-        take_over(mover, *options, code=64)
+    for code, *options in [(65, "--exchange", "x"), (65, "--from-line", "2"), (64, "x")]:
+        take_over(mover, *options, code=code)
 
 
 @pytest.mark.parametrize("way", ["kill9", "stop"])

@@ -32,16 +32,17 @@ count() -> mnesia:table_info(table(), size).
 %% Bodies "m<N>" from N = From to To, which are due PerMs of them in a millisecond from Due on.
 write(XName, {From, To}, Due, PerMs, Key) ->
     X = exchange(XName),
+    Containers = has_containers(),
     lists:foreach(
       fun (N) ->
               Body = <<"m", (integer_to_binary(N))/binary>>,
               Headers = [{<<"x-delay">>, signedint, 3600000}, {<<"n">>, long, N}],
-              put(X, Due + (N - From) div PerMs, Key, Headers, undefined, Body)
+              put(X, Due + (N - From) div PerMs, Key, Headers, undefined, Body, Containers)
       end, lists:seq(From, To)),
     ok = mnesia:sync_log().
 
 write(XName, Due, Key, Headers, MessageId, Body) ->
-    put(exchange(XName), Due, Key, Headers, MessageId, Body),
+    put(exchange(XName), Due, Key, Headers, MessageId, Body, has_containers()),
     ok = mnesia:sync_log().
 
 %% The record as it is, or as it was of an exchange that is not there any more.
@@ -55,24 +56,28 @@ exchange(XName) ->
              {[], []}, #{user => <<"guest">>}}
     end.
 
-put(X, Due, Key, Headers, MessageId, Body) ->
+put(X, Due, Key, Headers, MessageId, Body, Containers) ->
     DelayKey = {delay_key, Due, X},
     mnesia:dirty_write(index(), {delay_index, DelayKey, true}),
     mnesia:dirty_write(table(), {delay_entry, DelayKey,
-                                 delivery(element(2, X), Key, Headers, MessageId, Body),
+                                 delivery(element(2, X), Key, Headers, MessageId, Body, Containers),
                                  make_ref()}).
 
-%% Until 3.12 #delivery{} with #basic_message{}, then a message container.
-delivery(XName, Key, Headers, MessageId, Body) ->
+%% From 3.13 on.
+has_containers() ->
+    {module, mc_amqpl} =:= code:ensure_loaded(mc_amqpl).
+
+%% A message container, or #delivery{} with #basic_message{}.
+delivery(XName, Key, Headers, MessageId, Body, Containers) ->
     Properties = {'P_basic', <<"text/plain">>, undefined, Headers, 2, 3, <<"c">>, undefined,
                   undefined, MessageId, 1700000000, undefined, undefined, <<"app">>, undefined},
     Content = rabbit_binary_generator:ensure_content_encoded(
                 rabbit_basic:build_content(Properties, [Body]), rabbit_framing_amqp_0_9_1),
-    case code:ensure_loaded(mc_amqpl) of
-        {module, _} ->
+    case Containers of
+        true ->
             {ok, Message} = mc_amqpl:message(XName, Key, Content),
             Message;
-        {error, _} ->
+        false ->
             {ok, Message} = rabbit_basic:message(XName, Key, Content),
             rabbit_basic:delivery(false, true, Message, 1)
     end.
