@@ -53,7 +53,7 @@ def assert_serves(broker):
 def test_enabling_ours_beside_the_other_is_refused_with_what_to_do(with_rival):
     refused = with_rival.plugins("enable", PLUGIN, check=False)
     said = refused.stdout + refused.stderr + with_rival.log()
-    assert f"disable {RIVAL}" in said.replace("\n", " ")
+    assert f"disable --offline {RIVAL}" in said.replace("\n", " ")
     assert served_by(with_rival) == "rabbit_exchange_type_delayed_message"
     assert_serves(with_rival)
 
@@ -64,7 +64,7 @@ def test_a_boot_with_both_enabled_succeeds_and_says_what_to_do(with_rival):
     before = len(with_rival.log())
     with_rival.start()
     assert_serves(with_rival)
-    eventually(lambda: f"disable {RIVAL}" in with_rival.log()[before:], bool)
+    eventually(lambda: f"disable --offline {RIVAL}" in with_rival.log()[before:], bool)
 
 
 def test_exchanges_declared_with_the_other_go_on_with_ours(with_rival):
