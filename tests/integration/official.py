@@ -35,10 +35,10 @@ class OfficialTables:
     def _call(self, call):
         return evaluate(self._broker, f"official_tables:{call}.")
 
-    def write(self, exchange, numbers, due, per_ms=1, key="k", vhost="/"):
-        """Messages "m<N>" for the numbers of that range, in due order."""
-        self._call(f"write({resource(exchange, vhost)}, {{{numbers[0]}, {numbers[-1]}}}, {due}, "
-                   f"{per_ms}, {binary(key)})")
+    def write(self, exchange, numbers, due, per_ms=1, key="k", vhost="/", size=0):
+        """Messages "m<N>" for the numbers of that range, in due order, padded to a size."""
+        self._call(f"write_range({resource(exchange, vhost)}, {{{numbers[0]}, {numbers[-1]}}}, "
+                   f"{due}, {per_ms}, {binary(key)}, {size})")
 
     def write_one(self, exchange, body, due, headers="[]", key="k", message_id=None, vhost="/"):
         """One message, with headers as Erlang has them."""

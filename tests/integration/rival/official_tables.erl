@@ -4,7 +4,7 @@
 %% attributes and records. The broker compiles this itself.
 -module(official_tables).
 
--export([create/0, write/5, write/6, delete/1, count/0]).
+-export([create/0, write_range/6, write/6, delete/1, count/0]).
 
 table() -> list_to_atom("rabbit_delayed_message" ++ atom_to_list(node())).
 
@@ -29,13 +29,15 @@ create() ->
 
 count() -> mnesia:table_info(table(), size).
 
-%% Bodies "m<N>" from N = From to To, which are due PerMs of them in a millisecond from Due on.
-write(XName, {From, To}, Due, PerMs, Key) ->
+%% Bodies "m<N>" from N = From to To, which are due PerMs of them in a millisecond from Due on. Size:
+%% padded to so many bytes.
+write_range(XName, {From, To}, Due, PerMs, Key, Size) ->
     X = exchange(XName),
     Containers = has_containers(),
     lists:foreach(
       fun (N) ->
-              Body = <<"m", (integer_to_binary(N))/binary>>,
+              Text = <<"m", (integer_to_binary(N))/binary>>,
+              Body = <<Text/binary, 0:(max(0, Size - byte_size(Text)))/unit:8>>,
               Headers = [{<<"x-delay">>, signedint, 3600000}, {<<"n">>, long, N}],
               put(X, Due + (N - From) div PerMs, Key, Headers, undefined, Body, Containers)
       end, lists:seq(From, To)),
