@@ -119,8 +119,8 @@ steps(VHost, Cursor, Sum0, Total, Options) ->
         Failure ->
             {error, Code, Why} = failed(Failure),
             {error, Code,
-             format("~ts~n~b of ~b messages are imported. Nothing is lost and nothing comes twice: run it "
-                    "again to go on.", [Why, maps:get(imported, Sum0), Total])}
+             format("~ts~n~b of ~b messages are imported. Nothing is lost and nothing comes twice: "
+                    "run it again to go on.", [Why, maps:get(imported, Sum0), Total])}
     end.
 
 add(#{imported := I, already := A, skipped := S}, #{imported := I0, already := A0, skipped := S0}) ->
@@ -145,10 +145,10 @@ ended(VHost, #{imported := Imported, already := Already, skipped := Skipped} = S
             Agrees = Imported + Already + Left =:= Total andalso total(Skipped) =:= Left,
             Why = case {Left, Agrees} of
                       {0, true} -> none;
-                      {_, true} -> <<"What is left stays in Mnesia. Mend what keeps it there, and run it "
-                                     "again.">>;
-                      {_, false} -> <<"The counts do not agree: the tables were changed meanwhile. Run it "
-                                      "again.">>
+                      {_, true} -> <<"What is left stays in Mnesia. Mend what keeps it there, and "
+                                     "run it again.">>;
+                      {_, false} -> <<"The counts do not agree: the tables were changed meanwhile. "
+                                      "Run it again.">>
                   end,
             Report = case rabbit_delay_cli:is_json(Options) of
                          true -> json(Sum, Total, Left);
@@ -184,8 +184,9 @@ reason(unreadable) -> "cannot read them";
 reason(too_large) -> "does not take such large ones (delayed_message.max_message_size)".
 
 farewell(all, Tables) ->
-    format("The official plugin is not needed any more: delete rabbitmq_delayed_message_exchange-*.ez from "
-           "the plugins directory, and its empty tables with~n"
+    format("The official plugin is not needed any more: delete "
+           "rabbitmq_delayed_message_exchange-*.ez from the plugins directory, and its empty tables "
+           "with~n"
            "    rabbitmqctl eval '[mnesia:delete_table(T) || T <- ~0p].'", [Tables]);
 farewell(VHost, _) ->
     ["This was vhost \"", rabbit_delay_cli:text(VHost), "\" alone; without --vhost it is all of them."].

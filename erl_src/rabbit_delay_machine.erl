@@ -9,9 +9,10 @@
 %%
 %%   {enqueue, 1, Session, SeqNo, Earliest, Batch}
 %%      Batch is what rabbit_delay_store:insert/4 takes. Session is the delay queue process's, or that
-%%      of an import (rabbit_delay_official_tables). SeqNo counts its batches from 1: a batch that was seen is answered `ok' and dropped, one that
-%%      comes before its turn is answered {gap, LastSeqNo} and not applied. Earliest is
-%%      {LeastDelay | none, LeastTime | none} of the batch.
+%%      of an import (rabbit_delay_official_tables). SeqNo counts its batches from 1: a batch that was
+%%      seen is answered `ok' and dropped, one that comes before its turn is answered
+%%      {gap, LastSeqNo} and not applied. Earliest is {LeastDelay | none, LeastTime | none} of the
+%%      batch.
 %%      Reply: ok | {gap, LastSeqNo} | {error, Reason}
 %%   {enqueue, 2, Session, SeqNo, Earliest, Batch}
 %%      The same with a keyed batch, which rabbit_delay_store:insert_keyed/4 takes: so what is

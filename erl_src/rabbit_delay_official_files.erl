@@ -10,8 +10,8 @@
 %%                               come to the .DCL, or have and were not taken away yet
 %%
 %% A first pass over the operations finds what was deleted after it was written, a second one over all
-%% tells what is left, each record once. What is kept in memory are a hundred bytes or so for each operation;
-%% Mnesia sees to it that these are few beside the records.
+%% tells what is left, each record once. What is kept in memory are a hundred bytes or so for each
+%% operation; Mnesia sees to it that these are few beside the records.
 -module(rabbit_delay_official_files).
 
 -export([fold/3]).
@@ -132,7 +132,8 @@ left(Kind, Terms, Position0, #done{table = Table} = Done) ->
           end, {[], Position0}, operations(Kind, Terms, Table)),
     {lists:reverse(Live), Position}.
 
-outlives({delay_entry, Key, _, _} = Entry, Position, #done{operations = Operations, cleared = Cleared}) ->
+outlives({delay_entry, Key, _, _} = Entry, Position,
+         #done{operations = Operations, cleared = Cleared}) ->
     Cleared =< Position andalso
         lists:all(fun (Id) ->
                           case ets:lookup(Operations, {delete, Id}) of

@@ -468,9 +468,8 @@ new_session() ->
 append({XName, Pid, Ready}, Sessions) ->
     #{XName := Place} = Sessions,
     Earliest = lists:min([Due || #ready{due = Due} <- Ready]),
-    rabbit_delay_queue:import(Pid, Place, {1, {none, max(Earliest, 1)},
-                                           iolist_to_binary([Record || #ready{record = Record} <- Ready])},
-                              length(Ready)).
+    Records = iolist_to_binary([Record || #ready{record = Record} <- Ready]),
+    rabbit_delay_queue:import(Pid, Place, {1, {none, max(Earliest, 1)}, Records}, length(Ready)).
 
 %% The machine drops a batch that it has: it can be offered again until there is an answer.
 await(Ref, {XName, _, Ready} = Batch, Sessions, Deadline) ->
@@ -579,8 +578,8 @@ read_note() ->
 
 -spec damaged() -> no_return().
 damaged() ->
-    throw({unavailable, [note_file(), " is damaged. Delete it to go on: what was under way when the last "
-                         "import ended may then come twice"]}).
+    throw({unavailable, [note_file(), " is damaged. Delete it to go on: what was under way when the "
+                         "last import ended may then come twice"]}).
 
 add_ids(Ids, Done) ->
     maps:merge(Done, maps:from_list([{Id, []} || <<Id:8/binary>> <= Ids])).

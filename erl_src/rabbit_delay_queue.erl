@@ -355,10 +355,10 @@ answered(Ref, Answer, _, State) when is_reference(Ref) -> imported(Ref, Answer, 
 answered(SeqNo, _, Tell, State) -> ended(SeqNo, Tell, State).
 
 imported(Ref, Answer, #state{batches = Batches} = State) ->
-    case Batches of
-        #{Ref := #batch{from = Pid}} -> Pid ! {Ref, Answer};
-        _ -> ok
-    end,
+    _ = case Batches of
+            #{Ref := #batch{from = Pid}} -> Pid ! {Ref, Answer};
+            _ -> ok
+        end,
     ended(Ref, fun (_, _) -> ok end, State).
 
 %% A batch is no longer under way: Answer goes to each of its senders.
