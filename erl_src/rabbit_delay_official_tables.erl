@@ -31,8 +31,10 @@
 -define(NOTE_VERSION, 1).
 
 %% A window, whichever comes first.
--define(MESSAGES, 4000).
--define(BYTES, 1048576).
+-define(MESSAGES, 8000).
+-define(BYTES, 4194304).
+%% Of one Raft entry, about.
+-define(BATCH_BYTES, 1048576).
 %% One call of import/2.
 -define(STEP_MS, 2000).
 %% How long an answer is waited for until the batch is offered again, and how long that goes on.
@@ -402,7 +404,14 @@ fitting({XName, Ready}, {Batches, #step{exchanges = Exchanges} = Step}) ->
                           {Messages, Bytes} -> fit(Ready, Messages, Bytes, []);
                           not_ready -> {Ready, []}
                       end,
-    {[{XName, Pid, Fitting} || Fitting =/= []] ++ Batches, refused(XName, Over, Step)}.
+    {[{XName, Pid, Batch} || Batch <- batches(Fitting, [], 0)] ++ Batches, refused(XName, Over, Step)}.
+
+batches([], [], _) ->
+    [];
+batches([#ready{size = Size} = Ready | Rest], Batch, Bytes) when Bytes < ?BATCH_BYTES ->
+    batches(Rest, [Ready | Batch], Bytes + Size);
+batches(Rest, Batch, _) ->
+    [lists:reverse(Batch) | batches(Rest, [], 0)].
 
 fit([#ready{size = Size} = Ready | Rest], Messages, Bytes, Acc) when Messages > 0, Size =< Bytes ->
     fit(Rest, less(Messages, 1), less(Bytes, Size), [Ready | Acc]);
@@ -430,56 +439,53 @@ refused(XName, Over, #step{exchanges = Exchanges, full = Full, whole = Whole,
 send([], Step) ->
     Step;
 send(Batches, #step{note = Note0} = Step0) ->
-    {Sessions, Sent} =
-        lists:foldl(
-          fun ({XName, _, Ready}, {Sessions0, Sent0}) ->
-                  {Session, Last} = maps:get(XName, Sessions0, new_session()),
-                  Ids = << <<Id/binary>> || #ready{id = Id} <- Ready >>,
-                  {Sessions0#{XName => {Session, Last + 1}},
-                   [{XName, {Session, Last + 1}, Ids} | Sent0]}
-          end, {Note0#note.sessions, []}, Batches),
-    ok = write_note(Note0#note{sessions = Sessions, sent = Sent}),
+    {Placed, Sessions} = lists:mapfoldl(fun place/2, Note0#note.sessions, Batches),
+    ok = write_note(Note0#note{sessions = Sessions,
+                               sent = [{XName, Place, << <<Id/binary>> || #ready{id = Id} <- Ready >>}
+                                       || {XName, _, Ready, Place} <- Placed]}),
     Deadline = deadline(?PATIENCE_MS),
-    Asked = [{Batch, append(Batch, Sessions)} || Batch <- Batches],
+    Asked = [{Batch, append(Batch)} || Batch <- Placed],
     {Again, Step1} = lists:foldl(
                        fun ({Batch, Ref}, {Again0, Step}) ->
-                               answered(await(Ref, Batch, Sessions, Deadline), Batch, Sessions, Again0,
-                                        Step)
+                               answered(await(Ref, Batch, Deadline), Batch, Again0, Step)
                        end, {[], Step0}, Asked),
     send(Again, Step1).
 
-answered(ok, {XName, _, Ready}, Sessions, Again, #step{note = Note} = Step) ->
-    #{XName := Session} = Sessions,
+place({XName, Pid, Ready}, Sessions) ->
+    {Session, Last} = maps:get(XName, Sessions, new_session()),
+    Place = {Session, Last + 1},
+    {{XName, Pid, Ready, Place}, Sessions#{XName => Place}}.
+
+answered(ok, {XName, _, Ready, Place}, Again, #step{note = Note} = Step) ->
     Done = lists:foldl(fun (#ready{id = Id}, Acc) -> Acc#{Id => []} end, Note#note.done, Ready),
     {Again, Step#step{imported = Step#step.imported + length(Ready),
                       note = Note#note{done = Done,
-                                       sessions = (Note#note.sessions)#{XName => Session}}}};
-answered(full, {XName, _, Ready}, _, Again, Step) ->
+                                       sessions = (Note#note.sessions)#{XName => Place}}}};
+answered(full, {XName, _, Ready, _}, Again, Step) ->
     {Again, refused(XName, Ready, Step)};
-answered({gap, _}, {XName, _, _} = Batch, _, Again, #step{note = Note} = Step) ->
-    %% The machine has forgotten the session.
-    {[Batch | Again],
+answered({gap, _}, {XName, Pid, Ready, _}, Again, #step{note = Note} = Step) ->
+    %% One before it was refused, or the machine has forgotten the session: another one.
+    {[{XName, Pid, Ready} | Again],
      Step#step{note = Note#note{sessions = maps:remove(XName, Note#note.sessions)}}}.
 
 new_session() ->
     <<Session:62, _:2>> = crypto:strong_rand_bytes(8),
     {Session + 1, 0}.
 
-append({XName, Pid, Ready}, Sessions) ->
-    #{XName := Place} = Sessions,
+append({_, Pid, Ready, Place}) ->
     Earliest = lists:min([Due || #ready{due = Due} <- Ready]),
     Records = iolist_to_binary([Record || #ready{record = Record} <- Ready]),
     rabbit_delay_queue:import(Pid, Place, {1, {none, max(Earliest, 1)}, Records}, length(Ready)).
 
 %% The machine drops a batch that it has: it can be offered again until there is an answer.
-await(Ref, {XName, _, Ready} = Batch, Sessions, Deadline) ->
+await(Ref, {XName, _, Ready, Place} = Batch, Deadline) ->
     Again = fun (Why) ->
                     _ = erlang:monotonic_time(millisecond) < Deadline orelse
                         throw({unavailable, [rabbit_misc:rs(XName), ": ", Why]}),
                     timer:sleep(?RETRY_MS),
                     case find_target(XName) of
                         {ok, Pid, _} ->
-                            await(append({XName, Pid, Ready}, Sessions), Batch, Sessions, Deadline);
+                            await(append({XName, Pid, Ready, Place}), Batch, Deadline);
                         _ ->
                             throw({unavailable, [rabbit_misc:rs(XName), " has gone meanwhile"]})
                     end

@@ -3,8 +3,6 @@
 
 import os
 
-from node import evaluate
-
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rival", "official_tables.erl")
 
 
@@ -18,10 +16,11 @@ def resource(exchange, vhost="/"):
 
 
 class OfficialTables:
-    """The tables, of a broker that runs. They are made if they are not there."""
+    """The tables, of a broker that runs. They are made if they are not there. evaluate(broker,
+    expression) answers what Erlang prints."""
 
-    def __init__(self, broker):
-        self._broker = broker
+    def __init__(self, broker, evaluate):
+        self._broker, self._evaluate = broker, evaluate
         with open(SOURCE, encoding="utf-8") as f:
             source = f.read()
         # Where the broker can read it, whatever it is in.
@@ -33,7 +32,7 @@ class OfficialTables:
         self._call("create()")
 
     def _call(self, call):
-        return evaluate(self._broker, f"official_tables:{call}.")
+        return self._evaluate(self._broker, f"official_tables:{call}.")
 
     def write(self, exchange, numbers, due, per_ms=1, key="k", vhost="/", size=0):
         """Messages "m<N>" for the numbers of that range, in due order, padded to a size."""

@@ -60,7 +60,7 @@ def mover(brokers):
 
 @pytest.fixture(name="tables")
 def empty_tables(mover):
-    tables = OfficialTables(mover)
+    tables = OfficialTables(mover, evaluate)
     assert tables.count() == 0
     yield tables
     evaluate(mover, '[{atomic, ok} = mnesia:clear_table(T) || T <- mnesia:system_info(tables), '
@@ -119,7 +119,7 @@ def test_says_how_to_remove_the_official_plugin(mover, tables, there):
     expression = re.search(r"rabbitmqctl eval '(.*)'", told.stdout).group(1)
     assert mover.ctl("eval", expression, check=False).stdout.count("{atomic,ok}") == 2
     assert take_over(mover, code=65).stderr.count("--mnesia-dir") == 1
-    OfficialTables(mover)
+    OfficialTables(mover, evaluate)
 
 
 def test_a_message_id_is_a_key_afterwards(mover, tables, there):
@@ -240,7 +240,7 @@ def test_the_broker_ends_in_the_middle(brokers, way):
     broker = brokers(f"official-{way}", enable=(PLUGIN,))
     client = Client(broker)
     one, other = client.delayed(keep=True), client.delayed(keep=True)
-    tables = OfficialTables(broker)
+    tables = OfficialTables(broker, evaluate)
     tables.write(one, range(15_000), DUE, per_ms=3)
     tables.write(one, range(15_000, 17_000), DUE + 2000, per_ms=2000)
     tables.write(other, range(17_000, 24_000), DUE)
@@ -255,7 +255,7 @@ def test_the_broker_ends_in_the_middle(brokers, way):
         _, told = command.communicate(timeout=60)
         assert command.returncode == 69 and "run it again" in told, told
         broker.start()
-        tables = OfficialTables(broker)
+        tables = OfficialTables(broker, evaluate)
         assert 0 < tables.count() < total
     done = counts(broker)
     assert done["left"] == 0 and done["found"] == done["imported"] + done["imported_before"]
@@ -269,7 +269,7 @@ def test_the_broker_ends_in_the_middle(brokers, way):
 
 def test_the_log_says_that_there_is_something_to_import(brokers):
     broker = brokers("official-announced", enable=(PLUGIN,))
-    tables = OfficialTables(broker)
+    tables = OfficialTables(broker, evaluate)
     tables.write("later", range(3), DUE)
     if evaluate(broker, "rabbit_delay_broker:series().") == '"4.3"':
         pytest.skip("RabbitMQ 4.3 does not start Mnesia")
@@ -283,7 +283,7 @@ def test_the_log_says_that_there_is_something_to_import(brokers):
 @pytest.mark.parametrize("way", ["kill9", "stop"])
 def test_from_the_directory_of_a_stopped_node(brokers, mover, there, way):
     old = brokers(f"official-files-{way}", enable=(PLUGIN,))
-    tables = OfficialTables(old)
+    tables = OfficialTables(old, evaluate)
     name = "späte x/1"
     tables.write(name, range(1000), DUE, per_ms=4)
     evaluate(old, "mnesia:dump_log().")

@@ -53,7 +53,7 @@ class Steady:
 
 
 def filled(node, count):
-    tables = OfficialTables(node)
+    tables = OfficialTables(node, lambda broker, expression: broker.eval(expression, timeout=600))
     due = int(time.time() * 1000) + 24 * HOUR_MS
     for first in range(0, count, WRITTEN_AT_ONCE):
         numbers = range(first, min(first + WRITTEN_AT_ONCE, count))
