@@ -35,7 +35,7 @@ export LC_ALL := C.UTF-8
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1) $@" &&)
 
-.PHONY: deps deps-build deps-demo deps-bench build nif erl $(SERIES:%=erl-%) demo demo-stop bench-core format clean \
+.PHONY: deps deps-build deps-demo deps-bench build nif erl $(SERIES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static $(SERIES:%=check-%) \
         suites-c suites-erl suites-integration suites-static c-tests
@@ -265,6 +265,10 @@ suites-static:
 	@$(RUN) static-rebuild -- tests/static/rebuild $(EZ)
 	@$(RUN) static-xref -- $(REBAR3) xref
 	@$(RUN) static-dialyzer -- $(REBAR3) dialyzer
+
+# Reference screenshots of the management pages, in tests/ui/screenshots.
+screenshots: deps dist-3.10 dist-4.0
+	@for series in 3.10 4.0; do BROKER_SERIES=$$series $(PYTHON) tests/ui/screenshots.py || exit; done
 
 format:
 	$(CLANG_FORMAT) -i $(C_ALL)

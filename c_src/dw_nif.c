@@ -1085,6 +1085,33 @@ static ERL_NIF_TERM count(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     return enif_make_tuple3(env, atoms.ok, number(env, records), number(env, bytes));
 }
 
+/* count_until(Store, [Due]) */
+static ERL_NIF_TERM count_until(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    enum { MAX = 64 };
+    dw_store *store;
+    uint64_t bounds[MAX], counts[MAX + 1];
+    unsigned n;
+    (void)argc;
+    if (!get_store(env, argv[0], &store) || !enif_get_list_length(env, argv[1], &n) || n > MAX) {
+        return enif_make_badarg(env);
+    }
+    ERL_NIF_TERM head, tail = argv[1];
+    for (unsigned i = 0; enif_get_list_cell(env, tail, &head, &tail); ++i) {
+        if (!get_time(env, head, &bounds[i]) || (i > 0 && bounds[i] <= bounds[i - 1])) {
+            return enif_make_badarg(env);
+        }
+    }
+    int result = dw_store_count_until(store, bounds, n, counts);
+    if (result != DW_OK) {
+        return store_failure(env, result);
+    }
+    ERL_NIF_TERM list = enif_make_list(env, 0);
+    for (unsigned i = n + 1; i > 0; --i) {
+        list = enif_make_list_cell(env, number(env, counts[i - 1]), list);
+    }
+    return ok2(env, list);
+}
+
 /* find(Store, KeyHash, Max) */
 static ERL_NIF_TERM find(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     dw_store *store;
@@ -1254,6 +1281,7 @@ static ErlNifFunc functions[] = {
     {"page", 3, page, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"places_nif", 4, places, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"count", 3, count, ERL_NIF_DIRTY_JOB_CPU_BOUND},
+    {"count_until", 2, count_until, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"find", 3, find, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"disk_free_nif", 1, disk_free, ERL_NIF_DIRTY_JOB_IO_BOUND},
 };

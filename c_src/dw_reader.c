@@ -850,9 +850,9 @@ int dw_store_places(dw_store *store, uint64_t due, uint64_t id, bool back, struc
 
 /* ------------------------------------------------------------------- count */
 
-int dw_store_count(dw_store *store, uint64_t from_due, uint64_t to_due, uint64_t *count,
-                   uint64_t *bytes) {
-    *count = *bytes = 0;
+/* Calls see for each pending entry, with its due time. */
+static int each_pending(dw_store *store, void (*see)(void *ctx, uint64_t due, uint32_t bytes),
+                        void *ctx) {
     int result = dw_enter(store);
     if (result != DW_OK) {
         return result;
@@ -863,15 +863,59 @@ int dw_store_count(dw_store *store, uint64_t from_due, uint64_t to_due, uint64_t
         for (; k < to; k++) {
             const struct dw_entry *entry = dw_slab_at(store->slab, k);
             if (is_pending(entry)) {
-                const uint64_t due = dw_origin_get(&store->origins, k, entry->due);
-                if (due >= from_due && due <= to_due) {
-                    *count += 1;
-                    *bytes += entry->len;
-                }
+                see(ctx, dw_origin_get(&store->origins, k, entry->due), entry->len);
             }
         }
         dw_let_others(store);
     }
     dw_leave(store);
     return result;
+}
+
+struct range {
+    uint64_t from, to, count, bytes;
+};
+
+static void count_in_range(void *ctx, uint64_t due, uint32_t bytes) {
+    struct range *range = ctx;
+    if (due >= range->from && due <= range->to) {
+        range->count += 1;
+        range->bytes += bytes;
+    }
+}
+
+int dw_store_count(dw_store *store, uint64_t from_due, uint64_t to_due, uint64_t *count,
+                   uint64_t *bytes) {
+    struct range range = {.from = from_due, .to = to_due};
+    int result = each_pending(store, count_in_range, &range);
+    *count = range.count;
+    *bytes = range.bytes;
+    return result;
+}
+
+struct ranges {
+    const uint64_t *bounds;
+    uint32_t n;
+    uint64_t *counts;
+};
+
+static void count_until(void *ctx, uint64_t due, uint32_t bytes) {
+    const struct ranges *ranges = ctx;
+    uint32_t low = 0, high = ranges->n;
+    (void)bytes;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2;
+        if (due <= ranges->bounds[middle]) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    ranges->counts[low] += 1;
+}
+
+int dw_store_count_until(dw_store *store, const uint64_t *bounds, uint32_t n, uint64_t *counts) {
+    memset(counts, 0, (n + 1) * sizeof *counts);
+    struct ranges ranges = {.bounds = bounds, .n = n, .counts = counts};
+    return each_pending(store, count_until, &ranges);
 }

@@ -18,6 +18,8 @@
                   {next_due, "when the next is due, ms since the epoch; empty if none"},
                   {overdue, "how many should have been released, and are not in flight"},
                   {in_flight, "released, not yet confirmed by their queues"},
+                  {publish_rate, "messages taken a second"},
+                  {release_rate, "messages released a second"},
                   {paused, "whether releasing is held back (pause_delayed_exchange)"}]).
 
 -type options() :: #{atom() => term()}.

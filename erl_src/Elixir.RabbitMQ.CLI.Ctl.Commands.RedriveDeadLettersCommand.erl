@@ -138,7 +138,7 @@ progress(_, _) ->
 -spec output(term(), options()) -> term().
 output({ok, Counts}, #{preview := Preview} = Options) ->
     Report = case Options of
-                 #{formatter := <<"json">>} -> json(Counts);
+                 #{formatter := <<"json">>} -> rabbit_json:encode(rabbit_delay_redrive:json(Counts));
                  _ -> text(Counts, Preview)
              end,
     ok = io:put_chars(standard_io, [Report, $\n]),
@@ -148,14 +148,6 @@ output({ok, Counts}, #{preview := Preview} = Options) ->
     end;
 output(Failure, _) ->
     Failure.
-
-json(#{targets := Targets, stopped := Stopped} = Counts) ->
-    rabbit_json:encode(
-      maps:fold(fun (Key, N, Acc) when is_integer(N) -> Acc#{atom_to_binary(Key, utf8) => N};
-                    (_, _, Acc) -> Acc
-                end, #{<<"version">> => 1, <<"targets">> => Targets,
-                       <<"stopped">> => case Stopped of undefined -> null; _ -> Stopped end},
-                Counts)).
 
 text(#{redriven := Redriven, skipped := Skipped, examined := Examined, targets := Targets}, Preview) ->
     [io_lib:format("~b of ~b ~s, ~b not asked for",

@@ -21,7 +21,7 @@
 %% released if their queues take them.
 -module(rabbit_delay_counters).
 
--export([new/0, add/3, delay/2, lateness/2, checkpoint/3, move/2, read/1, sum/1, overdue/2]).
+-export([new/0, add/3, get/2, delay/2, lateness/2, checkpoint/3, move/2, read/1, sum/1, overdue/2]).
 
 -export_type([ref/0, name/0, histogram/0, values/0]).
 
@@ -64,6 +64,9 @@ new() -> counters:new(?SIZE, []).
 -spec add(ref(), name(), non_neg_integer()) -> ok.
 add(_, _, 0) -> ok;
 add(Ref, Name, N) -> counters:add(Ref, index(Name), N).
+
+-spec get(ref(), name()) -> non_neg_integer().
+get(Ref, Name) -> counters:get(Ref, index(Name)).
 
 index(published) -> 1;
 index(released) -> 2;

@@ -4,7 +4,7 @@
 %% messages, block them, or let them go round for ever. It looks at a topology and at nothing else.
 -module(rabbit_delay_doctor).
 
--export([check/1, live/1, rules/0, severity_rank/1]).
+-export([check/1, live/1, live_graph/1, rules/0, severity_rank/1]).
 -export([settings/2, at_once/1, reaches_at_once/3]).
 
 -export_type([finding/0, rule/0, severity/0]).
@@ -65,6 +65,26 @@ live(VHosts) ->
         [Missing | _] -> {error, {no_such_vhost, Missing}}
     end.
 
+%% Where dead letters go in a vhost of the broker that this runs in: from queues with a dead-letter
+%% exchange on, and those queues whose exchange does not exist.
+-spec live_graph(rabbit_types:vhost()) ->
+          {ok, {rabbit_delay_dead_letter_routes:graph(), [{Queue :: binary(), Missing :: binary()}]}}
+          | {error, {no_such_vhost, binary()}}.
+live_graph(VHost) ->
+    case rabbit_vhost:exists(VHost) of
+        true ->
+            #{vhosts := #{VHost := #{exchanges := Exchanges} = Objects}} =
+                rabbit_delay_topology:live([VHost]),
+            {Qs, _} = settle_policies(Objects),
+            {Sources, _, Graph} = dead_lettering(Qs, Objects),
+            Missing = [{Name, X} || #q{name = Name} = Q <- Qs, X <- [value(dlx, Q)],
+                                    is_binary(X), not is_map_key(X, Exchanges),
+                                    not is_map_key(Name, Sources)],
+            {ok, {Graph, Missing}};
+        false ->
+            {error, {no_such_vhost, VHost}}
+    end.
+
 -spec rules() -> [rule()].
 rules() ->
     [dlx_missing, dlx_unroutable, routing_key_without_dlx, ttl_without_dlx,
@@ -98,14 +118,18 @@ reaches_at_once(X, Key, Index) ->
     Graph = rabbit_delay_dead_letter_routes:explore([{routing, X, {key, Key}}], Index),
     maps:from_list([{Name, true} || {queue, Name} <- maps:keys(Graph)]).
 
-check_vhost(Topology, VHost, #{queues := Queues, exchanges := Exchanges} = Objects) ->
-    {Qs, Unusable} = settle_policies(Objects),
+%% The queues that dead-letter to an exchange that is there, and where that leads.
+dead_lettering(Qs, #{exchanges := Exchanges} = Objects) ->
     Sources = maps:from_list([{Name, {X, value(dlk, Q)}}
                               || #q{name = Name} = Q <- Qs,
                                  X <- [value(dlx, Q)], is_map_key(X, Exchanges)]),
     Index = rabbit_delay_dead_letter_routes:index(Objects, Sources),
-    Graph = rabbit_delay_dead_letter_routes:explore([{queue, Name} || Name <- maps:keys(Sources)],
-                                                    Index),
+    {Sources, Index,
+     rabbit_delay_dead_letter_routes:explore([{queue, Name} || Name <- maps:keys(Sources)], Index)}.
+
+check_vhost(Topology, VHost, #{queues := Queues} = Objects) ->
+    {Qs, Unusable} = settle_policies(Objects),
+    {Sources, Index, Graph} = dead_lettering(Qs, Objects),
     Context = #{vhost => VHost, objects => Objects, topology => Topology, index => Index,
                 graph => Graph, sources => Sources,
                 qs => maps:from_list([{Name, Q} || #q{name = Name} = Q <- Qs]),

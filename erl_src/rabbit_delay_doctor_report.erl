@@ -3,7 +3,10 @@
 %% The doctor's findings as text for people and as JSON for programs.
 -module(rabbit_delay_doctor_report).
 
--export([text/1, json/1, summary/1, worst/1]).
+-export([text/1, json/1, graph_json/1, summary/1, worst/1]).
+
+%% A drawing of more is of no use.
+-define(MAX_NODES, 2000).
 
 -spec text([rabbit_delay_doctor:finding()]) -> binary().
 text([]) ->
@@ -24,6 +27,45 @@ json(Findings) ->
     iolist_to_binary(
       rabbit_json:encode(#{<<"version">> => 1, <<"counts">> => counts(Findings),
                            <<"findings">> => [json_of(Finding) || Finding <- Findings]})).
+
+%% What rabbit_delay_doctor:live_graph/1 found. A node is a queue, or an exchange that routes dead
+%% letters with certain keys; an edge is a pair of their numbers. Without the queues that neither
+%% dead-letter nor get dead letters.
+-spec graph_json({rabbit_delay_dead_letter_routes:graph(), [{binary(), binary()}]}) -> binary().
+graph_json({Graph0, Missing}) ->
+    Graph = lists:foldl(fun ({Queue, X}, Acc) ->
+                                Acc#{{queue, Queue} => [{missing, X}], {missing, X} => []}
+                        end, Graph0, Missing),
+    Shown = [Node || Node <- lists:sort(maps:keys(Graph)), element(1, Node) =/= bound],
+    Numbers = maps:from_list(lists:zip(lists:sublist(Shown, ?MAX_NODES),
+                                       lists:seq(0, min(length(Shown), ?MAX_NODES) - 1))),
+    Edges = [[From, To] || {Node, From} <- maps:to_list(Numbers),
+                           Next <- beyond(maps:get(Node, Graph), Graph),
+                           {ok, To} <- [maps:find(Next, Numbers)]],
+    iolist_to_binary(
+      rabbit_json:encode(#{<<"version">> => 1,
+                           <<"nodes">> => [node_json(N) || N <- lists:sublist(Shown, ?MAX_NODES)],
+                           <<"edges">> => lists:sort(Edges),
+                           <<"truncated">> => length(Shown) > ?MAX_NODES})).
+
+%% Bindings that several routings share are no node of a drawing.
+beyond(Nodes, Graph) ->
+    lists:usort(lists:append([case Node of
+                                  {bound, _, _} -> beyond(maps:get(Node, Graph), Graph);
+                                  _ -> [Node]
+                              end || Node <- Nodes])).
+
+node_json({queue, Name}) ->
+    #{<<"kind">> => <<"queue">>, <<"name">> => printable(Name)};
+node_json({missing, X}) ->
+    #{<<"kind">> => <<"missing_exchange">>, <<"name">> => printable(X)};
+node_json({routing, X, Keys}) ->
+    #{<<"kind">> => <<"exchange">>, <<"name">> => printable(X),
+      <<"key">> => case Keys of
+                       {key, Key} -> printable(Key);
+                       {pattern, Words} -> printable(lists:join($., Words));
+                       any -> null
+                   end}.
 
 json_of(Finding) ->
     maps:fold(fun (commands, Commands, Acc) ->

@@ -20,6 +20,8 @@
 -export([init/2, variances/2, allowed_methods/2, content_types_provided/2,
          content_types_accepted/2, is_authorized/2, forbidden/2, resource_exists/2, to_json/2,
          accept/2, delete_resource/2]).
+%% For rabbit_delay_dead_letter_mgmt.
+-export([parameters/2, integer/5, body/1, refuse/5, reply/4]).
 
 -define(LIMIT, 100).
 -define(MAX_LIMIT, 1000).
@@ -31,8 +33,8 @@
 
 -define(SELECTING, [due_from, due_to, key, routing_key, published_to, header]).
 
--type resource() :: exchanges | exchange | messages | message | pause | resume | cancel | release
-                  | reschedule.
+-type resource() :: exchanges | exchange | due_times | lateness | messages | message | pause
+                  | resume | cancel | release | reschedule.
 -type reply() :: {term(), cowboy_req:req(), #context{}}.
 
 -spec dispatcher() -> [{string(), module(), [resource()]}].
@@ -42,6 +44,8 @@ dispatcher() ->
             [{"", exchanges},
              {"/:vhost", exchanges},
              {"/:vhost/:exchange", exchange},
+             {"/:vhost/:exchange/due-times", due_times},
+             {"/:vhost/:exchange/lateness", lateness},
              {"/:vhost/:exchange/pause", pause},
              {"/:vhost/:exchange/resume", resume},
              {"/:vhost/:exchange/messages", messages},
@@ -50,8 +54,8 @@ dispatcher() ->
              {"/:vhost/:exchange/messages/reschedule", reschedule},
              {"/:vhost/:exchange/messages/:id", message}]].
 
--spec web_ui() -> [].
-web_ui() -> [].
+-spec web_ui() -> [{javascript, binary()}].
+web_ui() -> [{javascript, <<"delayed.js">>}].
 
 -spec init(cowboy_req:req(), [resource()]) -> {cowboy_rest, cowboy_req:req(), #context{}}.
 init(Req, [Resource]) ->
@@ -67,6 +71,8 @@ allowed_methods(Req, #context{impl = Resource} = Context) ->
     Methods = case Resource of
                   exchanges -> [<<"HEAD">>, <<"GET">>];
                   exchange -> [<<"HEAD">>, <<"GET">>];
+                  due_times -> [<<"HEAD">>, <<"GET">>];
+                  lateness -> [<<"HEAD">>, <<"GET">>];
                   messages -> [<<"HEAD">>, <<"GET">>, <<"DELETE">>];
                   message -> [<<"HEAD">>, <<"GET">>, <<"DELETE">>];
                   _ -> [<<"POST">>]
@@ -95,6 +101,8 @@ forbidden(Req, #context{impl = Resource} = Context) ->
 permission(_, <<"OPTIONS">>) -> none;
 permission(exchanges, _) -> none;
 permission(exchange, _) -> none;
+permission(due_times, _) -> none;
+permission(lateness, _) -> none;
 permission(_, <<"POST">>) -> configure;
 permission(_, <<"DELETE">>) -> configure;
 permission(_, _) -> read.
@@ -127,16 +135,23 @@ to_json(Req, #context{impl = exchanges} = Context) ->
                  none -> rabbit_vhost:list_names();
                  VHost -> [VHost]
              end,
-    Exchanges = lists:append([shown_exchanges(VHost, all) || VHost <- VHosts]),
+    Exchanges = lists:append([shown_exchanges(VHost, all, rates) || VHost <- VHosts]),
     rabbit_mgmt_util:reply_list_or_paginate(
       rabbit_mgmt_util:filter_vhost(Exchanges, Req, Context), Req, Context);
 to_json(Req, #context{impl = exchange} = Context) ->
     #resource{virtual_host = VHost, name = Name} = XName = exchange(Req),
-    case shown_exchanges(VHost, Name) of
+    case shown_exchanges(VHost, Name, samples) of
         [Exchange] -> encoded(maps:from_list(Exchange), Req, Context);
-        [] -> refuse(404, not_found, text("there is no delayed ~ts", [rabbit_misc:rs(XName)]),
-                     Req, Context)
+        [] -> refuse_unknown(XName, Req, Context)
     end;
+to_json(Req, #context{impl = due_times} = Context) ->
+    of_exchange(fun (XName) -> #{buckets => buckets(rabbit_delay_statistics:due_times(XName))} end,
+                Req, Context);
+to_json(Req, #context{impl = lateness} = Context) ->
+    of_exchange(fun (XName) ->
+                        {Buckets, Sum} = rabbit_delay_statistics:lateness(XName),
+                        #{buckets => buckets(Buckets), sum => Sum}
+                end, Req, Context);
 to_json(Req, #context{impl = messages} = Context) ->
     case list_request(Req) of
         {ok, Filter, Options} ->
@@ -156,9 +171,23 @@ to_json(Req, #context{impl = message} = Context) ->
             refuse(400, bad_request, Why, Req, Context)
     end.
 
-shown_exchanges(VHost, Which) ->
-    [[{vhost, VHost} | [{Item, if_none(Item, Value)} || {Item, Value} <- Row]]
-     || Row <- rabbit_delay_exchange:list(VHost, Which, ?COLUMNS)].
+shown_exchanges(VHost, Which, What) ->
+    [[{vhost, VHost},
+      {message_stats, rabbit_delay_statistics:message_stats(rabbit_misc:r(VHost, exchange, Name),
+                                                            What)}
+      | [{Item, if_none(Item, Value)} || {Item, Value} <- Row]]
+     || [{name, Name} | _] = Row <- rabbit_delay_exchange:list(VHost, Which, ?COLUMNS)].
+
+of_exchange(Fun, Req, Context) ->
+    #resource{virtual_host = VHost, name = Name} = XName = exchange(Req),
+    case rabbit_delay_exchange:list(VHost, Name, [name]) of
+        [_] -> encoded(Fun(XName), Req, Context);
+        [] -> refuse_unknown(XName, Req, Context)
+    end.
+
+buckets(Buckets) ->
+    [#{up_to => case UpTo of infinity -> null; _ -> UpTo end, messages => N}
+     || {UpTo, N} <- Buckets].
 
 if_none(next_due, '') -> null;
 if_none(_, Value) -> Value.
@@ -253,6 +282,8 @@ delete_resource(Req, #context{impl = message} = Context) ->
             refuse(400, bad_request, Why, Req, Context)
     end.
 
+%% The request's body, a JSON object.
+-spec body(cowboy_req:req()) -> {ok, map(), cowboy_req:req()} | {error, Why :: binary()}.
 body(Req0) ->
     case rabbit_mgmt_util:read_complete_body(Req0) of
         {ok, Body, Req} ->
@@ -378,6 +409,7 @@ exchange(Req) ->
     rabbit_misc:r(rabbit_mgmt_util:vhost(Req), exchange, rabbit_mgmt_util:id(exchange, Req)).
 
 %% The query's parameters, all of which must be known; empty ones count as absent.
+-spec parameters(cowboy_req:req(), [atom()]) -> {ok, #{atom() => binary()}} | {error, binary()}.
 parameters(Req, Known) ->
     try cowboy_req:parse_qs(Req) of
         Parameters -> known([P || {_, Value} = P <- Parameters, Value =/= <<>>], Known)
@@ -400,6 +432,8 @@ known(Given, Known) ->
                         Error
                 end, {ok, #{}}, Given).
 
+-spec integer(atom(), #{atom() => binary()}, integer(), integer(), integer()) ->
+          {ok, integer()} | {error, binary()}.
 integer(Name, Words, Default, Min, Max) ->
     try binary_to_integer(maps:get(Name, Words, integer_to_binary(Default))) of
         N when N >= Min, N =< Max -> {ok, N};
@@ -441,9 +475,16 @@ encoded(Term, Req, Context) ->
 done(Term, Req, Context) ->
     reply(200, Term, Req, Context).
 
+refuse_unknown(XName, Req, Context) ->
+    refuse(404, not_found, text("there is no delayed ~ts", [rabbit_misc:rs(XName)]), Req, Context).
+
+-spec refuse(400..599, atom(), Why :: binary(), cowboy_req:req(), #context{}) ->
+          {stop, cowboy_req:req(), #context{}}.
 refuse(Status, Error, Why, Req, Context) ->
     reply(Status, #{error => Error, reason => Why}, Req, Context).
 
+-spec reply(200..599, term(), cowboy_req:req(), #context{}) ->
+          {stop, cowboy_req:req(), #context{}}.
 reply(Status, Term, Req, Context) ->
     {stop, cowboy_req:reply(Status, #{<<"content-type">> => <<"application/json">>},
                             rabbit_json:encode(Term), Req), Context}.

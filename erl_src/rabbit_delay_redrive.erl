@@ -10,7 +10,7 @@
 
 -include_lib("amqp_client/include/amqp_client.hrl").
 
--export([start/2, stats/3, explain/3]).
+-export([start/2, stats/3, explain/3, json/1]).
 
 -export_type([options/0, target/0, result/0]).
 
@@ -32,10 +32,15 @@
                      reason => binary(), origin => binary(),
                      header => {binary(), binary()},
                      %% how long ago it died last, s
-                     older_than => non_neg_integer(), newer_than => non_neg_integer()}.
+                     older_than => non_neg_integer(), newer_than => non_neg_integer(),
+                     %% it ends after so long, ms
+                     time => pos_integer(),
+                     %% to which exchanges; all, if not given
+                     may_publish => fun((Exchange :: binary()) -> boolean())}.
 
 %% Messages by what became of them: redriven; skipped by a filter; without a target in their history;
-%% not published as they would come back at once; routed to no queue; refused by the target; put at
+%% not published as they would come back at once; routed to no queue; refused by the target, or for
+%% want of permission; put at
 %% the end of the queue, as giving them back once more would drop them; published and not confirmed
 %% when it ended.
 -type result() :: #{total | examined | redriven | skipped | no_target | would_loop | unroutable |
@@ -53,7 +58,6 @@
 -define(CONFIRM_MS, 60000).
 -define(SETTLED_MS, 1000).
 -define(TAG, <<"redrive_dead_letters">>).
--define(STATS_MAX, 1000000).
 
 -record(s, {options :: options(),
             watcher :: pid(),
@@ -61,7 +65,7 @@
             index :: rabbit_delay_dead_letter_routes:index(),
             %% of a queue that drops what is given back more often
             delivery_limit :: non_neg_integer() | infinity,
-            routes = #{} :: #{{binary(), binary()} => ok | would_loop | unroutable},
+            routes = #{} :: #{{binary(), binary()} => ok | would_loop | unroutable | refused},
             counts :: result(),
             taken = 0 :: non_neg_integer(),
             %% deliveries that wait for their turn
@@ -74,8 +78,9 @@
             held = 0 :: non_neg_integer(),
             %% when the rate allows the next, us
             next_at :: integer(),
-            %% when the watcher is told next, ms
-            progress_at :: integer()}).
+            %% when the watcher is told next, and when it ends, ms
+            progress_at :: integer(),
+            ends_at :: integer() | infinity}).
 
 %% Runs until it is done or the watcher ends. The watcher gets {redrive, Pid, progress, result()} now
 %% and then, and at the end {redrive, Pid, done, {ok, result()} | {error, binary()}}.
@@ -93,7 +98,11 @@ run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
         Prepared = fun (Channel) ->
                            #s{options = Options, watcher = Watcher, channel = Channel, index = Index,
                               delivery_limit = Limit, counts = counts(), next_at = now_us(),
-                              progress_at = now_ms() + ?PROGRESS_MS}
+                              progress_at = now_ms() + ?PROGRESS_MS,
+                              ends_at = case Options of
+                                            #{time := Ms} -> now_ms() + Ms;
+                                            _ -> infinity
+                                        end}
                    end,
         ok = check_target(Options, Prepared(self())),
         case Options of
@@ -143,10 +152,11 @@ check_route(X, Key, #s{options = #{queue := Queue}} = S) ->
     case route(X, Key, S) of
         {ok, _} -> ok;
         {would_loop, _} -> refuse(["messages would come back to \"", Queue, "\" at once"]);
-        {unroutable, _} -> refuse(["no queue is there for exchange \"", X, "\" and key \"", Key, "\""])
+        {unroutable, _} -> refuse(["no queue is there for exchange \"", X, "\" and key \"", Key, "\""]);
+        {refused, _} -> refuse(["no permission to publish to exchange \"", X, "\""])
     end.
 
-route(X, Key, #s{routes = Routes, index = Index, options = #{queue := Queue}} = S) ->
+route(X, Key, #s{routes = Routes, index = Index, options = #{queue := Queue} = Options} = S) ->
     case Routes of
         #{{X, Key} := Known} ->
             {Known, S};
@@ -155,7 +165,16 @@ route(X, Key, #s{routes = Routes, index = Index, options = #{queue := Queue}} = 
             Route = case Reached of
                         #{Queue := _} -> would_loop;
                         _ when map_size(Reached) =:= 0 -> unroutable;
-                        _ -> ok
+                        _ ->
+                            case Options of
+                                #{may_publish := May} ->
+                                    case May(X) of
+                                        true -> ok;
+                                        false -> refused
+                                    end;
+                                _ ->
+                                    ok
+                            end
                     end,
             {Route, S#s{routes = Routes#{{X, Key} => Route}}}
     end.
@@ -244,7 +263,12 @@ dry_run(#{vhost := VHost, queue := Queue, limit := Limit}, S) ->
                        Not -> count(Not, Acc)
                    end
            end,
-    case rabbit_delay_browse:fold(VHost, Queue, ?STATS_MAX, Look, S) of
+    Max = rabbit_delay_browse:usual_max(VHost, Queue),
+    case rabbit_delay_browse:fold(VHost, Queue, Max, Look, S) of
+        {ok, #s{counts = #{examined := Max} = Counts}} ->
+            {ok, Counts#{stopped := iolist_to_binary(
+                                      io_lib:format("only the first ~b messages were looked at",
+                                                    [Max]))}};
         {ok, #s{counts = Counts}} -> {ok, Counts};
         {error, Why} -> refuse(Why)
     end.
@@ -493,8 +517,10 @@ settle(SeqNo, #s{in_flight = InFlight, channel = Channel} = S0) ->
             end
     end.
 
-progress(#s{watcher = Watcher, counts = Counts, progress_at = At} = S) ->
+progress(#s{watcher = Watcher, counts = Counts, progress_at = At, ends_at = EndsAt} = S) ->
     case now_ms() of
+        Now when Now >= EndsAt ->
+            stop(<<"its time is over">>, S);
         Now when Now >= At ->
             Watcher ! {redrive, self(), progress, Counts},
             S#s{progress_at = Now + ?PROGRESS_MS};
@@ -506,12 +532,23 @@ now_ms() -> erlang:monotonic_time(millisecond).
 
 now_us() -> erlang:monotonic_time(microsecond).
 
+%% A result for JSON.
+-spec json(result()) -> #{binary() => term()}.
+json(#{targets := Targets, stopped := Stopped} = Counts) ->
+    maps:fold(fun (Key, N, Acc) when is_integer(N) -> Acc#{atom_to_binary(Key, utf8) => N};
+                  (_, _, Acc) -> Acc
+              end, #{<<"version">> => 1, <<"targets">> => Targets,
+                     <<"stopped">> => case Stopped of undefined -> null; _ -> Stopped end},
+              Counts).
+
 %% ------------------------------------------------------------------------------------ to look only
 
 %% What lies in a queue, no more than Max messages of it: by first queue, last reason, exchange and
 %% key, with the ages of the oldest and the newest death in s.
--spec stats(rabbit_types:vhost(), Queue :: binary(), Max :: pos_integer()) ->
+-spec stats(rabbit_types:vhost(), Queue :: binary(), Max :: pos_integer() | usual) ->
           {ok, [[{atom(), term()}]]} | {error, binary()}.
+stats(VHost, Queue, usual) ->
+    stats(VHost, Queue, rabbit_delay_browse:usual_max(VHost, Queue));
 stats(VHost, Queue, Max) ->
     Now = erlang:system_time(second),
     Add = fun (#{headers := Headers} = Message, Groups) ->

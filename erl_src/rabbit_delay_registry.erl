@@ -17,7 +17,7 @@
 -export([ensure/1, delete/1, leader/2, leader/3, queue_name/1, pending/1, stat/1, overdue/1,
          register_queue/2, register_dispatcher/2, register_store/2, register_paused/2, queue/1,
          dispatcher/1, store/1, is_paused/1,
-         counters/1, all_counters/0, gone_counters/0, checkpointed/2,
+         counters/1, known_counters/1, all_counters/0, gone_counters/0, samples/1, checkpointed/2,
          permit_start/1, take_permit/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
@@ -34,6 +34,8 @@
               %% the open store, where this node's member leads
               store :: rabbit_delay_store:store() | undefined,
               counters :: rabbit_delay_counters:ref() | undefined,
+              %% of these
+              samples = [] :: rabbit_delay_statistics:samples(),
               %% an operator has paused it; known while the store is
               paused = false :: boolean(),
               %% its Raft server may start, once
@@ -75,9 +77,21 @@ counters(XName) ->
         undefined ->
             Counters = rabbit_delay_counters:new(),
             ok = update(XName, {#row.counters, Counters}),
+            %% To compare the first counts with.
+            ok = update(XName, {#row.samples, rabbit_delay_statistics:sample(Counters, [])}),
             Counters;
         Counters ->
             Counters
+    end.
+
+-spec known_counters(rabbit_exchange:name()) -> rabbit_delay_counters:ref() | undefined.
+known_counters(XName) -> lookup(XName, #row.counters).
+
+-spec samples(rabbit_exchange:name()) -> rabbit_delay_statistics:samples().
+samples(XName) ->
+    case lookup(XName, #row.samples) of
+        undefined -> [];
+        Samples -> Samples
     end.
 
 %% Those of each exchange that has processes.
@@ -288,6 +302,7 @@ handle_cast(start_members, State) ->
 handle_info(heal, State) ->
     _ = erlang:send_after(?HEAL_MS, self(), heal),
     ok = heal_all(State),
+    ok = sample_all(),
     ok = rabbit_delay_prometheus:ensure_registered(),
     {noreply, State};
 handle_info({'DOWN', Ref, process, _, Reason}, #state{monitors = Monitors} = State) ->
@@ -384,6 +399,17 @@ heal(XName) ->
         {ok, _} -> declare(XName);
         {error, not_found} -> ok
     end.
+
+sample_all() ->
+    lists:foreach(
+      fun (#row{counters = undefined}) ->
+              ok;
+          (#row{exchange = XName, counters = Counters, samples = Samples}) ->
+              case rabbit_delay_statistics:sample(Counters, Samples) of
+                  Samples -> ok;
+                  More -> update(XName, {#row.samples, More})
+              end
+      end, ets:tab2list(?MODULE)).
 
 %% Exchanges that hold something are started.
 start_members(State) ->

@@ -48,7 +48,7 @@
 -export([insert/4, insert_keyed/4, check_batch/2, settle/3, reschedule/4, reschedule_many/3, note/2,
          flush/1, maintain/3, checkpoint/1, finish/2]).
 -export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, read_many/3,
-         page/3, places/4, count/3, find/3]).
+         page/3, places/4, count/3, count_until/2, find/3]).
 -export([disk_free/1]).
 
 -export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
@@ -281,6 +281,12 @@ places(Store, From, backward, MaxN) -> places_nif(Store, From, 1, MaxN).
 -spec count(store(), From :: ms(), To :: ms()) ->
           {ok, Count :: non_neg_integer(), Bytes :: non_neg_integer()} | error().
 count(_Store, _From, _To) ->
+    ?NOT_LOADED.
+
+%% How many are due until each of these times (at most 64, ascending, none twice) and after the one
+%% before, and how many after the last.
+-spec count_until(store(), [ms()]) -> {ok, [non_neg_integer()]} | error().
+count_until(_Store, _Bounds) ->
     ?NOT_LOADED.
 
 %% The ids of at most Max pending records with this key hash, and how many there are in all.

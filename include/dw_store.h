@@ -298,6 +298,11 @@ int dw_store_places(dw_store *store, uint64_t due, uint64_t id, bool back, struc
 int dw_store_count(dw_store *store, uint64_t from_due, uint64_t to_due, uint64_t *count,
                    uint64_t *bytes);
 
+/* How many pending records are due until each of n bounds (included; ascending, none twice) and
+ * after the one before: counts[0] to counts[n - 1], and in counts[n] those after the last. Visits
+ * every entry once, in steps that let go of the lock. DW_OK, DW_ECLOSED */
+int dw_store_count_until(dw_store *store, const uint64_t *bounds, uint32_t n, uint64_t *counts);
+
 /* The ids of at most max pending records with this key hash; *n: how many there are in all.
  * DW_OK, DW_ENOMEM, DW_ECLOSED */
 int dw_store_find(dw_store *store, uint64_t key_hash, uint64_t *ids, uint32_t max, uint64_t *n);

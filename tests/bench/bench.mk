@@ -2,7 +2,7 @@
 # Figures and endurance. `make bench` takes hours; `make bench-quick` runs each figure once, small,
 # and records nothing. FIGURES="publish memory" picks some; BENCH_ARGS goes to bench.py as it is.
 
-BENCH_DEPS := gcc librabbitmq-dev python3-matplotlib python3-pika rabbitmq-server
+BENCH_DEPS := gcc librabbitmq-dev python3-matplotlib python3-pika rabbitmq-server nodejs npm chromium
 
 BENCH_LOAD := _build/bench/load
 BENCH_SOURCES := $(wildcard tests/bench/load*.c)

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 COLOURS = {"ours": "#d95f02", "Q": "#666666", "B": "#1b9e77", "C": "#7570b3",
            "direct": "#666666", "redrive": "#d95f02", "shovel": "#666666",
+           "list": "#1b9e77", "exchange": "#d95f02",
            "3.10": "#d95f02", "4.0": "#1b9e77", "4.3": "#7570b3"}
 STYLES = ["-", "--", ":", "-."]
 plt.rcParams.update({

@@ -539,6 +539,12 @@ static void compare_pages_back(const struct model *model, dw_store *store) {
     assert_int_equal(dw_store_count(store, 0, pivot, &count, &bytes), DW_OK);
     assert_int_equal(count, below);
     assert_int_equal(bytes, below_bytes);
+    uint64_t counts[2];
+    assert_int_equal(dw_store_count_until(store, &pivot, 1, counts), DW_OK);
+    assert_int_equal(counts[0], below);
+    assert_int_equal(counts[1], model->count - below);
+    assert_int_equal(dw_store_count_until(store, NULL, 0, counts), DW_OK);
+    assert_int_equal(counts[0], model->count);
 }
 
 static void compare_key(const struct model *model, dw_store *store, uint64_t key_hash) {

@@ -1771,6 +1771,7 @@ static void test_closed(void **state) {
     assert_int_equal(dw_store_read_many(store, &id, 1, 1, &sink, &count), DW_ECLOSED);
     assert_int_equal(dw_store_places(store, 1, 1, true, records, 2, &count), DW_ECLOSED);
     assert_int_equal(dw_store_count(store, 0, NOW, &n, &id), DW_ECLOSED);
+    assert_int_equal(dw_store_count_until(store, NULL, 0, &n), DW_ECLOSED);
     assert_int_equal(dw_store_reschedule_many(store, 2, NULL, 0, &n), DW_ECLOSED);
     assert_int_equal(dw_store_find(store, 1, &id, 1, &n), DW_ECLOSED);
     dw_store_release(NULL);

@@ -16,6 +16,7 @@ each_count_is_its_own_test() ->
     ok = ?C:add(Ref, published, 0),
     Values = ?C:read(Ref),
     ?assertEqual(lists:seq(1, length(names())), [maps:get(Name, Values) || Name <- names()]),
+    ?assertEqual(lists:seq(1, length(names())), [?C:get(Ref, Name) || Name <- names()]),
     #{delay := {Delays, 0}, lateness := {Lateness, 0}, checkpoint := {0, 0}} = Values,
     ?assertEqual([0], lists:usort([N || {_, N} <- Delays ++ Lateness])).
 

@@ -282,6 +282,13 @@ read_page_find() ->
         ?assertEqual({ok, 2, 2}, ?S:count(Store, ?T0 + 11, ?T0 + 30)),
         ?assertEqual({ok, 5, 5}, ?S:count(Store, 0, ?MAX)),
         ?assertError(badarg, ?S:count(Store, -1, ?MAX)),
+        ?assertEqual({ok, [5]}, ?S:count_until(Store, [])),
+        ?assertEqual({ok, [0, 2, 3, 0]},
+                     ?S:count_until(Store, [0, ?T0 + 20, ?T0 + 50])),
+        ?assertError(badarg, ?S:count_until(Store, [2, 2])),
+        ?assertError(badarg, ?S:count_until(Store, lists:seq(1, 65))),
+        ?assertError(badarg, ?S:count_until(Store, [-1])),
+        ?assertError(badarg, ?S:count_until(Store, [1 | 2])),
         {ok, Read, 4} = ?S:read_many(Store, ids([id(1, 4), id(1, 9), id(1, 0), id(1, 2)]), 100),
         ?assertEqual([<<5>>, <<1>>, <<3>>], [Body || #{body := Body} <- Read]),
         ?assertMatch({ok, [#{due := ?T0 + 10}], 1},
@@ -508,7 +515,7 @@ closed() ->
                  ?S:applied(Store), ?S:stat(Store), ?S:read(Store, id(1, 0)),
                  ?S:page(Store, {0, 0}, 1), ?S:places(Store, {1, 1}, backward, 1),
                  ?S:read_many(Store, ids([1]), 1),
-                 ?S:count(Store, 0, 1), ?S:reschedule_many(Store, 2, <<>>), ?S:find(Store, 0, 1)],
+                 ?S:count(Store, 0, 1), ?S:count_until(Store, [1]), ?S:reschedule_many(Store, 2, <<>>), ?S:find(Store, 0, 1)],
         ?assertEqual([{error, eclosed}], lists:usort(Calls))
     end).
 

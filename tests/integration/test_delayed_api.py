@@ -4,7 +4,6 @@ use what of it; and the management plugin absent, or enabled after us."""
 
 import base64
 import json
-import os
 import re
 import urllib.error
 import urllib.request
@@ -12,62 +11,13 @@ import uuid
 
 import pytest
 
+import openapi
 import wire
+from browser import Page
 from client import Client
-from management import Management, eventually, quoted
+from management import Management, eventually
 from node import HOUR_MS, evaluate, queue_process
-from private_broker import REPOSITORY, free_port
-
-with open(os.path.join(REPOSITORY, "priv", "openapi.json"), encoding="utf-8") as file:
-    OPENAPI = json.load(file)
-
-TYPES = {"string": str, "integer": int, "boolean": bool, "object": dict, "array": list}
-
-
-def resolved(schema):
-    while "$ref" in schema:
-        _, *names = schema["$ref"].split("/")
-        schema = OPENAPI
-        for name in names:
-            schema = schema[name]
-    return schema
-
-
-def mismatches(value, schema, where="$"):
-    """What keeps a value from being as the schema says: the part of JSON Schema that the file uses."""
-    schema = resolved(schema)
-    unknown = set(schema) - {"type", "nullable", "oneOf", "enum", "properties", "required",
-                             "additionalProperties", "minProperties", "items", "minItems",
-                             "maxItems", "minimum", "maximum", "maxLength", "pattern",
-                             "description", "default"}
-    assert not unknown, unknown
-    if value is None and schema.get("nullable"):
-        return
-    if "oneOf" in schema:
-        fits = [s for s in schema["oneOf"] if not list(mismatches(value, s))]
-        if len(fits) != 1:
-            yield f"{where}: {value!r} fits {len(fits)} of oneOf"
-        return
-    kind = schema.get("type")
-    if kind and (not isinstance(value, TYPES[kind])
-                 or kind == "integer" and isinstance(value, bool)):
-        yield f"{where}: {value!r} is no {kind}"
-        return
-    if "enum" in schema and value not in schema["enum"]:
-        yield f"{where}: {value!r} is none of {schema['enum']}"
-    if kind == "object":
-        known = schema.get("properties", {})
-        for name in set(schema.get("required", [])) - set(value):
-            yield f"{where}.{name} is missing"
-        for name in value:
-            if name in known:
-                yield from mismatches(value[name], known[name], f"{where}.{name}")
-            elif schema.get("additionalProperties") is False:
-                yield f"{where}.{name} is not known"
-    if kind == "array":
-        for n, item in enumerate(value):
-            yield from mismatches(item, schema["items"], f"{where}[{n}]")
-
+from private_broker import free_port
 
 class Api:
     """Requests below /api/delayed-exchanges of one user."""
@@ -78,21 +28,9 @@ class Api:
 
     def call(self, method, template="", body=None, query="", **places):
         """The status and the answer of a documented request; fails unless both are as documented."""
-        documented = OPENAPI["paths"]["/delayed-exchanges" + template][method.lower()]
         places = {"vhost": self.vhost, "exchange": self.exchange, **places}
-        path = re.sub(r"\{(\w+)\}", lambda m: quoted(str(places[m.group(1)])), template)
-        status, answer = self.management.request(method, "delayed-exchanges" + path + query, body)
-        described = resolved(documented["responses"][str(status)])
-        if status != 401:
-            content = described.get("content")
-            assert (answer is None) == (content is None), (status, answer)
-            if content:
-                wrong = list(mismatches(answer, content["application/json"]["schema"]))
-                assert not wrong, wrong
-        if body is not None and status == 200:
-            content = documented["requestBody"]["content"]["application/json"]
-            assert not list(mismatches(body, content["schema"]))
-        return status, answer
+        return openapi.call(self.management, method, "/delayed-exchanges" + template, body, query,
+                            **places)
 
     def ok(self, *arguments, **options):
         status, answer = self.call(*arguments, **options)
@@ -140,7 +78,10 @@ def api(broker, holding):
 
 def test_exchanges_are_listed_sorted_and_paged(client, broker, api):
     row, = [x for x in api.ok("GET") if x["name"] == api.exchange]
-    assert row == api.ok("GET", X)
+    single = api.ok("GET", X)
+    assert (row.pop("message_stats")["published"], single.pop("message_stats")["published"]) == (
+        6, 6)
+    assert row == single
     assert (row["vhost"], row["type"], row["messages_delayed"], row["overdue"], row["in_flight"],
             row["paused"]) == ("/", "direct", 6, 0, 0, False)
     assert row["next_due"] > 0 and row["bytes_delayed"] > 6
@@ -164,6 +105,59 @@ def test_paused_nothing_comes_until_it_is_resumed(client, broker, holding, api):
     api.ok("POST", X + "/resume")
     assert client.texts(holding[1], 1) == ["held back"]
     assert api.ok("GET", X)["paused"] is False
+
+
+def test_rates_of_what_is_published_and_released(client, broker, holding, api):
+    def rates():
+        stats = api.ok("GET", X)["message_stats"]
+        return [stats[f"{what}_details"]["rate"] for what in ("published", "released")]
+
+    with wire.Publisher(broker) as publisher:
+        publisher.publish(api.exchange, "k", [b"m"] * 300, headers={"x-delay": 1})
+    eventually(rates, lambda both: both[0] > 0 and both[1] > 0)
+    stats = api.ok("GET", X)["message_stats"]
+    assert stats["published"] == 306
+    eventually(lambda: client.depth(holding[1]), lambda n: n == 300)
+    eventually(rates, lambda both: both == [0, 0])
+    stats = api.ok("GET", X)["message_stats"]
+    assert stats["released"] == 300
+    for what in ("published", "released"):
+        samples = stats[f"{what}_details"]["samples"]
+        assert samples[0]["sample"] == stats[what]
+        assert samples == sorted(samples, key=lambda s: -s["timestamp"])
+    row, = [x for x in broker.rows("list_delayed_exchanges", "name", "publish_rate", "release_rate")
+            if x["name"] == api.exchange]
+    assert (row["publish_rate"], row["release_rate"]) == (0, 0)
+    empty = api.ok("GET", X, exchange=client.delayed())["message_stats"]
+    assert (empty["published"], empty["released_details"]["rate"]) == (0, 0)
+
+
+def due_times(api):
+    """How many are pending by the hours until they are due; None: later."""
+    return {bucket["up_to"] and bucket["up_to"] / HOUR_MS: bucket["messages"]
+            for bucket in api.ok("GET", X + "/due-times")["buckets"] if bucket["messages"]}
+
+
+def test_pending_messages_by_time_to_due(client, api):
+    assert due_times(api) == {1: 1, 3: 2, 12: 3}
+    api.ok("POST", X + "/pause")
+    client.publish(api.exchange, delay=1)
+    client.publish(api.exchange, delay=366 * 24 * HOUR_MS)
+    eventually(lambda: due_times(api), lambda t: t == {0: 1, 1: 1, 3: 2, 12: 3, None: 1})
+    assert not any(bucket["messages"] for bucket in api.ok(
+        "GET", X + "/due-times", exchange=client.delayed())["buckets"])
+
+
+def test_released_messages_by_lateness(client, holding, api):
+    assert sum(b["messages"] for b in api.ok("GET", X + "/lateness")["buckets"]) == 0
+    for _ in range(3):
+        client.publish(api.exchange, delay=1)
+    client.collect(holding[1], 3)
+    lateness = eventually(lambda: api.ok("GET", X + "/lateness"),
+                          lambda l: sum(b["messages"] for b in l["buckets"]) == 3)
+    bounds = [bucket["up_to"] for bucket in lateness["buckets"]]
+    assert bounds[:-1] == sorted(bounds[:-1]) and bounds[-1] is None
+    assert lateness["sum"] >= 0
 
 
 # ------------------------------------------------------------------------------ messages
@@ -355,7 +349,7 @@ def test_a_body_that_is_not_json_is_refused(api):
 
 @pytest.mark.parametrize("method, template", [
     (method.upper(), path.removeprefix("/delayed-exchanges"))
-    for path, methods in OPENAPI["paths"].items() for method in methods if "{exchange}" in path])
+    for path, methods in openapi.OPENAPI["paths"].items() for method in methods if "{exchange}" in path])
 def test_what_is_not_there_is_not_found(api, method, template):
     body = {"all": True, "by": 1} if "reschedule" in template else {"all": True}
     options = {"id": 1, "body": body if template.count("/") == 4 and method == "POST" else None}
@@ -373,12 +367,14 @@ def test_an_id_that_is_none_is_refused(api):
 
 
 def test_methods_and_paths_are_those_documented(broker, api):
-    routed = evaluate(broker, "[P || {P, _, _} <- rabbit_delay_mgmt:dispatcher()].")
+    routed = evaluate(broker, "[P || {P, _, _} <- rabbit_delay_mgmt:dispatcher() "
+                              "++ rabbit_delay_dead_letter_mgmt:dispatcher()].")
     paths = {re.sub(r":(\w+)", r"{\1}", path) for path in re.findall(r'"(/[^"]*)"', routed)}
-    assert paths == set(OPENAPI["paths"])
-    for path, methods in OPENAPI["paths"].items():
+    assert paths == set(openapi.OPENAPI["paths"])
+    for path, methods in openapi.OPENAPI["paths"].items():
         request = urllib.request.Request(
-            api.management._base + path[1:].format(vhost="%2F", exchange=api.exchange, id=1),
+            api.management._base + path[1:].format(vhost="%2F", exchange=api.exchange, id=1, queue="q",
+                                                    position=1),
             headers=api.management._headers, method="OPTIONS")
         with urllib.request.urlopen(request, timeout=30) as answer:
             allowed = set(answer.headers["allow"].lower().replace(" ", "").split(","))
@@ -425,6 +421,7 @@ def test_each_operation_takes_its_permission(broker, api, user, granted):
                 read=".*" if granted == "read" else "^$")
     theirs = Api(broker, api.exchange, name)
     assert theirs.ok("GET", X)["messages_delayed"] == 6
+    assert due_times(theirs) == due_times(api)
     assert api.exchange in [x["name"] for x in theirs.ok("GET")]
     message = api.ids()[0]
     for needed, request, options in requests(message):
@@ -467,7 +464,20 @@ def test_without_a_tag_or_with_a_wrong_password_nobody_gets_in(broker, api, user
 
 # ----------------------------------------------------------------- the management plugin
 
-def test_without_the_management_plugin_all_else_works_and_enabled_later_it_serves(brokers):
+SCRIPT = {"javascript": "delayed.js"}
+
+
+def script(broker):
+    """The status of what the pages load."""
+    try:
+        url = f"http://127.0.0.1:{broker.management_port}/js/delayed.js"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+def test_without_the_management_plugin_all_else_works_and_enabled_later_it_serves(brokers, browser):
     broker = brokers("unmanaged")
     client = Client(broker)
     exchange, queue = client.delayed_and_queue()
@@ -482,6 +492,10 @@ def test_without_the_management_plugin_all_else_works_and_enabled_later_it_serve
     broker.plugin_ports["rabbitmq_management"] = port
     api = Api(broker, exchange)
     assert api.payloads() == ["in an hour"]
+    page = Page(browser, broker)
+    page.exchange(exchange)
+    assert page.texts("#delayed-pending") == ["1"] and page.errors() == []
+    page.close()
     broker.plugins("disable", "rabbitmq_management")
     client.publish(exchange, body=b"still", delay=100)
     assert client.texts(queue, 1) == ["still"]
@@ -490,13 +504,21 @@ def test_without_the_management_plugin_all_else_works_and_enabled_later_it_serve
     broker.end()
 
 
-def test_enabled_after_the_management_plugin_it_serves(brokers):
+def test_enabled_after_the_management_plugin_it_serves(brokers, browser):
     broker = brokers("managed_first", enable=("rabbitmq_management",))
     api = Api(broker)
     assert api.management.request("GET", "delayed-exchanges")[0] == 404
+    assert SCRIPT not in api.management.get("extensions") and script(broker) == 404
     broker.plugins("enable", "rabbitmq_delay_wheel")
     assert api.ok("GET") == []
-    assert api.management.request("GET", "extensions")[0] == 200
+    assert SCRIPT in api.management.get("extensions") and script(broker) == 200
+    page = Page(browser, broker)
+    page.visit("#/delayed-exchanges", "h1:text-is('Delayed exchanges')")
+    page.goto("about:blank")
     broker.plugins("disable", "rabbitmq_delay_wheel")
     assert api.management.request("GET", "delayed-exchanges")[0] == 404
+    assert SCRIPT not in api.management.get("extensions") and script(broker) == 404
+    page.visit("#/exchanges", "h1:text-is('Exchanges')")
+    assert "Delayed" not in page.texts("#tabs a") and page.errors() == []
+    page.close()
     broker.end()

@@ -15,6 +15,7 @@ OUTPUT = {
     "debounce": ["reindex report.odt: version 5", "reindex letter.odt: version 1"],
     "deduplicate": ["remind of invoice 17, attempt 1", "remind of invoice 18, attempt 1"],
     "cancel": ["expired: order 1", "expired: order 3"],
+    "overflow": ["now: lunch", "now: dentist", "now: tea"],
     "limits": ["refused: job 4", "refused: job 5", "done: job 1", "done: job 2", "done: job 3"],
 }
 

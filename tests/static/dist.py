@@ -28,7 +28,8 @@ def problems(path):
         yield f"{archive.testzip()}: its checksum is wrong"
     for name in names:
         if not re.fullmatch(rf"{re.escape(top)}/(ebin/[\w.]+\.(app|beam)|priv/\w+\.so|"
-                            rf"priv/schema/\w+\.schema|priv/openapi\.json|LICENSE[\w.-]*)", name):
+                            rf"priv/schema/\w+\.schema|priv/openapi\.json|"
+                            rf"priv/www/js/\w+\.js|LICENSE[\w.-]*)", name):
             yield f"{name}: does not belong into it"
 
     app_file = f"{top}/ebin/{app}.app"
