@@ -111,11 +111,29 @@ def test_queues_that_expire(client, broker, library):
                lambda listed: not any(wait in listed for wait in waits), within=60)
 
 
+def waiting(client, kind, ttl):
+    """A queue in which messages wait, and the one that they come to."""
+    work = client.queue(arguments={"x-queue-type": kind})
+    return work, client.queue(arguments={
+        "x-queue-type": kind, "x-message-ttl": ttl, "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": work})
+
+
 def test_an_empty_queue_is_deleted_and_another_is_not(client, broker):
-    work = client.queue()
-    wait = client.queue(arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": work,
-                                   "x-message-ttl": 3000})
+    work, wait = waiting(client, "classic", 3000)
     client.publish("", wait, b"old")
     assert broker.ctl("delete_queue", "--if-empty", wait, check=False).returncode != 0
     assert client.texts(work, 1) == ["old"]
     assert broker.ctl("delete_queue", "--if-empty", wait, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_what_is_not_to_wait_any_longer_is_moved(client, broker, kind):
+    work, wait = waiting(client, kind, 3_600_000)
+    for n in range(3):
+        client.publish("", wait, f"{n}".encode())
+    broker.ctl("redrive_dead_letters", "--to-queue", work, "--dry-run", wait)
+    assert client.depth(wait) == 3
+    broker.ctl("redrive_dead_letters", "--to-queue", work, wait)
+    assert client.texts(work, 3) == ["0", "1", "2"]
+    assert client.depth(wait) == 0
