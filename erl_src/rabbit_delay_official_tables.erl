@@ -86,6 +86,7 @@
                %% keys of which all is looked at, and what of them is in or in the window;
                %% stay: there is more, which is not to be deleted
                whole = [] :: [{key(), go | stay, [id()]}],
+               keys = 0 :: non_neg_integer(),
                %% what there was no room for
                refused = #{} :: #{id() => []},
                imported = 0 :: non_neg_integer(),
@@ -234,8 +235,8 @@ result(Cursor, #step{imported = Imported, already = Already, skipped = Skipped})
                   ?LOG_DOMAIN),
     {ok, #{imported => Imported, already => Already, skipped => Skipped}, Cursor}.
 
-maybe_flush(#step{messages = Messages, bytes = Bytes, whole = Whole} = Step)
-  when Messages >= ?MESSAGES; Bytes >= ?BYTES; length(Whole) >= ?MESSAGES ->
+maybe_flush(#step{messages = Messages, bytes = Bytes, keys = Keys} = Step)
+  when Messages >= ?MESSAGES; Bytes >= ?BYTES; Keys >= ?MESSAGES ->
     flush(Step);
 maybe_flush(Step) ->
     Step.
@@ -332,7 +333,8 @@ entries(Key, XName, Salt, #step{table = Table} = Step0) ->
           end, {Step0, go, []}, lists:zip(Refs, Deliveries)),
     %% Some may have been refused in the meantime.
     Taken = [Id || Id <- Ids, not is_map_key(Id, Step#step.refused)],
-    Step#step{whole = [{Key, case Taken of Ids -> Fate; _ -> stay end, Taken} | Step#step.whole]}.
+    Step#step{whole = [{Key, case Taken of Ids -> Fate; _ -> stay end, Taken} | Step#step.whole],
+              keys = Step#step.keys + 1}.
 
 id({delay_key, Ms, _} = Key, Ref) ->
     <<Id:8/binary, _/binary>> =
@@ -516,7 +518,7 @@ forget(#step{whole = Whole, table = Table, index = Index, note = #note{done = Do
               ok = delete_some(Table, Key, maps:from_list([{Id, []} || Id <- Ids]))
       end, Whole),
     ok = mnesia:sync_log(),
-    Step#step{whole = [],
+    Step#step{whole = [], keys = 0,
               note = Note#note{done = maps:without([Id || {_, _, Ids} <- Whole, Id <- Ids], Done)}}.
 
 %% Deleting one by one from many of one key would take for ever.
