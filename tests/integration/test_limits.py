@@ -269,7 +269,7 @@ def test_dead_letters_that_are_rejected_stay(client, broker, management, policy)
     client.publish(exchange, body=b"3", delay=1500)
     eventually(lambda: figure(broker, exchange, "retried"), lambda n: n >= 2)
     assert client.texts(queue, 1) == ["3"]
-    assert management.messages_delayed(exchange) == 2
+    holds(management, exchange, 2)
     assert figure(broker, exchange, "cancelled") == 0
     client.channel.queue_delete(full)
     eventually(lambda: figure(broker, exchange, "overflowed"), lambda n: n == 1)
