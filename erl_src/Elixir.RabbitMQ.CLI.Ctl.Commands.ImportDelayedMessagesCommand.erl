@@ -1,14 +1,17 @@
 %% SPDX-License-Identifier: MPL-2.0
 
-%% rabbitmqctl import_delayed_messages: publishes the messages of a file that export_delayed_messages
-%% wrote, so that they come due when they would have.
+%% rabbitmqctl import_delayed_messages: takes over what the official plugin left in Mnesia; with --file,
+%% publishes the messages of a file that export_delayed_messages wrote. They come due when they would
+%% have.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ImportDelayedMessagesCommand').
 
+-include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay_command.hrl").
 
 %% Lines at a time: what may be there twice after a crash.
 -define(LINES, 1000).
 -define(BYTES, 8388608).
+-define(EXIT_LEFT, 1).
 -define(EXIT_DATA, 65).
 -define(EXIT_UNAVAILABLE, 69).
 
@@ -19,31 +22,46 @@ switches() -> [{timeout, integer}, {exchange, string}, {from_line, integer}].
 
 -spec usage() -> binary().
 usage() ->
-    <<"import_delayed_messages [--vhost <vhost>] [--exchange <exchange>] [--from-line <n>] "
-      "--file <file>">>.
+    <<"import_delayed_messages [--vhost <vhost>] [--file <file> [--exchange <exchange>] "
+      "[--from-line <n>]]">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->
-    [[<<"--file">>, <<"what export_delayed_messages wrote">>],
+    [[<<"--file">>, <<"what export_delayed_messages wrote; otherwise what the official plugin left in "
+                      "the node's Mnesia">>],
+     [<<"--vhost">>, <<"of a file, the vhost that it goes to, by default \"/\"; of Mnesia, the only one "
+                       "that is looked at">>],
      [<<"--exchange">>, <<"to this delayed exchange; otherwise to the one that each line names">>],
      [<<"--from-line">>, <<"go on from here; default: 1">>]].
 
 -spec description() -> binary().
-description() -> <<"Publishes exported delayed messages, each due when it was">>.
+description() ->
+    <<"Takes in delayed messages of the official plugin, or of a file, each due when it was">>.
 
 -spec banner([binary()], options()) -> binary().
 banner(_, #{vhost := VHost, file := File}) ->
-    <<"Importing delayed messages from ", File/binary, " into vhost ", VHost/binary, " ...">>.
+    <<"Importing delayed messages from ", File/binary, " into vhost ", VHost/binary, " ...">>;
+banner(_, #{node := Node}) ->
+    <<"Importing delayed messages of the official plugin on node ", (atom_to_binary(Node, utf8))/binary,
+      " ...">>.
 
 -spec merge_defaults([binary()], options()) -> {[binary()], options()}.
-merge_defaults(Args, Options) -> {Args, maps:merge(#{vhost => <<"/">>, from_line => 1}, Options)}.
+merge_defaults(Args, #{file := _} = Options) ->
+    {Args, maps:merge(#{vhost => <<"/">>, from_line => 1}, Options)};
+merge_defaults(Args, Options) ->
+    {Args, Options}.
 
 -spec validate([binary()], options()) -> ok | {validation_failure, term()}.
 validate([], #{from_line := Line}) when Line < 1 ->
     {validation_failure, {bad_argument, <<"--from-line is not positive">>}};
 validate([], #{file := _}) -> ok;
-validate([], _) -> {validation_failure, {not_enough_args, <<"--file is missing">>}};
+validate([], #{exchange := _}) -> needs_file();
+validate([], #{from_line := _}) -> needs_file();
+validate([], _) -> ok;
 validate(_, _) -> {validation_failure, too_many_args}.
+
+needs_file() ->
+    {validation_failure, {bad_argument, <<"--exchange and --from-line go with --file">>}}.
 
 -spec run([binary()], options()) -> term().
 run([], #{file := File, from_line := From} = Options) ->
@@ -57,7 +75,126 @@ run([], #{file := File, from_line := From} = Options) ->
             Result;
         {error, Reason} ->
             {error, ?EXIT_DATA, unicode:characters_to_binary([File, ": ", file:format_error(Reason)])}
+    end;
+run([], Options) ->
+    official(Options).
+
+%% ------------------------------------------------------------- from the official plugin's tables
+
+official(Options) ->
+    VHost = maps:get(vhost, Options, all),
+    case call(begin_import, [VHost], Options) of
+        {ok, Before} ->
+            Total = total(Before),
+            steps(VHost, {first, []}, #{imported => 0, already => 0, skipped => #{}}, Total, Options);
+        none ->
+            {error, ?EXIT_DATA,
+             <<"the official plugin has left no tables in this node's Mnesia. What lies in the data "
+               "directory of another node, or of this one before it moved to Khepri, is read by "
+               "export_delayed_messages --mnesia-dir">>};
+        Failure ->
+            failed(Failure)
     end.
+
+call(Function, Args, #{node := Node, timeout := Timeout}) ->
+    rpc:call(Node, rabbit_delay_official_tables, Function, Args, Timeout).
+
+failed({error, {unavailable, Why}}) ->
+    {error, ?EXIT_UNAVAILABLE, Why};
+failed({badrpc, {'EXIT', Reason}}) ->
+    {error, ?EXIT_UNAVAILABLE, format("it failed in the broker: ~0P", [Reason, 20])};
+failed({badrpc, Reason}) ->
+    {error, ?EXIT_UNAVAILABLE, format("the broker went away: ~0P", [Reason, 20])}.
+
+%% In steps, so that it ends with the tool.
+steps(VHost, Cursor, Sum0, Total, Options) ->
+    case call(import, [VHost, Cursor], Options) of
+        {ok, Progress, Next} ->
+            Sum = add(Progress, Sum0),
+            ok = tell(Sum, Total, Options),
+            case Next of
+                done -> ended(VHost, Sum, Total, Options);
+                _ -> steps(VHost, Next, Sum, Total, Options)
+            end;
+        Failure ->
+            {error, Code, Why} = failed(Failure),
+            {error, Code,
+             format("~ts~n~b of ~b messages are imported. Nothing is lost and nothing comes twice: "
+                    "run it again to go on.", [Why, maps:get(imported, Sum0), Total])}
+    end.
+
+add(#{imported := I, already := A, skipped := S}, #{imported := I0, already := A0, skipped := S0}) ->
+    #{imported => I0 + I, already => A0 + A,
+      skipped => maps:fold(fun (Key, N, Acc) -> maps:update_with(Key, fun (M) -> M + N end, N, Acc) end,
+                           S0, S)}.
+
+tell(_, _, #{quiet := true}) -> ok;
+tell(_, _, #{silent := true}) -> ok;
+tell(#{imported := Imported, already := Already}, Total, Options) ->
+    case rabbit_delay_cli:is_json(Options) of
+        true -> ok;
+        false -> io:format(standard_error, "~b of ~b messages~n", [Imported + Already, Total])
+    end.
+
+total(Counts) -> lists:sum(maps:values(Counts)).
+
+ended(VHost, #{imported := Imported, already := Already, skipped := Skipped} = Sum, Total, Options) ->
+    case call(end_import, [VHost], Options) of
+        {ok, Counts, Tables} ->
+            Left = total(Counts),
+            Agrees = Imported + Already + Left =:= Total andalso total(Skipped) =:= Left,
+            Why = case {Left, Agrees} of
+                      {0, true} -> none;
+                      {_, true} -> <<"What is left stays in Mnesia. Mend what keeps it there, and "
+                                     "run it again.">>;
+                      {_, false} -> <<"The counts do not agree: the tables were changed meanwhile. "
+                                      "Run it again.">>
+                  end,
+            Report = case rabbit_delay_cli:is_json(Options) of
+                         true -> json(Sum, Total, Left);
+                         false -> [summary(Sum, Total, Left),
+                                   [["\n", left_row(Row)] || Row <- lists:sort(maps:to_list(Skipped))],
+                                   [["\n", farewell(VHost, Tables)] || Why =:= none]]
+                     end,
+            {report, unicode:characters_to_binary(Report), Why};
+        Failure ->
+            failed(Failure)
+    end.
+
+json(#{imported := Imported, already := Already, skipped := Skipped}, Total, Left) ->
+    rabbit_json:encode(
+      #{found => Total, imported => Imported, imported_before => Already, left => Left,
+        skipped => [#{vhost => VHost, exchange => Exchange, reason => Reason, messages => N}
+                    || {{#resource{virtual_host = VHost, name = Exchange}, Reason}, N}
+                           <- lists:sort(maps:to_list(Skipped))]}).
+
+summary(#{imported := Imported, already := Already}, Total, Left) ->
+    [format("~b messages were in the official plugin's tables: ~b are imported, ", [Total, Imported]),
+     [format("~b had been before, ", [Already]) || Already > 0],
+     format("~b are left.", [Left])].
+
+left_row({{#resource{virtual_host = VHost, name = Exchange}, Why}, N}) ->
+    [integer_to_list(N), ": exchange \"", rabbit_delay_cli:text(Exchange), "\" in vhost \"",
+     rabbit_delay_cli:text(VHost), "\" ", reason(Why)].
+
+reason(no_exchange) -> "does not exist";
+reason(not_delayed) -> "is not of type x-delayed-message";
+reason(full) -> "is full (x-delay-max-length or x-delay-max-length-bytes)";
+reason(unreadable) -> "cannot read them";
+reason(too_large) -> "does not take such large ones (delayed_message.max_message_size)".
+
+farewell(all, Tables) ->
+    format("The official plugin is not needed any more: delete "
+           "rabbitmq_delayed_message_exchange-*.ez from the plugins directory, and its empty tables "
+           "with~n"
+           "    rabbitmqctl eval '[mnesia:delete_table(T) || T <- ~0p].'", [Tables]);
+farewell(VHost, _) ->
+    ["This was vhost \"", rabbit_delay_cli:text(VHost), "\" alone; without --vhost it is all of them."].
+
+format(Format, Args) ->
+    unicode:characters_to_binary(io_lib:format(Format, Args)).
+
+%% --------------------------------------------------------------------------------- from a file
 
 skip(_, 0) ->
     ok;
@@ -109,4 +246,11 @@ lines(Device, N, Bytes, Lines) ->
     end.
 
 -spec output(term(), options()) -> term().
-output(Result, _Options) -> ?DEFAULT_OUTPUT:output(Result).
+output({report, Report, Why}, _) ->
+    ok = io:put_chars(standard_io, [Report, $\n]),
+    case Why of
+        none -> {ok, nil};
+        _ -> {error, ?EXIT_LEFT, Why}
+    end;
+output(Result, _) ->
+    ?DEFAULT_OUTPUT:output(Result).

@@ -9,7 +9,12 @@
 
 -include_lib("amqp_client/include/amqp_client.hrl").
 
--export([fold/5, connect/2, close/1]).
+-export([fold/5, usual_max/2, connect/2, close/1]).
+
+%% Each message of a quorum queue is looked for from the queue's head on, in the queue's own process: so
+%% many take 1 s or 2, ten times as many a hundred times as long.
+-define(QUORUM_MAX, 3000).
+-define(CLASSIC_MAX, 100000).
 
 -export_type([message/0, connection/0]).
 
@@ -17,6 +22,19 @@
                      headers := rabbit_delay_deaths:headers(), payload := binary()}.
 
 -type connection() :: {pid(), pid()}.
+
+%% As many messages as it is wise to look at in such a queue.
+-spec usual_max(rabbit_types:vhost(), Queue :: binary()) -> pos_integer().
+usual_max(VHost, Queue) ->
+    case rabbit_amqqueue:lookup(rabbit_misc:r(VHost, queue, Queue)) of
+        {ok, Q} ->
+            case amqqueue:get_type(Q) of
+                rabbit_quorum_queue -> ?QUORUM_MAX;
+                _ -> ?CLASSIC_MAX
+            end;
+        {error, _} ->
+            ?CLASSIC_MAX
+    end.
 
 %% Over no more than Max messages, from the head. Fails for a queue that cannot be looked at.
 -spec fold(rabbit_types:vhost(), Queue :: binary(), Max :: pos_integer(),

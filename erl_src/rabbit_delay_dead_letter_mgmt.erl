@@ -23,7 +23,6 @@
          accept/2]).
 
 %% Messages that are looked at, and moved, in a request.
--define(STATS, 100000).
 -define(MAX_STATS, 1000000).
 -define(LIMIT, 1000).
 -define(MAX_LIMIT, 100000).
@@ -45,8 +44,8 @@ dispatcher() ->
                              {"/dead-letters/:vhost/:queue/redrive", redrive},
                              {"/dead-letters/:vhost/:queue/:position", explanation}]].
 
--spec web_ui() -> [].
-web_ui() -> [].
+-spec web_ui() -> [{javascript, binary()}].
+web_ui() -> [{javascript, <<"dead_letters.js">>}].
 
 -spec init(cowboy_req:req(), [resource()]) -> {cowboy_rest, cowboy_req:req(), #context{}}.
 init(Req, [Resource]) ->
@@ -123,16 +122,18 @@ to_json(Req, #context{impl = graph} = Context) ->
         {error, _} -> gone(Req, Context)
     end;
 to_json(Req, #context{impl = stats} = Context) ->
-    Looked = rabbit_delay_mgmt:parameters(Req, [max]),
-    case Looked of
+    VHost = rabbit_mgmt_util:vhost(Req),
+    Queue = rabbit_mgmt_util:id(queue, Req),
+    case rabbit_delay_mgmt:parameters(Req, [max]) of
         {ok, Words} ->
-            case rabbit_delay_mgmt:integer(max, Words, ?STATS, 1, ?MAX_STATS) of
+            case rabbit_delay_mgmt:integer(max, Words, rabbit_delay_browse:usual_max(VHost, Queue), 1,
+                                           ?MAX_STATS) of
                 {ok, Max} ->
-                    looked(rabbit_delay_redrive:stats(rabbit_mgmt_util:vhost(Req),
-                                                      rabbit_mgmt_util:id(queue, Req), Max),
+                    looked(rabbit_delay_redrive:stats(VHost, Queue, Max),
                            fun (Rows) ->
                                    rabbit_json:encode(
-                                     #{groups => [maps:from_list([{K, readable(V)} || {K, V} <- Row])
+                                     #{max => Max,
+                                       groups => [maps:from_list([{K, readable(V)} || {K, V} <- Row])
                                                   || Row <- Rows]})
                            end, Req, Context);
                 {error, Why} ->

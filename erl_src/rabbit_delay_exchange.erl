@@ -69,9 +69,10 @@ served_by() ->
 
 rivalry(Module) ->
     io_lib:format("exchange type ~s is served by ~s: rabbitmq_delay_wheel does not take part. "
-                  "Disable the other plugin (rabbitmq-plugins disable "
-                  "rabbitmq_delayed_message_exchange), then restart the broker or enable "
-                  "rabbitmq_delay_wheel again.", [?EXCHANGE_TYPE, Module]).
+                  "Disable the other plugin with rabbitmq-plugins disable --offline "
+                  "rabbitmq_delayed_message_exchange (without --offline it deletes the messages that it "
+                  "holds), enable rabbitmq_delay_wheel with --offline too, and restart the broker.",
+                  [?EXCHANGE_TYPE, Module]).
 
 -spec unregister() -> ok.
 unregister() ->

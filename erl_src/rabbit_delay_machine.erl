@@ -8,10 +8,11 @@
 %% Commands, each with a version of its own. They are in logs and snapshots for ever.
 %%
 %%   {enqueue, 1, Session, SeqNo, Earliest, Batch}
-%%      Batch is what rabbit_delay_store:insert/4 takes. Session is the delay queue process's, SeqNo
-%%      counts its batches from 1: a batch that was seen is answered `ok' and dropped, one that
-%%      comes before its turn is answered {gap, LastSeqNo} and not applied. Earliest is
-%%      {LeastDelay | none, LeastTime | none} of the batch.
+%%      Batch is what rabbit_delay_store:insert/4 takes. Session is the delay queue process's, or that
+%%      of an import (rabbit_delay_official_tables). SeqNo counts its batches from 1: a batch that was
+%%      seen is answered `ok' and dropped, one that comes before its turn is answered
+%%      {gap, LastSeqNo} and not applied. Earliest is {LeastDelay | none, LeastTime | none} of the
+%%      batch.
 %%      Reply: ok | {gap, LastSeqNo} | {error, Reason}
 %%   {enqueue, 2, Session, SeqNo, Earliest, Batch}
 %%      The same with a keyed batch, which rabbit_delay_store:insert_keyed/4 takes: so what is
@@ -42,13 +43,14 @@
 
 -export([init/1, apply/3, state_enter/2, tick/2, overview/1, snapshot_module/0,
          init_aux/1, handle_aux/5, handle_aux/6]).
--export([store/1, is_paused/1, to_snapshot/1, from_snapshot/2, open_store/2]).
+-export([store/1, is_paused/1, last_seq_no/2, to_snapshot/1, from_snapshot/2, open_store/2]).
 
 -export_type([state/0, command/0, earliest/0, snapshot/0]).
 
 -compile({no_auto_import, [apply/3]}).
 
-%% How many delay queue processes' last sequence numbers are kept: one is alive at a time.
+%% How many sessions' last sequence numbers are kept, those that were used last. One delay queue process
+%% is alive at a time, and one import.
 -define(SESSIONS, 16).
 %% The store's write buffers are flushed when they hold this much, bytes.
 -define(FLUSH_BYTES, 1048576).
@@ -176,8 +178,9 @@ insert(2, Index, Base, Batch, #?MODULE{store = Store}) ->
             Error
     end.
 
+%% A time can have passed already: that is the store's next due time then, too.
 earliest_due(_, {none, none}) -> none;
-earliest_due(Base, {none, Time}) -> max(Base, Time);
+earliest_due(_, {none, Time}) -> Time;
 earliest_due(Base, {Delay, none}) -> Base + Delay;
 earliest_due(Base, {Delay, Time}) -> min(Base + Delay, Time).
 
@@ -289,6 +292,11 @@ store(#?MODULE{store = Store}) -> Store.
 %% Whether nothing is to be released.
 -spec is_paused(state()) -> boolean().
 is_paused(#?MODULE{paused = Paused}) -> Paused.
+
+%% Of a session; 0 if nothing of it is known.
+-spec last_seq_no(Session :: pos_integer(), state()) -> non_neg_integer().
+last_seq_no(Session, #?MODULE{sessions = Sessions}) ->
+    proplists:get_value(Session, Sessions, 0).
 
 -spec to_snapshot(state()) -> snapshot().
 to_snapshot(#?MODULE{exchange = XName, seen = Seen, sessions = Sessions, paused = Paused}) ->

@@ -9,7 +9,8 @@
 %% way: a publisher that is faster than the log is slowed down, not buffered.
 %%
 %% Batches are numbered within a session, the life of this process. After a change of leader all that
-%% are under way are sent again in order; the machine drops those that it has.
+%% are under way are sent again in order; the machine drops those that it has. An import brings
+%% batches of a session of its own, which outlives this process.
 -module(rabbit_delay_queue).
 
 -behaviour(gen_batch_server).
@@ -18,7 +19,8 @@
 -include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay.hrl").
 
--export([start_link/2, leader/2, announce_leader/1, introduce/1]).
+-export([start_link/2, leader/2, announce_leader/1, introduce/1, room/1, import/4,
+         forget_imported/1]).
 -export([init/1, handle_batch/2, terminate/2]).
 
 %% How many batches may be under way, and how large one may be.
@@ -43,6 +45,10 @@
 -define(STORE_RETRY_MS, 50).
 -define(RESEND_MS, 50).
 -define(STATS_MS, 5000).
+-define(CALL_MS, 60000).
+
+%% Of each record of a batch (include/dw_store.h).
+-define(RECORD_HEADER_BYTES, 24).
 
 %% A due time beyond this is not refused here: route/1 has judged it already.
 -define(NO_LIMIT, ?MAX_MS).
@@ -61,9 +67,18 @@
                bytes = infinity :: non_neg_integer() | infinity,
                exact :: boolean()}).
 
--record(batch, {entry :: {1 | 2, rabbit_delay_machine:earliest(), binary()},
+-type place() :: {Session :: pos_integer(), SeqNo :: pos_integer()}.
+-type entry() :: {1 | 2, rabbit_delay_machine:earliest(), binary()}.
+
+%% Its number in our own session, or of an import, what its answer goes by.
+-type batch_key() :: pos_integer() | reference().
+
+-record(batch, {entry :: entry(),
                 messages :: non_neg_integer(),
-                confirms :: #{Sender :: pid() => [pos_integer()]}}).
+                confirms = #{} :: #{Sender :: pid() => [pos_integer()]},
+                %% of an import: who is told what the machine answers, and its place in its session
+                from :: undefined | pid(),
+                place :: undefined | place()}).
 
 -record(state,
         {exchange :: rabbit_exchange:name(),
@@ -84,7 +99,7 @@
          session :: pos_integer(),
          last_seq_no = 0 :: non_neg_integer(),
          %% under way, by sequence number
-         batches = #{} :: #{pos_integer() => #batch{}},
+         batches = #{} :: #{batch_key() => #batch{}},
          batches_bytes = 0 :: non_neg_integer(),
          max_batches_bytes :: pos_integer(),
          resend_timer :: undefined | reference(),
@@ -127,6 +142,26 @@ introduce(XName) ->
             ok
     end.
 
+%% What the exchange's limits leave room for at present, its Raft server being there.
+-spec room(pid()) -> {Messages, Bytes} | not_ready
+              when Messages :: non_neg_integer() | infinity, Bytes :: non_neg_integer() | infinity.
+room(Pid) ->
+    gen_batch_server:call(Pid, room, ?CALL_MS).
+
+%% Appends a batch of a session that is not this process's. The caller gets {Ref, Answer}: what the
+%% machine answers; not_ready, and it is to try again; full; or {unavailable, Why}.
+-spec import(pid(), place(), entry(), Messages :: pos_integer()) -> Ref :: reference().
+import(Pid, Place, Entry, Messages) ->
+    Ref = make_ref(),
+    gen_batch_server:cast(Pid, {import, Ref, #batch{entry = Entry, messages = Messages,
+                                                    from = self(), place = Place}}),
+    Ref.
+
+%% What an importer that has ended left under way is not sent again.
+-spec forget_imported(pid()) -> ok.
+forget_imported(Pid) ->
+    gen_batch_server:call(Pid, forget_imported, ?CALL_MS).
+
 -spec init({rabbit_exchange:name(), boolean()}) -> {ok, #state{}}.
 init({XName, Durable}) ->
     process_flag(trap_exit, true),
@@ -166,6 +201,8 @@ handle_op({cast, announce_leader}, {Replies, #state{leader = Leader} = State}) -
         undefined -> ok
     end,
     {Replies, State};
+handle_op({cast, {import, Ref, Batch}}, {Replies, State}) ->
+    {Replies, append_imported(Ref, Batch, State)};
 handle_op({cast, {dead_letters_from, Pid}}, {Replies, #state{dead_letterers = Pids} = State}) ->
     {Replies, State#state{dead_letterers = Pids#{Pid => monitor(process, Pid)}}};
 handle_op({cast, Cast}, {Replies, #state{dead_letterers = Pids} = State}) ->
@@ -176,6 +213,10 @@ handle_op({cast, Cast}, {Replies, #state{dead_letterers = Pids} = State}) ->
         unknown ->
             {Replies, State}
     end;
+handle_op({call, From, forget_imported}, {Replies, #state{batches = Batches} = State}) ->
+    {[{reply, From, ok} | Replies],
+     lists:foldl(fun (Ref, S) -> ended(Ref, fun (_, _) -> ok end, S) end, State,
+                 [Ref || Ref <- maps:keys(Batches), is_reference(Ref)])};
 handle_op({call, From, Call}, {Replies, State}) ->
     {[{reply, From, answer(Call, State)} | Replies], State};
 handle_op({info, Info}, {Replies, State}) ->
@@ -295,6 +336,8 @@ send_all_again(#state{batches = Batches} = State) ->
                   lists:sort(maps:to_list(Batches))),
     State.
 
+send(Ref, #batch{entry = Entry, place = {Session, SeqNo}}, #state{server_id = ServerId}) ->
+    rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, Ref);
 send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
     rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, SeqNo).
 
@@ -304,8 +347,8 @@ applied({SeqNo, ok}, #state{name = QName, batches = Batches, counters = Counters
         _ -> ok
     end,
     ok = drop_beyond(State),
-    ended(SeqNo, fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end,
-          State);
+    answered(SeqNo, ok,
+             fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end, State);
 applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := Dropped}}},
         #state{counters = Counters} = State) ->
     rabbit_delay_counters:add(Counters, cancelled, Cancelled),
@@ -315,7 +358,10 @@ applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := 
 applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
     ?LOG_ERROR("delayed messages of ~s: a batch was refused by the store: ~p",
                [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
-    ended(SeqNo, fun (Sender, SeqNos) -> reject_all(Sender, QName, SeqNos) end, State);
+    answered(SeqNo, {error, Reason},
+             fun (Sender, SeqNos) -> reject_all(Sender, QName, SeqNos) end, State);
+applied({Ref, {gap, _} = Gap}, State) when is_reference(Ref) ->
+    imported(Ref, Gap, State);
 applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
     %% One before it went to a server that was about to end.
     case maps:is_key(SeqNo, Batches) of
@@ -327,6 +373,16 @@ applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
         false ->
             State
     end.
+
+answered(Ref, Answer, _, State) when is_reference(Ref) -> imported(Ref, Answer, State);
+answered(SeqNo, _, Tell, State) -> ended(SeqNo, Tell, State).
+
+imported(Ref, Answer, #state{batches = Batches} = State) ->
+    _ = case Batches of
+            #{Ref := #batch{from = Pid}} -> Pid ! {Ref, Answer};
+            _ -> ok
+        end,
+    ended(Ref, fun (_, _) -> ok end, State).
 
 %% A batch is no longer under way: Answer goes to each of its senders.
 ended(SeqNo, Answer, #state{batches = Batches, batches_bytes = All} = State) ->
@@ -419,6 +475,42 @@ retry(X) ->
         none -> none;
         #{parking := none} = Plan -> {Plan, rabbit_delay_policy:dead_letter_exchange(X) =/= none};
         Plan -> {Plan, true}
+    end.
+
+append_imported(Ref, #batch{entry = {_, _, Bytes}, from = Pid} = Batch, State) ->
+    case admitted(Batch, State) of
+        ok ->
+            ok = send(Ref, Batch, State),
+            watch_space(byte_size(Bytes),
+                        State#state{batches = (State#state.batches)#{Ref => Batch},
+                                    batches_bytes = State#state.batches_bytes + byte_size(Bytes)});
+        Refusal ->
+            Pid ! {Ref, Refusal},
+            State
+    end.
+
+admitted(_, #state{leader = undefined}) ->
+    not_ready;
+admitted(_, #state{batches = Batches}) when map_size(Batches) >= ?MAX_BATCHES ->
+    not_ready;
+admitted(#batch{messages = N, entry = {_, _, Records}}, #state{exchange = XName} = State) ->
+    case rabbit_delay_system:status() of
+        {_, Why} ->
+            {unavailable, Why};
+        _ ->
+            %% The limits count bodies, and Records has a header for each.
+            Size = byte_size(Records) - N * ?RECORD_HEADER_BYTES,
+            case room_now(XName, State) of
+                #room{messages = Messages, bytes = Bytes} when Messages >= N, Bytes >= Size -> ok;
+                #room{exact = true} -> full;
+                _ -> not_ready
+            end
+    end.
+
+room_now(XName, State) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} -> room(element(1, limits(X)), State);
+        {error, not_found} -> unknown
     end.
 
 %% Beyond what messages are rejected, and beyond what they are dropped.
@@ -671,6 +763,13 @@ answer(info, State) ->
     answer({info, [name, messages, consumers, state]}, State);
 answer({info, Items}, State) ->
     {ok, [{Item, info(Item, State)} || Item <- Items]};
+answer(room, #state{leader = undefined}) ->
+    not_ready;
+answer(room, #state{exchange = XName} = State) ->
+    case room_now(XName, State) of
+        #room{messages = Messages, bytes = Bytes} -> {Messages, Bytes};
+        unknown -> not_ready
+    end;
 answer(stat, #state{exchange = XName}) ->
     {ok, rabbit_delay_registry:pending(XName), 0};
 answer(consumers, _) ->

@@ -20,7 +20,7 @@
 
 -export([system_config/0, server_id/1, register_members/0, members/0, find_member/1,
          start_member/2, stop_member/1, delete_member/1, discard_member/1, quarantine_member/1,
-         key_salt/1, store_dir/1, store_dir_of_snapshot/1]).
+         key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1]).
 -export([enqueue/5, note/2, settle/3, change/3]).
 
 -type uid() :: binary().
@@ -34,6 +34,7 @@
 -define(TICK_MS, 1000).
 %% The longest that a server's start is waited for before it is stopped.
 -define(START_MS, 5000).
+-define(QUERY_MS, 5000).
 -define(NAMES_FILE, "names.dets").
 
 %% Our own Ra system, so that delayed messages neither slow nor endanger quorum queues.
@@ -177,6 +178,23 @@ salt_of(Uid) ->
     case ra_log:read_config(server_dir(Uid)) of
         {ok, #{machine := {module, rabbit_delay_machine, #{key_salt := Salt}}}} -> Salt;
         _ -> <<>>
+    end.
+
+%% How far a session of batches has come, everything that was appended being applied.
+-spec last_seq_no(rabbit_exchange:name(), Session :: pos_integer()) ->
+          {ok, non_neg_integer()} | {error, term()}.
+last_seq_no(XName, Session) ->
+    ServerId = server_id(XName),
+    case ra:process_command(ServerId, {note, 1}, ?QUERY_MS) of
+        {ok, ok, _} ->
+            case ra:local_query(ServerId,
+                                fun (State) -> rabbit_delay_machine:last_seq_no(Session, State) end,
+                                ?QUERY_MS) of
+                {ok, {_, SeqNo}, _} -> {ok, SeqNo};
+                Failure -> {error, Failure}
+            end;
+        Failure ->
+            {error, Failure}
     end.
 
 -spec stop_member(rabbit_exchange:name()) -> ok.

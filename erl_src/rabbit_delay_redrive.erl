@@ -58,7 +58,6 @@
 -define(CONFIRM_MS, 60000).
 -define(SETTLED_MS, 1000).
 -define(TAG, <<"redrive_dead_letters">>).
--define(STATS_MAX, 1000000).
 
 -record(s, {options :: options(),
             watcher :: pid(),
@@ -264,7 +263,12 @@ dry_run(#{vhost := VHost, queue := Queue, limit := Limit}, S) ->
                        Not -> count(Not, Acc)
                    end
            end,
-    case rabbit_delay_browse:fold(VHost, Queue, ?STATS_MAX, Look, S) of
+    Max = rabbit_delay_browse:usual_max(VHost, Queue),
+    case rabbit_delay_browse:fold(VHost, Queue, Max, Look, S) of
+        {ok, #s{counts = #{examined := Max} = Counts}} ->
+            {ok, Counts#{stopped := iolist_to_binary(
+                                      io_lib:format("only the first ~b messages were looked at",
+                                                    [Max]))}};
         {ok, #s{counts = Counts}} -> {ok, Counts};
         {error, Why} -> refuse(Why)
     end.
@@ -541,8 +545,10 @@ json(#{targets := Targets, stopped := Stopped} = Counts) ->
 
 %% What lies in a queue, no more than Max messages of it: by first queue, last reason, exchange and
 %% key, with the ages of the oldest and the newest death in s.
--spec stats(rabbit_types:vhost(), Queue :: binary(), Max :: pos_integer()) ->
+-spec stats(rabbit_types:vhost(), Queue :: binary(), Max :: pos_integer() | usual) ->
           {ok, [[{atom(), term()}]]} | {error, binary()}.
+stats(VHost, Queue, usual) ->
+    stats(VHost, Queue, rabbit_delay_browse:usual_max(VHost, Queue));
 stats(VHost, Queue, Max) ->
     Now = erlang:system_time(second),
     Add = fun (#{headers := Headers} = Message, Groups) ->

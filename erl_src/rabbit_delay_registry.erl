@@ -67,6 +67,7 @@ recover() ->
               rabbit_delay_broker:restore_bindings(rabbit_delay_exchange:underlying_type(X), X)
       end, rabbit_delay_broker:delayed_exchanges()),
     persistent_term:put(?RECOVERED, true),
+    ok = rabbit_delay_official_tables:announce(),
     gen_server:cast(?MODULE, start_members).
 
 %% What has happened to the exchange's messages, to be added to. They outlive its processes.

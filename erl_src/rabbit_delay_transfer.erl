@@ -17,7 +17,7 @@
 -include_lib("amqp_client/include/amqp_client.hrl").
 -include("rabbit_delay.hrl").
 
--export([export/4, import/3, line/3, parse/1]).
+-export([export/4, official_lines/3, import/3, line/3, parse/1]).
 
 -export_type([cursor/0]).
 
@@ -94,6 +94,33 @@ export_records([#{id := Id, due := Due} | Rest], Store, Exchange, _, Lines, Byte
             unreadable(eclosed);
         {error, _} ->
             export_records(Rest, Store, Exchange, {Due, Id}, Lines, Bytes, Damaged + 1, Left - 1)
+    end.
+
+%% The lines of what the official plugin had in another node's data directory, for one exchange of a
+%% vhost or for all; how many messages are of each other vhost; and how many could not be read.
+-spec official_lines(rabbit_types:vhost(), Exchange :: binary() | all,
+                     [rabbit_delay_official_tables:entry()]) ->
+          {[binary()], #{rabbit_types:vhost() => pos_integer()}, Unreadable :: non_neg_integer()}.
+official_lines(VHost, Exchange, Entries) ->
+    {Lines, Others, Bad} =
+        lists:foldl(fun (Entry, Acc) -> official_line(VHost, Exchange, Entry, Acc) end, {[], #{}, 0},
+                    Entries),
+    {lists:reverse(Lines), Others, Bad}.
+
+official_line(VHost, Exchange, {delay_entry, {delay_key, Due, _} = Key, Delivery, _},
+              {Lines, Others, Bad}) ->
+    case rabbit_delay_official_tables:exchange_of(Key) of
+        #resource{virtual_host = VHost, name = Name} when Exchange =:= all; Exchange =:= Name ->
+            try
+                {ok, Message} = rabbit_delay_broker:from_official(Delivery),
+                {[line(Name, Due, rabbit_delay_broker:content(Message)) | Lines], Others, Bad}
+            catch
+                error:_ -> {Lines, Others, Bad + 1}
+            end;
+        #resource{virtual_host = VHost} ->
+            {Lines, Others, Bad};
+        #resource{virtual_host = Other} ->
+            {Lines, maps:update_with(Other, fun (N) -> N + 1 end, 1, Others), Bad}
     end.
 
 %% A message's line, without its end.

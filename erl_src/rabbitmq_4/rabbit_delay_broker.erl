@@ -16,7 +16,8 @@
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
 -export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
-         exchange_of/2, encode/1, decode/2, routing/1, content/1, released/1, dead_lettered/4]).
+         exchange_of/2, encode/1, decode/2, from_official/1, routing/1, content/1, released/1,
+         dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
 -export([raise_to_client/3]).
 -export([delete_queue/1, queue_pid/1]).
@@ -279,6 +280,18 @@ from_basic_message(#basic_message{exchange_name = XName, routing_keys = [Key | _
         {error, _} = Error -> Error
     end;
 from_basic_message(_) ->
+    {error, not_a_message}.
+
+%% The message of what the official plugin keeps in its table: a container, or a delivery from before
+%% 3.13.
+-spec from_official(Delivery :: term()) -> {ok, message()} | {error, term()}.
+from_official(?CONTAINER(_, _, _) = Message) -> {ok, Message};
+from_official(Delivery) when is_tuple(Delivery), element(1, Delivery) =:= delivery ->
+    case lists:keyfind(basic_message, 1, tl(tuple_to_list(Delivery))) of
+        false -> {error, not_a_message};
+        Message -> from_basic_message(Message)
+    end;
+from_official(_) ->
     {error, not_a_message}.
 
 %% Where it was published to, and with which routing keys.

@@ -24,14 +24,14 @@ import loadgen
 import peers
 import results
 from figures import (boot, burst, cancel, crash, doctor, lateness, memory, operators, overdue, pages,
-                     publish, redrive, series)
+                     publish, redrive, series, takeover)
 from node import BrokerFailed
 from session import Session
 
 FIGURES = {"publish": publish, "memory": memory, "lateness": lateness, "burst": burst,
            "overdue": overdue, "boot": boot, "crash": crash, "series": series,
            "doctor": doctor, "cancel": cancel, "operators": operators, "redrive": redrive,
-           "pages": pages}
+           "pages": pages, "import": takeover}
 
 
 def command_of(options):

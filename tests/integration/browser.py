@@ -61,3 +61,22 @@ class Page:
 
 # The messages have come, or there are none.
 LOADED = "#delayed-messages-table, #delayed-messages p:not(:has-text('Loading'))"
+INFO, WARNING = ".form-popup-info", ".form-popup-warn"
+
+# Each would leave its trace in the page if it were taken for markup or program.
+HOSTILE = ["<script>window.hurt=1</script>", "<img src=x onerror='window.hurt=1'>",
+           "\"><img src=x onerror=\"window.hurt=1\">", "'><svg onload=window.hurt=1>",
+           "javascript:window.hurt=1", "${window.hurt=1}", "<%= window.hurt=1 %>", "&lt;b&gt;"]
+
+
+def press(page, name):
+    """Presses the button of this name."""
+    page.click(f'#main button:text-is("{name}")')
+
+
+def popup(page, kind, text):
+    """Waits for a popup with that text, reads and closes it."""
+    page.await_text(kind, text)
+    read = page.texts(kind)[0]
+    page.click(f"{kind} span#close" if page.count(f"{kind} span#close") else f"{kind} span")
+    return read

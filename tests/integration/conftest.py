@@ -10,7 +10,7 @@ import uuid
 import pytest
 
 import programs
-from browser import Browser
+from browser import Browser, Page
 from client import Client
 from management import Management, quoted
 from private_broker import REPOSITORY, PrivateBroker, default_series
@@ -86,6 +86,21 @@ def browser():
     browser = Browser()
     yield browser
     browser.close()
+
+
+@pytest.fixture(scope="module")
+def guests_page(browser, broker):
+    return Page(browser, broker)
+
+
+@pytest.fixture
+def page(guests_page):
+    """The pages as guest sees them. A test must not leave an error in them, nor a question unread."""
+    guests_page.asked(True)
+    yield guests_page
+    assert guests_page.errors() == []
+    assert guests_page.texts("#debug p") == []
+    assert guests_page.asked(True) == []
 
 
 @pytest.fixture

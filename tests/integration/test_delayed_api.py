@@ -90,6 +90,9 @@ def test_exchanges_are_listed_sorted_and_paged(client, broker, api):
     rows = api.ok("GET", "/{vhost}", query="?sort=messages_delayed&sort_reverse=true")
     counts = [x["messages_delayed"] for x in rows]
     assert counts == sorted(counts, reverse=True) and empty in [x["name"] for x in rows]
+    rows = api.ok("GET", query="?sort=message_stats.published_details.rate&sort_reverse=true")
+    rates = [x["message_stats"]["published_details"]["rate"] for x in rows]
+    assert rates == sorted(rates, reverse=True)
     page = api.ok("GET", "/{vhost}", query=f"?page=1&page_size=1&name={empty}")
     assert ([x["name"] for x in page["items"]], page["filtered_count"]) == ([empty], 1)
     assert "reason" in api.call("GET", "/{vhost}", query="?page=1&page_size=100000")[1]

@@ -9,36 +9,14 @@ import uuid
 import pytest
 
 import wire
-from browser import LOADED, Page
+from browser import HOSTILE, INFO, LOADED, WARNING, Page, popup, press
 from client import Client
 from management import eventually, quoted
 from node import HOUR_MS
 
 TABLE = "#delayed-messages-table"
 ROWS = TABLE + " tbody tr"
-INFO, WARNING = ".form-popup-info", ".form-popup-warn"
 FILTER = "#delayed-filter-"
-
-# Each would leave its trace in the page if it were taken for markup or program.
-HOSTILE = ["<script>window.hurt=1</script>", "<img src=x onerror='window.hurt=1'>",
-           "\"><img src=x onerror=\"window.hurt=1\">", "'><svg onload=window.hurt=1>",
-           "javascript:window.hurt=1", "${window.hurt=1}", "<%= window.hurt=1 %>", "&lt;b&gt;"]
-
-
-@pytest.fixture(scope="module")
-def guests_page(browser, broker):
-    return Page(browser, broker)
-
-
-@pytest.fixture
-def page(guests_page):
-    """The pages as guest sees them. A test must not leave an error in them, nor a question unread."""
-    guests_page.asked(True)
-    yield guests_page
-    assert guests_page.errors() == []
-    assert guests_page.texts("#debug p") == []
-    assert guests_page.asked(True) == []
-
 
 @pytest.fixture
 def holding(client):
@@ -47,7 +25,7 @@ def holding(client):
     exchange, queue = client.delayed_and_queue()
     for n in range(6):
         client.publish(exchange, "k" if n % 2 == 0 else "other", f"m{n}".encode(),
-                       delay=(n + 1) * HOUR_MS, headers={"n": n})
+                       delay=(n + 1) * HOUR_MS, headers={"n": n}, message_id=f"n{n}")
     return exchange, queue
 
 
@@ -65,22 +43,9 @@ def choose(page, *numbers_):
         page.check(f'{ROWS}:has-text("n: {number}") input')
 
 
-def press(page, name):
-    """Presses the button of this name."""
-    page.click(f'#main button:text-is("{name}")')
-
-
-def popup(page, kind, text):
-    """Waits for a popup with that text, reads and closes it."""
-    page.await_text(kind, text)
-    read = page.texts(kind)[0]
-    page.click(f"{kind} span#close" if page.count(f"{kind} span#close") else f"{kind} span")
-    return read
-
-
 def show_filtered(page, rows, **filters):
     """Fills the filter in; there must be so many rows then."""
-    for name in ("due_from", "due_to", "routing_key", "header", "published_to"):
+    for name in ("due_from", "due_to", "key", "routing_key", "header", "published_to"):
         page.fill(FILTER + name, filters.get(name, ""))
     press(page, "Show")
     page.waitForSelector(LOADED)
@@ -131,6 +96,8 @@ def test_the_list_is_sorted_and_filtered(client, page, holding):
     eventually(counts, lambda c: len(c) >= 2 and c == sorted(c))
     page.click('a.sort:has-text("Pending")')
     eventually(counts, lambda c: len(c) >= 2 and c == sorted(c, reverse=True) and c[0] > c[-1])
+    page.click('a.sort:has-text("released")')
+    page.waitForSelector('a.sort:has-text("released") .arrow')
     page.fill("#delayed-exchanges-name", exchange)
     page.press("#delayed-exchanges-name", "Enter")
     eventually(lambda: page.texts("#delayed-exchanges-table tbody a"), lambda t: t == [exchange])
@@ -173,7 +140,7 @@ def test_one_message_is_in_the_chart_and_in_the_table(client, page):
     assert page.texts("#delayed-chart-due-times .delayed-bar") == ["1"]
     page.waitForSelector("#delayed-chart-lateness .delayed-bar")
     assert page.texts("#delayed-chart-lateness .delayed-bar") == ["1"]
-    assert shown(page, 3) == ["k"] and "colour: red" in shown(page)[0] and shown(page, 5) == ["4 B"]
+    assert shown(page, 3) == ["k"] and "colour: red" in shown(page)[0] and shown(page, 6) == ["4 B"]
     labels = page.texts("#delayed-chart-due-times .flot-x-axis .tickLabel")
     assert labels[:3] == ["due", "1 min", "5 min"] and labels[-1] == "later"
 
@@ -204,6 +171,8 @@ def test_filters_choose(page, holding):
     assert numbers(page) == [4]
     show_filtered(page, 2, due_from="+90m", due_to="+200m")
     assert numbers(page) == [1, 2]
+    show_filtered(page, 1, key="n5")
+    assert numbers(page) == [5] and shown(page, 5) == ["n5"]
     show_filtered(page, 0, published_to="elsewhere")
     show_filtered(page, 6)
     page.fill(FILTER + "due_from", "tomorrow")

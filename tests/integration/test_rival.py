@@ -11,6 +11,7 @@ from client import Client
 from conftest import PLUGIN, PLUGIN_DIRS
 from management import eventually
 from node import HOUR_MS, evaluate
+from official import OfficialTables
 from private_broker import chroot_of, default_series, stock_home
 
 RIVAL = "rabbitmq_delayed_message_exchange"
@@ -53,7 +54,7 @@ def assert_serves(broker):
 def test_enabling_ours_beside_the_other_is_refused_with_what_to_do(with_rival):
     refused = with_rival.plugins("enable", PLUGIN, check=False)
     said = refused.stdout + refused.stderr + with_rival.log()
-    assert f"disable {RIVAL}" in said.replace("\n", " ")
+    assert f"disable --offline {RIVAL}" in said.replace("\n", " ")
     assert served_by(with_rival) == "rabbit_exchange_type_delayed_message"
     assert_serves(with_rival)
 
@@ -64,7 +65,7 @@ def test_a_boot_with_both_enabled_succeeds_and_says_what_to_do(with_rival):
     before = len(with_rival.log())
     with_rival.start()
     assert_serves(with_rival)
-    eventually(lambda: f"disable {RIVAL}" in with_rival.log()[before:], bool)
+    eventually(lambda: f"disable --offline {RIVAL}" in with_rival.log()[before:], bool)
 
 
 def test_exchanges_declared_with_the_other_go_on_with_ours(with_rival):
@@ -82,4 +83,24 @@ def test_exchanges_declared_with_the_other_go_on_with_ours(with_rival):
     client.delayed(name=exchange)
     published = client.publish(exchange, body=b"delayed", delay=300)
     assert (client.one(queue).at - published) * 1000 >= 300
+    client.close()
+
+
+def test_moving_in_as_the_guide_says(with_rival):
+    with_rival.stop()
+    with_rival.plugins("set", "--offline", RIVAL)
+    with_rival.start()
+    client = Client(with_rival)
+    exchange, queue = client.delayed_and_queue(keep=True)
+    OfficialTables(with_rival, evaluate).write(exchange, range(3), 1000)
+    with_rival.plugins("disable", "--offline", RIVAL)
+    with_rival.plugins("enable", "--offline", PLUGIN)
+    assert served_by(with_rival) == "rabbit_exchange_type_delayed_message"
+    with_rival.restart()
+    client = Client(with_rival)
+    tables = OfficialTables(with_rival, evaluate)
+    assert tables.count() == 3
+    with_rival.ctl("import_delayed_messages")
+    assert client.texts(queue, 3) == ["m0", "m1", "m2"]
+    assert tables.count() == 0
     client.close()

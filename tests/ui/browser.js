@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
-// A headless Chromium for tests in another language: reads calls from standard input, a JSON object a
-// line, and answers each with a line. {page, method, args} calls what is in METHODS, or else the
+// A headless Chromium for tests in another language: reads calls from standard input, a JSON object
+// a line, and answers each with a line. {page, method, args} calls what is in METHODS, or else the
 // method of Playwright's Page; the answer is {value} or {error}.
 
 import readline from 'node:readline';

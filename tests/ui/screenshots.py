@@ -49,16 +49,42 @@ def fill(broker, client):
                               headers={"x-delay": due, "tenant": f"t{count % 7}"})
         publisher.publish(retries, "orders", [b"{}"] * 85, headers={"x-delay": HOUR_MS})
         for n in range(4):
-            client.publish(reminders, "basket.abandoned", order(3990 + n), message_id=f"b-{3990 + n}",
+            client.publish(reminders, "basket.abandoned", order(3990 + n),
                            delay=30 * MINUTE_MS * (n + 1), content_type="application/json",
-                           headers={"tenant": "acme", "x-delay-key": f"basket/{3990 + n}"})
+                           headers={"tenant": "acme", "x-delay-key": f"basket/{3990 + n}"},
+                           message_id=f"b-{3990 + n}")
         began = time.monotonic()
         while (passed := time.monotonic() - began) < TRAFFIC_SECONDS:
-            publisher.publish(reminders, "basket.app", [order(1)] * int(10 + 6 * math.sin(passed / 7)),
-                              headers={"x-delay": 8000})
+            waves = int(10 + 6 * math.sin(passed / 7))
+            publisher.publish(reminders, "basket.app", [order(1)] * waves, headers={"x-delay": 8000})
             publisher.publish(retries, "orders", [b"{}"] * 5, headers={"x-delay": 800})
             time.sleep(0.2)
     return reminders
+
+
+def fill_dead_letters(client):
+    """Dead letters, and a topology with traps in it."""
+    client.exchange("direct", name="dead")
+    client.queue(("dead", "payments"), ("dead", "invoices"), name="parked")
+    for name in ("payments", "invoices"):
+        client.queue(name=name, arguments={"x-dead-letter-exchange": "dead",
+                                           "x-dead-letter-routing-key": name})
+    client.queue(name="emails", arguments={"x-dead-letter-exchange": "dead.emails"})
+    client.queue(name="retry.30s", arguments={"x-message-ttl": 30_000, "x-dead-letter-exchange": "",
+                                              "x-dead-letter-routing-key": "webhooks"})
+    client.queue(name="webhooks", arguments={"x-dead-letter-exchange": "",
+                                             "x-dead-letter-routing-key": "retry.30s"})
+    channel = client.connection.channel()
+    for name, count in (("payments", 12), ("invoices", 5)):
+        for number in range(count):
+            client.publish("", name, order(number))
+            reject(channel, name)
+
+
+def reject(channel, queue):
+    while not (got := channel.basic_get(queue))[0]:
+        pass
+    channel.basic_reject(got[0].delivery_tag, requeue=False)
 
 
 def take(page, exchange, directory):
@@ -78,6 +104,12 @@ def take(page, exchange, directory):
     page.click("#delayed-messages-table tbody tr:nth-child(1) a")
     page.waitForSelector(".msg-payload")
     shoot("message")
+    page.visit("#/dead-lettering", "#dead-lettering-graph svg")
+    shoot("dead-lettering")
+    page.visit("#/dead-letters/%2F/parked", "#dead-letters-table")
+    page.click('button:text-is("Explain")')
+    page.waitForSelector("#dead-letters-history li")
+    shoot("dead-letters")
     assert page.errors() == []
 
 
@@ -91,7 +123,9 @@ def main():
             broker.start()
             browser = Browser()
             page = Page(browser, broker)
-            take(page, fill(broker, Client(broker)), directory)
+            client = Client(broker)
+            fill_dead_letters(client)
+            take(page, fill(broker, client), directory)
             browser.close()
     print(directory)
 

@@ -3,12 +3,13 @@
 // Delayed exchanges and their messages in the management pages. Everything is shown with the pages'
 // own functions, styles and charts, and comes from /api/delayed-exchanges.
 //
-// Templates are functions that answer HTML: RabbitMQ 4.3 takes no others, its pages may not evaluate
-// text. What they put into HTML`...` is escaped, unless it is HTML`...` itself or said to be Safe.
+// Templates are functions that answer HTML: RabbitMQ 4.3 takes no others, its pages may not
+// evaluate text. What they put into HTML`...` is escaped, unless it is HTML`...` itself or said to
+// be Safe.
 //
 // Another page of the plugin is another file, named by another module with the behaviour
-// rabbit_mgmt_extension: a module names one, and the pages of RabbitMQ 3.10 begin when as many files
-// have called dispatcher_add. It may use DelayedPages once its routes are asked for.
+// rabbit_mgmt_extension: a module names one, and the pages of RabbitMQ 3.10 begin when as many
+// files have called dispatcher_add. It may use DelayedPages once its routes are asked for.
 
 (function () {
 'use strict';
@@ -310,7 +311,8 @@ const NO_MESSAGES = {items: [], cursor: null};
 
 function view_of(vhost, name) {
     if (view.vhost !== vhost || view.name !== name) {
-        view = {vhost: vhost, name: name, path: api_path(vhost, name), filter: {}, limit: PAGE_SIZES[0],
+        view = {vhost: vhost, name: name, path: api_path(vhost, name),
+                filter: {}, limit: PAGE_SIZES[0],
                 // The cursor of each page that led here; the first has none.
                 cursors: [null], page: NO_MESSAGES, search: null, busy: false};
     }
@@ -327,6 +329,7 @@ function render_exchange(vhost, name) {
 const FILTERS = [
     {name: 'due_from', label: 'Due from', hint: '+90m, or 2027-01-31T12:00:00Z'},
     {name: 'due_to', label: 'Due until', hint: '+2d, or 2027-01-31T12:00:00Z'},
+    {name: 'key', label: 'Key', hint: 'x-delay-key, or message_id'},
     {name: 'routing_key', label: 'Routing key', hint: ''},
     {name: 'header', label: 'Header', hint: 'name=value'},
     {name: 'published_to', label: 'Published to exchange', hint: ''}
@@ -535,18 +538,19 @@ function show_messages() {
   <thead>
     <tr>
       <th class="c"><input type="checkbox" id="delayed-all" title="All on this page"/></th>
-      <th>Due</th><th>Routing key</th><th>Headers</th><th>Size</th><th>Id</th>
+      <th>Due</th><th>Routing key</th><th>Headers</th><th>Key</th><th>Size</th><th>Id</th>
     </tr>
   </thead>
   <tbody>${items.map(function (message, i) {
       return HTML`
     <tr${safe(alt_rows(i))}>
       <td class="c"><input type="checkbox" class="delayed-one" value="${message.id}"/></td>
-      ${message.damaged ? HTML`<td colspan="4">Its record is damaged: ${
+      ${message.damaged ? HTML`<td colspan="5">Its record is damaged: ${
           JSON.stringify(message.damaged)}</td>` : HTML`
       <td>${fmt_timestamp(message.due)}<sub>${from_now(message.due)}</sub></td>
       <td>${shortened(text(message.routing_key) || '', 60)}</td>
       <td>${shortened(headers_text(message.headers), 80)}</td>
+      <td>${shortened(text(message.key) || '', 60)}</td>
       <td class="r">${fmt_bytes(message.payload_bytes)}</td>`}
       <td><a href="${page_url(view.vhost, view.name)}/messages/${message.id}">${message.id}</a></td>
     </tr>`;
@@ -750,6 +754,7 @@ function shown_message(message) {
     return HTML`
 <table class="facts">
   <tr><th>Due</th><td>${fmt_timestamp(message.due)}<sub>${from_now(message.due)}</sub></td></tr>
+  <tr><th>Key</th><td>${shown_text(message.key)}</td></tr>
   <tr><th>Published to</th><td>${shown_text(message.exchange)}</td></tr>
   <tr><th>Routing key</th><td>${shown_text(message.routing_key)}${others.map(function (key) {
       return HTML`<br/>${shown_text(key)}`;
@@ -784,14 +789,15 @@ HELP['delayed-rates'] = 'Messages taken in to be delayed, and messages that all 
 HELP['delayed-in-flight'] = 'Released, and not yet confirmed by their queues.';
 HELP['delayed-overdue'] = 'Messages that should have been released and are not in flight: the '
     + 'exchange is paused, its release rate is limited, or its queues do not take messages.';
-HELP['delayed-due-times'] = 'Each message counts once: within <strong>15 min</strong> are those that '
-    + 'are not due within 5 min. <strong>due</strong> are those that are in flight or overdue.';
+HELP['delayed-due-times'] = 'Each message counts once: within <strong>15 min</strong> are those '
+    + 'that are not due within 5 min. <strong>due</strong> are those that are in flight or '
+    + 'overdue.';
 HELP['delayed-lateness'] = 'From when a message was due until its last queue had confirmed it.';
-HELP['delayed-change'] = 'Cancelled messages are gone. Released ones come now. Messages in flight to '
-    + 'their queues are left alone. Each change is counted first, and asks.';
+HELP['delayed-change'] = 'Cancelled messages are gone. Released ones come now. Messages in flight '
+    + 'to their queues are left alone. Each change is counted first, and asks.';
 HELP['delayed-reschedule'] = '<strong>to</strong> a time: from now (<code>+90m</code>) or absolute '
-    + '(<code>2027-01-31T12:00:00Z</code>). <strong>by</strong>: so much later (<code>1h</code>) or '
-    + 'earlier (<code>-10m</code>) than each is due. Units: ms, s, m, h, d, w.';
+    + '(<code>2027-01-31T12:00:00Z</code>). <strong>by</strong>: so much later (<code>1h</code>) '
+    + 'or earlier (<code>-10m</code>) than each is due. Units: ms, s, m, h, d, w.';
 
 RENDER_CALLBACKS['delayed-exchanges'] = render_exchanges;
 

@@ -1,0 +1,633 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% What the official delayed-message plugin left in this node's Mnesia, and how it comes to ours.
+%%
+%% Its tables, both on disk and in memory, of this node alone:
+%%
+%%   rabbit_delayed_message<node>         bag of {delay_entry, Key, Delivery, Ref}
+%%   rabbit_delayed_message<node>_index   ordered_set of {delay_index, Key, true}
+%%
+%% Key is {delay_key, Ms, Exchange}: when it is due, and the record of the exchange as it was then.
+%%
+%% The import goes through the index in due order, a window of messages at a time. What is in the
+%% window is encoded, noted in a file of ours, appended to the Raft logs of its exchanges, and when all
+%% have it deleted from the tables, on disk. The note says in which batch of which session each message
+%% went; the machine keeps how far a session came. So whoever goes on after a crash knows of each
+%% message in the tables whether it is in already: none is lost, and none comes twice.
+-module(rabbit_delay_official_tables).
+
+-include_lib("kernel/include/logger.hrl").
+-include_lib("rabbit_common/include/resource.hrl").
+-include("rabbit_delay.hrl").
+
+-export([announce/0, begin_import/1, import/2, end_import/1]).
+-export([table/1, exchange_of/1]).
+
+-export_type([entry/0, cursor/0, counts/0, skipped/0, progress/0]).
+
+-define(OFFICIAL, rabbit_delayed_message).
+-define(NOTE_FILE, "official_import").
+-define(NOTE_MAGIC, "DWOI").
+-define(NOTE_VERSION, 1).
+
+%% A window, whichever comes first.
+-define(MESSAGES, 8000).
+-define(BYTES, 4194304).
+%% Of one Raft entry, about.
+-define(BATCH_BYTES, 1048576).
+%% One call of import/2.
+-define(STEP_MS, 2000).
+%% How long an answer is waited for until the batch is offered again, and how long that goes on.
+-define(ANSWER_MS, 10000).
+-define(RETRY_MS, 50).
+-define(PATIENCE_MS, 60000).
+-define(TABLES_MS, 30000).
+-define(SURVEY_ENTRIES, 1000).
+
+-define(ABSOLUTE, 1).
+
+-record(delay_entry, {delay_key, delivery, ref}).
+
+-type key() :: {delay_key, Ms :: integer(), Exchange :: tuple()}.
+-type entry() :: #delay_entry{}.
+%% Of an entry, 8 bytes.
+-type id() :: <<_:64>>.
+
+%% Where to go on, and which exchanges have no room left.
+-type cursor() :: {key() | first, [rabbit_exchange:name()]}.
+-type why() :: no_exchange | not_delayed | full | unreadable | too_large.
+-type counts() :: #{rabbit_exchange:name() => non_neg_integer()}.
+-type progress() :: #{imported | already := non_neg_integer(), skipped := skipped()}.
+-type skipped() :: #{{rabbit_exchange:name(), why()} => pos_integer()}.
+
+%% What the file holds: the session of each exchange and its last sequence number, the batches of the
+%% window, and what is known to be in although it may be in the tables still.
+-record(note, {sessions = #{} :: #{rabbit_exchange:name() => {Session :: pos_integer(),
+                                                             SeqNo :: non_neg_integer()}},
+               sent = [] :: [{rabbit_exchange:name(), {Session :: pos_integer(), pos_integer()},
+                              Ids :: binary()}],
+               done = #{} :: #{id() => []}}).
+
+%% A message that is ready to go.
+-record(ready, {key :: key(), id :: id(), exchange :: rabbit_exchange:name(),
+                due :: non_neg_integer(), size :: pos_integer(), record :: iodata()}).
+
+-record(step, {table :: atom(), index :: atom(),
+               vhost :: rabbit_types:vhost() | all,
+               deadline :: integer(),
+               note :: #note{},
+               full :: [rabbit_exchange:name()],
+               exchanges = #{} :: #{rabbit_exchange:name() =>
+                                        {ok, pid(), rabbit_delay_key:salt()} | why()},
+               %% newest first
+               window = [] :: [#ready{}],
+               messages = 0 :: non_neg_integer(),
+               bytes = 0 :: non_neg_integer(),
+               %% keys of which all is looked at, and what of them is in or in the window;
+               %% stay: there is more, which is not to be deleted
+               whole = [] :: [{key(), go | stay, [id()]}],
+               keys = 0 :: non_neg_integer(),
+               %% what there was no room for
+               refused = #{} :: #{id() => []},
+               imported = 0 :: non_neg_integer(),
+               %% that an earlier import had taken
+               already = 0 :: non_neg_integer(),
+               skipped = #{} :: skipped()}).
+
+%% Says in the log, when the broker starts, that there is something to be imported.
+-spec announce() -> ok.
+announce() ->
+    case is_there(table(node())) andalso count(table(node())) of
+        N when is_integer(N), N > 0 ->
+            ?LOG_WARNING("~b messages of the official delayed-message plugin are in Mnesia: "
+                         "`rabbitmqctl import_delayed_messages` takes them over",
+                         [N], ?LOG_DOMAIN);
+        _ ->
+            ok
+    end.
+
+%% The table's name on a node.
+-spec table(node()) -> atom().
+table(Node) -> list_to_atom(atom_to_list(?OFFICIAL) ++ atom_to_list(Node)).
+
+index(Node) -> list_to_atom(atom_to_list(table(Node)) ++ "_index").
+
+%% The name is the first field of an #exchange{} of every version.
+-spec exchange_of(key()) -> rabbit_exchange:name().
+exchange_of({delay_key, _, X}) -> element(2, X).
+
+is_there(Table) ->
+    whereis(mnesia_sup) =/= undefined andalso lists:member(Table, mnesia:system_info(tables)).
+
+count(Table) -> mnesia:table_info(Table, size).
+
+%% How many messages there are for each exchange, after making sure that nobody else uses the tables.
+-spec begin_import(rabbit_types:vhost() | all) ->
+          {ok, counts()} | none | {error, {unavailable, Why :: binary()}}.
+begin_import(VHost) ->
+    case {whereis(?OFFICIAL), rabbit_delay_exchange:is_registered()} of
+        {undefined, true} ->
+            exclusively(fun () -> survey(VHost) end);
+        {Pid, _} when is_pid(Pid) ->
+            unavailable("the official plugin is running and delivers its messages itself. Write it off "
+                        "with rabbitmq-plugins disable --offline rabbitmq_delayed_message_exchange "
+                        "(without --offline it deletes them), and restart the broker");
+        {undefined, false} ->
+            unavailable("this plugin does not serve the exchange type: see the broker's log")
+    end.
+
+unavailable(Why) -> {error, {unavailable, unicode:characters_to_binary(Why)}}.
+
+%% One import at a time.
+exclusively(Fun) ->
+    Lock = {?MODULE, self()},
+    case global:set_lock(Lock, [node()], 0) of
+        true ->
+            try
+                Fun()
+            after
+                global:del_lock(Lock, [node()])
+            end;
+        false ->
+            unavailable("another import is under way")
+    end.
+
+survey(VHost) ->
+    Table = table(node()),
+    case is_there(Table) of
+        false ->
+            none;
+        true ->
+            case mnesia:wait_for_tables([Table, index(node())], ?TABLES_MS) of
+                ok -> survey(Table, index(node()), VHost);
+                Failure -> unavailable(io_lib:format("the tables cannot be loaded: ~0P", [Failure, 10]))
+            end
+    end.
+
+%% What is not in the index is entered there.
+survey(Table, Index, VHost) ->
+    ets:safe_fixtable(Table, true),
+    try
+        {ok, survey_chunk(ets:select(Table, [{#delay_entry{delay_key = '$1', _ = '_'}, [], ['$1']}],
+                                     ?SURVEY_ENTRIES), Index, VHost, #{})}
+    after
+        ets:safe_fixtable(Table, false)
+    end.
+
+survey_chunk('$end_of_table', _, _, Counts) ->
+    Counts;
+survey_chunk({Keys, Continuation}, Index, VHost, Counts0) ->
+    Counts = lists:foldl(
+               fun (Key, Acc) ->
+                       _ = ets:member(Index, Key) orelse
+                           mnesia:dirty_write(Index, {delay_index, Key, true}),
+                       XName = exchange_of(Key),
+                       case is_meant(XName, VHost) of
+                           true -> maps:update_with(XName, fun (N) -> N + 1 end, 1, Acc);
+                           false -> Acc
+                       end
+               end, Counts0, Keys),
+    survey_chunk(ets:select(Continuation), Index, VHost, Counts).
+
+is_meant(_, all) -> true;
+is_meant(#resource{virtual_host = VHost}, Meant) -> VHost =:= Meant.
+
+%% Imports for a while, from the cursor on, {first, []} to begin with. Skipped are those that it passed
+%% over, which stay in the tables; already are those that an import which was ended had taken. After an
+%% error nothing is lost: begin again.
+-spec import(rabbit_types:vhost() | all, cursor()) ->
+          {ok, progress(), cursor() | done} |
+          {error, {unavailable, Why :: binary()}}.
+import(VHost, {Key, Full}) ->
+    exclusively(
+      fun () ->
+              try
+                  Step = #step{table = table(node()), index = index(node()), vhost = VHost,
+                               deadline = erlang:monotonic_time(millisecond) + ?STEP_MS,
+                               note = recovered(read_note()), full = Full},
+                  walk(next_key(Key, Step), Key, Step)
+              catch
+                  throw:{unavailable, Why} -> unavailable(Why)
+              end
+      end).
+
+next_key(first, #step{index = Index}) -> ets:first(Index);
+next_key(Key, #step{index = Index}) -> ets:next(Index, Key).
+
+walk('$end_of_table', _, Step0) ->
+    Step = flush(Step0),
+    result(done, Step);
+walk(Key, _, Step0) ->
+    Step = maybe_flush(key(Key, Step0)),
+    case Step of
+        #step{window = [], whole = [], deadline = Deadline} ->
+            case erlang:monotonic_time(millisecond) >= Deadline of
+                true -> result({Key, Step#step.full}, Step);
+                false -> walk(next_key(Key, Step), Key, Step)
+            end;
+        _ ->
+            walk(next_key(Key, Step), Key, Step)
+    end.
+
+result(Cursor, #step{imported = Imported, already = Already, skipped = Skipped}) ->
+    _ = Imported > 0 andalso
+        ?LOG_INFO("~b messages of the official delayed-message plugin imported", [Imported],
+                  ?LOG_DOMAIN),
+    {ok, #{imported => Imported, already => Already, skipped => Skipped}, Cursor}.
+
+maybe_flush(#step{messages = Messages, bytes = Bytes, keys = Keys} = Step)
+  when Messages >= ?MESSAGES; Bytes >= ?BYTES; Keys >= ?MESSAGES ->
+    flush(Step);
+maybe_flush(Step) ->
+    Step.
+
+key(Key, #step{vhost = VHost} = Step0) ->
+    XName = exchange_of(Key),
+    case is_meant(XName, VHost) of
+        false ->
+            Step0;
+        true ->
+            {Target, Step} = target(XName, Step0),
+            case Target of
+                {ok, _, Salt} -> entries(Key, XName, Salt, Step);
+                Why -> skip(XName, Why, length(fields(Step#step.table, Key, #delay_entry.ref)), Step)
+            end
+    end.
+
+%% By the key itself: it holds a map, and what matches a map is looked for everywhere.
+fields(Table, Key, Position) ->
+    try
+        ets:lookup_element(Table, Key, Position)
+    catch
+        error:badarg -> []
+    end.
+
+skip(_, _, 0, Step) ->
+    Step;
+skip(XName, Why, N, #step{skipped = Skipped} = Step) ->
+    Step#step{skipped = maps:update_with({XName, Why}, fun (M) -> M + N end, N, Skipped)}.
+
+%% The process that takes the exchange's messages in.
+target(XName, #step{exchanges = Exchanges, full = Full} = Step) ->
+    case Exchanges of
+        #{XName := Target} ->
+            {Target, Step};
+        _ ->
+            Target = case lists:member(XName, Full) of
+                         true -> full;
+                         false -> find_target(XName)
+                     end,
+            {Target, Step#step{exchanges = Exchanges#{XName => Target}}}
+    end.
+
+find_target(XName) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {error, not_found} ->
+            no_exchange;
+        {ok, X} ->
+            case rabbit_delay_broker:is_delayed(X) of
+                true -> started(XName, deadline(?PATIENCE_MS));
+                false -> not_delayed
+            end
+    end.
+
+started(XName, Deadline) ->
+    case rabbit_delay_registry:ensure(XName) of
+        {ok, _} ->
+            Pid = rabbit_delay_registry:queue(XName),
+            case is_pid(Pid) andalso room(Pid) of
+                {_, _} -> {ok, Pid, rabbit_delay_raft:key_salt(XName)};
+                _ -> started_later(XName, Deadline, "its delay queue does not start")
+            end;
+        {error, Why} ->
+            started_later(XName, Deadline, Why)
+    end.
+
+started_later(XName, Deadline, Why) ->
+    _ = erlang:monotonic_time(millisecond) < Deadline orelse
+        throw({unavailable, [rabbit_misc:rs(XName), ": ", Why]}),
+    timer:sleep(?RETRY_MS),
+    started(XName, Deadline).
+
+room(Pid) ->
+    try
+        rabbit_delay_queue:room(Pid)
+    catch
+        exit:_ -> not_ready
+    end.
+
+deadline(Ms) -> erlang:monotonic_time(millisecond) + Ms.
+
+%% All messages of a key: those of one exchange that are due in the same millisecond.
+entries(Key, XName, Salt, #step{table = Table} = Step0) ->
+    Refs = fields(Table, Key, #delay_entry.ref),
+    Deliveries = fields(Table, Key, #delay_entry.delivery),
+    {Step, Fate, Ids} =
+        lists:foldl(
+          fun ({Ref, Delivery}, {S0, Fate0, Ids0}) ->
+                  Id = id(Key, Ref),
+                  case entry(Key, Id, XName, Salt, Delivery, maybe_flush(S0)) of
+                      {ok, S} -> {S, Fate0, [Id | Ids0]};
+                      {skipped, S} -> {S, stay, Ids0}
+                  end
+          end, {Step0, go, []}, lists:zip(Refs, Deliveries)),
+    %% Some may have been refused in the meantime.
+    Taken = [Id || Id <- Ids, not is_map_key(Id, Step#step.refused)],
+    Step#step{whole = [{Key, case Taken of Ids -> Fate; _ -> stay end, Taken} | Step#step.whole],
+              keys = Step#step.keys + 1}.
+
+id({delay_key, Ms, _} = Key, Ref) ->
+    <<Id:8/binary, _/binary>> =
+        crypto:hash(sha256, term_to_binary({Ms, exchange_of(Key), Ref}, [{minor_version, 1}])),
+    Id.
+
+entry(_, Id, _, _, _, #step{note = #note{done = Done}} = Step) when is_map_key(Id, Done) ->
+    {ok, Step#step{already = Step#step.already + 1}};
+entry(_, _, XName, _, _, #step{exchanges = Exchanges} = Step)
+  when is_atom(map_get(XName, Exchanges)) ->
+    {skipped, skip(XName, map_get(XName, Exchanges), 1, Step)};
+entry({delay_key, Due, _} = Key, Id, XName, Salt, Delivery,
+      #step{window = Window, messages = Messages, bytes = Bytes} = Step) ->
+    case record(Due, Salt, Delivery) of
+        {ok, Size, Record} ->
+            Ready = #ready{key = Key, id = Id, exchange = XName, due = due(Due), size = Size,
+                           record = Record},
+            {ok, Step#step{window = [Ready | Window], messages = Messages + 1,
+                           bytes = Bytes + Size}};
+        {error, Why} ->
+            {skipped, skip(XName, Why, 1, Step)}
+    end.
+
+due(Ms) -> min(max(Ms, 0), ?MAX_MS).
+
+%% A record of a batch (include/dw_store.h), due at a time of the clock. A key of the publisher's is
+%% for those to come that cancel it: what the official plugin took was not to replace or drop any.
+record(Due, Salt, Delivery) ->
+    case rabbit_delay_broker:from_official(Delivery) of
+        {ok, Message} ->
+            {Encoding, Body} = rabbit_delay_broker:encode(Message),
+            case {byte_size(Body), rabbit_delay_config:max_message_size()} of
+                {Size, Limit} when Size > Limit ->
+                    {error, too_large};
+                {Size, _} ->
+                    {ok, Size, [<<Size:32/little, ?ABSOLUTE:16/little, Encoding:16/little,
+                                  (due(Due)):64/little, (key_hash(Salt, Message)):64/little>>, Body]}
+            end;
+        {error, _} ->
+            {error, unreadable}
+    end.
+
+key_hash(Salt, Message) ->
+    Parsed = rabbit_delay_broker:parsed(Message),
+    case rabbit_delay_key:asked(rabbit_delay_broker:headers(Parsed),
+                                rabbit_delay_broker:message_id(Parsed)) of
+        {OnDuplicate, Key} when OnDuplicate =/= cancel -> rabbit_delay_key:hash(Salt, Key);
+        _ -> 0
+    end.
+
+%% ----------------------------------------------------------------------------- a window
+
+%% Takes what the window has to the exchanges, and out of the tables.
+flush(#step{window = [], whole = []} = Step) ->
+    Step;
+flush(#step{window = Window} = Step0) ->
+    ByExchange = lists:foldl(
+                   fun (#ready{exchange = XName} = Ready, Acc) ->
+                           maps:update_with(XName, fun (Rest) -> [Ready | Rest] end, [Ready], Acc)
+                   end, #{}, Window),
+    {Batches, Step1} = lists:foldl(fun fitting/2, {[], Step0}, maps:to_list(ByExchange)),
+    Step = send(Batches, Step1),
+    forget(Step#step{window = [], messages = 0, bytes = 0}).
+
+%% As many as the exchange's limits leave room for.
+fitting({XName, Ready}, {Batches, #step{exchanges = Exchanges} = Step}) ->
+    #{XName := {ok, Pid, _}} = Exchanges,
+    {Fitting, Over} = case room(Pid) of
+                          {Messages, Bytes} -> fit(Ready, Messages, Bytes, []);
+                          not_ready -> {Ready, []}
+                      end,
+    {[{XName, Pid, Batch} || Batch <- batches(Fitting, [], 0)] ++ Batches, refused(XName, Over, Step)}.
+
+batches([], [], _) ->
+    [];
+batches([#ready{size = Size} = Ready | Rest], Batch, Bytes) when Bytes < ?BATCH_BYTES ->
+    batches(Rest, [Ready | Batch], Bytes + Size);
+batches(Rest, Batch, _) ->
+    [lists:reverse(Batch) | batches(Rest, [], 0)].
+
+fit([#ready{size = Size} = Ready | Rest], Messages, Bytes, Acc) when Messages > 0, Size =< Bytes ->
+    fit(Rest, less(Messages, 1), less(Bytes, Size), [Ready | Acc]);
+fit(Over, _, _, Acc) ->
+    {lists:reverse(Acc), Over}.
+
+%% `infinity' is more than every number.
+less(infinity, _) -> infinity;
+less(N, M) -> N - M.
+
+refused(_, [], Step) ->
+    Step;
+refused(XName, Over, #step{exchanges = Exchanges, full = Full, whole = Whole,
+                           refused = Refused} = Step) ->
+    Keys = maps:from_list([{Key, []} || #ready{key = Key} <- Over]),
+    Ids = maps:from_list([{Id, []} || #ready{id = Id} <- Over]),
+    skip(XName, full, length(Over),
+         Step#step{exchanges = Exchanges#{XName => full}, full = lists:usort([XName | Full]),
+                   refused = maps:merge(Refused, Ids),
+                   whole = [case is_map_key(Key, Keys) of
+                                true -> {Key, stay, [Id || Id <- Of, not is_map_key(Id, Ids)]};
+                                false -> W
+                            end || {Key, _, Of} = W <- Whole]}).
+
+send([], Step) ->
+    Step;
+send(Batches, #step{note = Note0} = Step0) ->
+    {Placed, Sessions} = lists:mapfoldl(fun place/2, Note0#note.sessions, Batches),
+    ok = write_note(Note0#note{sessions = Sessions,
+                               sent = [{XName, Place, << <<Id/binary>> || #ready{id = Id} <- Ready >>}
+                                       || {XName, _, Ready, Place} <- Placed]}),
+    Deadline = deadline(?PATIENCE_MS),
+    Asked = [{Batch, append(Batch)} || Batch <- Placed],
+    {Again, Step1} = lists:foldl(
+                       fun ({Batch, Ref}, {Again0, Step}) ->
+                               answered(await(Ref, Batch, Deadline), Batch, Again0, Step)
+                       end, {[], Step0}, Asked),
+    send(Again, Step1).
+
+place({XName, Pid, Ready}, Sessions) ->
+    {Session, Last} = maps:get(XName, Sessions, new_session()),
+    Place = {Session, Last + 1},
+    {{XName, Pid, Ready, Place}, Sessions#{XName => Place}}.
+
+answered(ok, {XName, _, Ready, Place}, Again, #step{note = Note} = Step) ->
+    Done = lists:foldl(fun (#ready{id = Id}, Acc) -> Acc#{Id => []} end, Note#note.done, Ready),
+    {Again, Step#step{imported = Step#step.imported + length(Ready),
+                      note = Note#note{done = Done,
+                                       sessions = (Note#note.sessions)#{XName => Place}}}};
+answered(full, {XName, _, Ready, _}, Again, Step) ->
+    {Again, refused(XName, Ready, Step)};
+answered({gap, _}, {XName, Pid, Ready, _}, Again, #step{note = Note} = Step) ->
+    %% One before it was refused, or the machine has forgotten the session: another one.
+    {[{XName, Pid, Ready} | Again],
+     Step#step{note = Note#note{sessions = maps:remove(XName, Note#note.sessions)}}}.
+
+new_session() ->
+    <<Session:62, _:2>> = crypto:strong_rand_bytes(8),
+    {Session + 1, 0}.
+
+append({_, Pid, Ready, Place}) ->
+    Earliest = lists:min([Due || #ready{due = Due} <- Ready]),
+    Records = iolist_to_binary([Record || #ready{record = Record} <- Ready]),
+    rabbit_delay_queue:import(Pid, Place, {1, {none, max(Earliest, 1)}, Records}, length(Ready)).
+
+%% The machine drops a batch that it has: it can be offered again until there is an answer.
+await(Ref, {XName, _, Ready, Place} = Batch, Deadline) ->
+    Again = fun (Why) ->
+                    _ = erlang:monotonic_time(millisecond) < Deadline orelse
+                        throw({unavailable, [rabbit_misc:rs(XName), ": ", Why]}),
+                    timer:sleep(?RETRY_MS),
+                    case find_target(XName) of
+                        {ok, Pid, _} ->
+                            await(append({XName, Pid, Ready, Place}), Batch, Deadline);
+                        _ ->
+                            throw({unavailable, [rabbit_misc:rs(XName), " has gone meanwhile"]})
+                    end
+            end,
+    receive
+        {Ref, ok} -> ok;
+        {Ref, full} -> full;
+        {Ref, {gap, _} = Gap} -> Gap;
+        {Ref, not_ready} -> Again("it has no leader");
+        {Ref, {unavailable, Why}} -> throw({unavailable, Why});
+        {Ref, {error, Why}} -> throw({unavailable, io_lib:format("~s: the store refuses a batch: ~p",
+                                                                 [rabbit_misc:rs(XName), Why])})
+    after ?ANSWER_MS ->
+        Again("it does not answer")
+    end.
+
+%% Deletes from the tables what is in, on disk.
+forget(#step{whole = []} = Step) ->
+    Step;
+forget(#step{whole = Whole, table = Table, index = Index, note = #note{done = Done} = Note} = Step) ->
+    lists:foreach(
+      fun ({Key, go, _}) ->
+              ok = mnesia:dirty_delete(Table, Key),
+              ok = mnesia:dirty_delete(Index, Key);
+          ({_, stay, []}) ->
+              ok;
+          ({Key, stay, Ids}) ->
+              ok = delete_some(Table, Key, maps:from_list([{Id, []} || Id <- Ids]))
+      end, Whole),
+    ok = mnesia:sync_log(),
+    Step#step{whole = [], keys = 0,
+              note = Note#note{done = maps:without([Id || {_, _, Ids} <- Whole, Id <- Ids], Done)}}.
+
+%% Deleting one by one from many of one key would take for ever.
+delete_some(Table, Key, Ids) ->
+    {atomic, ok} =
+        mnesia:transaction(
+          fun () ->
+                  Entries = mnesia:read(Table, Key, write),
+                  ok = mnesia:delete(Table, Key, write),
+                  lists:foreach(fun (Entry) -> ok = mnesia:write(Table, Entry, write) end,
+                                [E || #delay_entry{ref = Ref} = E <- Entries,
+                                      not is_map_key(id(Key, Ref), Ids)])
+          end),
+    ok.
+
+%% ------------------------------------------------------------------------------- the note
+
+note_file() -> filename:join(rabbit_delay_config:data_dir(), ?NOTE_FILE).
+
+write_note(#note{sessions = Sessions, sent = Sent, done = Done}) ->
+    Body = term_to_binary({Sessions, Sent, << <<Id/binary>> || Id <- maps:keys(Done) >>}),
+    File = note_file(),
+    New = File ++ ".new",
+    case write(New, [<<?NOTE_MAGIC, ?NOTE_VERSION:32/little, (erlang:crc32(Body)):32/little>>, Body]) of
+        ok ->
+            ok = file:rename(New, File),
+            ok = rabbit_delay_snapshot:sync_dir(filename:dirname(File));
+        {error, Reason} ->
+            throw({unavailable, [New, ": ", file:format_error(Reason)]})
+    end.
+
+write(File, Content) ->
+    case file:open(File, [raw, binary, write]) of
+        {ok, Fd} ->
+            Written = case file:write(Fd, Content) of
+                          ok -> file:datasync(Fd);
+                          Failure -> Failure
+                      end,
+            Closed = file:close(Fd),
+            case Written of
+                ok -> Closed;
+                _ -> Written
+            end;
+        Failure ->
+            Failure
+    end.
+
+read_note() ->
+    case file:read_file(note_file()) of
+        {ok, <<?NOTE_MAGIC, ?NOTE_VERSION:32/little, Crc:32/little, Body/binary>>} ->
+            case erlang:crc32(Body) of
+                Crc ->
+                    {Sessions, Sent, Done} = binary_to_term(Body),
+                    #note{sessions = Sessions, sent = Sent, done = add_ids(Done, #{})};
+                _ ->
+                    damaged()
+            end;
+        {ok, _} ->
+            damaged();
+        {error, enoent} ->
+            #note{};
+        {error, Reason} ->
+            throw({unavailable, [note_file(), ": ", file:format_error(Reason)]})
+    end.
+
+-spec damaged() -> no_return().
+damaged() ->
+    throw({unavailable, [note_file(), " is damaged. Delete it to go on: what was under way when the "
+                         "last import ended may then come twice"]}).
+
+add_ids(Ids, Done) ->
+    maps:merge(Done, maps:from_list([{Id, []} || <<Id:8/binary>> <= Ids])).
+
+%% Of the batches that were under way, the machines know which are in. An exchange that has gone has
+%% taken its messages with it.
+recovered(#note{sent = Sent} = Note0) ->
+    lists:foldl(
+      fun ({XName, {Session, SeqNo}, Ids}, #note{sessions = Sessions, done = Done} = Note) ->
+              case find_target(XName) of
+                  {ok, Pid, _} ->
+                      ok = rabbit_delay_queue:forget_imported(Pid),
+                      case last_seq_no(XName, Session, deadline(?PATIENCE_MS)) of
+                          Last when Last >= SeqNo -> Note#note{done = add_ids(Ids, Done)};
+                          _ -> Note#note{sessions = maps:remove(XName, Sessions)}
+                      end;
+                  _ ->
+                      Note#note{sessions = maps:remove(XName, Sessions)}
+              end
+      end, Note0#note{sent = []}, Sent).
+
+last_seq_no(XName, Session, Deadline) ->
+    case rabbit_delay_raft:last_seq_no(XName, Session) of
+        {ok, SeqNo} ->
+            SeqNo;
+        {error, Reason} ->
+            _ = erlang:monotonic_time(millisecond) < Deadline orelse
+                throw({unavailable, io_lib:format("~s does not answer: ~0P",
+                                                  [rabbit_misc:rs(XName), Reason, 10])}),
+            timer:sleep(?RETRY_MS),
+            last_seq_no(XName, Session, Deadline)
+    end.
+
+%% An import has come to the end of the index. How many messages there are now for each exchange.
+-spec end_import(rabbit_types:vhost() | all) ->
+          {ok, counts(), Tables :: [atom()]} | {error, {unavailable, Why :: binary()}}.
+end_import(VHost) ->
+    exclusively(
+      fun () ->
+              _ = file:delete(note_file()),
+              {ok, Counts} = survey(table(node()), index(node()), VHost),
+              {ok, Counts, [table(node()), index(node())]}
+      end).

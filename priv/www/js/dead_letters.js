@@ -1,0 +1,559 @@
+// SPDX-License-Identifier: MPL-2.0
+
+// Dead-lettering in the management pages: the traps that are found in it, a drawing of where dead
+// letters go, and what is in a queue of them. It comes from /api/dead-lettering and /api/dead-letters,
+// and is made of what delayed.js offers as DelayedPages.
+
+(function () {
+'use strict';
+
+const SVG = 'http://www.w3.org/2000/svg';
+
+// More is no drawing any more.
+const MAX_NODES = 150;
+
+const SEVERITY_COLOURS = {error: 'red', warning: 'yellow', info: 'green'};
+
+function pages() {
+    return window.DelayedPages;
+}
+
+function page_url(vhost, queue) {
+    return '#/dead-letters/' + esc(vhost) + '/' + esc(queue);
+}
+
+function api_path(vhost, queue) {
+    return '/dead-letters/' + esc(vhost) + '/' + esc(queue);
+}
+
+function show(id, html) {
+    $('#main #' + id).html(html.html);
+}
+
+// ------------------------------------------------------------------------------ the traps
+
+let loading = 0;
+
+function chosen_vhost() {
+    return typeof current_vhost === 'string' ? current_vhost : '';
+}
+
+function render_dead_lettering() {
+    render({}, 'dead-lettering', '#/dead-lettering');
+}
+
+function dead_lettering_page() {
+    setTimeout(function () {
+        if ($('#main #dead-lettering-findings').is(':empty')) check();
+    }, 0);
+    return pages().HTML`
+<h1>Dead letters</h1>
+<div class="section">
+  <h2>Traps</h2>
+  <div class="hider">
+    <div id="dead-lettering-findings"></div>
+    <p><button data-dead-letters="check">Check again</button></p>
+  </div>
+</div>
+<div class="section">
+  <h2>Where dead letters go</h2>
+  <div class="hider"><div id="dead-lettering-graph"></div></div>
+</div>
+<div class="section">
+  <h2>Look into a queue</h2>
+  <div class="hider">
+    <table class="form">
+      <tr>
+        <th><label>Virtual host:</label></th>
+        <td><input type="text" id="dead-letters-vhost" value="${chosen_vhost() || '/'}"/></td>
+        <th><label>Queue:</label></th>
+        <td><input type="text" id="dead-letters-queue"/></td>
+        <td><button data-dead-letters="look">Look</button></td>
+      </tr>
+    </table>
+  </div>
+</div>`;
+}
+
+function check() {
+    const HTML = pages().HTML, vhost = chosen_vhost(), mine = ++loading;
+    show('dead-lettering-findings', HTML`<p>Checking ...</p>`);
+    pages().request('GET', '/dead-lettering' + (vhost === '' ? '' : '/' + esc(vhost)), null,
+                    function (answer) {
+        if (mine !== loading) return;
+        show('dead-lettering-findings', findings(answer));
+        show_graphs(vhost !== '' ? [vhost] : vhosts_of(answer), mine);
+    }, function (why) {
+        if (mine === loading) show('dead-lettering-findings', HTML`<p class="warning">${why}</p>`);
+    });
+}
+
+// Without a choice, those in which something was found; else the default one.
+function vhosts_of(answer) {
+    const names = {};
+    answer.findings.forEach(function (finding) { names[finding.vhost] = true; });
+    return Object.keys(names).length == 0 ? ['/'] : Object.keys(names).sort();
+}
+
+function findings(answer) {
+    const HTML = pages().HTML;
+    if (answer.findings.length == 0) return HTML`<p>... no traps ...</p>`;
+    return HTML`
+<table class="list" id="dead-lettering-table">
+  <thead>
+    <tr><th>Severity</th><th>Trap</th><th>Virtual host</th><th>Of</th><th>Why it bites, and what
+    mends it</th></tr>
+  </thead>
+  <tbody>${answer.findings.map(function (finding, i) {
+      return HTML`
+    <tr${pages().safe(alt_rows(i))}>
+      <td>${pages().safe(fmt_state(SEVERITY_COLOURS[finding.severity], finding.severity, ''))}</td>
+      <td>${finding.rule}</td>
+      <td>${finding.vhost}</td>
+      <td>${finding.kind} ${finding.kind == 'queue'
+          ? HTML`<a href="${page_url(finding.vhost, finding.name)}">${finding.name}</a>`
+          : HTML`<b>${finding.name}</b>`}</td>
+      <td>
+        <p>${finding.why}</p>
+        <p>${finding.mend}</p>
+        ${finding.commands.length > 0 && HTML`<pre class="msg-payload"
+            style="max-width: 560px; white-space: pre-wrap; overflow-wrap: anywhere;">${
+            finding.commands.join('\n')}</pre>`}
+      </td>
+    </tr>`;
+  })}
+  </tbody>
+</table>`;
+}
+
+// ------------------------------------------------------------------------------ the drawing
+
+function show_graphs(vhosts, mine) {
+    const HTML = pages().HTML;
+    show('dead-lettering-graph', HTML``);
+    vhosts.forEach(function (vhost) {
+        pages().request('GET', '/dead-lettering/' + esc(vhost) + '/graph', null, function (graph) {
+            if (mine !== loading) return;
+            const place = $('#main #dead-lettering-graph');
+            place.append(HTML`<h3>Virtual host ${vhost}</h3>`.html);
+            if (graph.nodes.length == 0) {
+                place.append(HTML`<p>... no queue dead-letters ...</p>`.html);
+            } else if (graph.nodes.length > MAX_NODES) {
+                place.append(HTML`<p>There are too many queues and exchanges to draw (${
+                    graph.truncated ? 'more than ' : ''}${graph.nodes.length}).</p>`.html);
+            } else {
+                place.append($('<div class="box" style="overflow-x: auto"></div>').append(
+                    drawing(vhost, graph)));
+            }
+        });
+    });
+}
+
+// The layer of each node: behind all that lead to it, but by the edges that close a circle.
+function layered(graph) {
+    const next = graph.nodes.map(function () { return []; });
+    graph.edges.forEach(function (edge) { next[edge[0]].push(edge[1]); });
+    const state = graph.nodes.map(function () { return 0; }), order = [], back = {};
+    const has_source = graph.nodes.map(function () { return false; });
+    graph.edges.forEach(function (edge) { has_source[edge[1]] = true; });
+    function visit(root) {
+        const stack = [[root, 0]];
+        state[root] = 1;
+        while (stack.length > 0) {
+            const top = stack[stack.length - 1], from = top[0];
+            if (top[1] == next[from].length) {
+                state[from] = 2;
+                order.push(from);
+                stack.pop();
+            } else {
+                const to = next[from][top[1]++];
+                if (state[to] == 1) back[from + ' ' + to] = true;
+                if (state[to] == 0) {
+                    state[to] = 1;
+                    stack.push([to, 0]);
+                }
+            }
+        }
+    }
+    graph.nodes.forEach(function (_, i) { if (!has_source[i] && state[i] == 0) visit(i); });
+    graph.nodes.forEach(function (_, i) { if (state[i] == 0) visit(i); });
+    const layer = graph.nodes.map(function () { return 0; });
+    order.reverse().forEach(function (from) {
+        next[from].forEach(function (to) {
+            if (!back[from + ' ' + to]) layer[to] = Math.max(layer[to], layer[from] + 1);
+        });
+    });
+    return {layer: layer, is_back: function (from, to) { return back[from + ' ' + to] === true; }};
+}
+
+// In each layer by the mean place of what leads there.
+function placed(graph, layer) {
+    const layers = [];
+    layer.forEach(function (n, i) { (layers[n] = layers[n] || []).push(i); });
+    const place = [];
+    layers.forEach(function (nodes) { nodes.forEach(function (i, n) { place[i] = n; }); });
+    layers.slice(1).forEach(function (nodes) {
+        const mean = {};
+        nodes.forEach(function (i) {
+            const from = graph.edges.filter(function (edge) {
+                return edge[1] == i && layer[edge[0]] < layer[i];
+            }).map(function (edge) { return place[edge[0]]; });
+            mean[i] = from.length == 0 ? place[i]
+                : from.reduce(function (a, b) { return a + b; }, 0) / from.length;
+        });
+        nodes.sort(function (a, b) { return mean[a] - mean[b]; });
+        nodes.forEach(function (i, n) { place[i] = n; });
+    });
+    return {layers: layers, place: place};
+}
+
+function svg(name, attributes, parent) {
+    const element = document.createElementNS(SVG, name);
+    for (const key in attributes) element.setAttribute(key, attributes[key]);
+    if (parent) parent.appendChild(element);
+    return element;
+}
+
+const NODE_STYLES = {queue: {fill: '#e5efff', stroke: '#7090c0'},
+                     exchange: {fill: '#f4f4f4', stroke: '#999999'},
+                     missing_exchange: {fill: '#ffe0e0', stroke: '#cc3333'}};
+
+function label_of(node) {
+    const name = node.name === '' && node.kind == 'exchange' ? '(default)' : node.name;
+    return name.length > 28 ? name.substring(0, 27) + '\u2026' : name;
+}
+
+function detail_of(node) {
+    if (node.kind == 'queue') return 'queue';
+    if (node.kind == 'missing_exchange') return 'no such exchange';
+    const key = node.key === null || node.key === undefined ? 'any key' : 'key ' + node.key;
+    return key.length > 34 ? key.substring(0, 33) + '\u2026' : key;
+}
+
+// Texts go into it as text, never as markup.
+function drawing(vhost, graph) {
+    const width = 210, height = 36, across = 290, down = 54;
+    const found = layered(graph), layout = placed(graph, found.layer);
+    const tallest = Math.max.apply(null, layout.layers.map(function (nodes) {
+        return nodes.length;
+    }));
+    const has_back = graph.edges.some(function (edge) { return found.is_back(edge[0], edge[1]); });
+    const margin = has_back ? 45 : 12;
+    const total = {width: 2 * margin + across * (layout.layers.length - 1) + width,
+                   height: 2 * margin + down * (tallest - 1) + height + (has_back ? 40 : 0)};
+    // As wide as the page, as long as its texts can be read.
+    const root = svg('svg', {'class': 'dead-letter-graph', width: total.width, height: total.height,
+                             viewBox: '0 0 ' + total.width + ' ' + total.height, role: 'img',
+                             style: 'max-width: 100%; height: auto; min-width: '
+                                 + Math.round(0.6 * total.width) + 'px'});
+    svg('title', {}, root).textContent = 'Where dead letters of virtual host ' + vhost + ' go';
+    const at = function (i) {
+        return {x: margin + across * found.layer[i], y: margin + down * layout.place[i]};
+    };
+    graph.edges.forEach(function (edge) {
+        const from = at(edge[0]), to = at(edge[1]);
+        const back = found.is_back(edge[0], edge[1]);
+        const x1 = from.x + width, y1 = from.y + height / 2, x2 = to.x, y2 = to.y + height / 2;
+        const low = total.height - 12;
+        const d = back ? 'M' + x1 + ' ' + y1 + ' C' + (x1 + 40) + ' ' + low + ' ' + (x1 + 20) + ' '
+                + low + ' ' + (x1 - 20) + ' ' + low + ' L' + (x2 + 20) + ' ' + low + ' C' + (x2 - 30)
+                + ' ' + low + ' ' + (x2 - 40) + ' ' + y2 + ' ' + x2 + ' ' + y2
+            : 'M' + x1 + ' ' + y1 + ' C' + (x1 + 40) + ' ' + y1 + ' ' + (x2 - 40) + ' ' + y2 + ' '
+                + x2 + ' ' + y2;
+        svg('path', {d: d, fill: 'none', stroke: back ? '#cc3333' : '#888888', 'stroke-width': 1.5,
+                     'class': back ? 'back' : 'forward'}, root);
+        svg('path', {d: 'M' + (x2 - 7) + ' ' + (y2 - 4) + ' L' + x2 + ' ' + y2 + ' L' + (x2 - 7) + ' '
+                     + (y2 + 4), fill: 'none', stroke: back ? '#cc3333' : '#888888',
+                     'stroke-width': 1.5}, root);
+    });
+    graph.nodes.forEach(function (node, i) {
+        const place = at(i), style = NODE_STYLES[node.kind];
+        const link = node.kind == 'queue' ? svg('a', {href: page_url(vhost, node.name)}, root)
+            : svg('g', {}, root);
+        svg('title', {}, link).textContent = node.name
+            + (typeof node.key === 'string' ? ', key ' + node.key : '');
+        svg('rect', {x: place.x, y: place.y, width: width, height: height,
+                     rx: node.kind == 'queue' ? 3 : 16, fill: style.fill, stroke: style.stroke}, link);
+        svg('text', {x: place.x + width / 2, y: place.y + 15, 'text-anchor': 'middle',
+                     'font-size': 12, 'font-weight': 'bold', fill: '#333333'},
+            link).textContent = label_of(node);
+        svg('text', {x: place.x + width / 2, y: place.y + 29, 'text-anchor': 'middle',
+                     'font-size': 10, fill: '#666666'}, link).textContent = detail_of(node);
+    });
+    return root;
+}
+
+// --------------------------------------------------------------------- a queue of dead letters
+
+let view = {vhost: null, queue: null, busy: false};
+
+function render_queue(vhost, queue) {
+    if (view.vhost !== vhost || view.queue !== queue) {
+        view = {vhost: vhost, queue: queue, busy: false};
+    }
+    render({}, 'dead-letters', '#/dead-lettering');
+}
+
+function queue_page() {
+    const HTML = pages().HTML;
+    setTimeout(function () {
+        if ($('#main #dead-letters-groups').is(':empty')) load_groups();
+    }, 0);
+    return HTML`
+<h1>Dead letters in queue <a href="#/queues/${esc(view.vhost)}/${esc(view.queue)}">${
+    highlight_extra_whitespace(view.queue)}</a>${pages().safe(fmt_maybe_vhost(view.vhost))}</h1>
+<div class="section">
+  <h2>By where and why they died</h2>
+  <div class="hider"><div id="dead-letters-groups"></div></div>
+</div>
+<div class="section">
+  <h2>The history of one</h2>
+  <div class="hider">
+    <table class="form">
+      <tr>
+        <th><label>Position, 1 is the head:</label></th>
+        <td><input type="text" id="dead-letters-position" value="1" size="8"/></td>
+        <td><button data-dead-letters="explain">Explain</button></td>
+      </tr>
+    </table>
+    <div id="dead-letters-history"></div>
+  </div>
+</div>
+<div class="section">
+  <h2>Redrive</h2>
+  <div class="hider">
+    <table class="form" id="dead-letters-redrive">
+      <tr>
+        <th><label>To:</label></th>
+        <td>
+          <select id="dead-letters-to">
+            <option value="origin">the queue in which each died last</option>
+            <option value="original_exchange">the exchange that each was published to</option>
+            <option value="queue">the queue ...</option>
+            <option value="exchange">the exchange ...</option>
+          </select>
+          <input type="text" id="dead-letters-target" placeholder="queue or exchange"/>
+          <input type="text" id="dead-letters-key" placeholder="routing key"/>
+        </td>
+      </tr>
+      <tr>
+        <th><label>Only those that died for:</label></th>
+        <td><select id="dead-letters-reason">
+          <option value="">any reason</option>
+          <option>rejected</option><option>expired</option><option>maxlen</option>
+          <option>delivery_limit</option>
+        </select></td>
+      </tr>
+      <tr>
+        <th><label>in queue:</label></th>
+        <td><input type="text" id="dead-letters-origin" placeholder="any"/></td>
+      </tr>
+      <tr>
+        <th><label>with header:</label></th>
+        <td><input type="text" id="dead-letters-header" placeholder="name=value"/></td>
+      </tr>
+      <tr>
+        <th><label>At most:</label></th>
+        <td><input type="text" id="dead-letters-limit" placeholder="all" size="8"/> messages</td>
+      </tr>
+      <tr>
+        <th><label>History:</label></th>
+        <td><label><input type="checkbox" id="dead-letters-keep"/> keep x-death</label></td>
+      </tr>
+      <tr>
+        <td></td>
+        <td><button data-dead-letters="redrive">Redrive</button>
+        <span id="dead-letters-progress"></span></td>
+      </tr>
+    </table>
+  </div>
+</div>`;
+}
+
+function load_groups() {
+    const HTML = pages().HTML, at = view;
+    show('dead-letters-groups', HTML`<p>Looking ...</p>`);
+    pages().request('GET', api_path(at.vhost, at.queue), null, function (answer) {
+        if (at === view) show('dead-letters-groups', groups(answer.groups, answer.max));
+    }, function (why) {
+        if (at === view) show('dead-letters-groups', HTML`<p class="warning">${why}</p>`);
+    });
+}
+
+function groups(rows, max) {
+    const HTML = pages().HTML;
+    const looked = rows.reduce(function (sum, row) { return sum + row.messages; }, 0);
+    if (rows.length == 0) return HTML`<p>... no messages ...</p>`;
+    return HTML`
+<table class="list" id="dead-letters-table">
+  <thead>
+    <tr>
+      <th>Died first in</th><th>Last for</th><th>Published to</th><th>Routing key</th>
+      <th>Messages</th><th>Oldest</th><th>Newest</th>
+    </tr>
+  </thead>
+  <tbody>${rows.map(function (row, i) {
+      const ago = function (s) {
+          return row.reason === '' ? '' : pages().duration(1000 * s) + ' ago';
+      };
+      return HTML`
+    <tr${pages().safe(alt_rows(i))}>
+      <td>${row.first_queue}</td>
+      <td>${row.reason || 'not a dead letter'}</td>
+      <td>${row.exchange === '' ? '(AMQP default)' : row.exchange}</td>
+      <td>${row.routing_key}</td>
+      <td class="r">${fmt_num_thousands(row.messages)}</td>
+      <td class="r">${ago(row.oldest_s)}</td>
+      <td class="r">${ago(row.newest_s)}</td>
+    </tr>`;
+  })}
+  </tbody>
+</table>
+${looked >= max && HTML`<p>Only the first ${fmt_num_thousands(max)} messages were looked at.</p>`}`;
+}
+
+function explain() {
+    const HTML = pages().HTML, at = view;
+    const position = $.trim($('#main #dead-letters-position').val());
+    pages().request('GET', api_path(at.vhost, at.queue) + '/' + esc(position), null,
+                    function (answer) {
+        if (at === view) {
+            show('dead-letters-history', HTML`<ol>${answer.sentences.map(function (sentence) {
+                return HTML`<li>${sentence}</li>`;
+            })}</ol>`);
+        }
+    });
+}
+
+// The API's words for what is to be moved, or null if they are not all there.
+function redrive_request() {
+    const value = function (id) { return $.trim($('#main #dead-letters-' + id).val()); };
+    const body = {}, to = value('to'), target = value('target');
+    if ((to == 'queue' || to == 'exchange') && target == '') {
+        show_popup('warn', 'To which ' + to + '?');
+        return null;
+    }
+    if (to == 'queue') body.to_queue = target;
+    if (to == 'exchange') {
+        body.to_exchange = target;
+        if (value('key') !== '') body.routing_key = value('key');
+    }
+    if (to == 'original_exchange') body.to_original_exchange = true;
+    ['reason', 'origin', 'header'].forEach(function (name) {
+        if (value(name) !== '') body[name] = value(name);
+    });
+    if ($('#main #dead-letters-keep').is(':checked')) body.keep_x_death = true;
+    if (value('limit') === '') return body;
+    if (!/^[1-9][0-9]{0,8}$/.test(value('limit'))) {
+        show_popup('warn', 'How many messages at most? ' + fmt_escape_html(value('limit'))
+                   + ' is not a number.');
+        return null;
+    }
+    return Object.assign(body, {limit: Number(value('limit'))});
+}
+
+const STEP = 5000;
+
+const LEFT = {no_target: 'have no history that names a target', would_loop: 'would come back at once',
+              unroutable: 'have a target that is not there', refused: 'were refused by the target, '
+              + 'or you may not publish there', unconfirmed: 'were published and not confirmed'};
+
+function summary(sums) {
+    const left = Object.keys(LEFT).filter(function (key) { return sums[key] > 0; });
+    return fmt_num_thousands(sums.redriven) + ' of ' + fmt_num_thousands(sums.examined)
+        + ' messages redriven.'
+        + left.map(function (key) {
+            return ' ' + fmt_num_thousands(sums[key]) + ' ' + LEFT[key] + '.';
+        }).join('') + (sums.stopped ? ' It ended early: ' + sums.stopped + '.' : '');
+}
+
+// First only counts, then asks, then moves, step by step, until a step moves nothing.
+function redrive() {
+    const at = view, body = redrive_request();
+    if (body === null || at.busy) return;
+    const wanted = body.limit === undefined ? Infinity : body.limit;
+    const path = api_path(at.vhost, at.queue) + '/redrive';
+    const progress = function (text) {
+        if (at === view) $('#main #dead-letters-progress').text(text);
+    };
+    const over = function () {
+        at.busy = false;
+        progress('');
+    };
+    at.busy = true;
+    progress('Counting ...');
+    pages().request('POST', path, Object.assign({}, body, {
+        dry_run: true, limit: Math.min(wanted, 100000)}), function (would) {
+        if (at !== view) return over();
+        if (would.redriven == 0) {
+            over();
+            return show_popup('info', fmt_escape_html(summary(would).replace('redriven',
+                                                                             'can be redriven')));
+        }
+        const targets = Object.keys(would.targets).slice(0, 5).map(function (target) {
+            return would.targets[target] + ' to ' + target;
+        }).join(', ');
+        if (!confirm(fmt_num_thousands(would.redriven) + (would.stopped ? ' or more' : '')
+                     + ' messages will be redriven: ' + targets + '. Are you sure?')) {
+            return over();
+        }
+        const sums = {examined: 0, redriven: 0};
+        (function step() {
+            const left = wanted - sums.redriven;
+            pages().request('POST', path, Object.assign({}, body, {limit: Math.min(left, STEP)}),
+                            function (done) {
+                sums.redriven += done.redriven;
+                sums.examined = Math.max(sums.examined, sums.redriven - done.redriven + done.examined);
+                for (const key in LEFT) sums[key] = done[key];
+                sums.stopped = done.stopped;
+                progress(fmt_num_thousands(sums.redriven) + ' redriven ...');
+                if (done.redriven > 0 && sums.redriven < wanted && !done.stopped
+                    && (would.stopped || sums.redriven < would.redriven)) {
+                    step();
+                } else {
+                    over();
+                    show_popup('info', fmt_escape_html(summary(sums)));
+                    if (at === view) load_groups();
+                }
+            }, over);
+        })();
+    }, over);
+}
+
+const ACTIONS = {
+    check: check,
+    look: function () {
+        const queue = $('#main #dead-letters-queue').val();
+        if (queue === '') {
+            show_popup('warn', 'Which queue?');
+        } else {
+            go_to(page_url($('#main #dead-letters-vhost').val(), queue));
+        }
+    },
+    explain: explain,
+    redrive: redrive
+};
+
+$(document).on('click', '#main [data-dead-letters]', function () {
+    ACTIONS[$(this).attr('data-dead-letters')]();
+    return false;
+});
+
+NAVIGATION['Admin'][0]['Dead Letters'] = ['#/dead-lettering', 'policymaker'];
+
+dispatcher_add(function (sammy) {
+    const title = function (context, name) {
+        if (context.title) context.title(name);
+    };
+    pages().template('dead-lettering', dead_lettering_page);
+    pages().template('dead-letters', queue_page);
+    sammy.get('#/dead-lettering', function () {
+        title(this, 'Dead letters');
+        render_dead_lettering();
+    });
+    sammy.get('#/dead-letters/:vhost/:queue', function () {
+        title(this, 'Dead letters in ' + this.params['queue']);
+        render_queue(this.params['vhost'], this.params['queue']);
+    });
+});
+})();

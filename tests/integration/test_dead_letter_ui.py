@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: MPL-2.0
+"""The pages for dead-lettering among the broker's management pages, clicked through in a headless
+Chromium, with real dead letters."""
+
+import pytest
+
+import wire
+from browser import HOSTILE, INFO, WARNING, Page, popup, press
+from management import eventually, quoted
+from test_redrive import depth, park, topology
+
+FINDINGS = "#dead-lettering-table"
+GRAPH = "#dead-lettering-graph svg"
+GROUPS = "#dead-letters-table"
+
+
+@pytest.fixture
+def parked(local):
+    work, queue = topology(local)
+    park(local, work, queue, ["a", "b", "c"], headers={"n": 1})
+    return work, queue
+
+
+def visit(page, vhost, selector=GRAPH):
+    """The page of traps of one vhost."""
+    page.visit("#/dead-lettering", "#dead-lettering-findings")
+    page.selectOption("#show-vhost", vhost)
+    page.waitForSelector(selector)
+
+
+def visit_queue(page, vhost, queue):
+    page.visit(f"#/dead-letters/{quoted(vhost)}/{quoted(queue)}",
+               f"{GROUPS}, #dead-letters-groups p:not(:has-text('Looking'))")
+
+
+def test_the_traps_are_listed_with_what_mends_them(page, local, vhost, parked):
+    local.queue(name="broken", arguments={"x-dead-letter-exchange": "gone é"})
+    page.visit("#/exchanges", "#tabs a")
+    page.click('#tabs a:text-is("Admin")')
+    page.click('#rhs a:text-is("Dead Letters")')
+    page.waitForSelector(FINDINGS)
+    visit(page, vhost)
+    row, = page.texts(f'{FINDINGS} tr:has(td:text-is("dlx_missing"))')
+    assert "error" in row and "broken" in row and "gone é" in row
+    assert page.count(f"{FINDINGS} pre") > 0
+    local.channel.queue_delete("broken")
+    press(page, "Check again")
+    page.waitForSelector(f'{GRAPH}:not(:has-text("broken"))')
+    assert page.count(f'{FINDINGS} tr:has(td:text-is("dlx_missing"))') == 0
+
+
+def test_the_drawing_shows_where_dead_letters_go(page, local, vhost, parked):
+    work, queue = parked
+    local.queue(name="broken", arguments={"x-dead-letter-exchange": "gone é"})
+    for name, to in (("there", "back"), ("back", "there")):
+        local.queue(name=name, arguments={"x-dead-letter-exchange": "",
+                                          "x-dead-letter-routing-key": to})
+    visit(page, vhost)
+    names = page.evaluate(f"Array.from(document.querySelectorAll('{GRAPH} text'), t => t.textContent)")
+    for name in (work, queue, "broken", "gone é", "there", "back", "(default)"):
+        assert name in names
+    assert page.count(f"{GRAPH} path.back") == 1
+    assert page.count(f"{GRAPH} path.forward") == 6
+    page.click(f'{GRAPH} a:has-text("{queue}")')
+    page.waitForSelector(GROUPS)
+    assert work in page.texts(GROUPS)[0]
+
+
+def test_a_queue_is_looked_into(page, local, vhost, parked):
+    work, queue = parked
+    visit(page, vhost)
+    page.fill("#dead-letters-vhost", vhost)
+    press(page, "Look")
+    popup(page, WARNING, "Which queue")
+    page.fill("#dead-letters-queue", queue)
+    press(page, "Look")
+    page.waitForSelector(GROUPS)
+    cells = page.texts(f"{GROUPS} tbody td")
+    assert cells[:5] == [work, "rejected", "(AMQP default)", work, "3"]
+    page.fill("#dead-letters-position", "2")
+    press(page, "Explain")
+    page.waitForSelector("#dead-letters-history li")
+    assert work in " ".join(page.texts("#dead-letters-history li"))
+    page.fill("#dead-letters-position", "9")
+    press(page, "Explain")
+    popup(page, WARNING, "3 messages")
+    assert depth(local, queue) == 3
+
+
+def test_dead_letters_are_redriven_once_it_is_affirmed(page, local, vhost, parked):
+    work, queue = parked
+    visit_queue(page, vhost, queue)
+    page.asked(False)
+    press(page, "Redrive")
+    asked, = eventually(lambda: page.asked(False), bool)
+    assert "3 messages will be redriven" in asked and work in asked
+    assert depth(local, queue) == 3
+    page.asked(True)
+    page.fill("#dead-letters-limit", "2")
+    press(page, "Redrive")
+    assert "2 of 2 messages redriven" in popup(page, INFO, "redriven")
+    eventually(lambda: page.texts(f"{GROUPS} tbody td:nth-child(5)"), lambda texts: texts == ["1"])
+    page.fill("#dead-letters-limit", "")
+    page.selectOption("#dead-letters-reason", "expired")
+    press(page, "Redrive")
+    popup(page, INFO, "0 of 1 messages can be redriven")
+    page.selectOption("#dead-letters-reason", "rejected")
+    page.selectOption("#dead-letters-to", "queue")
+    press(page, "Redrive")
+    popup(page, WARNING, "To which queue")
+    local.queue(name="elsewhere")
+    page.fill("#dead-letters-target", "elsewhere")
+    press(page, "Redrive")
+    popup(page, INFO, "1 of 1 messages redriven")
+    page.waitForSelector("#dead-letters-groups p:has-text('no messages')")
+    assert local.texts(work, 2) == ["a", "b"]
+    assert local.texts("elsewhere", 1) == ["c"]
+    assert len(page.asked(True)) == 2
+
+
+def test_many_are_redriven_step_by_step(page, local, vhost, broker):
+    work, queue = topology(local, "quorum")
+    local.queue(name="source", arguments={"x-dead-letter-exchange": "", "x-message-ttl": 1,
+                                          "x-dead-letter-routing-key": queue})
+    with wire.Publisher(broker, vhost) as publisher:
+        publisher.publish("", "source", [b"m"] * 12_000)
+    eventually(lambda: depth(local, queue), lambda n: n == 12_000, within=60)
+    local.queue(name="elsewhere")
+    visit_queue(page, vhost, queue)
+    page.await_text("#dead-letters-groups", "Only the first 3,000 messages were looked at")
+    page.selectOption("#dead-letters-to", "queue")
+    page.fill("#dead-letters-target", "elsewhere")
+    press(page, "Redrive")
+    assert "12,000 of 12,000 messages redriven" in popup(page, INFO, "redriven")
+    assert depth(local, "elsewhere") == 12_000
+    assert "3,000 or more messages" in page.asked(True)[0]
+
+
+def test_an_empty_queue_and_one_that_is_not_there(page, local, vhost):
+    queue = local.queue()
+    visit_queue(page, vhost, queue)
+    assert page.texts("#dead-letters-groups p") == ["... no messages ..."]
+    visit_queue(page, vhost, "none")
+    popup(page, WARNING, "no queue")
+
+
+def test_hostile_names_are_shown_and_do_nothing(page, local, vhost):
+    for name in HOSTILE:
+        local.queue(name=name, arguments={"x-dead-letter-exchange": name + " gone"})
+    parked = local.queue(name="parked")
+    work = local.queue(name="w" + HOSTILE[1], arguments={"x-dead-letter-exchange": "",
+                                                         "x-dead-letter-routing-key": parked})
+    park(local, work, parked, ["m"], headers={HOSTILE[0]: HOSTILE[2]})
+    visit(page, vhost)
+    text = page.texts("#dead-lettering-findings")[0]
+    for name in HOSTILE:
+        assert name in text
+    visit_queue(page, vhost, parked)
+    assert work in page.texts(f"{GROUPS} tbody td")
+    press(page, "Explain")
+    page.waitForSelector("#dead-letters-history li")
+    visit_queue(page, vhost, HOSTILE[0])
+    assert page.evaluate("window.hurt === undefined") is True
+
+
+def test_who_may_not_sees_why(browser, broker, management, vhost, parked):
+    user = f"looker-{vhost[2:8]}"
+    management.request("PUT", f"users/{user}", {"password": user, "tags": "management"})
+    management.request("PUT", f"permissions/{quoted(vhost)}/{user}",
+                       {"configure": "", "read": "^$", "write": ""})
+    try:
+        theirs = Page(browser, broker, user)
+        theirs.click('#tabs a:text-is("Admin")')
+        theirs.waitForSelector("#rhs a")
+        assert theirs.count('#rhs a:text-is("Dead Letters")') == 0
+        visit_queue(theirs, vhost, parked[1])
+        assert "read permission" in popup(theirs, WARNING, "refused")
+        theirs.close()
+    finally:
+        management.request("DELETE", f"users/{user}")
