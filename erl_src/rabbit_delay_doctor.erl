@@ -606,7 +606,8 @@ cycle_unbounded(Names, Part, #{qs := Qs} = Context) ->
     finding(cycle_unbounded, Severity, Q, Context,
             ["Dead letters ", Maybe, "go round: ", route_text(Names), ". A message that is rejected "
              "each time goes round for ever; nothing in the broker ends it."],
-            "Have the consumer look at count in x-death and park the message after so many rounds, or "
+            "Retry by a delayed exchange with x-delay-retry, which ends it after so many attempts; or "
+            "have the consumer look at count in x-death and park the message after so many rounds, or "
             "dead-letter to a parking queue and redrive from there.",
             to_parking(Q, <<>>, Context)).
 

@@ -43,6 +43,20 @@ def test_amqp_1_0(protocols, client, node_modules, kind):
     run("node", "amqp10_client.js", str(protocols.amqp_port), target, source)
 
 
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_retries_of_amqp_1_0(protocols, client, node_modules, kind):
+    parked = client.queue()
+    exchange = client.delayed(arguments={
+        "x-delay-retry": "1ms,1ms", "x-delay-retry-parking-exchange": "",
+        "x-delay-retry-parking-routing-key": parked})
+    queue = client.queue(arguments={"x-queue-type": kind, "x-dead-letter-exchange": exchange})
+    target, source, place = (
+        (f"/amq/queue/{queue}", f"/amq/queue/{queue}", f"/amq/queue/{parked}") if OLD else
+        (f"/queues/{queue}", f"/queues/{queue}", f"/queues/{parked}"))
+    run("node", "amqp10_retry.js", str(protocols.amqp_port), target, source, place,
+        "false" if OLD else "true")
+
+
 @pytest.mark.parametrize("version", ["4", pytest.param("5", marks=pytest.mark.skipif(
     OLD, reason="RabbitMQ 3.10 does not speak MQTT 5"))])
 def test_mqtt(protocols, node_modules, version):
