@@ -508,31 +508,29 @@ await(Ref, {XName, _, Ready, Place} = Batch, Deadline) ->
 forget(#step{whole = []} = Step) ->
     Step;
 forget(#step{whole = Whole, table = Table, index = Index, note = #note{done = Done} = Note} = Step) ->
-    lists:foreach(
-      fun ({Key, go, _}) ->
-              ok = mnesia:dirty_delete(Table, Key),
-              ok = mnesia:dirty_delete(Index, Key);
-          ({_, stay, []}) ->
-              ok;
-          ({Key, stay, Ids}) ->
-              ok = delete_some(Table, Key, maps:from_list([{Id, []} || Id <- Ids]))
-      end, Whole),
+    %% One entry in Mnesia's log: many small ones would have it write its files again and again.
+    {atomic, ok} = mnesia:transaction(
+                     fun () ->
+                             _ = mnesia:write_lock_table(Table),
+                             _ = mnesia:write_lock_table(Index),
+                             lists:foreach(fun (Key) -> forget(Table, Index, Key) end, Whole)
+                     end),
     ok = mnesia:sync_log(),
     Step#step{whole = [], keys = 0,
               note = Note#note{done = maps:without([Id || {_, _, Ids} <- Whole, Id <- Ids], Done)}}.
 
-%% Deleting one by one from many of one key would take for ever.
-delete_some(Table, Key, Ids) ->
-    {atomic, ok} =
-        mnesia:transaction(
-          fun () ->
-                  Entries = mnesia:read(Table, Key, write),
-                  ok = mnesia:delete(Table, Key, write),
-                  lists:foreach(fun (Entry) -> ok = mnesia:write(Table, Entry, write) end,
-                                [E || #delay_entry{ref = Ref} = E <- Entries,
-                                      not is_map_key(id(Key, Ref), Ids)])
-          end),
-    ok.
+forget(Table, Index, {Key, go, _}) ->
+    ok = mnesia:delete(Table, Key, write),
+    ok = mnesia:delete(Index, Key, write);
+forget(_, _, {_, stay, []}) ->
+    ok;
+forget(Table, _, {Key, stay, Ids}) ->
+    %% Deleting one by one from many of one key would take for ever.
+    Gone = maps:from_list([{Id, []} || Id <- Ids]),
+    Entries = mnesia:read(Table, Key, write),
+    ok = mnesia:delete(Table, Key, write),
+    lists:foreach(fun (Entry) -> ok = mnesia:write(Table, Entry, write) end,
+                  [E || #delay_entry{ref = Ref} = E <- Entries, not is_map_key(id(Key, Ref), Gone)]).
 
 %% ------------------------------------------------------------------------------- the note
 

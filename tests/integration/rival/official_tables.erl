@@ -73,8 +73,7 @@ has_containers() ->
 delivery(XName, Key, Headers, MessageId, Body, Containers) ->
     Properties = {'P_basic', <<"text/plain">>, undefined, Headers, 2, 3, <<"c">>, undefined,
                   undefined, MessageId, 1700000000, undefined, undefined, <<"app">>, undefined},
-    Content = rabbit_binary_generator:ensure_content_encoded(
-                rabbit_basic:build_content(Properties, [Body]), rabbit_framing_amqp_0_9_1),
+    Content = encoded({content, 60, Properties, none, none, [Body]}),
     case Containers of
         true ->
             {ok, Message} = mc_amqpl:message(XName, Key, Content),
@@ -82,6 +81,13 @@ delivery(XName, Key, Headers, MessageId, Body, Containers) ->
         false ->
             {ok, Message} = rabbit_basic:message(XName, Key, Content),
             rabbit_basic:delivery(false, true, Message, 1)
+    end.
+
+%% What it has of a message is as the channel took it: properties in both forms.
+encoded(Content) ->
+    case erlang:function_exported(rabbit_binary_generator, ensure_content_encoded, 1) of
+        true -> rabbit_binary_generator:ensure_content_encoded(Content);
+        false -> rabbit_binary_generator:ensure_content_encoded(Content, rabbit_framing_amqp_0_9_1)
     end.
 
 %% As it does when they have been delivered.
