@@ -282,9 +282,8 @@ def test_a_flood_leaves_what_is_due_first(client, broker, management, policy):
     delays = [HOUR_MS + n * 1000 for n in range(6000)]
     random.Random(1).shuffle(delays)
     with wire.Publisher(broker) as publisher:
-        for delay in delays:
-            publisher.send(exchange, "k", [str(delay)], headers={"x-delay": delay})
-        publisher.drain()
+        publisher.publish(exchange, "k", [str(delay) for delay in delays],
+                          headers=lambda n: {"x-delay": delays[n]})
         assert len(publisher.confirmed) == len(delays)
     holds(management, exchange, 500)
     kept = [int(row["payload"]) for row in broker.rows("list_delayed_messages", exchange, "payload")]
