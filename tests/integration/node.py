@@ -5,15 +5,20 @@ to start."""
 import subprocess
 
 HOUR_MS = 3600_000
+CONNECT_ATTEMPTS = 5
 
 
 def evaluate(broker, expression):
     """The printed value of an expression that ends with a full stop."""
-    done = subprocess.run(
-        broker.inside("erl_call", "-address", f"127.0.0.1:{broker.dist_port}", "-c",
-                      broker.cookie, "-timeout", "60", "-e"),
-        input=expression + "\n", capture_output=True, text=True, check=False, timeout=90,
-        env=broker.environment())
+    for _ in range(CONNECT_ATTEMPTS):
+        done = subprocess.run(
+            broker.inside("erl_call", "-address", f"127.0.0.1:{broker.dist_port}", "-c",
+                          broker.cookie, "-timeout", "60", "-e"),
+            input=expression + "\n", capture_output=True, text=True, check=False, timeout=90,
+            env=broker.environment())
+        # A busy node may not have answered in time; then nothing was evaluated.
+        if "failed to connect to node" not in done.stdout + done.stderr or not broker.running():
+            break
     assert done.returncode == 0 and done.stdout.startswith("{ok, "), (
         f"{expression}\n{done.stdout}{done.stderr}")
     return done.stdout[len("{ok, "):].rstrip()[:-1]
