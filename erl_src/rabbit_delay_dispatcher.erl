@@ -96,6 +96,8 @@
          allowed_at :: integer(),
          %% what becomes of what is later than this, ms
          overdue = deliver :: rabbit_delay_policy:overdue(),
+         %% and of dead letters
+         retry = none :: rabbit_delay_retry:plan() | none,
          %% published, awaiting confirms, by the sequence number they were published with
          in_flight = #{} :: #{pos_integer() => #in_flight{}},
          %% ids in flight or being settled: a reopened store hands them out again. Their sizes, and
@@ -417,7 +419,8 @@ configured(X, State) ->
     Args = rabbit_delay_broker:exchange_arguments(X),
     State#state{max_messages = rabbit_delay_config:in_flight_messages(Args),
                 rate = rabbit_delay_policy:release_rate(X),
-                overdue = rabbit_delay_policy:overdue(X)}.
+                overdue = rabbit_delay_policy:overdue(X),
+                retry = rabbit_delay_policy:retry(X)}.
 
 %% ---------------------------------------------------------------------------------- release
 
@@ -509,15 +512,15 @@ cancel_timer(#state{timer = {_, Ref}} = State) ->
 cancel_timer(State) ->
     State.
 
-release(Records, X, State0) ->
+%% Publishes what Fun makes of each item.
+publishing(Fun, Items, State0) ->
     {State, Routed} =
-        rabbit_delay_exchange:while_releasing(
-          fun () ->
-                  lists:foldl(fun (Record, Acc) -> release_one(Record, X, Acc) end,
-                              {State0, #{}}, Records)
-          end),
+        rabbit_delay_exchange:while_releasing(fun () -> lists:foldl(Fun, {State0, #{}}, Items) end),
     ok = count(Routed),
     State.
+
+release(Records, X, State) ->
+    publishing(fun (Record, Acc) -> release_one(Record, X, Acc) end, Records, State).
 
 release_one({Id, _, _, _}, _, {#state{ids = Ids, held = Held}, _} = Acc)
   when is_map_key(Id, Ids); is_map_key(Id, Held) ->
@@ -593,12 +596,12 @@ publish(Message0, Already, X, SeqNo, #in_flight{how = How} = InFlight, State, Ro
 %% it still comes back.
 give_back([#{queue := Name} = Death | _] = Deaths, Message, Already, X, SeqNo, InFlight, State,
           Routed) ->
-    Plan = rabbit_delay_policy:retry(X),
+    Plan = State#state.retry,
     case Plan =/= none andalso rabbit_delay_retry:judge(Deaths, Plan) of
         not_retried ->
             park(not_retried, Message, Already, X, SeqNo, InFlight, State, Routed);
         {used_up, _} ->
-            case places(X) of
+            case places(X, State) of
                 [] -> to_queue(Name, Death, Message, Already, X, SeqNo, InFlight, State, Routed);
                 _ -> park(attempts_used_up, Message, Already, X, SeqNo, InFlight, State, Routed)
             end;
@@ -626,14 +629,17 @@ to_queue(Name, Death, Message, Already, X, SeqNo, InFlight, #state{exchange = XN
     end.
 
 %% Where dead letters go that do not come back, best first.
-places(X) ->
-    Parking = case rabbit_delay_policy:retry(X) of
+places(X, #state{retry = Plan}) ->
+    Parking = case Plan of
                   #{parking := {_, _} = Configured} -> [Configured];
                   _ -> []
               end,
+    Parking ++ dead_letter_places(X).
+
+dead_letter_places(X) ->
     case rabbit_delay_policy:dead_letter_exchange(X) of
-        none -> Parking;
-        DeadLetters -> Parking ++ [DeadLetters]
+        none -> [];
+        Place -> [Place]
     end.
 
 %% Where there is a place, and no queue takes it there, it is kept until one does: somebody has to
@@ -644,14 +650,12 @@ park(Why, Message0, Already, X, SeqNo, #in_flight{due = Due} = InFlight0,
     [#{queue := Queue} | _] = Deaths = rabbit_delay_broker:deaths(Message0),
     Attempts = lists:sum([maps:get(count, Death, 1) || #{queue := Q} = Death <- Deaths,
                                                        Q =:= Queue]),
-    Places = places(X),
-    case parked(Places, Message0, XName,
-                [{<<"x-delay-death-reason">>, longstr, atom_to_binary(Why, utf8)},
-                 {<<"x-delay-death-exchange">>, longstr, XName#resource.name},
-                 {<<"x-delay-death-queue">>, longstr, Queue},
-                 {<<"x-delay-death-count">>, long, Attempts},
-                 {<<"x-delay-death-time">>, long, rabbit_delay_config:now_ms()},
-                 {<<"x-delay-death-due">>, long, Due}]) of
+    Places = places(X, State),
+    case put_aside(Places, Message0, XName,
+                   death(Why, XName, Due) ++
+                       [{<<"x-delay-death-queue">>, longstr, Queue},
+                        {<<"x-delay-death-count">>, long, Attempts},
+                        {<<"x-delay-death-time">>, long, rabbit_delay_config:now_ms()}]) of
         {Qs, Message} ->
             publish_to(Qs, Message, Already, SeqNo, InFlight, State, Routed);
         none when Places =:= [], Already =:= [] ->
@@ -669,18 +673,25 @@ park(Why, Message0, Already, X, SeqNo, #in_flight{due = Due} = InFlight0,
             publish_to([], Message0, Already, SeqNo, InFlight, State, Routed)
     end.
 
-parked([], _, _, _) ->
+%% What says in a message why, by whom, and due when it was put aside.
+death(Reason, #resource{name = Name}, Due) ->
+    [{<<"x-delay-death-reason">>, longstr, atom_to_binary(Reason, utf8)},
+     {<<"x-delay-death-exchange">>, longstr, Name},
+     {<<"x-delay-death-due">>, long, Due}].
+
+%% The queues of the first of these exchanges that has some for it, and what they get.
+put_aside([], _, _, _) ->
     none;
-parked([{Name, Key} | Places], Message0, XName, Headers) ->
+put_aside([{Name, Key} | Places], Message0, XName, Headers) ->
     case lookup(XName#resource{name = Name}) of
         {ok, X} ->
             Message = rabbit_delay_broker:dead_lettered(Message0, Name, Key, Headers),
             case rabbit_delay_broker:route(X, Message) of
-                [] -> parked(Places, Message0, XName, Headers);
+                [] -> put_aside(Places, Message0, XName, Headers);
                 Qs -> {Qs, Message}
             end;
         {error, not_found} ->
-            parked(Places, Message0, XName, Headers)
+            put_aside(Places, Message0, XName, Headers)
     end.
 
 %% Not for each message of many.
@@ -705,23 +716,12 @@ keep(#in_flight{id = Id, bytes = Bytes}, State) ->
 dead_letter(Message0, Already, X, SeqNo,
             #in_flight{how = {_, Reason}, due = Due} = InFlight,
             #state{exchange = XName} = State, Routed) ->
-    case rabbit_delay_policy:dead_letter_exchange(X) of
-        {Name, Key} ->
-            case lookup(XName#resource{name = Name}) of
-                {ok, DeadLetterX} ->
-                    Message = rabbit_delay_broker:dead_lettered(
-                                Message0, Name, Key,
-                                [{<<"x-delay-death-reason">>, longstr, atom_to_binary(Reason, utf8)},
-                                 {<<"x-delay-death-exchange">>, longstr, XName#resource.name},
-                                 {<<"x-delay-death-due">>, long, Due}]),
-                    publish_to(rabbit_delay_broker:route(DeadLetterX, Message), Message, Already,
-                               SeqNo, InFlight, State, Routed);
-                {error, not_found} ->
-                    publish_to([], Message0, Already, SeqNo, InFlight, State, Routed)
-            end;
-        none ->
-            publish_to([], Message0, Already, SeqNo, InFlight, State, Routed)
-    end.
+    {Qs, Message} = case put_aside(dead_letter_places(X), Message0, XName,
+                                   death(Reason, XName, Due)) of
+                        none -> {[], Message0};
+                        Found -> Found
+                    end,
+    publish_to(Qs, Message, Already, SeqNo, InFlight, State, Routed).
 
 publish_to(AllQs, Message, Already, SeqNo, InFlight0, State0, Routed) ->
     Qs = [Q || Q <- AllQs, not lists:member(rabbit_delay_broker:queue_name(Q), Already)],
@@ -808,9 +808,8 @@ drop_latest_due(X, #state{store = Store, ids = Ids, ids_bytes = IdsBytes, bytes 
         _ when Room =< 0; Bytes >= MaxBytes ->
             State0#state{dropping = later};
         _ ->
-            {Last, Left} = last_due({16#ffffffffffff, 16#ffffffffffffffff}, ?DROP_LOOK_AT, Excess,
-                                    Room, [], State0),
-            State = drop(Last, X, State0),
+            {Last, Left} = last_due({?MAX_MS, ?MAX_ID}, ?DROP_LOOK_AT, Excess, Room, [], State0),
+            State = publishing(fun (IdAndDue, Acc) -> drop_one(IdAndDue, X, Acc) end, Last, State0),
             case Left of
                 {0, 0} -> State;
                 _ when map_size(State#state.ids) =:= map_size(Ids) -> State#state{dropping = later};
@@ -844,27 +843,19 @@ last_due(Before, LookAt, Excess0, Room0, Acc0, #state{store = Store} = State) ->
             {lists:reverse(Acc0), Excess0}
     end.
 
-drop(Last, X, State0) ->
-    {State, Routed} =
-        rabbit_delay_exchange:while_releasing(
-          fun () ->
-                  lists:foldl(fun (IdAndDue, Acc) -> drop_one(IdAndDue, X, Acc) end,
-                              {State0, #{}}, Last)
-          end),
-    ok = count(Routed),
-    State.
-
 drop_one({Id, Due}, X, {#state{store = Store} = State0, Routed}) ->
     case rabbit_delay_store:read(Store, Id) of
         {ok, #{encoding := Encoding, body := Body}} ->
             Size = byte_size(Body),
             State = hold(Id, Size, State0),
-            InFlight = #in_flight{id = Id, due = Due, bytes = Size, how = {dead_lettered, maxlen}},
             case rabbit_delay_broker:decode(Encoding, Body) of
                 {ok, Message} ->
-                    publish(Message, [], X, State#state.next_seq_no, InFlight, State, Routed);
+                    publish(Message, [], X, State#state.next_seq_no,
+                            #in_flight{id = Id, due = Due, bytes = Size,
+                                       how = {dead_lettered, maxlen}}, State, Routed);
                 {error, _} ->
-                    publish_to([], undefined, [], State#state.next_seq_no, InFlight, State, Routed)
+                    rabbit_delay_counters:add(State#state.counters, overflowed, 1),
+                    {done(Id, Size, State), Routed}
             end;
         {error, {corrupt, File, Offset}} ->
             {lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State0), Routed};
@@ -991,13 +982,10 @@ retry(SeqNo, #state{in_flight = All, store = Store, exchange = XName} = State) -
             case {rabbit_delay_store:read(Store, Id), lookup(XName)} of
                 {{ok, #{encoding := Encoding, body := Body}}, {ok, X}} ->
                     {ok, Message} = rabbit_delay_broker:decode(Encoding, Body),
-                    {State1, Routed} =
-                        rabbit_delay_exchange:while_releasing(
-                          fun () -> publish(Message, Settled, X, SeqNo, InFlight,
-                                            State#state{in_flight = maps:remove(SeqNo, All)}, #{})
-                          end),
-                    ok = count(Routed),
-                    State1;
+                    publishing(fun (Again, {S, Routed}) ->
+                                       publish(Message, Settled, X, SeqNo, Again, S, Routed)
+                               end, [InFlight],
+                               configured(X, State#state{in_flight = maps:remove(SeqNo, All)}));
                 {{error, enoent}, _} ->
                     done(Id, 0, State#state{in_flight = maps:remove(SeqNo, All)});
                 _ ->

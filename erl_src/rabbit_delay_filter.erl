@@ -168,7 +168,7 @@ unit(_) -> 1.
 -spec id(binary()) -> {ok, rabbit_delay_store:id()} | {error, Why :: binary()}.
 id(Word) ->
     try binary_to_integer(Word) of
-        Id when Id >= 0, Id =< 16#ffffffffffffffff -> {ok, Id};
+        Id when Id >= 0, Id =< ?MAX_ID -> {ok, Id};
         _ -> {error, text("~ts is not the id of a message", [shown(Word)])}
     catch
         error:badarg -> {error, text("~ts is not the id of a message", [shown(Word)])}

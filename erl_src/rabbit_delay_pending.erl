@@ -56,8 +56,6 @@
                           %% how much of each body, bytes
                           body => non_neg_integer()}.
 
--define(MAX_ID, 16#ffffffffffffffff).
-
 %% A page of items ends at about so many bytes of them, and any request goes on later after so long.
 -define(PAGE_BYTES, 8388608).
 -define(PAGE_MS, 5000).

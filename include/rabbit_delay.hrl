@@ -4,4 +4,5 @@
 -define(RA_SYSTEM, rabbit_delay_wheel).
 %% The latest time, ms since the epoch, and the longest delay that the store can hold.
 -define(MAX_MS, 16#ffffffffffff).
+-define(MAX_ID, 16#ffffffffffffffff).
 -define(LOG_DOMAIN, #{domain => [rabbitmq, delayed_message]}).
