@@ -424,16 +424,14 @@ start_members(State) ->
 put_aside_homeless() ->
     Durable = maps:from_list([{rabbit_delay_broker:exchange_name(X), true}
                               || X <- rabbit_delay_broker:durable_delayed_exchanges()]),
-    lists:filter(fun (XName) -> rabbit_delay_broker:lookup_exchange(XName) =/= {error, not_found} end,
-                 [XName || {XName, _, _} = Member <- rabbit_delay_raft:members(),
-                           has_home(Member, Durable)]).
+    lists:filtermap(fun (Member) -> has_home(Member, Durable) end, rabbit_delay_raft:members()).
 
 has_home({XName, IsDurable, Uid}, Durable) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, _} ->
-            true;
+            {true, XName};
         {error, not_found} when is_map_key(XName, Durable) ->
-            true;
+            false;
         {error, not_found} when not IsDurable ->
             ok = rabbit_delay_raft:discard_member(Uid),
             false;
