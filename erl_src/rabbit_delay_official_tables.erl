@@ -370,8 +370,8 @@ record(Due, Salt, Delivery) ->
                 {Size, Limit} when Size > Limit ->
                     {error, too_large};
                 {Size, _} ->
-                    {ok, Size, [<<Size:32/little, ?ABSOLUTE:16/little, Encoding:16/little,
-                                  (due(Due)):64/little, (key_hash(Salt, Message)):64/little>>, Body]}
+                    {ok, Size, [rabbit_delay_store:record_header(Size, ?ABSOLUTE, Encoding, due(Due),
+                                                                 key_hash(Salt, Message)), Body]}
             end;
         {error, _} ->
             {error, unreadable}
@@ -539,29 +539,10 @@ note_file() -> filename:join(rabbit_delay_config:data_dir(), ?NOTE_FILE).
 write_note(#note{sessions = Sessions, sent = Sent, done = Done}) ->
     Body = term_to_binary({Sessions, Sent, << <<Id/binary>> || Id <- maps:keys(Done) >>}),
     File = note_file(),
-    New = File ++ ".new",
-    case write(New, [<<?NOTE_MAGIC, ?NOTE_VERSION:32/little, (erlang:crc32(Body)):32/little>>, Body]) of
-        ok ->
-            ok = file:rename(New, File),
-            ok = rabbit_delay_snapshot:sync_dir(filename:dirname(File));
-        {error, Reason} ->
-            throw({unavailable, [New, ": ", file:format_error(Reason)]})
-    end.
-
-write(File, Content) ->
-    case file:open(File, [raw, binary, write]) of
-        {ok, Fd} ->
-            Written = case file:write(Fd, Content) of
-                          ok -> file:datasync(Fd);
-                          Failure -> Failure
-                      end,
-            Closed = file:close(Fd),
-            case Written of
-                ok -> Closed;
-                _ -> Written
-            end;
-        Failure ->
-            Failure
+    case rabbit_delay_snapshot:replace_file(
+           File, [<<?NOTE_MAGIC, ?NOTE_VERSION:32/little, (erlang:crc32(Body)):32/little>>, Body]) of
+        ok -> ok;
+        {error, Reason} -> throw({unavailable, [File, ": ", file:format_error(Reason)]})
     end.
 
 read_note() ->

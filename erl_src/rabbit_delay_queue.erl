@@ -728,8 +728,7 @@ add_message(W, {Absolute, When, Earliest}, Use, Encoding, Body,
 add_record(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow}, Flags, Encoding, When, Key, Body,
            #building{records = Records, confirms = Confirms} = B) ->
     rabbit_delay_broker:ack_credit(Sender, Flow),
-    Header = <<(byte_size(Body)):32/little, Flags:16/little, Encoding:16/little, When:64/little,
-               Key:64/little>>,
+    Header = rabbit_delay_store:record_header(byte_size(Body), Flags, Encoding, When, Key),
     B#building{records = [Body, Header | Records],
                confirms = await_confirm(Sender, SeqNo, Confirms)}.
 

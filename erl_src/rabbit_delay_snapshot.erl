@@ -25,7 +25,7 @@
 -export([prepare/2, write/3, write/4, sync/1, begin_accept/2, accept_chunk/2, complete_accept/2,
          begin_read/1, begin_read/2, read_chunk/3, recover/1, validate/1, read_meta/1,
          context/0, get_size/1]).
--export([sync_dir/1]).
+-export([replace_file/2, sync_dir/1]).
 
 -define(STATE_FILE, "delay_snapshot").
 -define(MAGIC, "DWSN").
@@ -238,12 +238,17 @@ is_store_file("MANIFEST") -> true;
 is_store_file(Name) -> lists:member(filename:extension(Name), [".rec", ".idx"]).
 
 write_file(Dir, Content) ->
-    Tmp = filename:join(Dir, ?STATE_FILE ".tmp"),
-    Bytes = [<<?MAGIC, ?VERSION, (erlang:crc32(Content)):32>>, Content],
+    replace_file(filename:join(Dir, ?STATE_FILE),
+                 [<<?MAGIC, ?VERSION, (erlang:crc32(Content)):32>>, Content]).
+
+%% Gives the file this content, durably: whatever happens it has the old one or this.
+-spec replace_file(file:filename(), iodata()) -> ok | {error, file:posix() | badarg | terminated}.
+replace_file(File, Bytes) ->
+    Tmp = File ++ ".tmp",
     case ra_lib:write_file(Tmp, Bytes) of
         ok ->
-            case file:rename(Tmp, filename:join(Dir, ?STATE_FILE)) of
-                ok -> sync_dir(Dir);
+            case file:rename(Tmp, File) of
+                ok -> sync_dir(filename:dirname(File));
                 Error -> Error
             end;
         Error ->

@@ -48,7 +48,7 @@
 -export([insert/4, insert_keyed/4, check_batch/2, settle/3, reschedule/4, reschedule_many/3, note/2,
          flush/1, maintain/3, checkpoint/1, finish/2]).
 -export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, read_many/3,
-         page/3, places/4, count/3, count_until/2, find/3]).
+         page/3, places/4, count/3, count_until/2, find/3, record_header/5]).
 -export([disk_free/1]).
 
 -export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
@@ -299,6 +299,12 @@ find(_Store, _KeyHash, _Max) ->
 -spec disk_free(file:filename_all()) -> {ok, non_neg_integer()} | error().
 disk_free(Dir) ->
     disk_free_nif(path(Dir)).
+
+%% The header of a record of a batch (include/dw_store.h), before its body.
+-spec record_header(Bytes :: pos_integer() | 0, Flags :: 0..16#ffff, encoding(), When :: ms(),
+                    key_hash()) -> <<_:192>>.
+record_header(Bytes, Flags, Encoding, When, KeyHash) ->
+    <<Bytes:32/little, Flags:16/little, Encoding:16/little, When:64/little, KeyHash:64/little>>.
 
 %% -------------------------------------------------------------------------- library
 
