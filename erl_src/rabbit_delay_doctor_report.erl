@@ -3,7 +3,7 @@
 %% The doctor's findings as text for people and as JSON for programs.
 -module(rabbit_delay_doctor_report).
 
--export([text/1, json/1, graph_json/1, summary/1, worst/1]).
+-export([text/1, json/1, graph_json/1, summary/1, worst/1, printable/1]).
 
 %% A drawing of more is of no use.
 -define(MAX_NODES, 2000).
@@ -93,6 +93,7 @@ worst(Findings) ->
     lists:max([0 | [rabbit_delay_doctor:severity_rank(S) || #{severity := S} <- Findings]]).
 
 %% Names may be any bytes.
+-spec printable(unicode:chardata()) -> binary().
 printable(Text) ->
     case unicode:characters_to_binary(Text) of
         Valid when is_binary(Valid) -> Valid;

@@ -9,19 +9,15 @@
 %% it takes; changing, pausing and resuming take `configure', which is what deleting it takes.
 -module(rabbit_delay_mgmt).
 
--behaviour(rabbit_mgmt_extension).
+-type resource() :: exchanges | exchange | due_times | lateness | messages | message | pause
+                  | resume | cancel | release | reschedule.
 
--include_lib("kernel/include/logger.hrl").
--include_lib("rabbit_common/include/rabbit.hrl").
--include_lib("rabbitmq_management_agent/include/rabbit_mgmt_records.hrl").
--include("rabbit_delay.hrl").
-
--export([dispatcher/0, web_ui/0]).
--export([init/2, variances/2, allowed_methods/2, content_types_provided/2,
-         content_types_accepted/2, is_authorized/2, forbidden/2, resource_exists/2, to_json/2,
-         accept/2, delete_resource/2]).
+-export([delete_resource/2]).
 %% For rabbit_delay_dead_letter_mgmt.
--export([parameters/2, integer/5, body/1, refuse/5, reply/4]).
+-export([permitted/5, parameters/2, known/2, integer/5, json_boolean/2, all/2, body/1, with_json/3,
+         refuse/5, reply/4]).
+
+-include("rabbit_delay_mgmt.hrl").
 
 -define(LIMIT, 100).
 -define(MAX_LIMIT, 1000).
@@ -32,10 +28,6 @@
                   paused]).
 
 -define(SELECTING, [due_from, due_to, key, routing_key, published_to, header]).
-
--type resource() :: exchanges | exchange | due_times | lateness | messages | message | pause
-                  | resume | cancel | release | reschedule.
--type reply() :: {term(), cowboy_req:req(), #context{}}.
 
 -spec dispatcher() -> [{string(), module(), [resource()]}].
 dispatcher() ->
@@ -57,15 +49,6 @@ dispatcher() ->
 -spec web_ui() -> [{javascript, binary()}].
 web_ui() -> [{javascript, <<"delayed.js">>}].
 
--spec init(cowboy_req:req(), [resource()]) -> {cowboy_rest, cowboy_req:req(), #context{}}.
-init(Req, [Resource]) ->
-    {cowboy_rest, rabbit_mgmt_headers:set_common_permission_headers(Req, ?MODULE),
-     #context{impl = Resource}}.
-
--spec variances(cowboy_req:req(), #context{}) -> reply().
-variances(Req, Context) ->
-    {[<<"accept-encoding">>, <<"origin">>], Req, Context}.
-
 -spec allowed_methods(cowboy_req:req(), #context{}) -> reply().
 allowed_methods(Req, #context{impl = Resource} = Context) ->
     Methods = case Resource of
@@ -79,14 +62,6 @@ allowed_methods(Req, #context{impl = Resource} = Context) ->
               end,
     {Methods ++ [<<"OPTIONS">>], Req, Context}.
 
--spec content_types_provided(cowboy_req:req(), #context{}) -> reply().
-content_types_provided(Req, Context) ->
-    {[{<<"application/json">>, to_json}], Req, Context}.
-
--spec content_types_accepted(cowboy_req:req(), #context{}) -> reply().
-content_types_accepted(Req, Context) ->
-    {[{'*', accept}], Req, Context}.
-
 -spec is_authorized(cowboy_req:req(), #context{}) -> reply().
 is_authorized(Req, Context) ->
     rabbit_mgmt_util:is_authorized_vhost(Req, Context).
@@ -95,7 +70,7 @@ is_authorized(Req, Context) ->
 forbidden(Req, #context{impl = Resource} = Context) ->
     case permission(Resource, cowboy_req:method(Req)) of
         none -> {false, Req, Context};
-        Permission -> forbidden(Permission, rabbit_mgmt_util:vhost(Req), Req, Context)
+        Permission -> permitted("delayed messages", Permission, exchange, Req, Context)
     end.
 
 permission(_, <<"OPTIONS">>) -> none;
@@ -107,25 +82,28 @@ permission(_, <<"POST">>) -> configure;
 permission(_, <<"DELETE">>) -> configure;
 permission(_, _) -> read.
 
-forbidden(_, not_found, Req, Context) ->
-    {false, Req, Context};
-forbidden(Permission, VHost, Req, #context{user = User} = Context) ->
-    XName = rabbit_misc:r(VHost, exchange, rabbit_mgmt_util:id(exchange, Req)),
-    try
-        ok = rabbit_access_control:check_resource_access(User, XName, Permission, #{}),
-        {false, Req, Context}
-    catch
-        exit:#amqp_error{} ->
-            Why = text("~ts permission for ~ts refused for user '~ts'",
-                       [Permission, rabbit_misc:rs(XName), User#user.username]),
-            ?LOG_WARNING("delayed messages: ~ts (~ts ~ts)",
-                         [Why, cowboy_req:method(Req), cowboy_req:path(Req)], ?LOG_DOMAIN),
-            refuse(403, forbidden, Why, Req, Context)
+%% For forbidden/2: whether the user has a permission for the exchange or queue that the path names.
+%% What begins the line in the log if not.
+-spec permitted(What :: string(), read | configure, exchange | queue, cowboy_req:req(), #context{}) ->
+          {boolean() | stop, cowboy_req:req(), #context{}}.
+permitted(What, Permission, Kind, Req, #context{user = User} = Context) ->
+    case rabbit_mgmt_util:vhost(Req) of
+        not_found ->
+            {false, Req, Context};
+        VHost ->
+            Resource = rabbit_misc:r(VHost, Kind, rabbit_mgmt_util:id(Kind, Req)),
+            case rabbit_delay_broker:is_permitted(User, Resource, Permission) of
+                true ->
+                    {false, Req, Context};
+                false ->
+                    Why = text("~ts permission for ~ts refused for user '~ts'",
+                               [Permission, rabbit_misc:rs(Resource), User#user.username]),
+                    ?LOG_WARNING("~s: ~ts (~ts ~ts)",
+                                 [What, Why, cowboy_req:method(Req), cowboy_req:path(Req)],
+                                 ?LOG_DOMAIN),
+                    refuse(403, forbidden, Why, Req, Context)
+            end
     end.
-
--spec resource_exists(cowboy_req:req(), #context{}) -> reply().
-resource_exists(Req, Context) ->
-    {rabbit_mgmt_util:vhost(Req) =/= not_found, Req, Context}.
 
 %% ------------------------------------------------------------------------------------- GET
 
@@ -375,6 +353,8 @@ filter(Words) ->
             Error
     end.
 
+%% Of a JSON object; false if it is not there.
+-spec json_boolean(Name :: atom() | binary(), map()) -> {ok, boolean()} | {error, Why :: binary()}.
 json_boolean(Name, Json) ->
     case maps:get(Name, Json, false) of
         Value when is_boolean(Value) -> {ok, Value};
@@ -417,6 +397,8 @@ parameters(Req, Known) ->
         _:_ -> {error, <<"the query string is malformed">>}
     end.
 
+%% Given by names that all must be known, each once.
+-spec known([{binary(), Value}], [atom()]) -> {ok, #{atom() => Value}} | {error, Why :: binary()}.
 known(Given, Known) ->
     Names = maps:from_list([{atom_to_binary(Name, utf8), Name} || Name <- Known]),
     lists:foldl(fun ({Word, Value}, {ok, Acc}) ->
@@ -450,6 +432,8 @@ boolean(Name, Words) ->
     end.
 
 %% Then is given the values when there are no errors.
+-spec all([{atom(), {ok, term()} | {error, Why :: binary()}}],
+          fun((#{atom() => term()}) -> Result)) -> Result | {error, Why :: binary()}.
 all(Results, Then) ->
     case [Error || {_, {error, _} = Error} <- Results] of
         [] -> Then(maps:from_list([{Name, Value} || {Name, {ok, Value}} <- Results]));
@@ -469,8 +453,13 @@ answer(Result, Then, _, _) ->
     Then(Result).
 
 encoded(Term, Req, Context) ->
-    {rabbit_json:encode(Term), cowboy_req:set_resp_header(<<"cache-control">>, <<"no-cache">>, Req),
-     Context}.
+    with_json(rabbit_json:encode(Term), Req, Context).
+
+%% The answer of to_json/2.
+-spec with_json(iodata(), cowboy_req:req(), #context{}) ->
+          {iodata(), cowboy_req:req(), #context{}}.
+with_json(Json, Req, Context) ->
+    {Json, cowboy_req:set_resp_header(<<"cache-control">>, <<"no-cache">>, Req), Context}.
 
 done(Term, Req, Context) ->
     reply(200, Term, Req, Context).
@@ -488,6 +477,3 @@ refuse(Status, Error, Why, Req, Context) ->
 reply(Status, Term, Req, Context) ->
     {stop, cowboy_req:reply(Status, #{<<"content-type">> => <<"application/json">>},
                             rabbit_json:encode(Term), Req), Context}.
-
-text(Format, Args) ->
-    unicode:characters_to_binary(io_lib:format(Format, Args)).

@@ -5,7 +5,7 @@
 %% and has is_alive/1, internal/2 and delete_queue/1.
 
 -export([is_booted/0, exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1,
-         lookup_exchange/1, may_forward/2]).
+         lookup_exchange/1, may_forward/2, is_permitted/3]).
 -export([delivery/1, confirm/3, reject/3, ack_credit/2]).
 -export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, count_published/3]).
 
@@ -61,11 +61,13 @@ may_forward(#exchange{name = XName, options = #{user := Username}}, Name) ->
 may_forward(_, _) ->
     false.
 
+-spec is_permitted(rabbit_types:user(), rabbit_types:r(exchange | queue), configure | write | read) ->
+          boolean().
 is_permitted(User, Resource, Permission) ->
     try
         rabbit_access_control:check_resource_access(User, Resource, Permission, #{}) =:= ok
     catch
-        exit:_ -> false
+        exit:#amqp_error{} -> false
     end.
 
 %% ----------------------------------------------------------------------------- messages
