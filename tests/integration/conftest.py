@@ -13,6 +13,7 @@ import programs
 from browser import Browser, Page
 from client import Client
 from management import Management, quoted
+from node import HOUR_MS
 from private_broker import REPOSITORY, PrivateBroker, default_series
 
 # The suite also runs against another implementation of the exchange type, for comparison:
@@ -128,6 +129,42 @@ def local(broker, vhost):
     client = Client(broker, vhost)
     yield client
     client.connection.close()
+
+
+@pytest.fixture
+def holding(client):
+    """An exchange that holds m0 to m5, due in one to six hours, with the keys k and other in turns;
+    and the queue that gets those of key k."""
+    exchange, queue = client.delayed_and_queue()
+    for n in range(6):
+        client.publish(exchange, "k" if n % 2 == 0 else "other", f"m{n}".encode(),
+                       delay=(n + 1) * HOUR_MS, headers={"n": n}, message_id=f"n{n}")
+    return exchange, queue
+
+
+@pytest.fixture
+def policy(management):
+    """policy(exchange, definition, key=value...): gives an exchange a policy, or takes it away if
+    there is nothing in it; the status and the answer. What was set is deleted afterwards."""
+    made = set()
+
+    def put(exchange, definition=None, kind="policies", **more):
+        path = f"{kind}/%2F/{quoted(exchange)}"
+        wanted = {**(definition or {}), **{name.replace("_", "-"): value
+                                           for name, value in more.items()}}
+        if not wanted:
+            made.discard(path)
+            return management.request("DELETE", path)
+        status, answer = management.request("PUT", path, {
+            "pattern": f"^{exchange}$", "definition": wanted,
+            "apply-to": "exchanges" if kind == "policies" else "all"})
+        if status in (201, 204):
+            made.add(path)
+        return status, answer
+
+    yield put
+    for path in made:
+        management.request("DELETE", path)
 
 
 @pytest.fixture

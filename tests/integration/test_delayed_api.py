@@ -59,17 +59,6 @@ X = "/{vhost}/{exchange}"
 
 
 @pytest.fixture
-def holding(client):
-    """An exchange that holds m0 to m5, due in one to six hours, with the keys k and other in turns;
-    and the queue that gets those of key k."""
-    exchange, queue = client.delayed_and_queue()
-    for n in range(6):
-        client.publish(exchange, "k" if n % 2 == 0 else "other", f"m{n}".encode(),
-                       delay=(n + 1) * HOUR_MS, headers={"n": n}, message_id=f"n{n}")
-    return exchange, queue
-
-
-@pytest.fixture
 def api(broker, holding):
     return Api(broker, holding[0])
 

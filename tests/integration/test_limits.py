@@ -11,28 +11,8 @@ import pytest
 import wire
 from client import Client, closes_channel
 from conftest import PLUGIN
-from management import Management, eventually, quoted
+from management import Management, eventually
 from node import HOUR_MS, evaluate, kill_9, set_clock
-
-
-@pytest.fixture
-def policy(management):
-    """Gives an exchange a policy (or takes it away: None); what was set is deleted afterwards."""
-    made = set()
-
-    def put(exchange, kind="policies", **definition):
-        path = f"{kind}/%2F/{quoted(exchange)}"
-        body = {"pattern": f"^{exchange}$", "definition": {
-            name.replace("_", "-"): value for name, value in definition.items()}}
-        body["apply-to"] = "exchanges" if kind == "policies" else "all"
-        status, answer = management.request("PUT", path, body)
-        if status in (201, 204):
-            made.add(path)
-        return status, answer
-
-    yield put
-    for path in made:
-        management.request("DELETE", path)
 
 
 def holds(management, exchange, number):
@@ -189,7 +169,7 @@ def test_a_limit_by_policy_holds_for_what_comes_after_it(client, management, pol
 
 def test_of_an_operators_limit_and_another_the_lower_one_counts(client, policy):
     exchange = client.delayed()
-    assert policy(exchange, "operator-policies", delay_max_length=2)[0] == 201
+    assert policy(exchange, kind="operator-policies", delay_max_length=2)[0] == 201
     assert policy(exchange, delay_max_length=100)[0] == 201
     for _ in range(2):
         client.publish(exchange, delay=HOUR_MS)
@@ -344,8 +324,8 @@ def test_a_bad_policy_is_refused(client, policy, name, value):
 
 def test_only_the_limits_may_be_an_operators(client, policy):
     exchange = client.delayed()
-    assert policy(exchange, "operator-policies", delay_max_length_bytes=10)[0] == 201
-    status, answer = policy(exchange, "operator-policies", delay_default=10)
+    assert policy(exchange, kind="operator-policies", delay_max_length_bytes=10)[0] == 201
+    status, answer = policy(exchange, kind="operator-policies", delay_default=10)
     assert status == 400 and "delay-default" in answer["reason"]
 
 

@@ -380,27 +380,6 @@ def test_a_forged_death_in_the_internal_queue_makes_no_cycle(client, arguments):
 
 # ------------------------------------------------------------------------- changes meanwhile
 
-@pytest.fixture
-def policy(management):
-    """Gives an exchange a policy, or takes it away (no definition)."""
-    made = set()
-
-    def put(exchange, definition=None):
-        path = f"policies/%2F/{quoted(exchange)}"
-        if definition is None:
-            made.discard(path)
-            return management.request("DELETE", path)
-        status, answer = management.request("PUT", path, {
-            "pattern": f"^{exchange}$", "apply-to": "exchanges", "definition": definition})
-        if status in (201, 204):
-            made.add(path)
-        return status, answer
-
-    yield put
-    for path in made:
-        management.request("DELETE", path)
-
-
 def release(broker, exchange):
     """Releases all that is pending, as an operator does."""
     eventually(lambda: broker.ctl("list_delayed_messages", exchange, "id", "--silent").strip(), bool)
