@@ -192,13 +192,14 @@ RESULTS := _build/results
 
 check: deps
 	@rm -rf $(RESULTS)
-	@for part in dist-3.10 suites-static suites-c suites-erl suites-integration; do \
-	    $(MAKE) --no-print-directory $$part || exit; \
-	done
+	@$(MAKE) --no-print-directory dist-3.10
+	@$(MAKE) --no-print-directory -j2 -Otarget suites-static suites-c suites-erl
+	@$(MAKE) --no-print-directory suites-integration
 	@$(SUM)
 
-# Most of an integration suite's time is waiting: that of 3.10 and that of 4.0 share the machine. Where
-# 4.0 cannot be had (not root, no mounts allowed, ...) the sum says that it was skipped.
+# Most of an integration suite's time is waiting: that of 3.10 and that of 4.0 share the machine, and
+# each runs two files at a time. Where 4.0 cannot be had (not root, no mounts allowed, ...) the sum says
+# that it was skipped.
 suites-integration:
 	@$(PYTHON) tests/integration/programs.py
 	@if scripts/broker 4.0; then \
@@ -251,7 +252,7 @@ $(SANITIZED)/priv/rabbit_delay_store.so: $(wildcard c_src/*.c c_src/*.h include/
 
 suite-integration-%:
 	@$(RUN) integration-$* --junit "$(RESULTS)/pytest-$*/*.xml" -- env BROKER_SERIES=$* \
-	    $(PYTHON) -m pytest -q -p no:cacheprovider \
+	    $(PYTHON) -m pytest -q -p no:cacheprovider -n 2 --dist loadfile \
 	    --junitxml=$(RESULTS)/pytest-$*/integration.xml tests/integration
 
 suite-series-%:

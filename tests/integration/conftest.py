@@ -9,6 +9,7 @@ import uuid
 
 import pytest
 
+import kept_rabbitmqctl
 import programs
 from browser import Browser, Page
 from client import Client
@@ -27,7 +28,7 @@ QUICK_STATISTICS = ["collect_statistics_interval = 1000"]
 
 
 # No test waits for ever, whatever is not answered.
-LONGEST_TEST_SECONDS = 150
+LONGEST_TEST_SECONDS = 240
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +47,13 @@ def brokers():
     """Makes brokers, which are ended and deleted with the session; KEEP_BROKERS=1 in the
     environment leaves their directories, logs included."""
     root = tempfile.mkdtemp(prefix="delay-wheel-tests-")
+    kept_rabbitmqctl.compile_into(root)
     made = []
 
     def make(directory, conf=(), enable=(PLUGIN,), start=True, plugin_dirs=None, **options):
         broker = PrivateBroker(os.path.join(root, directory), plugin_dirs=plugin_dirs or PLUGIN_DIRS,
                                enable=enable, conf=[*QUICK_STATISTICS, *conf], **options)
+        broker.keep_rabbitmqctl(root)
         made.append(broker)
         if start:
             broker.start()

@@ -38,6 +38,8 @@ import sys
 import time
 import uuid
 
+import kept_rabbitmqctl
+
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 # The listeners of plugins that open one: a port is chosen for each plugin that is enabled.
@@ -179,6 +181,7 @@ class PrivateBroker:
         self.plugin_ports = {}
         self._beam = None
         self._epmd = None
+        self._kept = None
 
     @classmethod
     def attach(cls, root):
@@ -195,6 +198,7 @@ class PrivateBroker:
         broker.__dict__.update(saved)
         broker._beam = _Process(*beam) if beam else None
         broker._epmd = _Process(*epmd) if epmd else None
+        broker._kept = None
         return broker
 
     # ------------------------------------------------------------------ places
@@ -336,6 +340,7 @@ class PrivateBroker:
         if self.running():
             raise BrokerFailed(f"{self.nodename} runs already")
         began = time.monotonic()
+        self._end_kept()
         self.configure()
         env = self.environment()
         if self._epmd is None or not self._epmd.alive():
@@ -391,6 +396,7 @@ class PrivateBroker:
 
     def end(self, timeout=0):
         """Leaves nothing running: waits `timeout` seconds for the VM, then kills it."""
+        self._end_kept()
         forced = self._beam is not None and not self._beam.wait(timeout)
         if forced:
             self._beam.signal(signal.SIGKILL)
@@ -434,6 +440,9 @@ class PrivateBroker:
         done = subprocess.run(self.inside(os.path.join(self.home, "sbin", name), *arguments),
                               env=self.environment(), cwd=self.root, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=timeout, check=False)
+        return self._done(done, name, arguments, check)
+
+    def _done(self, done, name, arguments, check):
         if not check:
             return done
         if done.returncode != 0:
@@ -441,10 +450,22 @@ class PrivateBroker:
                                f"{done.stdout}{done.stderr}\n{self.log_tail()}")
         return done.stdout
 
-    def ctl(self, *arguments, **options):
-        return self.tool("rabbitmqctl", *arguments, **options)
+    def keep_rabbitmqctl(self, directory):
+        """From now on ctl() keeps the tool's VM as long as the broker and its plugins stay as they
+        are, where that can be done. `directory`: kept_rabbitmqctl.compile_into()'s."""
+        self._kept = kept_rabbitmqctl.KeptRabbitmqctl(directory, self)
+
+    def _end_kept(self):
+        if self._kept is not None:
+            self._kept.end()
+
+    def ctl(self, *arguments, check=True, timeout=90):
+        if self._kept is None or self.series not in kept_rabbitmqctl.SERIES:
+            return self.tool("rabbitmqctl", *arguments, check=check, timeout=timeout)
+        return self._done(self._kept.run(arguments, timeout), "rabbitmqctl", arguments, check)
 
     def plugins(self, *arguments, **options):
+        self._end_kept()
         return self.tool("rabbitmq-plugins", *arguments, **options)
 
     def eval(self, expression, **options):

@@ -3,6 +3,7 @@
 reschedule, pause and resume."""
 
 import base64
+import functools
 import re
 import time
 import uuid
@@ -502,9 +503,28 @@ def test_a_pause_and_changes_outlive_the_broker(brokers, messages, how):
 
 # -------------------------------------------------------------------------------- wrong use
 
+@pytest.mark.parametrize("command", [
+    ["list_delayed_messages", "id", "due", "payload"], ["--quiet", "show_delayed_message"],
+    ["--formatter", "json", "cancel_delayed_messages", "--all", "--dry-run"],
+    ["list_delayed_messages", "no such column"], ["reschedule_delayed_messages", "--by", "never"],
+    ["cancel_delayed_messages", "", "é"], ["list_delayed_message"]], ids=" ".join)
+def test_the_tool_that_is_kept_says_what_the_tool_says(broker, holding, command):
+    """Other tests use one that is started once (kept_rabbitmqctl.py)."""
+    exchange, _ = holding
+    at = next((n for n, word in enumerate(command, 1) if word.endswith(("messages", "message"))))
+    command = [*command[:at], exchange, *command[at:]]
+    if "show_delayed_message" in command:
+        command += ids(broker, exchange)[:1]
+    kept, itself = (run(*command, check=False) for run in (
+        broker.ctl, functools.partial(broker.tool, "rabbitmqctl")))
+    assert kept.stdout + kept.stderr
+    assert ((kept.returncode, kept.stdout, kept.stderr) ==
+            (itself.returncode, itself.stdout, itself.stderr))
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help_and_misses_its_exchange(broker, command):
-    text = broker.ctl("help", command)
+    text = broker.tool("rabbitmqctl", "help", command)
     assert f"{command} [--vhost <vhost>]" in text and "<exchange>" in text
     code, message = refused(broker, command)
     assert code in (USAGE, BAD_DATA) and "not enough arguments" in message or "to when" in message

@@ -1,0 +1,95 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% RabbitMQ's command-line tool in a VM that is kept: runs a command for each packet that comes from
+%% kept_rabbitmqctl.py, as the tool would, and answers with its exit code and what it said.
+-module(kept_rabbitmqctl).
+
+-export([start/1]).
+
+%% The tool is an archive with a header.
+-spec start([Port :: atom()]) -> no_return().
+start([Port]) ->
+    process_flag(trap_exit, true),
+    [Tool | _] = init:get_plain_arguments(),
+    Dir = unpacked(Tool),
+    ok = code:add_pathsa([Dir | filelib:wildcard(filename:join([Dir, "*", "ebin"]))]),
+    {ok, _} = application:ensure_all_started(rabbitmqctl),
+    true = unregister(standard_error),
+    {ok, Socket} = gen_tcp:connect({127, 0, 0, 1}, list_to_integer(atom_to_list(Port)),
+                                   [binary, {packet, 4}, {active, false}]),
+    serve(Socket).
+
+unpacked(Tool) ->
+    Dir = filename:join([filename:dirname(code:which(?MODULE)),
+                         "rabbitmqctl-" ++ integer_to_list(erlang:phash2(Tool))]),
+    case filelib:is_dir(Dir) of
+        true ->
+            Dir;
+        false ->
+            {ok, Sections} = escript:extract(Tool, []),
+            {ok, _} = zip:unzip(proplists:get_value(archive, Sections), [{cwd, Dir}]),
+            Dir
+    end.
+
+serve(Socket) ->
+    case gen_tcp:recv(Socket, 0) of
+        {ok, Arguments} ->
+            Each = lists:droplast(binary:split(Arguments, <<0>>, [global])),
+            ok = gen_tcp:send(Socket, run(Each)),
+            serve(Socket);
+        {error, closed} ->
+            halt(0)
+    end.
+
+%% The exit code, how long standard output is, standard output, standard error.
+run(Arguments) ->
+    Output = spawn_link(fun () -> capture([]) end),
+    Errors = spawn_link(fun () -> capture([]) end),
+    true = register(standard_error, Errors),
+    {Pid, Ref} = spawn_monitor(fun () ->
+                                       true = group_leader(Output, self()),
+                                       'Elixir.RabbitMQCtl':main(Arguments)
+                               end),
+    Code = receive
+               {'DOWN', Ref, process, Pid, {shutdown, N}} ->
+                   N;
+               {'DOWN', Ref, process, Pid, normal} ->
+                   0;
+               {'DOWN', Ref, process, Pid, Crash} ->
+                   ok = io:format(Errors, "~p~n", [Crash]),
+                   1
+           end,
+    true = unregister(standard_error),
+    [Out, Err] = [captured(Device) || Device <- [Output, Errors]],
+    <<Code:32, (byte_size(Out)):32, Out/binary, Err/binary>>.
+
+captured(Device) ->
+    Device ! {captured, self()},
+    receive {Device, Said} -> Said end.
+
+%% An output device. As input it is at its end.
+capture(Said) ->
+    receive
+        {io_request, From, ReplyAs, Request} ->
+            {Reply, More} = request(Request),
+            From ! {io_reply, ReplyAs, Reply},
+            capture([Said | More]);
+        {captured, From} ->
+            From ! {self(), iolist_to_binary(Said)}
+    end.
+
+request({put_chars, Encoding, Chars}) ->
+    {ok, unicode:characters_to_binary(Chars, Encoding)};
+request({put_chars, Encoding, M, F, Args}) ->
+    request({put_chars, Encoding, apply(M, F, Args)});
+request({requests, Requests}) ->
+    {Replies, Said} = lists:unzip([request(Request) || Request <- Requests]),
+    {lists:last([ok | Replies]), Said};
+request({setopts, _}) ->
+    {ok, []};
+request(getopts) ->
+    {[{binary, true}, {encoding, unicode}], []};
+request(Request) when element(1, Request) =:= get_geometry ->
+    {{error, enotsup}, []};
+request(_) ->
+    {eof, []}.
