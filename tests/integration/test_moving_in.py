@@ -265,6 +265,10 @@ def test_the_broker_ends_in_the_middle(brokers, way):
         _, told = command.communicate(timeout=60)
         assert command.returncode == 69 and "run it again" in told, told
         broker.start()
+        # Until then it counts up to what it had.
+        eventually(lambda: evaluate(broker, "rabbit_delay_dispatcher:await_ready("
+                                            f"rabbit_delay_registry:dispatcher({resource(one)}), "
+                                            "10000)."), lambda ready: ready == "ok", within=60)
         tables = OfficialTables(broker, evaluate)
         assert 0 < tables.count() <= total
     done = counts(broker)
