@@ -184,10 +184,10 @@ no_salt() ->
     ok = enqueue(1, records(10, ?HOUR)),
     stop_member(),
     {ok, Uid} = rabbit_delay_raft:find_member(?X),
-    File = filename:join(filename:dirname(rabbit_delay_raft:store_dir(Uid)), "config"),
-    {ok, [#{machine := {module, Module, Args}} = Config]} = file:consult(File),
+    Dir = filename:dirname(rabbit_delay_raft:store_dir(Uid)),
+    {ok, #{machine := {module, Module, Args}} = Config} = ra_log:read_config(Dir),
     Older = Config#{machine := {module, Module, maps:remove(key_salt, Args)}},
-    ok = file:write_file(File, io_lib:format("~p.", [Older])),
+    ok = file:write_file(filename:join(Dir, "config"), io_lib:format("~w.", [Older])),
     start_member(),
     ?assertEqual(<<>>, rabbit_delay_raft:key_salt(?X)),
     ?assertEqual(10, pending()).

@@ -30,10 +30,14 @@ def set_clock(broker, offset_ms):
     evaluate(broker, f"application:set_env(rabbitmq_delay_wheel, clock_offset_ms, {offset_ms}).")
 
 
-def kill_9(broker):
-    """Kills a broker whose metadata are on the disk: with Mnesia RabbitMQ can lose an exchange that was
-    declared just before, whatever its type."""
+def sync_metadata(broker):
+    """With Mnesia a kill can lose an exchange that was declared just before, whatever its type."""
     evaluate(broker, "catch mnesia:sync_log().")
+
+
+def kill_9(broker):
+    """Kills a broker whose metadata are on the disk."""
+    sync_metadata(broker)
     broker.kill9()
 
 

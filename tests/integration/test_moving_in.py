@@ -15,7 +15,7 @@ import pytest
 from client import Client
 from conftest import PLUGIN
 from management import eventually
-from node import HOUR_MS, evaluate, kill_9
+from node import HOUR_MS, evaluate, kill_9, sync_metadata
 from official import OfficialTables, resource
 from test_transfer import file_name, start
 
@@ -255,7 +255,7 @@ def test_the_broker_ends_in_the_middle(brokers, way):
     tables.write(one, range(15_000, 17_000), DUE + 2000, per_ms=2000)
     tables.write(other, range(17_000, 24_000), DUE, size=4096)
     total = 24_000
-    evaluate(broker, "catch mnesia:sync_log().")
+    sync_metadata(broker)
     for _ in (1, 2):
         held = pending(broker, one)
         halt_beyond(broker, one, held)

@@ -353,7 +353,7 @@ def test_of_cancelling_and_releasing_exactly_one_happens(client, broker):
     delivered = [int(delivery.text) for delivery in client.collect(queue, count - len(cancelled))]
     assert client.texts_until_marker(queue) == []
     assert sorted(delivered) == sorted(set(range(count)) - cancelled)
-    assert counted(broker, exchange, "messages_delayed") == 0
+    eventually(lambda: counted(broker, exchange, "messages_delayed"), lambda n: n == 0)
 
 
 # ------------------------------------------------------------------- release and reschedule

@@ -144,7 +144,7 @@ def test_what_is_rolled_back_is_never_delivered(client, management):
     channel.tx_commit()
     assert client.texts(queue, 1) == ["committed"]
     assert client.texts_until_marker(queue) == []
-    assert management.messages_delayed(exchange) == 0
+    eventually(lambda: management.messages_delayed(exchange), lambda n: n == 0)
 
 
 def test_a_commit_of_a_bad_delay_is_refused(client):

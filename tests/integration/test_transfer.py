@@ -17,7 +17,7 @@ import pytest
 from client import Client, assert_on_time
 from conftest import PLUGIN
 from management import eventually
-from node import evaluate
+from node import evaluate, sync_metadata
 
 HOUR = 3600_000
 EVERY_TYPE = {"text": "é", "bytes": b"\xff\x00", "int": -5, "long": 2 ** 40, "float": 1.5,
@@ -186,6 +186,7 @@ def test_the_broker_ends_in_the_middle(brokers, way):
     broker = brokers(f"transfer-{way}", enable=(PLUGIN,))
     client = Client(broker)
     exchange = client.delayed(keep=True)
+    sync_metadata(broker)
     count = 30_000
     due = int(time.time() * 1000) + 24 * HOUR
     with open(broker.path("lines"), "w", encoding="utf-8") as f:
