@@ -9,7 +9,6 @@
 %% The tool is an archive with a header.
 -spec start([Port :: atom()]) -> no_return().
 start([Port]) ->
-    process_flag(trap_exit, true),
     [Tool | _] = init:get_plain_arguments(),
     Dir = unpacked(Tool),
     ok = code:add_pathsa([Dir | filelib:wildcard(filename:join([Dir, "*", "ebin"]))]),
@@ -43,8 +42,8 @@ serve(Socket) ->
 
 %% The exit code, how long standard output is, standard output, standard error.
 run(Arguments) ->
-    Output = spawn_link(fun () -> capture([]) end),
-    Errors = spawn_link(fun () -> capture([]) end),
+    {ok, Output} = 'Elixir.StringIO':open(<<>>),
+    {ok, Errors} = 'Elixir.StringIO':open(<<>>),
     true = register(standard_error, Errors),
     {Pid, Ref} = spawn_monitor(fun () ->
                                        true = group_leader(Output, self()),
@@ -60,36 +59,6 @@ run(Arguments) ->
                    1
            end,
     true = unregister(standard_error),
-    [Out, Err] = [captured(Device) || Device <- [Output, Errors]],
+    {ok, {_, Out}} = 'Elixir.StringIO':close(Output),
+    {ok, {_, Err}} = 'Elixir.StringIO':close(Errors),
     <<Code:32, (byte_size(Out)):32, Out/binary, Err/binary>>.
-
-captured(Device) ->
-    Device ! {captured, self()},
-    receive {Device, Said} -> Said end.
-
-%% An output device. As input it is at its end.
-capture(Said) ->
-    receive
-        {io_request, From, ReplyAs, Request} ->
-            {Reply, More} = request(Request),
-            From ! {io_reply, ReplyAs, Reply},
-            capture([Said | More]);
-        {captured, From} ->
-            From ! {self(), iolist_to_binary(Said)}
-    end.
-
-request({put_chars, Encoding, Chars}) ->
-    {ok, unicode:characters_to_binary(Chars, Encoding)};
-request({put_chars, Encoding, M, F, Args}) ->
-    request({put_chars, Encoding, apply(M, F, Args)});
-request({requests, Requests}) ->
-    {Replies, Said} = lists:unzip([request(Request) || Request <- Requests]),
-    {lists:last([ok | Replies]), Said};
-request({setopts, _}) ->
-    {ok, []};
-request(getopts) ->
-    {[{binary, true}, {encoding, unicode}], []};
-request(Request) when element(1, Request) =:= get_geometry ->
-    {{error, enotsup}, []};
-request(_) ->
-    {eof, []}.

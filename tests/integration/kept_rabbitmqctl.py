@@ -53,13 +53,12 @@ class KeptRabbitmqctl:
 
     def _start(self, env):
         self._env = env
-        tool = os.path.join(self._broker.home, "sbin", "rabbitmqctl")
         with socket.create_server(("127.0.0.1", 0)) as server, \
                 open(self._broker.path("log", "rabbitmqctl.log"), "ab") as log:
             flags = f"-pa {self._directory} -s kept_rabbitmqctl start {server.getsockname()[1]}"
             # The command has the script start the VM as for one that reads no input.
             self._process = subprocess.Popen(
-                self._broker.inside(tool, "status"), env={**env, "ERL_AFLAGS": flags},
+                self._broker.tool_argv("rabbitmqctl", "status"), env={**env, "ERL_AFLAGS": flags},
                 cwd=self._broker.root, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True)
             server.settimeout(60)

@@ -349,7 +349,7 @@ class PrivateBroker:
             self._save()
             self._until(lambda: _connects(self.epmd_port), self._epmd, "epmd", timeout)
         # With `detached` set the script becomes the Erlang VM rather than waiting for it.
-        self._beam = _Process.spawn(self.inside(os.path.join(self.home, "sbin", "rabbitmq-server")),
+        self._beam = _Process.spawn(self.tool_argv("rabbitmq-server"),
                                     {**env, "detached": "true"}, self.root,
                                     self.path("log", "startup.log"))
         _end_at_exit.append(self)
@@ -434,12 +434,22 @@ class PrivateBroker:
 
     # -------------------------------------------------------------------- tools
 
+    def tool_argv(self, name, *arguments):
+        """The command line of one of RabbitMQ's tools."""
+        return self.inside(os.path.join(self.home, "sbin", name), *arguments)
+
+    def start_tool(self, name, *arguments):
+        """Starts one against the node: its subprocess.Popen, in a process group of its own."""
+        return subprocess.Popen(self.tool_argv(name, *arguments), env=self.environment(),
+                                cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True, start_new_session=True)
+
     def tool(self, name, *arguments, check=True, timeout=90):
         """Runs one of RabbitMQ's command-line tools against the node; its standard output, or
         with check=False the subprocess.CompletedProcess."""
-        done = subprocess.run(self.inside(os.path.join(self.home, "sbin", name), *arguments),
-                              env=self.environment(), cwd=self.root, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(self.tool_argv(name, *arguments), env=self.environment(),
+                              cwd=self.root, stdin=subprocess.DEVNULL, capture_output=True,
+                              text=True, timeout=timeout, check=False)
         return self._done(done, name, arguments, check)
 
     def _done(self, done, name, arguments, check):

@@ -12,6 +12,7 @@ import pytest
 
 import wire
 from client import Client
+from conftest import hold_six
 from management import eventually
 from node import HOUR_MS, evaluate, kill_9, queue_process
 
@@ -65,14 +66,8 @@ def change_ids(broker, exchange, wanted):
 
 @pytest.fixture
 def holding(client):
-    """An exchange that holds m0 to m5, due in one to six hours, with the keys k and other in turns;
-    and the queue that gets those of key k."""
-    exchange, queue = client.delayed_and_queue()
-    for n in range(6):
-        client.publish(exchange, "k" if n % 2 == 0 else "other", f"m{n}".encode(),
-                       delay=(n + 1) * HOUR_MS, headers={"n": n, "odd": n % 2 == 1,
-                                                         "text": f"t {n}"})
-    return exchange, queue
+    """With headers to choose by, and without ids."""
+    return hold_six(client, lambda n: {"headers": {"n": n, "odd": n % 2 == 1, "text": f"t {n}"}})
 
 
 # ---------------------------------------------------------------------------- list and show

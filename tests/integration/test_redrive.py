@@ -346,11 +346,8 @@ def test_explain_tells_a_history(broker, local, vhost, kind, tmp_path):
 
 @contextlib.contextmanager
 def running(broker, vhost, queue, *options):
-    command = subprocess.Popen(
-        broker.inside(os.path.join(broker.home, "sbin", "rabbitmqctl"), "redrive_dead_letters",
-                      "--vhost", vhost, "--formatter", "json", *options, "--", queue),
-        env=broker.environment(), cwd=broker.root, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = broker.start_tool("rabbitmqctl", "redrive_dead_letters", "--vhost", vhost,
+                                "--formatter", "json", *options, "--", queue)
     try:
         yield command
     finally:
@@ -415,8 +412,8 @@ def test_who_may_not_use_rabbitmqctl_may_not_use_these(broker, local, vhost):
                     ["export_delayed_messages", "--file", broker.path("x"), parked],
                     ["import_delayed_messages", "--file", "/dev/null"]):
         done = subprocess.run(
-            broker.inside(os.path.join(broker.home, "sbin", "rabbitmqctl"), *command, "--vhost", vhost,
-                          "--erlang-cookie", "not-the-cookie"),
+            broker.tool_argv("rabbitmqctl", *command, "--vhost", vhost,
+                             "--erlang-cookie", "not-the-cookie"),
             env=stranger, cwd=broker.root, stdin=subprocess.DEVNULL, capture_output=True,
             text=True, timeout=60, check=False)
         assert done.returncode not in (0, 1), (command, done)

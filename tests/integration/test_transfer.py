@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 
 import pytest
@@ -175,10 +174,7 @@ def test_an_exchange_that_delayed_nothing_yet(client, broker):
 
 
 def start(broker, *arguments):
-    return subprocess.Popen(broker.inside(os.path.join(broker.home, "sbin", "rabbitmqctl"), *arguments),
-                            env=broker.environment(), cwd=broker.root, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
+    return broker.start_tool("rabbitmqctl", *arguments)
 
 
 @pytest.mark.parametrize("way", ["kill9", "stop"])

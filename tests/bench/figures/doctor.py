@@ -66,9 +66,8 @@ def one_run(node, queues, bindings, seed):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        done = subprocess.run(node.inside(os.path.join(node.home, "sbin", "rabbitmqctl"),
-                                          "check_dead_lettering", "--definitions", path,
-                                          "--formatter", "json", "--fail-on", "never"),
+        done = subprocess.run(node.tool_argv("rabbitmqctl", "check_dead_lettering", "--definitions",
+                                             path, "--formatter", "json", "--fail-on", "never"),
                               env=node.environment(), capture_output=True, text=True, check=False)
         counts = json.loads(done.stdout)["counts"] if done.returncode == 0 else {}
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

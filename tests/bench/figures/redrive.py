@@ -55,8 +55,8 @@ def fill(channel, kind, count):
 
 def start_redrive(node):
     command = subprocess.Popen(
-        node.inside(os.path.join(node.home, "sbin", "rabbitmqctl"), "--quiet",
-                    "redrive_dead_letters", "--to-queue", "target", "parked"),
+        node.tool_argv("rabbitmqctl", "--quiet", "redrive_dead_letters", "--to-queue", "target",
+                       "parked"),
         env=node.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True)
 

@@ -2,7 +2,6 @@
 """How fast the official plugin's messages are imported from Mnesia, what memory that takes, and whom
 it keeps waiting."""
 
-import os
 import subprocess
 import time
 
@@ -65,8 +64,7 @@ def imported(node):
     """Seconds, and the highest RSS meanwhile."""
     began, peak = time.monotonic(), 0
     command = subprocess.Popen(
-        node.inside(os.path.join(node.home, "sbin", "rabbitmqctl"), "--quiet",
-                    "import_delayed_messages"),
+        node.tool_argv("rabbitmqctl", "--quiet", "import_delayed_messages"),
         env=node.environment(), cwd=node.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True)
     while command.poll() is None:
