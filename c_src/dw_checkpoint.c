@@ -15,7 +15,6 @@
 
 struct item {
     struct dw_partition *partition;
-    bool opaque;
 };
 
 struct dw_checkpoint {
@@ -26,7 +25,7 @@ struct dw_checkpoint {
 };
 
 static bool is_named(const struct dw_partition *partition) {
-    return partition != NULL && !partition->retired && (partition->live > 0 || partition->opaque);
+    return partition != NULL && !partition->retired && partition->live > 0;
 }
 
 /* By serial number, as the manifest has them. There are some hundreds, and mostly in order. */
@@ -51,8 +50,7 @@ static int capture(struct dw_store *store, struct dw_checkpoint *checkpoint) {
             if (partition->suspect && !partition->stuck) {
                 return dw_io_error(EIO);
             }
-            checkpoint->items[count++] =
-                (struct item){.partition = partition, .opaque = partition->opaque};
+            checkpoint->items[count++] = (struct item){.partition = partition};
         }
     }
     sort_items(checkpoint->items, count);
@@ -204,36 +202,19 @@ static int link_item(struct dw_checkpoint *checkpoint, int to,
     return DW_OK;
 }
 
-/* Links what the manifest names, and writes it there, last. Partitions that cannot be read are left
- * out if they cannot be linked either. */
+/* Links what the manifest names, and writes it there, last. */
 static int fill_snapshot(struct dw_checkpoint *checkpoint, int to) {
     struct dw_store *store = checkpoint->store;
-    struct dw_manifest manifest = checkpoint->manifest;
-    manifest.count = 0;
-    manifest.parts =
-        dw_get(store->alloc, (checkpoint->manifest.count + (size_t)1) * sizeof *manifest.parts);
-    if (manifest.parts == NULL) {
-        return DW_ENOMEM;
-    }
     int result = DW_OK;
     for (uint32_t i = 0; result == DW_OK && i < checkpoint->manifest.count; i++) {
-        const struct dw_manifest_part *part = &checkpoint->manifest.parts[i];
-        result = link_item(checkpoint, to, part);
-        if (result == DW_OK) {
-            manifest.parts[manifest.count++] = *part;
-        } else if (checkpoint->items[i].opaque) {
-            dw_log(store, DW_LOG_ERROR, "%s: partition %" PRIu64 " is left out of a snapshot: %s",
-                   store->dir, part->serial, strerror(dw_store_errno()));
-            result = DW_OK;
-        }
+        result = link_item(checkpoint, to, &checkpoint->manifest.parts[i]);
     }
     if (result == DW_OK && store->io->fsync(to) != 0) {
         result = dw_io_error(errno);
     }
     if (result == DW_OK) {
-        result = dw_manifest_write(store->io, store->alloc, to, &manifest);
+        result = dw_manifest_write(store->io, store->alloc, to, &checkpoint->manifest);
     }
-    dw_release(store->alloc, manifest.parts);
     return result;
 }
 

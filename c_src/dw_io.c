@@ -31,6 +31,7 @@ const struct dw_io dw_io_posix = {
     .fdopendir = fdopendir,
     .readdir = readdir,
     .closedir = closedir,
+    .fadvise = posix_fadvise,
 };
 
 static _Thread_local int last_errno;
@@ -109,6 +110,23 @@ ssize_t dw_io_read(const struct dw_io *io, int fd, void *buf, size_t bytes, uint
         done += (size_t)n;
     }
     return (ssize_t)done;
+}
+
+int dw_io_read_all(const struct dw_io *io, int fd, void *buf, size_t bytes, uint64_t off) {
+    ssize_t n = dw_io_read(io, fd, buf, bytes, off);
+    if (n < 0) {
+        return errno;
+    }
+    return (size_t)n == bytes ? 0 : EIO;
+}
+
+enum { PAGE_BYTES = 4096 };
+
+/* Pages are let go of whole. */
+void dw_io_forget(const struct dw_io *io, int fd, uint64_t off, size_t bytes) {
+    const uint64_t from = off & ~(uint64_t)(PAGE_BYTES - 1);
+    const uint64_t end = (off + bytes + PAGE_BYTES - 1) & ~(uint64_t)(PAGE_BYTES - 1);
+    (void)io->fadvise(fd, (off_t)from, (off_t)(end - from), POSIX_FADV_DONTNEED);
 }
 
 int dw_io_write(const struct dw_io *io, int fd, const void *buf, size_t bytes, uint64_t off) {

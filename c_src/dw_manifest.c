@@ -63,6 +63,20 @@ static int decode(const struct dw_alloc *alloc, const uint8_t *p, size_t bytes,
     return DW_OK;
 }
 
+/* It is corrupt only if it was read, and again. */
+static int read_twice(const struct dw_io *io, const struct dw_alloc *alloc, int fd, uint8_t *p,
+                      size_t bytes, struct dw_manifest *out) {
+    int result = DW_ECORRUPT;
+    for (int i = 0; result == DW_ECORRUPT && i < 2; i++) {
+        if (i > 0) {
+            dw_io_forget(io, fd, 0, bytes);
+        }
+        const int err = dw_io_read_all(io, fd, p, bytes, 0);
+        result = err != 0 ? dw_io_error(err) : decode(alloc, p, bytes, out);
+    }
+    return result;
+}
+
 int dw_manifest_read(const struct dw_io *io, const struct dw_alloc *alloc, int dirfd,
                      struct dw_manifest *out) {
     *out = (struct dw_manifest){0};
@@ -80,8 +94,7 @@ int dw_manifest_read(const struct dw_io *io, const struct dw_alloc *alloc, int d
     } else if ((bytes = dw_get(alloc, (size_t)st.st_size + 1)) == NULL) {
         result = DW_ENOMEM;
     } else {
-        ssize_t n = dw_io_read(io, fd, bytes, (size_t)st.st_size, 0);
-        result = n < 0 ? dw_io_error(errno) : decode(alloc, bytes, (size_t)n, out);
+        result = read_twice(io, alloc, fd, bytes, (size_t)st.st_size, out);
     }
     dw_release(alloc, bytes);
     io->close(fd);

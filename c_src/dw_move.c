@@ -295,7 +295,7 @@ enum reason { LET_BE, MERGE, SHRINK, SPLIT, SAVE };
 static enum reason reason_to_move(const struct dw_store *store,
                                   const struct dw_partition *partition) {
     const uint64_t clock_ms = store->clock;
-    if (partition->retired || partition->opaque || partition->stuck || partition->live == 0) {
+    if (partition->retired || partition->stuck || partition->live == 0) {
         return LET_BE;
     }
     if (partition->suspect || partition->rewrite) {

@@ -17,11 +17,16 @@
  * and not the records, and sorts what it finds by id, since the wheel keeps the order in which
  * entries of one millisecond are inserted.
  *
+ * A failed system call says nothing of what is on the disk: the store is not opened then. Only what
+ * was read, and once more, and is not what was written is damaged; and a file is missing only if
+ * the directory does not list it either.
+ *
  * Where an index file is damaged, its good entries count, and the records are read for what they
  * leave out. Then records come back whose being dead stood in the damaged part: settled ones are
  * delivered again, and of moved ones there are two. Of two records with one id, the one in an
  * undamaged index is right, else the one with the later Raft index. The partition is then moved
- * into fresh ones by dw_store_maintain().
+ * into fresh ones by dw_store_maintain(). An index whose entries are all good, but which has other
+ * records than the manifest says, is not to be trusted with either: the store is not opened.
  *
  * Cutting a file that is also a snapshot's: the file in a snapshot may be the very same (a hard
  * link), but every snapshot of a file names at most the length that the store's manifest names.
@@ -29,7 +34,8 @@
  * opening; an opening starts from the manifest's length; and dw_store_restore() shares a file with
  * the snapshot only if it is exactly as long as named, that is if no other snapshot names more. */
 
-enum { CHUNK_ENTRIES = 4096, WINDOW_BYTES = 64 * 1024, SKIP_BYTES = 4096 };
+enum { CHUNK_ENTRIES = 4096, WINDOW_BYTES = 64 * 1024 };
+enum { LISTED_REC = 1, LISTED_IDX = 2 };
 
 struct found {
     uint64_t id;
@@ -46,6 +52,8 @@ struct opening {
     size_t capacity;
     uint64_t first_due;
     uint64_t max_serial;
+    uint8_t *listed; /* which files of the manifest's partitions the directory has, by LISTED_* */
+    bool damaged;    /* not all indexes were whole */
     uint8_t *chunk;  /* of index entries */
     uint8_t *window; /* on a record file */
     int result;
@@ -57,13 +65,13 @@ struct reading {
     struct dw_partition *partition;
     int rec_fd;
     int idx_fd;
-    int rec_err;        /* errno of what kept it from being read */
     uint64_t rec_there; /* bytes, at most those named */
     uint64_t idx_there;
-    uint64_t bad;       /* index entries */
+    uint64_t bad[2];    /* index entries, by pass */
     uint64_t first_bad; /* where */
+    uint64_t again;     /* records that were added once more, with another due time */
     uint8_t *dead;      /* a bit for each 32 bytes of .rec: no record is shorter */
-    uint8_t *seen;
+    uint8_t *seen;      /* added by good entries */
     size_t bitmap_bytes;
 };
 
@@ -141,20 +149,32 @@ static const char *name_of(const struct reading *reading, enum dw_file_kind kind
     return name;
 }
 
+/* What keeps the store from being opened: a call failed, or there is other than there was. */
+static int refuse(const struct reading *reading, enum dw_file_kind kind, const char *what,
+                  int err) {
+    char name[DW_FILE_NAME_BYTES];
+    dw_log(reading->opening->store, DW_LOG_ERROR,
+           "%s/%s: cannot be %s: %s; the store is not opened", reading->opening->store->dir,
+           name_of(reading, kind, name), what, strerror(err));
+    return dw_io_error(err);
+}
+
 /* ---------------------------------------------------------- the index file */
 
 /* What to do with the entries of an index file: first note what is dead, then add what is not. */
 enum pass { PASS_DEAD, PASS_ADD };
 
+static bool is_good(const struct reading *reading, const struct dw_idx_entry *entry) {
+    return entry->kind == DW_IDX_ADDED
+               ? entry->length > 0 && in_rec(reading, entry->off, dw_rec_bytes(entry->length))
+               : entry->kind != DW_IDX_BAD;
+}
+
 static int index_entry(struct reading *reading, enum pass pass, const uint8_t *bytes, uint64_t at) {
     struct dw_idx_entry entry;
     dw_idx_decode(bytes, &entry);
-    bool good = entry.kind != DW_IDX_BAD;
-    if (entry.kind == DW_IDX_ADDED) {
-        good = entry.length > 0 && in_rec(reading, entry.off, dw_rec_bytes(entry.length));
-    }
-    if (!good) {
-        if (pass == PASS_DEAD && reading->bad++ == 0) {
+    if (!is_good(reading, &entry)) {
+        if (reading->bad[pass]++ == 0) {
             reading->first_bad = at;
         }
         return DW_OK;
@@ -170,35 +190,53 @@ static int index_entry(struct reading *reading, enum pass pass, const uint8_t *b
     if (pass == PASS_DEAD) {
         return DW_OK;
     }
-    if (reading->seen != NULL) {
-        set_bit(reading->seen, entry.off);
+    const bool again = has_bit(reading->seen, entry.off);
+    set_bit(reading->seen, entry.off);
+    if (has_bit(reading->dead, entry.off)) {
+        return DW_OK;
     }
-    return has_bit(reading->dead, entry.off) ? DW_OK : add_record(reading, &entry, false);
+    reading->again += again;
+    return add_record(reading, &entry, false);
+}
+
+static bool chunk_is_good(const struct reading *reading, uint64_t entries) {
+    for (uint64_t i = 0; i < entries; i++) {
+        struct dw_idx_entry entry;
+        dw_idx_decode(reading->opening->chunk + i * DW_IDX_ENTRY, &entry);
+        if (!is_good(reading, &entry)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Entries of the index file, read once more if any is damaged. */
+static int read_chunk(struct reading *reading, uint64_t at, uint64_t entries) {
+    const struct dw_io *io = reading->opening->store->io;
+    uint8_t *chunk = reading->opening->chunk;
+    const size_t bytes = (size_t)entries * DW_IDX_ENTRY;
+    int err = dw_io_read_all(io, reading->idx_fd, chunk, bytes, at);
+    if (err == 0 && !chunk_is_good(reading, entries)) {
+        dw_io_forget(io, reading->idx_fd, at, bytes);
+        err = dw_io_read_all(io, reading->idx_fd, chunk, bytes, at);
+    }
+    return err == 0 ? DW_OK : refuse(reading, DW_FILE_IDX, "read", err);
 }
 
 static int index_pass(struct reading *reading, enum pass pass) {
-    const struct dw_io *io = reading->opening->store->io;
-    uint8_t *chunk = reading->opening->chunk;
     uint64_t at = DW_FILE_HEADER;
     while (at + DW_IDX_ENTRY <= reading->idx_there) {
         uint64_t entries = (reading->idx_there - at) / DW_IDX_ENTRY;
         if (entries > CHUNK_ENTRIES) {
             entries = CHUNK_ENTRIES;
         }
-        ssize_t n = dw_io_read(io, reading->idx_fd, chunk, (size_t)entries * DW_IDX_ENTRY, at);
-        const uint64_t whole = n < 0 ? 0 : (uint64_t)n / DW_IDX_ENTRY;
-        for (uint64_t i = 0; i < whole; i++) {
-            int result =
-                index_entry(reading, pass, chunk + i * DW_IDX_ENTRY, at + i * DW_IDX_ENTRY);
-            if (result != DW_OK) {
-                return result;
-            }
+        int result = read_chunk(reading, at, entries);
+        for (uint64_t i = 0; result == DW_OK && i < entries; i++) {
+            result = index_entry(reading, pass, reading->opening->chunk + i * DW_IDX_ENTRY,
+                                 at + i * DW_IDX_ENTRY);
         }
-        if (whole < entries && pass == PASS_DEAD) {
-            if (reading->bad == 0) {
-                reading->first_bad = at + whole * DW_IDX_ENTRY;
-            }
-            reading->bad += entries - whole;
+        if (result != DW_OK) {
+            return result;
         }
         at += entries * DW_IDX_ENTRY;
     }
@@ -211,22 +249,45 @@ static int index_pass(struct reading *reading, enum pass pass) {
 struct window {
     uint64_t at;
     size_t bytes;
+    int err;
 };
 
-/* `bytes` at `at`, at most WINDOW_BYTES; NULL if they cannot be read. */
+/* `bytes` at `at`, at most WINDOW_BYTES, of what is there; NULL, and window->err. */
 static const uint8_t *look(const struct reading *reading, struct window *window, uint64_t at,
                            size_t bytes) {
     uint8_t *memory = reading->opening->window;
     if (at < window->at || at + bytes > window->at + window->bytes) {
-        ssize_t n =
-            dw_io_read(reading->opening->store->io, reading->rec_fd, memory, WINDOW_BYTES, at);
+        const uint64_t left = reading->rec_there - at;
         window->at = at;
-        window->bytes = n < 0 ? 0 : (size_t)n;
-        if (window->bytes < bytes) {
+        window->bytes = left < WINDOW_BYTES ? (size_t)left : WINDOW_BYTES;
+        window->err =
+            dw_io_read_all(reading->opening->store->io, reading->rec_fd, memory, window->bytes, at);
+        if (window->err != 0) {
             return NULL;
         }
     }
     return memory + (at - window->at);
+}
+
+/* The record header at `at`: DW_OK; DW_ECORRUPT if there is none, nor when it is read again, or it
+ * goes beyond the file. `again`: read it again. */
+static int look_at_header(const struct reading *reading, struct window *window, uint64_t at,
+                          bool again, struct dw_rec_header *header) {
+    for (int i = 0; i < (again ? 2 : 1); i++) {
+        if (i > 0) {
+            dw_io_forget(reading->opening->store->io, reading->rec_fd, window->at, window->bytes);
+            window->bytes = 0;
+        }
+        const uint8_t *bytes = look(reading, window, at, DW_REC_HEADER);
+        if (bytes == NULL) {
+            return refuse(reading, DW_FILE_REC, "read", window->err);
+        }
+        if (dw_rec_decode(bytes, header) &&
+            at + dw_rec_bytes(header->length) <= reading->rec_there) {
+            return DW_OK;
+        }
+    }
+    return DW_ECORRUPT;
 }
 
 /* Adds the records of which the index file's good entries know nothing. */
@@ -236,14 +297,16 @@ static int walk_records(struct reading *reading) {
     uint64_t lost_from = 0; /* where what cannot be made out begins, 0: nowhere */
     for (uint64_t at = DW_FILE_HEADER; at + DW_REC_HEADER <= end;) {
         struct dw_rec_header header;
-        const uint8_t *bytes = look(reading, &window, at, DW_REC_HEADER);
-        if (bytes == NULL || !dw_rec_decode(bytes, &header) ||
-            at + dw_rec_bytes(header.length) > end) {
+        int result = look_at_header(reading, &window, at, lost_from == 0, &header);
+        if (result == DW_ECORRUPT) {
             if (lost_from == 0) {
                 lost_from = at;
             }
-            at += bytes == NULL ? SKIP_BYTES : DW_REC_UNIT;
+            at += DW_REC_UNIT;
             continue;
+        }
+        if (result != DW_OK) {
+            return result;
         }
         if (lost_from != 0) {
             char name[DW_FILE_NAME_BYTES];
@@ -261,7 +324,7 @@ static int walk_records(struct reading *reading) {
             .length = header.length,
         };
         if (!has_bit(reading->seen, record.off) && !has_bit(reading->dead, record.off)) {
-            int result = add_record(reading, &record, true);
+            result = add_record(reading, &record, true);
             if (result != DW_OK) {
                 return result;
             }
@@ -279,24 +342,26 @@ static int walk_records(struct reading *reading) {
 
 /* --------------------------------------------------------------- partition */
 
-/* Opens a file and cuts it to what is named. *there: how much of that there is. */
-static int open_file(struct reading *reading, enum dw_file_kind kind, uint64_t named,
-                     uint64_t *there, int *err) {
+/* Opens a file and cuts it to what is named. *there: how much of that there is. DW_OK, with *out -1
+ * if it is missing. */
+static int open_file(struct reading *reading, enum dw_file_kind kind, uint64_t named, bool listed,
+                     int *out, uint64_t *there) {
     struct dw_store *store = reading->opening->store;
     char name[DW_FILE_NAME_BYTES];
     name_of(reading, kind, name);
     *there = 0;
-    *err = 0;
     int fd = dw_io_open(store->io, store->dirfd, name, O_RDWR);
+    if (fd < 0 && errno == ENOENT && !listed) {
+        dw_log(store, DW_LOG_ERROR, "%s/%s: is missing", store->dir, name);
+        return DW_OK;
+    }
+    if (fd < 0) {
+        return refuse(reading, kind, "opened", errno);
+    }
+    *out = fd;
     struct stat st = {0};
-    if (fd < 0 || store->io->fstat(fd, &st) != 0) {
-        *err = errno;
-        dw_log(store, DW_LOG_ERROR, "%s/%s: cannot be opened: %s", store->dir, name,
-               strerror(*err));
-        if (fd >= 0) {
-            store->io->close(fd);
-        }
-        return -1;
+    if (store->io->fstat(fd, &st) != 0) {
+        return refuse(reading, kind, "read", errno);
     }
     const uint64_t size = (uint64_t)st.st_size;
     *there = size < named ? size : named;
@@ -310,18 +375,26 @@ static int open_file(struct reading *reading, enum dw_file_kind kind, uint64_t n
                    store->dir, name, named, strerror(errno));
         }
     }
-    return fd;
+    return DW_OK;
 }
 
-static int check_header(struct reading *reading, enum dw_file_kind kind, int fd) {
+/* DW_ECORRUPT if it was read twice, or the file is too short for it. */
+static int check_header(struct reading *reading, enum dw_file_kind kind, int fd, uint64_t there) {
     struct dw_store *store = reading->opening->store;
     const struct dw_partition *partition = reading->partition;
     uint8_t bytes[DW_FILE_HEADER];
-    ssize_t n = dw_io_read(store->io, fd, bytes, sizeof bytes, 0);
-    int result = n == (ssize_t)sizeof bytes
-                     ? dw_file_header_check(bytes, kind, partition->serial, partition->level,
-                                            partition->slice)
-                     : DW_ECORRUPT;
+    int result = DW_ECORRUPT;
+    for (int i = 0; there >= sizeof bytes && result == DW_ECORRUPT && i < 2; i++) {
+        if (i > 0) {
+            dw_io_forget(store->io, fd, 0, sizeof bytes);
+        }
+        const int err = dw_io_read_all(store->io, fd, bytes, sizeof bytes, 0);
+        if (err != 0) {
+            return refuse(reading, kind, "read", err);
+        }
+        result = dw_file_header_check(bytes, kind, partition->serial, partition->level,
+                                      partition->slice);
+    }
     if (result != DW_OK) {
         char name[DW_FILE_NAME_BYTES];
         dw_log(store, DW_LOG_ERROR, "%s/%s: its first %u bytes are %s", store->dir,
@@ -341,97 +414,98 @@ static int rebuild_index(struct reading *reading) {
            "be delivered twice",
            store->dir, name_of(reading, DW_FILE_IDX, name), reading->first_bad);
     opening->report.rebuilt_indexes++;
+    opening->damaged = true;
     partition->rewrite = true;
     return walk_records(reading);
 }
 
 static int read_index(struct reading *reading) {
-    const struct dw_alloc *alloc = reading->opening->store->alloc;
     reading->bitmap_bytes = (size_t)(reading->partition->rec.written / 256 + 1);
     reading->dead = new_bitmap(reading);
-    if (reading->dead == NULL) {
+    reading->seen = new_bitmap(reading);
+    if (reading->dead == NULL || reading->seen == NULL) {
         return DW_ENOMEM;
     }
     bool damaged = reading->idx_fd < 0 || reading->idx_there < reading->partition->idx.written;
     reading->first_bad = reading->idx_there;
     if (reading->idx_fd >= 0) {
-        int result = check_header(reading, DW_FILE_IDX, reading->idx_fd);
-        if (result == DW_EVERSION) {
-            return result;
-        }
-        if (result != DW_OK) {
+        int result = check_header(reading, DW_FILE_IDX, reading->idx_fd, reading->idx_there);
+        if (result == DW_ECORRUPT) {
             damaged = true;
             reading->first_bad = 0;
+        } else if (result != DW_OK) {
+            return result;
         }
     }
     int result = index_pass(reading, PASS_DEAD);
-    if (result != DW_OK) {
-        return result;
+    if (result == DW_OK) {
+        result = index_pass(reading, PASS_ADD);
     }
-    damaged = damaged || reading->bad > 0;
-    if (damaged) {
-        reading->seen = new_bitmap(reading);
-        if (reading->seen == NULL) {
-            return DW_ENOMEM;
-        }
+    if (result == DW_OK && reading->bad[PASS_DEAD] != reading->bad[PASS_ADD]) {
+        result = refuse(reading, DW_FILE_IDX, "read twice alike", EIO);
     }
-    result = index_pass(reading, PASS_ADD);
-    if (result == DW_OK && damaged) {
+    if (result == DW_OK && (damaged || reading->bad[PASS_DEAD] > 0)) {
         result = rebuild_index(reading);
     }
-    dw_release(alloc, reading->seen);
-    reading->seen = NULL;
     return result;
 }
 
-/* Says what is missing, and sees to it that files which may be read at another opening are kept. */
-static void judge(struct reading *reading, uint64_t named, uint64_t found) {
+/* What is there is what the manifest says, or it is said what is missing of a damaged one. */
+static int judge(struct reading *reading, uint64_t named, uint64_t found) {
     struct dw_store *store = reading->opening->store;
     struct dw_partition *partition = reading->partition;
-    if (!partition->rewrite) {
-        if (found != named) {
-            dw_log(store, DW_LOG_WARNING,
-                   "%s: partition %" PRIu64 " has %" PRIu64 " records, not %" PRIu64, store->dir,
-                   partition->serial, found, named);
-        }
-        return;
+    if (!partition->rewrite && found != named) {
+        char name[DW_FILE_NAME_BYTES];
+        dw_log(store, DW_LOG_ERROR,
+               "%s/%s: it has %" PRIu64 " records, not %" PRIu64 " as the manifest says; the store "
+               "is not opened. (Without this file it is made again from the records, of which some "
+               "may then be delivered twice.)",
+               store->dir, name_of(reading, DW_FILE_IDX, name), found, named);
+        return DW_ECORRUPT;
     }
-    partition->sealed = true;
-    partition->opaque = reading->rec_err != 0 && reading->rec_err != ENOENT;
-    if (found < named) {
+    if (partition->rewrite) {
+        partition->sealed = true;
+    }
+    if (partition->rewrite && found < named) {
         reading->opening->report.corrupt_records += named - found;
         dw_log(store, DW_LOG_ERROR,
-               "%s: partition %" PRIu64 ": %" PRIu64 " of its %" PRIu64 " records %s", store->dir,
-               partition->serial, named - found, named,
-               partition->opaque ? "cannot be read now; its files are kept" : "are lost");
+               "%s: partition %" PRIu64 ": %" PRIu64 " of its %" PRIu64 " records are lost",
+               store->dir, partition->serial, named - found, named);
     }
+    return DW_OK;
+}
+
+static int open_files(struct reading *reading, const struct dw_manifest_part *named,
+                      uint8_t listed) {
+    int result = open_file(reading, DW_FILE_REC, named->rec_bytes, (listed & LISTED_REC) != 0,
+                           &reading->rec_fd, &reading->rec_there);
+    if (result == DW_OK) {
+        result = open_file(reading, DW_FILE_IDX, named->idx_bytes, (listed & LISTED_IDX) != 0,
+                           &reading->idx_fd, &reading->idx_there);
+    }
+    if (result == DW_OK && (reading->rec_fd < 0 || reading->rec_there < named->rec_bytes)) {
+        reading->partition->sealed = true;
+    }
+    /* What matters of the record file's header is that no later version wrote it. */
+    if (result == DW_OK && reading->rec_fd >= 0) {
+        result = check_header(reading, DW_FILE_REC, reading->rec_fd, reading->rec_there);
+        result = result == DW_ECORRUPT ? DW_OK : result;
+    }
+    return result;
 }
 
 static int read_partition(struct opening *opening, const struct dw_manifest_part *named,
-                          struct dw_partition *partition) {
+                          uint8_t listed, struct dw_partition *partition) {
     struct dw_store *store = opening->store;
-    struct reading reading = {.opening = opening, .partition = partition};
-    int idx_err;
-    reading.rec_fd =
-        open_file(&reading, DW_FILE_REC, named->rec_bytes, &reading.rec_there, &reading.rec_err);
-    reading.idx_fd =
-        open_file(&reading, DW_FILE_IDX, named->idx_bytes, &reading.idx_there, &idx_err);
-    int result = DW_OK;
+    struct reading reading = {
+        .opening = opening, .partition = partition, .rec_fd = -1, .idx_fd = -1};
     const size_t before = opening->count;
-    if (reading.rec_fd < 0 || reading.rec_there < named->rec_bytes) {
-        partition->sealed = true;
-    }
-    if (reading.rec_fd >= 0) {
-        result = check_header(&reading, DW_FILE_REC, reading.rec_fd);
-        if (result != DW_EVERSION) {
-            result = DW_OK;
-        }
-    }
+    int result = open_files(&reading, named, listed);
     if (result == DW_OK) {
         result = read_index(&reading);
     }
     if (result == DW_OK) {
-        judge(&reading, named->live, opening->count - before);
+        result = judge(&reading, named->live, opening->count - before - reading.again);
     }
     dw_release(store->alloc, reading.dead);
     dw_release(store->alloc, reading.seen);
@@ -464,7 +538,7 @@ static int read_partitions(struct opening *opening) {
         store->parts_used++;
         store->total_bytes += named->rec_bytes + named->idx_bytes;
         store->rec_bytes += named->rec_bytes - DW_FILE_HEADER;
-        result = read_partition(opening, named, partition);
+        result = read_partition(opening, named, opening->listed[i], partition);
     }
     return result;
 }
@@ -519,50 +593,101 @@ static int sort_found(struct opening *opening) {
     return DW_OK;
 }
 
-/* The Raft index in the record of entry k, 0 if it cannot be read. */
-static uint64_t record_index(struct opening *opening, uint32_t k) {
+/* The Raft index in the record of entry k, 0 if the record is damaged or missing. */
+static int record_index(struct opening *opening, uint32_t k, uint64_t *index) {
     struct dw_store *store = opening->store;
     const struct dw_entry *entry = dw_slab_at(store->slab, k);
-    const struct dw_partition *partition = store->parts[entry->part];
+    struct dw_partition *partition = store->parts[entry->part];
+    const struct reading reading = {.opening = opening, .partition = partition};
+    const uint64_t off = (uint64_t)entry->off * DW_REC_UNIT;
     char name[DW_FILE_NAME_BYTES];
-    dw_file_name(name, DW_FILE_REC, partition->serial, partition->level, partition->slice);
-    int fd = dw_io_open(store->io, store->dirfd, name, O_RDONLY);
+    *index = 0;
+    int fd = dw_io_open(store->io, store->dirfd, name_of(&reading, DW_FILE_REC, name), O_RDONLY);
     if (fd < 0) {
-        return 0;
+        return errno == ENOENT && (opening->listed[entry->part] & LISTED_REC) == 0
+                   ? DW_OK
+                   : refuse(&reading, DW_FILE_REC, "opened", errno);
     }
+    int result = DW_OK;
+    struct stat st;
+    struct dw_rec_header header;
     uint8_t bytes[DW_REC_HEADER];
-    struct dw_rec_header header = {0};
-    if (dw_io_read(store->io, fd, bytes, sizeof bytes, (uint64_t)entry->off * DW_REC_UNIT) !=
-            (ssize_t)sizeof bytes ||
-        !dw_rec_decode(bytes, &header)) {
-        header.index = 0;
+    if (store->io->fstat(fd, &st) != 0) {
+        result = refuse(&reading, DW_FILE_REC, "read", errno);
+    }
+    for (int i = 0; result == DW_OK && (uint64_t)st.st_size >= off + sizeof bytes && i < 2; i++) {
+        if (i > 0) {
+            dw_io_forget(store->io, fd, off, sizeof bytes);
+        }
+        const int err = dw_io_read_all(store->io, fd, bytes, sizeof bytes, off);
+        if (err != 0) {
+            result = refuse(&reading, DW_FILE_REC, "read", err);
+        } else if (dw_rec_decode(bytes, &header)) {
+            *index = header.index;
+            break;
+        }
     }
     store->io->close(fd);
-    return header.index;
+    return result;
 }
 
-static bool is_better(struct opening *opening, const struct found *a, const struct found *b) {
-    if (a->rebuilt != b->rebuilt) {
-        return b->rebuilt;
+/* Of two entries of one id, whether the first, which stands before the other, is right. */
+static int is_better(struct opening *opening, const struct found *a, const struct found *b,
+                     bool *better) {
+    const struct dw_entry *first = dw_slab_at(opening->store->slab, a->k);
+    const struct dw_entry *second = dw_slab_at(opening->store->slab, b->k);
+    if (first->part == second->part && first->off == second->off) {
+        *better = false; /* one record, given another due time where it is */
+        return DW_OK;
     }
-    return record_index(opening, a->k) >= record_index(opening, b->k);
+    if (a->rebuilt != b->rebuilt) {
+        *better = b->rebuilt;
+        return DW_OK;
+    }
+    uint64_t index_a, index_b = 0;
+    int result = record_index(opening, a->k, &index_a);
+    if (result == DW_OK) {
+        result = record_index(opening, b->k, &index_b);
+    }
+    *better = index_a >= index_b;
+    return result;
 }
 
-static void drop_duplicates(struct opening *opening) {
+static int drop_duplicates(struct opening *opening) {
     size_t kept = 0;
     for (size_t i = 0; i < opening->count; i++) {
         const struct found *found = &opening->found[i];
         struct found *last = kept > 0 ? &opening->found[kept - 1] : NULL;
         if (last == NULL || last->id != found->id) {
             opening->found[kept++] = *found;
-        } else if (is_better(opening, last, found)) {
-            dw_slab_put(opening->store->slab, found->k);
-        } else {
-            dw_slab_put(opening->store->slab, last->k);
-            *last = *found;
+            continue;
         }
+        bool better;
+        int result = is_better(opening, last, found, &better);
+        if (result != DW_OK) {
+            return result;
+        }
+        dw_slab_put(opening->store->slab, better ? found->k : last->k);
+        *last = better ? *last : *found;
     }
     opening->count = kept;
+    return DW_OK;
+}
+
+/* Where no index was damaged, there are as many messages as there were. */
+static int check_count(const struct opening *opening) {
+    uint64_t named = 0;
+    for (uint32_t i = 0; i < opening->manifest.count; i++) {
+        named += opening->manifest.parts[i].live;
+    }
+    if (!opening->damaged && opening->count != named) {
+        dw_log(opening->store, DW_LOG_ERROR,
+               "%s: its indexes have %zu messages, not %" PRIu64 " as the manifest says; the store "
+               "is not opened",
+               opening->store->dir, opening->count, named);
+        return DW_ECORRUPT;
+    }
+    return DW_OK;
 }
 
 static int build(struct opening *opening, uint64_t now_ms) {
@@ -611,6 +736,8 @@ static void clean(void *arg, const char *name) {
         }
         const struct dw_manifest_part *named = dw_manifest_find(&opening->manifest, serial);
         if (named != NULL && named->level == level && named->slice == slice) {
+            opening->listed[named - opening->manifest.parts] |=
+                kind == DW_FILE_REC ? LISTED_REC : LISTED_IDX;
             return;
         }
     } else if (strcmp(name, DW_MANIFEST_TMP) != 0) {
@@ -622,6 +749,26 @@ static void clean(void *arg, const char *name) {
     }
 }
 
+static void see_manifest(void *arg, const char *name) {
+    bool *seen = arg;
+    *seen = *seen || strcmp(name, DW_MANIFEST_NAME) == 0;
+}
+
+/* DW_ENOENT: there is no checkpoint, which the directory's list confirms, as everything else that
+ * is in it is removed then. */
+static int read_manifest(struct opening *opening) {
+    struct dw_store *store = opening->store;
+    bool seen = false;
+    int result = dw_manifest_read(store->io, store->alloc, store->dirfd, &opening->manifest);
+    if (result == DW_ENOENT) {
+        if (dw_io_list(store->io, store->dirfd, see_manifest, &seen) != 0) {
+            return dw_io_error(errno);
+        }
+        return seen ? dw_io_error(EIO) : DW_ENOENT;
+    }
+    return result;
+}
+
 static int open_store(struct opening *opening, const char *dir, uint64_t now_ms) {
     struct dw_store *store = opening->store;
     store->dirfd = dw_io_open_dir(store->io, dir, 1);
@@ -629,10 +776,15 @@ static int open_store(struct opening *opening, const char *dir, uint64_t now_ms)
         return dw_io_error(errno);
     }
     store->files.dirfd = store->dirfd;
-    int result = dw_manifest_read(store->io, store->alloc, store->dirfd, &opening->manifest);
+    int result = read_manifest(opening);
     if (result != DW_OK && result != DW_ENOENT) {
         return result;
     }
+    opening->listed = dw_get(store->alloc, opening->manifest.count + (size_t)1);
+    if (opening->listed == NULL) {
+        return DW_ENOMEM;
+    }
+    memset(opening->listed, 0, opening->manifest.count + (size_t)1);
     /* The manifest may have been renamed by a process that did not live to sync the directory. It
      * must be durable before what only an older one names is removed. */
     if (store->io->fsync(store->dirfd) != 0 ||
@@ -650,7 +802,12 @@ static int open_store(struct opening *opening, const char *dir, uint64_t now_ms)
         result = sort_found(opening);
     }
     if (result == DW_OK) {
-        drop_duplicates(opening);
+        result = drop_duplicates(opening);
+    }
+    if (result == DW_OK) {
+        result = check_count(opening);
+    }
+    if (result == DW_OK) {
         result = build(opening, now_ms);
     }
     return result;
@@ -725,6 +882,7 @@ int dw_store_open(const char *dir, const struct dw_config *config, dw_store **ou
     dw_release(alloc, opening.found);
     dw_release(alloc, opening.chunk);
     dw_release(alloc, opening.window);
+    dw_release(alloc, opening.listed);
     dw_manifest_free(alloc, &opening.manifest);
     if (result != DW_OK) {
         if (store->dirfd >= 0) {

@@ -418,7 +418,7 @@ static void retire(struct dw_store *store, struct dw_partition *partition) {
 }
 
 void dw_retire_if_empty(struct dw_store *store, struct dw_partition *partition) {
-    if (partition->live == 0 && !partition->retired && !partition->opaque &&
+    if (partition->live == 0 && !partition->retired &&
         (!takes_more(store, partition) || dw_stream_length(&partition->rec) > KEEP_EMPTY_BYTES ||
          dw_slice_is_past(store->clock, partition->level, partition->slice))) {
         retire(store, partition);

@@ -29,6 +29,7 @@ struct dw_io {
     DIR *(*fdopendir)(int fd);
     struct dirent *(*readdir)(DIR *dir);
     int (*closedir)(DIR *dir);
+    int (*fadvise)(int fd, off_t off, off_t bytes, int advice); /* an errno, as the call itself */
 };
 
 extern const struct dw_io dw_io_posix;
@@ -45,6 +46,13 @@ int dw_io_open_dir(const struct dw_io *io, const char *path, int make);
 
 /* Reads until `bytes` are there or the file ends: the count, or -1 and errno. */
 ssize_t dw_io_read(const struct dw_io *io, int fd, void *buf, size_t bytes, uint64_t off);
+
+/* Reads exactly that much: 0, or an errno, EIO too if the file ends before. */
+int dw_io_read_all(const struct dw_io *io, int fd, void *buf, size_t bytes, uint64_t off);
+
+/* What has been read from there comes from the disk the next time, as far as the system allows:
+ * what fails its checksum is read twice. */
+void dw_io_forget(const struct dw_io *io, int fd, uint64_t off, size_t bytes);
 
 /* Writes all: 0, or -1 and errno, with an unknown part of it written. */
 int dw_io_write(const struct dw_io *io, int fd, const void *buf, size_t bytes, uint64_t off);

@@ -222,7 +222,6 @@ struct dw_partition {
     bool sealed;     /* nothing more is appended to .rec */
     bool rewrite;    /* its files are damaged: move what is live out of it */
     bool stuck;      /* moving was tried, and left what cannot be read */
-    bool opaque;     /* its files cannot be read; kept for a later opening */
 };
 
 /* A fresh one, its file headers buffered. NULL: no memory. */

@@ -64,7 +64,9 @@ struct dw_recovery {
 /* Opens the store in directory `dir` (made if missing, mode 0700), at its last durable checkpoint.
  * Files that the checkpoint does not name are removed, longer ones are cut to what it names.
  * [I/O] DW_OK, DW_ENOMEM, DW_EIO, DW_EACCES, DW_EVERSION, DW_EINVAL;
- * DW_ECORRUPT if the manifest itself is unreadable: dw_store_restore() from a snapshot then. */
+ * DW_ECORRUPT if the manifest itself is damaged (dw_store_restore() from a snapshot then), or an
+ * index says other than the manifest. Nothing that cannot be read now is taken for damaged or gone:
+ * after any error what is on the disk is as good as before, and opening may be tried again. */
 int dw_store_open(const char *dir, const struct dw_config *config, dw_store **out,
                   struct dw_recovery *report);
 

@@ -381,4 +381,5 @@ const struct dw_io fault_io = {
     .fdopendir = fault_fdopendir,
     .readdir = fault_readdir,
     .closedir = closedir,
+    .fadvise = posix_fadvise,
 };

@@ -626,6 +626,7 @@ static void damage_file(struct world *w, const char *path) {
 static void test_larger_damage(void **state) {
     struct world w;
     struct named named[300];
+    unsigned refused = 0;
     (void)state;
     world_init(&w, 11);
     crash(&w, named, 300);
@@ -642,7 +643,13 @@ static void test_larger_damage(void **state) {
                 }
             }
         }
-        fixture_open(&w.f);
+        /* Where entries of an index stand in each other's place, it has to be made again. */
+        if (fixture_try_open(&w.f) == DW_ECORRUPT) {
+            assert_non_null(strstr(w.f.last_log, "not opened"));
+            refused++;
+            continue;
+        }
+        assert_non_null(w.f.store);
         assert_null(dw_store_check(w.f.store));
         /* What is known comes out, whole or not, and can be settled. */
         struct dw_stat stat;
@@ -655,6 +662,7 @@ static void test_larger_damage(void **state) {
         assert_null(dw_store_check(w.f.store));
         fixture_close(&w.f);
     }
+    assert_true(refused <= fixture_rounds(60) / 4 + 1);
     world_end(&w);
 }
 
