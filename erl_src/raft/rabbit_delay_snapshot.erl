@@ -3,7 +3,7 @@
 %% Ra snapshots of a delayed exchange: a checkpoint of the delay store, hard-linked, and beside it
 %% the rest of the machine's state. Taking one costs almost nothing, whatever is pending.
 %%
-%% A snapshot directory holds the store's files and its MANIFEST (see include/dw_manifest.h), and
+%% A snapshot directory holds the store's files and its MANIFEST (see c_src/dw_manifest.h), and
 %%
 %%   delay_snapshot   "DWSN", version (1 byte, 1), CRC-32 (4 bytes, big-endian) of the rest, and
 %%                    term_to_binary({ra_snapshot:meta(), rabbit_delay_machine:snapshot()})

@@ -39,7 +39,7 @@
 %%
 %% Wrong types and numbers out of range are badarg. Errors of the operating system come as
 %% {error, {eio | enospc | eacces, Errno}}, {eacces, eagain} being a directory that another
-%% process of the operating system has open; the others are atoms, named as in include/dw_error.h.
+%% process of the operating system has open; the others are atoms, named as in c_src/dw_error.h.
 %%
 %% Calls that may touch a file, and those that may take long, run on dirty schedulers.
 -module(rabbit_delay_store).
