@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MPL-2.0
 """Delays over the other protocols that the broker speaks, with a client of each."""
 
+import socket
+import struct
 import time
 
 import pytest
@@ -65,6 +67,27 @@ def test_mqtt(protocols, node_modules, version):
         protocols.amqp_url, MQTT_EXCHANGE)
     if version == "5":
         eventually(lambda: "header 'x-delay' is <<\"soon\">>" in protocols.log()[before:], bool)
+
+
+@pytest.mark.skipif(OLD, reason="RabbitMQ 3.10 does not speak MQTT 5")
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_delay_in_an_mqtt_5_user_property_stays_a_string(protocols, client, kind):
+    queue = client.queue((MQTT_EXCHANGE, "strings.#"), arguments={"x-queue-type": kind})
+    with socket.create_connection(("127.0.0.1", protocols.plugin_ports["rabbitmq_mqtt"])) as mqtt:
+        def text(value):
+            return struct.pack(">H", len(value)) + value
+
+        def send(kind, body):
+            mqtt.sendall(bytes([kind, len(body)]) + body)
+
+        send(0x10, text(b"MQTT") + b"\x05\xc2\x00\x3c\x00" + text(b"strings") + text(b"guest")
+             + text(b"guest"))
+        assert mqtt.recv(2)[0] == 0x20
+        for value in (b"300", b"-300", b" 700 "):
+            properties = b"\x26" + text(b"x-delay") + text(value)
+            send(0x30, text(b"strings/a") + bytes([len(properties)]) + properties + value)
+        got = {delivery.text: delivery.headers["x-delay"] for delivery in client.collect(queue, 3)}
+    assert got == {"300": "-300", "-300": "-300", " 700 ": "-700"}
 
 
 def test_stomp(protocols, client, node_modules):

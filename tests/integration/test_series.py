@@ -205,6 +205,35 @@ def test_an_exchange_deleted_leaves_nothing_in_the_topic_index(topics):
     client.close()
 
 
+def test_topic_bindings_hold_while_their_index_ends(topics):
+    """It is derived: whenever its process ends, messages go where the broker's bindings say."""
+    client = Client(topics)
+    exchange = client.delayed("topic")
+    queue = client.queue((exchange, "a.#"))
+    client.publish(exchange, "a.b", b"held", delay=HOUR_MS)
+    published = []
+    for n in range(3):
+        evaluate(topics, "exit(whereis(rabbit_delay_topic), kill).")
+        client.publish(exchange, "a.b", f"now {n}".encode())
+        client.publish(exchange, "a.b", f"later {n}".encode(), delay=1)
+        client.channel.queue_bind(queue, exchange, f"*.c{n}")
+        client.publish(exchange, f"x.c{n}", f"bound {n}".encode())
+        client.channel.queue_unbind(queue, exchange, f"*.c{n}")
+        client.publish(exchange, f"x.c{n}", b"to nobody")
+        published += [f"{what} {n}" for what in ("now", "later", "bound")]
+    evaluate(topics, "exit(whereis(rabbit_delay_topic), kill).")
+    set_clock(topics, 2 * HOUR_MS)
+    published.append("held")
+    try:
+        assert sorted(client.texts(queue, len(published))) == sorted(published)
+    finally:
+        set_clock(topics, 0)
+    eventually(lambda: evaluate(topics, "is_pid(whereis(rabbit_delay_topic))."),
+               lambda running: running == "true")
+    assert client.depth(queue) == 0
+    client.close()
+
+
 # ----------------------------------------------------------------------------- feature flags
 
 def test_it_works_with_no_feature_flag_but_those_that_are_required(brokers):

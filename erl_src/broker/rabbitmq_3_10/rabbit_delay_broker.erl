@@ -10,7 +10,8 @@
 
 -export([series/0, data_dir/0, machine_state/1]).
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
--export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
+-export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
+         route_by/4]).
 -export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
          exchange_of/2, encode/1, decode/2, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
@@ -76,6 +77,10 @@ restore_bindings(rabbit_exchange_type_topic = Type, #exchange{name = Name} = X) 
     end;
 restore_bindings(_, _) ->
     ok.
+
+%% The topic type's own index has them all.
+-spec topic_bindings(rabbit_exchange:name()) -> [].
+topic_bindings(_) -> [].
 
 -spec add_binding(module(), transaction | none | pos_integer(), exchange(),
                   rabbit_types:binding()) -> ok.

@@ -14,7 +14,8 @@
 
 -export([series/0, data_dir/0, machine_state/1]).
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
--export([restore_bindings/2, add_binding/4, remove_bindings/4, delete_exchange/4, route_by/4]).
+-export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
+         route_by/4]).
 -export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
          exchange_of/2, encode/1, decode/2, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
@@ -82,23 +83,20 @@ durable_delayed_exchanges() ->
 %% ours are in rabbit_delay_topic. Under Mnesia it is not filled when the broker recovers while our
 %% exchange type is unknown to it.
 -spec restore_bindings(module(), exchange()) -> ok.
-restore_bindings(rabbit_exchange_type_topic, #exchange{name = Name}) ->
-    Bindings = rabbit_binding:list_for_source(Name),
-    rabbit_delay_topic:replace(Name, [topic_entry(B) || B <- Bindings]),
-    index_again(Name, Bindings);
-restore_bindings(_, _) ->
-    ok.
+restore_bindings(rabbit_exchange_type_topic, #exchange{name = Name}) -> index_again(Name);
+restore_bindings(_, _) -> ok.
 
 -ifdef(RABBITMQ_4_3).
 is_khepri() -> true.
-index_again(_, _) -> ok.
+index_again(_) -> ok.
 -else.
 is_khepri() -> rabbit_khepri:get_feature_state() =:= enabled.
 
-index_again(Name, Bindings) ->
+index_again(Name) ->
     case is_khepri() orelse is_indexed(Name) of
         true -> ok;
-        false -> lists:foreach(fun (B) -> ok = rabbit_db_topic_exchange:set(B) end, Bindings)
+        false -> lists:foreach(fun (B) -> ok = rabbit_db_topic_exchange:set(B) end,
+                               rabbit_binding:list_for_source(Name))
     end.
 
 is_indexed(Name) ->
@@ -110,20 +108,26 @@ is_indexed(Name) ->
 -spec add_binding(module(), none | pos_integer(), exchange(), rabbit_types:binding()) -> ok.
 add_binding(Type, Serial, #exchange{name = Name} = X, Binding) ->
     ok = Type:add_binding(Serial, X, Binding),
-    case Type of
-        rabbit_exchange_type_topic -> rabbit_delay_topic:add(Name, topic_entry(Binding));
-        _ -> ok
+    case has_own_index(Type) of
+        true -> rabbit_delay_topic:add(Name, topic_entry(Binding));
+        false -> ok
     end.
 
 -spec remove_bindings(module(), none | pos_integer(), exchange(), [rabbit_types:binding()]) -> ok.
 remove_bindings(Type, Serial, #exchange{name = Name} = X, Bindings) ->
     ok = Type:remove_bindings(Serial, X, Bindings),
-    case Type of
-        rabbit_exchange_type_topic ->
-            rabbit_delay_topic:remove(Name, [topic_entry(B) || B <- Bindings]);
-        _ ->
-            ok
+    case has_own_index(Type) of
+        true -> rabbit_delay_topic:remove(Name, [topic_entry(B) || B <- Bindings]);
+        false -> ok
     end.
+
+has_own_index(rabbit_exchange_type_topic) -> is_khepri();
+has_own_index(_) -> false.
+
+%% An exchange's bindings as rabbit_delay_topic has them, from this node's memory.
+-spec topic_bindings(rabbit_exchange:name()) -> [rabbit_delay_topic:entry()].
+topic_bindings(Name) ->
+    [topic_entry(B) || B <- rabbit_binding:list_for_source(Name)].
 
 topic_entry(#binding{key = Key, destination = Destination, args = Args}) ->
     {Key, Destination, Args}.
@@ -133,14 +137,14 @@ topic_entry(#binding{key = Key, destination = Destination, args = Args}) ->
           Deleted :: boolean().
 delete_exchange(Type, Serial, #exchange{name = Name} = X, _Bindings) ->
     ok = Type:delete(Serial, X),
-    ok = rabbit_delay_topic:replace(Name, []),
+    _ = has_own_index(Type) andalso rabbit_delay_topic:forget(Name),
     true.
 
 %% Where the exchange type Type sends what is published to X.
 -spec route_by(module(), exchange(), delivery(), rabbit_exchange:route_opts()) ->
           rabbit_router:match_result() | [{rabbit_amqqueue:name(), rabbit_types:binding_key()}].
 route_by(rabbit_exchange_type_topic = Type, #exchange{name = Name} = X, Message, Options) ->
-    case is_khepri() of
+    case has_own_index(Type) of
         true -> lists:append([rabbit_delay_topic:match(Name, Key)
                               || Key <- mc:routing_keys(Message)]);
         false -> Type:route(X, Message, Options)
@@ -173,9 +177,13 @@ parsed(Message) ->
 headers(?CONTAINER(mc_amqpl, Content, Annotations)) ->
     Headers = rabbit_basic:extract_headers(Content),
     case Annotations of
-        #{?X_DELAY := Delay} when is_integer(Delay) ->
+        #{?X_DELAY := Delay} when is_integer(Delay); is_binary(Delay) ->
+            Type = case is_binary(Delay) of
+                       true -> longstr;
+                       false -> long
+                   end,
             lists:keystore(?X_DELAY, 1, case Headers of undefined -> []; _ -> Headers end,
-                           {?X_DELAY, long, Delay});
+                           {?X_DELAY, Type, Delay});
         _ ->
             Headers
     end;
@@ -380,7 +388,7 @@ with_headers(Added, ?CONTAINER(mc_amqpl, Content, Annotations)) ->
 with_headers(Added, Message) ->
     lists:foldl(fun ({Name, _, Value}, M) -> mc:set_annotation(Name, Value, M) end, Message, Added).
 
-as_annotation(Text) when is_binary(Text) -> binary_to_integer(Text);
+as_annotation(Text) when is_binary(Text) -> Text;
 as_annotation(Number) -> trunc(Number).
 
 %% ----------------------------------------------------------------------- the publishing client

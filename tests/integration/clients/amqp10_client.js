@@ -73,6 +73,7 @@ for (const [index, { at, message: received }] of delayed.entries()) {
   assert.deepEqual(received.application_properties, { kept: 'yes' });
   const xDelay = received.message_annotations['x-delay'];
   if (xDelay !== undefined) assert.equal(Number(xDelay), -delay, name);
+  if (name === 'string') assert.equal(xDelay, '-2000');
 }
 
 // Keys, as annotations; without one, the message id is the key.
