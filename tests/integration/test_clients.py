@@ -2,9 +2,6 @@
 """Client libraries of other languages: each program declares, publishes and consumes as its users
 do, checks what it gets, and says ok."""
 
-import os
-import shutil
-
 import pytest
 
 from programs import run
@@ -19,7 +16,5 @@ def test_a_javascript_client_works(broker, node_modules, program):
     run("node", program, broker.amqp_url)
 
 
-@pytest.mark.skipif(not shutil.which("java") or not os.path.exists(JAVA_CLASSES[0]),
-                    reason="needs a JDK and librabbitmq-client-java")
 def test_the_java_client_works(broker):
     run("java", "-cp", ":".join(JAVA_CLASSES), "JavaClient.java", broker.amqp_url)

@@ -2,7 +2,6 @@
 """The examples do what they say."""
 
 import os
-import shutil
 import subprocess
 
 import pytest
@@ -42,8 +41,6 @@ def test_an_example_does_what_it_says(broker, node_modules, language, name):
     assert output(broker, command, language, name + ending) == OUTPUT[name]
 
 
-@pytest.mark.skipif(not shutil.which("java") or not os.path.exists(JAVA_CLASSES[0]),
-                    reason="needs a JDK and librabbitmq-client-java")
 def test_the_java_example_does_what_it_says(broker):
     command = ["java", "-cp", ":".join(JAVA_CLASSES)]
     assert output(broker, command, "java", "Retry.java") == OUTPUT["retry"]
