@@ -46,8 +46,9 @@ static int capture(struct dw_store *store, struct dw_checkpoint *checkpoint) {
     for (uint32_t i = 0; i < store->parts_capacity; i++) {
         struct dw_partition *partition = store->parts[i];
         if (is_named(partition)) {
-            /* Of a file whose fsync failed nobody knows what is on the disk. */
-            if (partition->suspect && !partition->stuck) {
+            /* Of a file whose fsync failed nobody knows what is on the disk. Raft's log has it, and
+             * is not to be cut until it was written again, from there if it cannot be read. */
+            if (partition->suspect || dw_partition_failed(partition) != 0) {
                 return dw_io_error(EIO);
             }
             checkpoint->items[count++] = (struct item){.partition = partition};
@@ -146,28 +147,18 @@ static int sync_stream(struct dw_store *store, struct dw_partition *partition,
     if (durable) {
         return DW_OK;
     }
+    const int err = dw_files_sync(&store->files, &stream->file);
+    if (err == 0) {
+        dw_lock(store);
+        stream->synced = bytes > stream->synced ? bytes : stream->synced;
+        dw_unlock(store);
+        return DW_OK;
+    }
     char name[DW_FILE_NAME_BYTES];
     dw_file_name(name, kind, partition->serial, partition->level, partition->slice);
-    int fd = dw_files_acquire(&store->files, &stream->file, name, 0);
-    if (fd < 0) {
-        return dw_io_error(errno);
-    }
-    int err = store->io->fdatasync(fd) == 0 ? 0 : errno;
-    dw_lock(store);
-    dw_files_release(&stream->file);
-    if (err == 0) {
-        stream->synced = bytes;
-    } else {
-        /* What was not written is lost to a second fsync, which would succeed. */
-        partition->suspect = true;
-    }
-    dw_unlock(store);
-    if (err != 0) {
-        dw_log(store, DW_LOG_ERROR, "%s/%s: cannot be made durable: %s", store->dir, name,
-               strerror(err));
-        return dw_io_error(err);
-    }
-    return DW_OK;
+    dw_log(store, DW_LOG_ERROR, "%s/%s: cannot be made durable: %s", store->dir, name,
+           strerror(err));
+    return dw_io_error(err);
 }
 
 static int sync_items(struct dw_checkpoint *checkpoint) {
@@ -183,17 +174,17 @@ static int sync_items(struct dw_checkpoint *checkpoint) {
             return result;
         }
     }
-    return store->io->fsync(store->dirfd) == 0 ? DW_OK : dw_io_error(errno);
+    return DW_OK;
 }
 
-static int link_item(struct dw_checkpoint *checkpoint, int to,
+static int link_item(struct dw_checkpoint *checkpoint, int from, int to,
                      const struct dw_manifest_part *part) {
     struct dw_store *store = checkpoint->store;
     static const enum dw_file_kind kinds[2] = {DW_FILE_REC, DW_FILE_IDX};
     for (int i = 0; i < 2; i++) {
         char name[DW_FILE_NAME_BYTES];
         dw_file_name(name, kinds[i], part->serial, part->level, part->slice);
-        int result = dw_io_clone(store->io, store->alloc, store->dirfd, to, name,
+        int result = dw_io_clone(store->io, store->alloc, from, to, name,
                                  i == 0 ? part->rec_bytes : part->idx_bytes, 0);
         if (result != DW_OK) {
             return result;
@@ -203,11 +194,11 @@ static int link_item(struct dw_checkpoint *checkpoint, int to,
 }
 
 /* Links what the manifest names, and writes it there, last. */
-static int fill_snapshot(struct dw_checkpoint *checkpoint, int to) {
+static int fill_snapshot(struct dw_checkpoint *checkpoint, int from, int to) {
     struct dw_store *store = checkpoint->store;
     int result = DW_OK;
     for (uint32_t i = 0; result == DW_OK && i < checkpoint->manifest.count; i++) {
-        result = link_item(checkpoint, to, &checkpoint->manifest.parts[i]);
+        result = link_item(checkpoint, from, to, &checkpoint->manifest.parts[i]);
     }
     if (result == DW_OK && store->io->fsync(to) != 0) {
         result = dw_io_error(errno);
@@ -218,14 +209,45 @@ static int fill_snapshot(struct dw_checkpoint *checkpoint, int to) {
     return result;
 }
 
-static int make_snapshot(struct dw_checkpoint *checkpoint, const char *snapshot_dir) {
+static int make_snapshot(struct dw_checkpoint *checkpoint, int from, const char *snapshot_dir) {
     const struct dw_io *io = checkpoint->store->io;
     int to = dw_io_open_dir(io, snapshot_dir, 1);
     if (to < 0) {
         return dw_io_error(errno);
     }
-    int result = fill_snapshot(checkpoint, to);
+    int result = fill_snapshot(checkpoint, from, to);
     io->close(to);
+    return result;
+}
+
+static bool is_worth_retrying(struct dw_store *store, int result) {
+    return result == DW_EIO && dw_files_make_room(&store->files, dw_store_errno());
+}
+
+static int finish(struct dw_checkpoint *checkpoint, int dirfd, const char *snapshot_dir) {
+    struct dw_store *store = checkpoint->store;
+    int result = sync_items(checkpoint);
+    if (result == DW_OK && store->io->fsync(dirfd) != 0) {
+        result = dw_io_error(errno);
+    }
+    if (result == DW_OK) {
+        do {
+            result = dw_manifest_write(store->io, store->alloc, dirfd, &checkpoint->manifest);
+        } while (is_worth_retrying(store, result));
+    }
+    if (result != DW_OK) {
+        return result;
+    }
+    dw_lock(store);
+    store->durable = checkpoint->number;
+    store->durable_applied = checkpoint->manifest.applied;
+    dw_unlock(store);
+    if (snapshot_dir != NULL) {
+        do {
+            result = make_snapshot(checkpoint, dirfd, snapshot_dir);
+        } while (is_worth_retrying(store, result));
+    }
+    dw_reap(store);
     return result;
 }
 
@@ -236,19 +258,12 @@ int dw_checkpoint_finish(dw_checkpoint *checkpoint, const char *snapshot_dir) {
         return result;
     }
     dw_unlock(store);
-    result = sync_items(checkpoint);
-    if (result == DW_OK) {
-        result = dw_manifest_write(store->io, store->alloc, store->dirfd, &checkpoint->manifest);
-    }
-    if (result == DW_OK) {
-        dw_lock(store);
-        store->durable = checkpoint->number;
-        store->durable_applied = checkpoint->manifest.applied;
-        dw_unlock(store);
-        if (snapshot_dir != NULL) {
-            result = make_snapshot(checkpoint, snapshot_dir);
-        }
-        dw_reap(store);
+    const int dirfd = dw_files_dir(&store->files);
+    if (dirfd < 0) {
+        result = dw_io_error(errno);
+    } else {
+        result = finish(checkpoint, dirfd, snapshot_dir);
+        dw_files_release(&store->files.dir);
     }
     dw_lock(store);
     dw_publish(store);

@@ -63,34 +63,33 @@ int dw_io_open(const struct dw_io *io, int dirfd, const char *path, int flags) {
     return fd;
 }
 
-int dw_io_open_dir(const struct dw_io *io, const char *path, int make) {
-    const int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
-    int made = 0;
-    if (make) {
-        if (io->mkdir(path, 0700) == 0) {
-            made = 1;
-        } else if (errno != EEXIST) {
-            return -1;
-        }
-    }
+static int open_dir(const struct dw_io *io, int dirfd, const char *path) {
     int fd;
     do {
-        fd = io->openat(AT_FDCWD, path, flags, 0);
+        fd = io->openat(dirfd, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
     } while (fd < 0 && errno == EINTR);
-    if (fd < 0 || !made) {
+    return fd;
+}
+
+int dw_io_open_dir(const struct dw_io *io, const char *path, int make) {
+    if (make && io->mkdir(path, 0700) != 0 && errno != EEXIST) {
+        return -1;
+    }
+    const int fd = open_dir(io, AT_FDCWD, path);
+    if (fd < 0 || !make) {
         return fd;
     }
-    int parent = io->openat(fd, "..", flags, 0);
-    if (parent < 0 || io->fsync(parent) != 0) {
-        int err = errno;
-        if (parent >= 0) {
-            io->close(parent);
-        }
+    /* Also if it was there: whoever made it may have failed at this, or died before it. */
+    const int parent = open_dir(io, fd, "..");
+    const int err = parent < 0 || io->fsync(parent) != 0 ? errno : 0;
+    if (parent >= 0) {
+        io->close(parent);
+    }
+    if (err != 0) {
         io->close(fd);
         errno = err;
         return -1;
     }
-    io->close(parent);
     return fd;
 }
 

@@ -40,8 +40,8 @@ int dw_io_error(int err);
 /* Opens with O_CLOEXEC and O_NOFOLLOW, mode 0600: a descriptor, or -1 and errno. */
 int dw_io_open(const struct dw_io *io, int dirfd, const char *path, int flags);
 
-/* Opens directory `path`, made with mode 0700 if it is missing and `make` is set; what was made is
- * durable in its parent then. A descriptor, or -1 and errno. */
+/* Opens directory `path`; with `make` it is made with mode 0700 if it is missing, and durable in
+ * its parent then. A descriptor, or -1 and errno. */
 int dw_io_open_dir(const struct dw_io *io, const char *path, int make);
 
 /* Reads until `bytes` are there or the file ends: the count, or -1 and errno. */

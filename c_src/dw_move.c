@@ -60,9 +60,7 @@ static int read_file(struct dw_store *store, struct dw_partition *partition, uin
     }
     ssize_t n = dw_io_read(store->io, fd, to, bytes, from);
     const int err = n < 0 ? errno : 0;
-    dw_lock(store);
     dw_files_release(&partition->rec.file);
-    dw_unlock(store);
     return err == 0 && (size_t)n < bytes ? EIO : err;
 }
 
@@ -298,7 +296,7 @@ static enum reason reason_to_move(const struct dw_store *store,
     if (partition->retired || partition->stuck || partition->live == 0) {
         return LET_BE;
     }
-    if (partition->suspect || partition->rewrite) {
+    if (partition->suspect || partition->rewrite || dw_partition_failed(partition) != 0) {
         return SAVE;
     }
     const bool past = dw_slice_is_past(clock_ms, partition->level, partition->slice);
@@ -364,18 +362,6 @@ static bool work_ahead(struct dw_store *store, uint64_t now_ms) {
     return more;
 }
 
-/* Many stores may be idle: they do not keep files open. */
-static void close_idle(struct dw_store *store) {
-    dw_lock(store);
-    store->files.tick++;
-    for (int fd; (fd = dw_files_idle(&store->files, IDLE_TICKS)) >= 0;) {
-        dw_unlock(store);
-        store->io->close(fd);
-        dw_lock(store);
-    }
-    dw_unlock(store);
-}
-
 static int upkeep(struct dw_store *store, size_t max_bytes, bool *more) {
     dw_lock(store);
     tidy(store);
@@ -421,7 +407,8 @@ int dw_store_maintain(dw_store *store, uint64_t now_ms, size_t max_bytes, bool *
     }
     dw_reap(store);
     if (!*more) {
-        close_idle(store);
+        /* Many stores may be idle: they do not keep files open. */
+        dw_files_close_idle(&store->files, IDLE_TICKS);
     }
     dw_lock(store);
     dw_publish(store);

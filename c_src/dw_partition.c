@@ -289,9 +289,10 @@ static int write_out(struct dw_stream *stream, struct dw_files *files, const cha
         return errno;
     }
     int err = dw_io_write(files->io, fd, buf->bytes, buf->fill, buf->base) == 0 ? 0 : errno;
+    dw_files_wrote(&stream->file);
+    dw_files_release(&stream->file);
     pthread_mutex_lock(files->lock);
     stream->created = true;
-    dw_files_release(&stream->file);
     pthread_mutex_unlock(files->lock);
     return err;
 }

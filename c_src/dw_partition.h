@@ -211,7 +211,7 @@ struct dw_partition {
     uint32_t pins;       /* readers and checkpoints that may use its files */
     uint32_t corrupt;    /* records that could not be read, so that the log is not flooded */
     bool retired;        /* nothing is live in it, and nothing more is appended */
-    bool suspect;        /* an fsync of it failed: what the disk has of it is unknown */
+    bool suspect;        /* a write to it failed: what the disk has of it is unknown */
 
     /* The writer's. */
     uint64_t rec_mark, idx_mark; /* lengths to go back to if the present call fails */
@@ -231,6 +231,12 @@ struct dw_partition *dw_partition_new(const struct dw_alloc *alloc, uint64_t ser
 struct dw_partition *dw_partition_named(const struct dw_alloc *alloc, uint64_t serial,
                                         uint32_t level, uint64_t slice, uint64_t rec_bytes,
                                         uint64_t idx_bytes);
+
+/* Any thread: the errno of an fsync of it that failed, 0 if none has. */
+static inline int dw_partition_failed(const struct dw_partition *partition) {
+    const int failed = dw_file_failed(&partition->rec.file);
+    return failed != 0 ? failed : dw_file_failed(&partition->idx.file);
+}
 
 /* Frees it and its buffers; its descriptors are closed already. */
 void dw_partition_free(const struct dw_alloc *alloc, struct dw_partition *partition);

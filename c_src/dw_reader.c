@@ -154,9 +154,7 @@ static int acquire(struct slice *slice, struct dw_partition *partition) {
         return slice->fd;
     }
     if (slice->acquired != NULL && slice->fd >= 0) {
-        dw_lock(store);
         dw_files_release(&slice->acquired->rec.file);
-        dw_unlock(store);
     }
     char name[DW_FILE_NAME_BYTES];
     dw_file_name(name, DW_FILE_REC, partition->serial, partition->level, partition->slice);

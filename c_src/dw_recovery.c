@@ -775,7 +775,6 @@ static int open_store(struct opening *opening, const char *dir, uint64_t now_ms)
     if (store->dirfd < 0) {
         return dw_io_error(errno);
     }
-    store->files.dirfd = store->dirfd;
     int result = read_manifest(opening);
     if (result != DW_OK && result != DW_ENOENT) {
         return result;
@@ -835,15 +834,22 @@ static struct dw_store *new_store(const char *dir, const struct dw_config *confi
     pthread_cond_init(&store->idle, NULL);
     ck_sequence_init(&store->sequence);
     dw_origins_init(&store->origins, alloc);
-    dw_files_init(&store->files, store->io, &store->lock, -1, config->max_open_files);
     const size_t bytes = strlen(dir) + 1;
     store->dir = dw_get(alloc, bytes);
+    dw_budget *budget =
+        config->budget != NULL ? config->budget : dw_budget_new(alloc, config->max_open_files);
+    if (budget != NULL) {
+        dw_files_init(&store->files, store->io, &store->lock, budget, store->dir);
+    }
+    if (budget != NULL && config->budget == NULL) {
+        dw_budget_drop(budget);
+    }
     store->slab = dw_slab_new(alloc);
     if (store->slab != NULL) {
         store->by_id = dw_index_new(alloc, store->slab, DW_BY_ID);
         store->by_key = dw_index_new(alloc, store->slab, DW_BY_KEY);
     }
-    if (store->dir == NULL || store->by_id == NULL || store->by_key == NULL) {
+    if (budget == NULL || store->dir == NULL || store->by_id == NULL || store->by_key == NULL) {
         dw_store_free(store);
         return NULL;
     }
@@ -878,6 +884,11 @@ int dw_store_open(const char *dir, const struct dw_config *config, dw_store **ou
     int result = DW_ENOMEM;
     if (opening.chunk != NULL && opening.window != NULL) {
         result = open_store(&opening, dir, config->now_ms);
+    }
+    if (result == DW_OK) {
+        const int err = dw_files_give_dir(&store->files, store->dirfd);
+        result = err == 0 ? DW_OK : dw_io_error(err);
+        store->dirfd = err == 0 ? -1 : store->dirfd;
     }
     dw_release(alloc, opening.found);
     dw_release(alloc, opening.chunk);

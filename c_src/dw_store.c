@@ -53,28 +53,14 @@ void dw_breathe(struct dw_store *store, size_t i) {
     }
 }
 
-static int detach_any(struct dw_store *store) {
-    if (store->files.newest != NULL) {
-        return dw_files_detach(&store->files, store->files.newest);
-    }
-    int fd = store->dirfd;
-    store->dirfd = -1;
-    return fd;
-}
-
 void dw_store_close(dw_store *store) {
     dw_lock(store);
     ck_pr_store_uint(&store->closed, 1);
     while (store->ops > 0) {
         pthread_cond_wait(&store->idle, &store->lock);
     }
-    int fd;
-    while ((fd = detach_any(store)) >= 0) {
-        dw_unlock(store);
-        store->io->close(fd);
-        dw_lock(store);
-    }
     dw_unlock(store);
+    dw_files_close(&store->files);
 }
 
 void dw_store_free(struct dw_store *store) {
@@ -104,6 +90,9 @@ void dw_store_free(struct dw_store *store) {
     dw_release(alloc, store->touched);
     dw_release(alloc, store->scratch);
     dw_release(alloc, store->dir);
+    if (store->files.budget != NULL) {
+        dw_files_end(&store->files);
+    }
     pthread_cond_destroy(&store->idle);
     pthread_mutex_destroy(&store->lock);
     pthread_mutex_destroy(&store->turn);
@@ -466,11 +455,10 @@ int dw_reserve_doomed(struct dw_store *store) {
     return DW_OK;
 }
 
-/* A partition's buffers and descriptors, for the caller to free and close without the lock. */
+/* A partition's buffers, and it, for the caller to free without the lock. */
 struct remains {
     struct dw_partition *partition; /* NULL: only the buffers */
     struct dw_buf *buffers[4];
-    int fds[2];
 };
 
 static void take_buffers(struct dw_partition *partition, struct dw_buf *out[4]) {
@@ -490,7 +478,7 @@ static bool next_remains(struct dw_store *store, uint32_t *number, struct remain
         if (partition == NULL || !partition->retired || partition->pins > 0) {
             continue;
         }
-        *out = (struct remains){.fds = {-1, -1}};
+        *out = (struct remains){.partition = NULL};
         take_buffers(partition, out->buffers);
         if (partition->named == 0 || partition->named < store->durable) {
             store->parts[*number] = NULL;
@@ -499,8 +487,6 @@ static bool next_remains(struct dw_store *store, uint32_t *number, struct remain
             store->total_bytes -= partition->rec.written + partition->idx.written;
             store->rec_bytes -=
                 partition->rec.written > 0 ? partition->rec.written - DW_FILE_HEADER : 0;
-            out->fds[0] = dw_files_detach(&store->files, &partition->rec.file);
-            out->fds[1] = dw_files_detach(&store->files, &partition->idx.file);
             out->partition = partition;
         }
         (*number)++;
@@ -513,9 +499,14 @@ static void unlink_file(struct dw_store *store, const struct dw_partition *parti
                         enum dw_file_kind kind) {
     char name[DW_FILE_NAME_BYTES];
     dw_file_name(name, kind, partition->serial, partition->level, partition->slice);
-    if (store->io->unlinkat(store->dirfd, name, 0) != 0 && errno != ENOENT) {
+    const int dirfd = dw_files_dir(&store->files);
+    const int err = dirfd < 0 || store->io->unlinkat(dirfd, name, 0) != 0 ? errno : 0;
+    if (dirfd >= 0) {
+        dw_files_release(&store->files.dir);
+    }
+    if (err != 0 && err != ENOENT) {
         dw_log(store, DW_LOG_WARNING, "%s/%s: cannot be removed: %s", store->dir, name,
-               strerror(errno));
+               strerror(err));
     }
 }
 
@@ -528,12 +519,9 @@ void dw_reap(struct dw_store *store) {
         for (int i = 0; i < 4; i++) {
             dw_release(store->alloc, remains.buffers[i]);
         }
-        for (int i = 0; i < 2; i++) {
-            if (remains.fds[i] >= 0) {
-                store->io->close(remains.fds[i]);
-            }
-        }
         if (remains.partition != NULL) {
+            dw_files_forget(&remains.partition->rec.file);
+            dw_files_forget(&remains.partition->idx.file);
             if (remains.partition->rec.created) {
                 unlink_file(store, remains.partition, DW_FILE_REC);
             }
@@ -946,7 +934,7 @@ void dw_publish(struct dw_store *store) {
                         store->parts_used * sizeof **store->parts,
         .corrupt_records = store->corrupt_records,
         .partitions = store->parts_used - store->retired,
-        .open_files = store->files.open,
+        .open_files = ck_pr_load_32(&store->files.open),
     };
     dw_wheel_histogram(store->wheel, stat.histogram);
     stat.histogram[0] += dw_heap_count(store->heap) + store->stranded;

@@ -44,7 +44,7 @@ struct dw_store {
     void (*log)(void *ctx, enum dw_level level, const char *message);
     void *log_ctx;
     char *dir;
-    int dirfd;
+    int dirfd; /* while it is being opened */
     uint32_t max_record_bytes;
     uint64_t partition_bytes;
     uint64_t split_bytes;

@@ -3,6 +3,7 @@
 #define DW_STORE_H
 
 #include "dw_alloc.h"
+#include "dw_budget.h"
 #include "dw_error.h"
 #include "dw_slab.h" /* DW_DUE_MAX, DW_NEVER */
 
@@ -39,7 +40,8 @@ extern const struct dw_io dw_io_posix;
 struct dw_config {
     uint64_t now_ms;              /* the wheel begins here, or at what is due before */
     uint32_t max_record_bytes;    /* a larger body is DW_ETOOBIG; 1 to 2^31-1 */
-    uint32_t max_open_files;      /* file descriptors kept open, 8 to 4096 */
+    uint32_t max_open_files;      /* file descriptors kept open, 8 to 4096, */
+    dw_budget *budget;            /* unless stores share them; NULL: a budget of its own */
     uint64_t partition_bytes;     /* a longer record file is followed by another; at most 16 GiB,
                                      0: 1 GiB */
     uint64_t split_bytes;         /* a coarse partition with less pending is left as it is, and so

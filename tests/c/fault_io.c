@@ -31,10 +31,12 @@ static struct {
 struct synced {
     ino_t inode;
     uint64_t bytes;
+    uint64_t lost_from, lost_to; /* never written to the disk, whatever is synced */
 };
 
 static struct {
     bool on;
+    bool lose_on_close;
     char dir[PATH_MAX / 2];
     char durable_dir[PATH_MAX / 2];
     dev_t device;
@@ -159,7 +161,59 @@ static void note_synced(ino_t inode, uint64_t bytes) {
     if (synced->inode == 0) {
         must(++track.count < FILES / 2, "too many files");
     }
-    *synced = (struct synced){.inode = inode, .bytes = bytes};
+    if (bytes == 0) {
+        *synced = (struct synced){.inode = inode};
+    }
+    synced->inode = inode;
+    synced->bytes = bytes;
+}
+
+/* What the file has unsynced is lost. */
+static void lose_unsynced(int fd) {
+    struct stat st;
+    if (!track.on || fstat(fd, &st) != 0 || st.st_dev != track.device || !S_ISREG(st.st_mode)) {
+        return;
+    }
+    struct synced *synced = noted(st.st_ino);
+    const uint64_t size = (uint64_t)st.st_size;
+    if (synced->inode != 0 && synced->bytes < size) {
+        if (synced->lost_from == synced->lost_to) {
+            synced->lost_from = synced->bytes;
+        }
+        synced->lost_to = size;
+    }
+}
+
+/* Bytes that are written again are to be synced again. */
+static void written_again(int fd, uint64_t from, uint64_t to) {
+    struct stat st;
+    if (!track.on || fstat(fd, &st) != 0 || st.st_dev != track.device) {
+        return;
+    }
+    struct synced *synced = noted(st.st_ino);
+    if (synced->inode == 0 || synced->lost_from == synced->lost_to) {
+        return;
+    }
+    if (from <= synced->lost_from && to > synced->lost_from) {
+        synced->lost_from = to < synced->lost_to ? to : synced->lost_to;
+    } else if (from < synced->lost_to && to >= synced->lost_to) {
+        synced->lost_to = from;
+    }
+}
+
+static void cut_off(int fd, uint64_t length) {
+    struct stat st;
+    if (!track.on || fstat(fd, &st) != 0 || st.st_dev != track.device) {
+        return;
+    }
+    struct synced *synced = noted(st.st_ino);
+    synced->bytes = synced->bytes < length ? synced->bytes : length;
+    synced->lost_to = synced->lost_to < length ? synced->lost_to : length;
+    synced->lost_from = synced->lost_from < synced->lost_to ? synced->lost_from : synced->lost_to;
+}
+
+void fault_io_lose_on_close(bool lose) {
+    track.lose_on_close = lose;
 }
 
 static uint64_t synced_bytes(ino_t inode) {
@@ -230,6 +284,10 @@ static void cut_file(const char *from, const char *to, uint64_t *random) {
     const uint64_t kept = synced + draw(random) % (size - synced + 1);
     char *bytes = malloc((size_t)size + 1);
     must(bytes != NULL && pread(in, bytes, (size_t)size, 0) == (ssize_t)size, from);
+    const struct synced *lost = noted(st.st_ino);
+    for (uint64_t i = lost->lost_from; i < lost->lost_to && i < size; i++) {
+        bytes[i] = 0;
+    }
     const bool junk = draw(random) % 2 == 1;
     for (uint64_t i = kept; i < size; i++) {
         bytes[i] = (char)draw(random);
@@ -290,6 +348,9 @@ static int fault_openat(int dirfd, const char *path, int flags, mode_t mode) {
 }
 
 static int fault_close(int fd) {
+    if (track.lose_on_close) {
+        lose_unsynced(fd);
+    }
     if (fd >= 0 && fd < FDS) {
         fault.fd_name[fd][0] = '\0';
     }
@@ -312,6 +373,7 @@ static ssize_t fault_pwrite(int fd, const void *buf, size_t bytes, off_t off) {
         return -1;
     }
     const size_t some = shortened(bytes);
+    written_again(fd, (uint64_t)off, (uint64_t)off + some);
     return some == 0 && bytes > 0 ? -1 : pwrite(fd, buf, some, off);
 }
 
@@ -320,12 +382,19 @@ static int fault_fstat(int fd, struct stat *st) {
 }
 
 static int fault_ftruncate(int fd, off_t length) {
-    return fails(FAULT_FTRUNCATE, name_of(fd)) ? -1 : ftruncate(fd, length);
+    if (fails(FAULT_FTRUNCATE, name_of(fd))) {
+        return -1;
+    }
+    cut_off(fd, (uint64_t)length);
+    return ftruncate(fd, length);
 }
 
 /* Nothing is ever truly synced: what counts is what was asked for. */
 static int fault_fdatasync(int fd) {
     if (fails(FAULT_FDATASYNC, name_of(fd))) {
+        const int err = errno;
+        lose_unsynced(fd);
+        errno = err;
         return -1;
     }
     track_sync(fd);
@@ -334,6 +403,9 @@ static int fault_fdatasync(int fd) {
 
 static int fault_fsync(int fd) {
     if (fails(FAULT_FSYNC, name_of(fd))) {
+        const int err = errno;
+        lose_unsynced(fd);
+        errno = err;
         return -1;
     }
     track_sync(fd);

@@ -47,9 +47,14 @@ void fault_io_fail_name(unsigned kinds, const char *part, int err);
  * come. */
 void fault_io_short(size_t bytes);
 
+/* Whether what a file has unsynced when a descriptor of it is closed is lost: the write-back fails
+ * later, nobody hears of it, and every sync after that succeeds. Of the tracked directory. */
+void fault_io_lose_on_close(bool lose);
+
 /* From now on notes what is durable in directory `dir`: which names, by its fsync, and how much of
  * each file, by theirs (also of files that come to it by a link, if they were made since the first
- * such call). What is in it now is. */
+ * such call). What is in it now is. What a failed sync of a file left unsynced is lost for good, as
+ * on Linux: it can be read until the power cut, and later syncs succeed without it. */
 void fault_io_track(const char *dir);
 
 /* Fills directory `to` with what is left of the tracked one after a power cut: of names made or

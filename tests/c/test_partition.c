@@ -221,25 +221,34 @@ static void test_place_gets_finer(void **state) {
 struct files_fixture {
     struct fixture f;
     pthread_mutex_t lock;
+    dw_budget *budget;
     struct dw_files files;
-    int dirfd;
 };
+
+static uint32_t in_use(struct files_fixture *x) {
+    struct dw_budget_use use;
+    dw_budget_use(x->budget, &use);
+    return use.open;
+}
 
 static int files_setup(void **state) {
     struct files_fixture *x = calloc(1, sizeof *x);
     assert_non_null(x);
     fixture_init(&x->f);
-    x->dirfd = open(x->f.base, O_RDONLY | O_DIRECTORY);
-    assert_true(x->dirfd >= 0);
+    x->budget = dw_budget_new(&dw_alloc_libc, 9); /* 8 files and their directory */
+    assert_non_null(x->budget);
     pthread_mutex_init(&x->lock, NULL);
-    dw_files_init(&x->files, &fault_io, &x->lock, x->dirfd, 8);
+    dw_files_init(&x->files, &fault_io, &x->lock, x->budget, x->f.base);
     *state = x;
     return 0;
 }
 
 static int files_teardown(void **state) {
     struct files_fixture *x = *state;
-    close(x->dirfd);
+    dw_files_close(&x->files);
+    assert_int_equal(in_use(x), 0);
+    dw_files_end(&x->files);
+    dw_budget_drop(x->budget);
     pthread_mutex_destroy(&x->lock);
     fixture_end(&x->f);
     free(x);
@@ -266,13 +275,14 @@ static void test_files_are_closed_by_last_use(void **state) {
         assert_true(acquire(x, &file[i], i) >= 0);
         dw_files_release(&file[i]);
     }
-    assert_int_equal(x->files.open, 8);
+    assert_int_equal(x->files.open, 9);
     /* 0 was just used, so 1 goes, and then 2. */
     assert_true(acquire(x, &file[0], 0) >= 0);
     dw_files_release(&file[0]);
     assert_true(acquire(x, &file[8], 8) >= 0);
     assert_true(acquire(x, &file[9], 9) >= 0);
-    assert_int_equal(x->files.open, 8);
+    assert_int_equal(x->files.open, 9);
+    assert_int_equal(in_use(x), 9);
     assert_true(file[0].fd >= 0 && file[1].fd < 0 && file[2].fd < 0 && file[3].fd >= 0);
     /* Pinned ones stay, though there are too many. */
     int pinned[20];
@@ -280,7 +290,8 @@ static void test_files_are_closed_by_last_use(void **state) {
         pinned[i] = acquire(x, &file[i], i);
         assert_true(pinned[i] >= 0);
     }
-    assert_int_equal(x->files.open, 20);
+    assert_int_equal(x->files.open, 20 + (x->files.dir.fd >= 0));
+    assert_int_equal(in_use(x), x->files.open);
     for (unsigned i = 0; i < 20; i++) {
         assert_true(is_open(pinned[i]));
         assert_int_equal(file[i].fd, pinned[i]);
@@ -289,10 +300,10 @@ static void test_files_are_closed_by_last_use(void **state) {
     dw_files_release(&file[8]);
     dw_files_release(&file[9]);
     for (unsigned i = 0; i < 20; i++) {
-        int fd = dw_files_detach(&x->files, &file[i]);
-        assert_true(fd >= 0);
-        fault_io.close(fd);
+        dw_files_forget(&file[i]);
+        assert_false(is_open(pinned[i]));
     }
+    dw_files_close(&x->files);
     assert_int_equal(x->files.open, 0);
     assert_null(x->files.newest);
     assert_null(x->files.oldest);
@@ -308,7 +319,7 @@ static void test_files_failing_to_open(void **state) {
     assert_true(acquire(x, &file, 1) >= 0);
     assert_int_equal(fault_io_failed(), 1);
     dw_files_release(&file);
-    fault_io.close(dw_files_detach(&x->files, &file));
+    dw_files_forget(&file);
 }
 
 /* ----------------------------------------------------------------- streams */
@@ -323,10 +334,7 @@ static int flush(struct files_fixture *x, struct dw_stream *stream, uint64_t *fl
 }
 
 static void drop(struct files_fixture *x, struct dw_stream *stream) {
-    int fd = dw_files_detach(&x->files, &stream->file);
-    if (fd >= 0) {
-        fault_io.close(fd);
-    }
+    dw_files_forget(&stream->file);
     dw_release(&x->f.alloc.alloc, stream->writing);
     dw_release(&x->f.alloc.alloc, stream->active);
 }

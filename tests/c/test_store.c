@@ -1273,6 +1273,25 @@ static void test_a_failed_fsync_is_not_forgotten(void **state) {
     model_compare(&w->model, w->f.store, true);
 }
 
+/* A directory was made and its name not synced: the next opening, and a snapshot's, see to it. */
+static void test_a_new_directory_is_durable(void **state) {
+    struct world *w = *state;
+    const char *snapshot = fixture_path(&w->f, "snapshot");
+    for (unsigned i = 0; i < 3; i++) {
+        fault_io_fail_name(FAULT_FSYNC, "..", EIO);
+        assert_int_equal(fixture_try_open(&w->f), DW_EIO);
+    }
+    fault_io_fail_name(0, NULL, 0);
+    fixture_open(&w->f);
+    insert_n(w, 5, 10, 1000, 100);
+    for (unsigned i = 0; i < 3; i++) {
+        fault_io_fail_name(FAULT_FSYNC, "..", EIO);
+        assert_int_equal(fixture_checkpoint(&w->f, snapshot), DW_EIO);
+    }
+    fault_io_fail_name(0, NULL, 0);
+    assert_int_equal(fixture_checkpoint(&w->f, snapshot), DW_OK);
+}
+
 static void test_a_file_that_cannot_be_written(void **state) {
     struct world *w = *state;
     insert_n(w, 20, 10, 1000, 100);
@@ -1852,6 +1871,7 @@ int main(void) {
         TEST_OPEN(test_one_checkpoint_at_a_time),
         TEST_OPEN(test_finish_may_be_tried_again),
         TEST_OPEN(test_a_failed_fsync_is_not_forgotten),
+        TEST(test_a_new_directory_is_durable),
         TEST_OPEN(test_a_file_that_cannot_be_written),
         TEST_OPEN(test_snapshots_do_not_change),
         TEST_OPEN(test_incomplete_snapshots),
