@@ -8,7 +8,8 @@
 %% where many routings end at the same bindings, those are a node, so that the graph stays small.
 -module(rabbit_delay_dead_letter_routes).
 
--export([index/2, arrivals/3, explore/2, leads_to_queue/2, targets/3, cycles/2]).
+-export([index/2, arrivals/3, explore/2, leads_to_queue/2, targets/3, cycles/2,
+         components/1]).
 
 -export_type([index/0, graph/0, node_/0, keys/0, source/0]).
 
@@ -312,51 +313,26 @@ explore([Node | Rest], Index, Graph) ->
 
 %% ------------------------------------------------------------------------------------ cycles
 
-%% The strongly connected parts that have a cycle, of the nodes that Keep holds for (Tarjan).
+%% The strongly connected parts that have a cycle, of the nodes that Keep holds for.
 -spec cycles(fun((node_()) -> boolean()), graph()) -> [[node_()]].
 cycles(Keep, Graph) ->
-    Kept = maps:filter(fun (Node, _) -> Keep(Node) end, Graph),
-    #{found := Found} =
-        maps:fold(fun (Node, _, #{numbers := Numbers} = State) when is_map_key(Node, Numbers) -> State;
-                      (Node, _, State) -> visit(Node, Kept, State)
-                  end, #{numbers => #{}, low => #{}, stack => [], on => #{}, found => []}, Kept),
-    Found.
+    parts(fun digraph_utils:cyclic_strong_components/1,
+          maps:filter(fun (Node, _) -> Keep(Node) end, Graph)).
 
-visit(Node, Graph, #{numbers := Numbers, low := Low, stack := Stack, on := On} = State0) ->
-    Number = map_size(Numbers),
-    State1 = State0#{numbers := Numbers#{Node => Number}, low := Low#{Node => Number},
-                     stack := [Node | Stack], on := On#{Node => true}},
-    #{low := #{Node := Least}} = State2 =
-        lists:foldl(fun (Next, State) -> follow(Node, Next, Graph, State) end, State1,
-                    maps:get(Node, Graph)),
-    case Least of
-        Number -> close(Node, Graph, State2);
-        _ -> State2
+%% The parts of a graph that no edge connects, whichever way edges go.
+-spec components(graph()) -> [[node_()]].
+components(Graph) ->
+    parts(fun digraph_utils:components/1, Graph).
+
+%% In an order that does not depend on tables.
+parts(Find, Graph) ->
+    G = digraph:new(),
+    try
+        maps:foreach(fun (Node, _) -> digraph:add_vertex(G, Node) end, Graph),
+        maps:foreach(fun (Node, Next) ->
+                             [digraph:add_edge(G, Node, To) || To <- Next, is_map_key(To, Graph)]
+                     end, Graph),
+        lists:sort([lists:sort(Part) || Part <- Find(G)])
+    after
+        digraph:delete(G)
     end.
-
-follow(_, Next, Graph, State) when not is_map_key(Next, Graph) ->
-    State;
-follow(Node, Next, Graph, #{numbers := Numbers, on := On} = State0) ->
-    case Numbers of
-        #{Next := Number} when is_map_key(Next, On) ->
-            lower(Node, Number, State0);
-        #{Next := _} ->
-            State0;
-        _ ->
-            #{low := #{Next := Least}} = State = visit(Next, Graph, State0),
-            lower(Node, Least, State)
-    end.
-
-lower(Node, Number, #{low := Low} = State) ->
-    #{Node := Old} = Low,
-    State#{low := Low#{Node := min(Old, Number)}}.
-
-close(Node, Graph, #{stack := Stack, on := On, found := Found} = State) ->
-    {Above, [Node | Below]} = lists:splitwith(fun (N) -> N =/= Node end, Stack),
-    Part = [Node | Above],
-    IsCycle = Above =/= [] orelse lists:member(Node, maps:get(Node, Graph)),
-    State#{stack := Below, on := maps:without(Part, On),
-           found := case IsCycle of
-                        true -> [Part | Found];
-                        false -> Found
-                    end}.
