@@ -60,7 +60,7 @@ C_ALL := $(wildcard c_src/*.c c_src/*.h include/*.h tests/c/*.c tests/c/*.h test
 # Programs of one module's tests each; what has no main is support for them.
 C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
 C_TESTS_THREADED := $(filter %_threads,$(C_TESTS))
-C_SUPPORT := $(filter-out tests/c/test_%,$(wildcard tests/c/*.c))
+C_SUPPORT := $(filter-out tests/c/test_% tests/c/filter.c,$(wildcard tests/c/*.c))
 
 C_STANDARD := -std=c11 -D_GNU_SOURCE -Iinclude -Ic_src
 C_WARNINGS := -Wall -Wextra -Wpedantic -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
@@ -105,7 +105,7 @@ _build/c/$(1)/libdw.a: $$(patsubst c_src/%.c,_build/c/$(1)/core/%.o,$$(C_CORE)) 
 	@rm -f $$@
 	$$(call say,AR) ar rcs $$@ $$^
 
-_build/c/$(1)/test_%: _build/c/$(1)/tests/test_%.o _build/c/$(1)/libdw.a
+_build/c/$(1)/test_%: _build/c/$(1)/tests/test_%.o _build/c/$(1)/tests/filter.o _build/c/$(1)/libdw.a
 	$$(call say,LD) $$(CC) $$(c_flags_$(1)) -o $$@ $$^ -lcmocka $$(LIBCK) -lpthread -lm
 endef
 $(foreach f,asan tsan plain,$(eval $(call flavour,$(f))))
@@ -251,6 +251,17 @@ $(SANITIZED)/priv/rabbit_delay_store.so: $(wildcard c_src/*.c c_src/*.h include/
 	$(call say,CC) $(CC) $(C_NIF_FLAGS) -U_FORTIFY_SOURCE $(c_flags_asan) $(CORE_WARNINGS) -shared \
 	    -Wl,-z,nodelete -o $@ $(wildcard c_src/*.c) $(LIBCK) -lpthread
 
+# One suite, or one test of it: TEST=test_heap CASE=many, TEST=rabbit_delay_key_tests,
+# TEST=rabbit_delay_key_tests:hash_test (or a generator, ..._test_).
+.PHONY: test-c test-erl
+test-c:
+	@$(MAKE) --no-print-directory _build/c/asan/$(TEST)
+	CASE='$(CASE)' _build/c/asan/$(TEST)
+
+test-erl: nif
+	@$(REBAR3) as test compile
+	@tests/erl/one $(BEAMS)/test/lib/$(APP) $(TEST)
+
 # TESTS=tests/integration/test_X.py... runs some of them.
 TESTS := tests/integration
 suite-integration-%:
@@ -265,6 +276,7 @@ suite-series-%:
 suites-static:
 	@$(RUN) static-tally --junit "$(RESULTS)/tally/*.xml" -- $(PYTHON) -m pytest -q \
 	    -p no:cacheprovider --junitxml=$(RESULTS)/tally/tally.xml tests/static/test_tally.py
+	@$(RUN) static-links -- tests/static/links
 	@$(RUN) static-format -- $(CLANG_FORMAT) --dry-run -Werror $(C_ALL)
 	@$(RUN) static-licence -- tests/static/licence
 	@$(RUN) static-dist -- $(PYTHON) tests/static/dist.py $(EZ)
