@@ -21,7 +21,7 @@ text_of(#{rule := Rule, severity := Severity, vhost := VHost, kind := Kind, name
      "  ", printable(Why), "\n  ", printable(Mend), $\n,
      [["    ", printable(Command), $\n] || Command <- Commands]].
 
-%% One object: how many findings of each severity, and the findings. Shapes: README.
+%% One object: how many findings of each severity, and the findings. Shapes: docs/dead-letters.md.
 -spec json([rabbit_delay_doctor:finding()]) -> binary().
 json(Findings) ->
     iolist_to_binary(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MPL-2.0
 """Two ways to try again later, side by side: a delayed exchange, and RabbitMQ 4.3's quorum queues,
 which can hold back what is returned to them (earlier ones take no notice of being told so).
-README.md says when to prefer which.
+docs/retries.md says when to prefer which.
 
     pip install pika  (Debian: apt install python3-pika)
     python3 retry_in_queue.py [amqp://guest:guest@localhost:5672]
