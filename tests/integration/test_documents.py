@@ -239,12 +239,20 @@ def test_every_policy_is_in_a_table(shown):
 
 def test_every_metric_is_in_the_table(shown, scene):
     scene()
-    listed = {name for name in column(part("operating", "Prometheus"), 1)
+    table, _ = part("operating", "Prometheus").split("| alert |")
+    listed = {name for name in column(table, 1)
               if re.fullmatch(r"[a-z_]+", name)}
     # Those of checkpoints are there from the first one on.
     eventually(lambda: {name.removeprefix("rabbitmq_delayed_") for name in Metrics(shown).types
                         if name.startswith("rabbitmq_delayed_")},
                lambda now: now == listed, within=60)
+
+
+def test_every_alert_is_in_the_table():
+    with open(os.path.join(REPOSITORY, "monitoring", "alerts.yml"), encoding="utf-8") as f:
+        alerts = re.findall(r"^ +- alert: (\w+)$", f.read(), re.MULTILINE)
+    _, table = part("operating", "Prometheus").split("| alert |")
+    assert column(table, 0) == set(alerts) != set()
 
 
 def test_every_rule_is_in_the_table(shown):
