@@ -520,8 +520,12 @@ static ERL_NIF_TERM insert_keyed(ErlNifEnv *env, int argc, const ERL_NIF_TERM ar
                             map_of(env, names, values, sizeof names / sizeof *names));
 }
 
+typedef int check_of_batch(const void *batch, size_t bytes, uint32_t max_record_bytes,
+                           uint32_t *count);
+
 /* check_batch(Batch, MaxRecordBytes) */
-static ERL_NIF_TERM check(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool at_once) {
+static ERL_NIF_TERM check(ErlNifEnv *env, const ERL_NIF_TERM argv[], check_of_batch *how,
+                          bool at_once) {
     ErlNifBinary batch;
     uint64_t max_record;
     uint32_t count = 0;
@@ -530,7 +534,7 @@ static ERL_NIF_TERM check(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool at_onc
         return enif_make_badarg(env);
     }
     ErlNifTime began = at_once ? enif_monotonic_time(ERL_NIF_NSEC) : 0;
-    int result = dw_batch_check(batch.data, batch.size, (uint32_t)max_record, &count);
+    int result = how(batch.data, batch.size, (uint32_t)max_record, &count);
     if (at_once) {
         spent(env, began);
     }
@@ -539,7 +543,7 @@ static ERL_NIF_TERM check(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool at_onc
 
 static ERL_NIF_TERM check_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     (void)argc;
-    return check(env, argv, false);
+    return check(env, argv, dw_batch_check, false);
 }
 
 static ERL_NIF_TERM check_batch(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
@@ -547,7 +551,13 @@ static ERL_NIF_TERM check_batch(ErlNifEnv *env, int argc, const ERL_NIF_TERM arg
         return enif_schedule_nif(env, "check_batch", ERL_NIF_DIRTY_JOB_CPU_BOUND, check_dirty, argc,
                                  argv);
     }
-    return check(env, argv, true);
+    return check(env, argv, dw_batch_check, true);
+}
+
+/* check_keyed_batch(Batch, MaxRecordBytes) */
+static ERL_NIF_TERM check_keyed_batch(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    (void)argc;
+    return check(env, argv, dw_batch_check_keyed, false);
 }
 
 /* The ids in a binary, which lie there as little-endian 64-bit numbers at any address. `copy` is
@@ -1262,6 +1272,7 @@ static ErlNifFunc functions[] = {
     {"insert_nif", 4, insert, 0},
     {"insert_keyed_nif", 4, insert_keyed, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"check_batch_nif", 2, check_batch, 0},
+    {"check_keyed_batch_nif", 2, check_keyed_batch, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"settle", 3, settle, 0},
     {"reschedule", 4, reschedule, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"reschedule_many", 3, reschedule_many, ERL_NIF_DIRTY_JOB_IO_BOUND},

@@ -22,7 +22,10 @@
 -spec data_dir() -> file:filename().
 data_dir() ->
     Base = rabbit_delay_broker:data_dir(),
-    filename:absname(env(data_dir, "quorum/delayed"), Base).
+    case filename:absname(env(data_dir, "quorum/delayed"), Base) of
+        Dir when is_binary(Dir) -> unicode:characters_to_list(Dir);
+        Dir -> Dir
+    end.
 
 %% The longest delay that a publisher may ask for.
 -spec max_delay_ms() -> pos_integer().

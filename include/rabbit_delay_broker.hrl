@@ -2,11 +2,11 @@
 
 %% What the adapters for all series have in common, compiled into each with the records of its series.
 %% An adapter includes it behind its own attributes, with rabbit.hrl and rabbit_framing.hrl before it,
-%% and has is_alive/1, internal/2 and delete_queue/1.
+%% and has SERIES, is_alive/1, internal/2, delete_queue/1 and decode/3.
 
 -export([is_booted/0, exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1,
          lookup_exchange/1, may_forward/2, is_permitted/3]).
--export([delivery/1, confirm/3, reject/3, ack_credit/2]).
+-export([decode/2, delivery/1, confirm/3, reject/3, ack_credit/2]).
 -export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, count_published/3]).
 
 -export_type([publisher/0, exchange/0, content/0]).
@@ -19,6 +19,15 @@
 
 %% Who rabbitmqctl acts as.
 -define(CLI_USER, <<"rmq-cli">>).
+
+%% What a stored message says of how it is to be read, a number of 16 bits:
+%%
+%%   bits 0 to 7   the encoding: one of those below
+%%   bits 8 to 14  SERIES of who stored it: 1 is 3.10, 2 is 4.0, 3 is 4.3; 0.1 said nothing, 0
+%%   bit 15        rabbit_delay_retry's
+%%
+%% Numbers are never used again. docs/internals/formats.md has the rules.
+-define(STORED(Encoding), (?SERIES bsl 8 bor Encoding)).
 
 %% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
 -define(ENCODING_BASIC_MESSAGE_3_10, 1).
@@ -71,6 +80,21 @@ is_permitted(User, Resource, Permission) ->
     end.
 
 %% ----------------------------------------------------------------------------- messages
+
+%% What encode/1 gave, here or in an earlier series. What a later version or series stored may look as
+%% if it could be read: it is not tried.
+-spec decode(Number :: non_neg_integer(), binary()) ->
+          {ok, message()} | {error, {unknown_encoding, Encoding :: byte(), Series :: byte()} | term()}.
+decode(Number, Binary) ->
+    case {Number band 16#ff, Number bsr 8 band 16#7f} of
+        {Encoding, Series} when Series =< ?SERIES ->
+            case decode(Encoding, rabbit_delay_retry:is_marked(Number), Binary) of
+                unknown -> {error, {unknown_encoding, Encoding, Series}};
+                Result -> Result
+            end;
+        {Encoding, Series} ->
+            {error, {unknown_encoding, Encoding, Series}}
+    end.
 
 message_id_of(Content) ->
     #content{properties = #'P_basic'{message_id = Id}} =

@@ -56,6 +56,8 @@
 -define(STORE_RETRY_MS, 1000).
 -define(RATE_MS, 100).
 -define(WARN_MS, 10000).
+%% How often the log says of a message that only a later version can read.
+-define(UNKNOWN_RETRY_MS, 600000).
 
 %% Messages that are dropped from a full exchange at a time, and how many are looked at for that.
 -define(DROP_MESSAGES, 256).
@@ -550,6 +552,12 @@ release_one({Id, Due, Encoding, Body}, X, {#state{overdue = Overdue} = State0, R
                                             false -> released
                                         end},
             publish(Message, [], X, State1#state.next_seq_no, InFlight, State1, Routed);
+        {error, {unknown_encoding, Number, Series}} ->
+            State = warn(unknown_encoding,
+                         "delayed message ~b of ~s is kept and not released: a later version of the "
+                         "plugin or of RabbitMQ stored it (encoding ~b, series ~b)",
+                         [Id, rabbit_misc:rs(State0#state.exchange), Number, Series], State0),
+            {put_back(Id, 0, ?UNKNOWN_RETRY_MS, hold(Id, 0, State)), Routed};
         {error, Reason} ->
             {lost(Id, "it cannot be decoded: ~0p", [Reason], State0), Routed}
     end;

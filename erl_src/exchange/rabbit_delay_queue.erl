@@ -232,6 +232,7 @@ handle_info({'DOWN', Ref, process, _, Reason}, #state{leader = {_, Ref}} = State
              normal -> ok;
              shutdown -> ok;
              {shutdown, _} -> ok;
+             {unknown_command, _} -> ok;
              _ -> rabbit_delay_system:server_failed(State#state.generation, Reason)
          end,
     start_member_later(State#state{leader = undefined});
@@ -241,6 +242,8 @@ handle_info({member, {leader, Pid}}, #state{exchange = XName} = State) ->
     ok = rabbit_delay_registry:leader(XName, Pid),
     State;
 handle_info({member, not_leader}, State) ->
+    start_member_later(State);
+handle_info({member, {error, refused}}, State) ->
     start_member_later(State);
 handle_info({member, {error, Reason}}, State) ->
     ?LOG_ERROR("delayed messages of ~s: the Raft server does not start: ~0P",
@@ -254,10 +257,11 @@ handle_info({'DOWN', _, process, Pid, _}, #state{dead_letterers = Pids} = State)
   when is_map_key(Pid, Pids) ->
     State#state{dead_letterers = maps:remove(Pid, Pids)};
 handle_info(start_member, #state{leader = undefined, starter = undefined} = State) ->
-    case rabbit_delay_system:status() of
-        {down, _} -> start_member_later(State);
-        starting -> start_member_later(State);
-        _ -> start_member(State)
+    case {rabbit_delay_registry:refusal(State#state.exchange), rabbit_delay_system:status()} of
+        {undefined, {down, _}} -> start_member_later(State);
+        {undefined, starting} -> start_member_later(State);
+        {undefined, _} -> start_member(State);
+        {_, _} -> reject_all(State)
     end;
 handle_info(resend, State) ->
     send_all_again(State#state{resend_timer = undefined});
@@ -341,6 +345,8 @@ send(Ref, #batch{entry = Entry, place = {Session, SeqNo}}, #state{server_id = Se
 send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
     rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, SeqNo).
 
+%% What the machine answers to a batch: stored, refused, or not in its turn. Nothing else is taken for
+%% any of them.
 applied({SeqNo, ok}, #state{name = QName, batches = Batches, counters = Counters} = State) ->
     case Batches of
         #{SeqNo := #batch{messages = N}} -> rabbit_delay_counters:add(Counters, published, N);
@@ -372,7 +378,9 @@ applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
             end;
         false ->
             State
-    end.
+    end;
+applied({Key, Other}, State) ->
+    applied({Key, {error, {unknown_answer, Other}}}, State).
 
 answered(Ref, Answer, _, State) when is_reference(Ref) -> imported(Ref, Answer, State);
 answered(SeqNo, _, Tell, State) -> ended(SeqNo, Tell, State).
@@ -393,6 +401,14 @@ ended(SeqNo, Answer, #state{batches = Batches, batches_bytes = All} = State) ->
         error ->
             State
     end.
+
+%% Nothing that has come will be taken.
+reject_all(#state{name = QName, batches = Batches} = State0) ->
+    State = reject_waiting(State0),
+    lists:foldl(fun (Key, S) ->
+                        answered(Key, {error, refused},
+                                 fun (Sender, SeqNos) -> reject_all(Sender, QName, SeqNos) end, S)
+                end, State, maps:keys(Batches)).
 
 reject_all(Sender, QName, SeqNos) ->
     lists:foreach(fun (SeqNo) -> rabbit_delay_broker:reject(Sender, QName, SeqNo) end, SeqNos).
@@ -426,7 +442,8 @@ refused(Message, #state{exchange = XName, leader = Leader, waiting_count = Count
             %% Published to this queue by name, through the default exchange.
             (rabbit_delay_broker:exchange_of(Message, XName))#resource.name =:= <<>> orelse
                 (Leader =:= undefined andalso
-                 (Count >= ?MAX_WAITING orelse Bytes >= ?MAX_WAITING_BYTES))
+                 (Count >= ?MAX_WAITING orelse Bytes >= ?MAX_WAITING_BYTES
+                  orelse rabbit_delay_registry:refusal(XName) =/= undefined))
     end.
 
 reject(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow},

@@ -18,7 +18,7 @@
          register_queue/2, register_dispatcher/2, register_store/2, register_paused/2, queue/1,
          dispatcher/1, store/1, is_paused/1,
          counters/1, known_counters/1, all_counters/0, gone_counters/0, samples/1, checkpointed/2,
-         permit_start/1, take_permit/1]).
+         permit_start/1, take_permit/1, refuse/2, refusal/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 %% The queue names of clients cannot begin with "amq.".
@@ -39,7 +39,9 @@
               %% an operator has paused it; known while the store is
               paused = false :: boolean(),
               %% its Raft server may start, once
-              permit = false :: boolean()}).
+              permit = false :: boolean(),
+              %% why it is not to be started, and its exchange delays nothing
+              refusal :: string() | undefined}).
 
 -record(state, {exchanges = #{} :: #{rabbit_exchange:name() => pid()},
                 monitors = #{} :: #{reference() => rabbit_exchange:name()}}).
@@ -142,6 +144,8 @@ queue_name(#resource{kind = exchange, name = Name} = XName) ->
 ensure(XName) ->
     QName = queue_name(XName),
     case ets:lookup(?MODULE, XName) of
+        [#row{refusal = Why}] when Why =/= undefined ->
+            {error, Why};
         [#row{queue = Pid}] when is_pid(Pid) ->
             case rabbit_delay_broker:queue_pid(QName) of
                 Pid -> {ok, QName};
@@ -243,6 +247,14 @@ take_permit(XName) ->
     Permitted = lookup(XName, #row.permit) =:= true,
     _ = Permitted andalso update(XName, {#row.permit, false}),
     Permitted.
+
+%% Its files are of a later version: see rabbit_delay_raft. It is tried again when the plugin is
+%% started.
+-spec refuse(rabbit_exchange:name(), Why :: string()) -> ok.
+refuse(XName, Why) -> update(XName, {#row.refusal, Why}).
+
+-spec refusal(rabbit_exchange:name()) -> string() | undefined.
+refusal(XName) -> lookup(XName, #row.refusal).
 
 -spec queue(rabbit_exchange:name()) -> pid() | undefined.
 queue(XName) -> lookup(XName, #row.queue).

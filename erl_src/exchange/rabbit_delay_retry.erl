@@ -24,7 +24,7 @@
 
 -export([names/0, check/3, check_together/1, parking_argument/1, plan/1]).
 -export([judge/2, pause/2, pause/3]).
--export([is_sent_to/2, mark/1, is_marked/1, unmarked/1]).
+-export([is_sent_to/2, mark/1, is_marked/1]).
 
 -export_type([plan/0, verdict/0]).
 
@@ -59,7 +59,8 @@
 -define(MOST_MULTIPLIER, 1000).
 -define(ALL_REASONS, [<<"rejected">>, <<"expired">>, <<"delivery_limit">>, <<"maxlen">>]).
 
-%% In the number of a stored message's encoding: it is a dead letter that is to come back.
+%% In the number of a stored message (rabbit_delay_broker:decode/2): it is a dead letter that is to
+%% come back.
 -define(MARK, 16#8000).
 
 -spec names() -> [binary()].
@@ -266,6 +267,3 @@ mark(Encoding) -> Encoding bor ?MARK.
 
 -spec is_marked(rabbit_delay_store:encoding()) -> boolean().
 is_marked(Encoding) -> Encoding band ?MARK =/= 0.
-
--spec unmarked(rabbit_delay_store:encoding()) -> rabbit_delay_store:encoding().
-unmarked(Encoding) -> Encoding band bnot ?MARK.

@@ -239,6 +239,9 @@ read(Store, Id) ->
 decoded(#{encoding := Encoding, body := Body} = Record) ->
     case rabbit_delay_broker:decode(Encoding, Body) of
         {ok, Message} -> {ok, Record, Message};
+        {error, {unknown_encoding, What, Series}} ->
+            {damaged, #{reason => text("a later version of the plugin or of RabbitMQ stored it "
+                                       "(encoding ~b, series ~b)", [What, Series])}};
         {error, Reason} -> {damaged, #{reason => text("~0P", [Reason, 20])}}
     end.
 

@@ -5,6 +5,14 @@
 %% and skips what it has already applied, so replaying the log after a restart is harmless; the rest
 %% of the state is small and goes into every snapshot (rabbit_delay_snapshot).
 %%
+%% The machine has a version (version/0), which Ra writes into the log when a leader first has it: an
+%% entry's own is in the meta data of apply/3. What apply/3 makes of an entry follows from the state,
+%% the entry and its version alone: a limit that is a node's own is kept to before something is
+%% appended, never here. docs/internals/formats.md has the rules for what is added.
+%%
+%%   0  that of 0.1
+%%   1  a batch that is refused uses its number up; a copy of it is judged again
+%%
 %% Commands, each with a version of its own. They are in logs and snapshots for ever.
 %%
 %%   {enqueue, 1, Session, SeqNo, Earliest, Batch}
@@ -12,14 +20,15 @@
 %%      of an import (rabbit_delay_official_tables). SeqNo counts its batches from 1: a batch that was
 %%      seen is answered `ok' and dropped, one that comes before its turn is answered
 %%      {gap, LastSeqNo} and not applied. Earliest is {LeastDelay | none, LeastTime | none} of the
-%%      batch.
-%%      Reply: ok | {gap, LastSeqNo} | {error, Reason}
+%%      batch. What is malformed is refused, as einval or, if a body has 2^31 bytes or more, etoobig.
+%%      Reply: ok | {gap, LastSeqNo} | {error, einval | etoobig}
 %%   {enqueue, 2, Session, SeqNo, Earliest, Batch}
 %%      The same with a keyed batch, which rabbit_delay_store:insert_keyed/4 takes: so what is
 %%      cancelled, replaced and dropped is decided here, in the order of the log. Earliest is of
 %%      those of its records that are messages, {none, none} if none is.
 %%      Reply: ok, if it was seen before | {ok, rabbit_delay_store:by_key()} | {gap, LastSeqNo} |
-%%      {error, Reason}. What is replayed into a store that has it reports nothing as removed.
+%%      {error, einval | etoobig}. What is replayed into a store that has it reports nothing as
+%%      removed.
 %%   {settle, 1, Ids}
 %%      Ids: 64-bit little-endian. Reply: {ok, Removed} | {error, Reason}
 %%   {note, 1}
@@ -32,6 +41,8 @@
 %%   {pause, 1}, {resume, 1}
 %%      Until it is resumed, nothing is released. Reply: ok
 %%
+%% Any other is of a later version. What it means is unknown, so this member stops before it.
+%%
 %% Due times: the entry's Raft timestamp, the same on every replica, plus the delay. The timestamp
 %% was cut to a millisecond, so one is added: never early.
 -module(rabbit_delay_machine).
@@ -41,13 +52,20 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([init/1, apply/3, state_enter/2, tick/2, overview/1, snapshot_module/0,
-         init_aux/1, handle_aux/5, handle_aux/6]).
--export([store/1, is_paused/1, last_seq_no/2, to_snapshot/1, from_snapshot/2, open_store/2]).
+-export([version/0, which_module/1, init/1, apply/3, state_enter/2, tick/2, overview/1,
+         snapshot_module/0, init_aux/1, handle_aux/5, handle_aux/6]).
+-export([store/1, is_paused/1, last_seq_no/2, to_snapshot/1, from_snapshot/2,
+         snapshot_version/0, open_store/2]).
 
 -export_type([state/0, command/0, earliest/0, snapshot/0]).
 
 -compile({no_auto_import, [apply/3]}).
+
+-define(VERSION, 1).
+%% Of a batch that the store takes: of the format, and for ever.
+-define(MAX_RECORD_BYTES, 16#7fffffff).
+%% Of what to_snapshot/1 gives.
+-define(SNAPSHOT_VERSION, 2).
 
 %% How many sessions' last sequence numbers are kept, those that were used last. One delay queue process
 %% is alive at a time, and one import.
@@ -67,7 +85,7 @@
          %% newest first
          sessions = [] :: [{Session :: pos_integer(), LastSeqNo :: non_neg_integer()}],
          paused = false :: boolean(),
-         %% what has come since a snapshot was last offered to Ra
+         %% what has come since a snapshot was last offered to Ra; nothing but that follows from it
          messages_since = 0 :: non_neg_integer(),
          bytes_since = 0 :: non_neg_integer()}).
 
@@ -91,6 +109,14 @@
                       sessions := [{pos_integer(), non_neg_integer()}],
                       paused => boolean()}.
 
+-spec version() -> ra_machine:version().
+version() -> ?VERSION.
+
+%% One module reads all versions up to its own. Ra asks for a later one if a snapshot is of that.
+-spec which_module(ra_machine:version()) -> module().
+which_module(Version) when Version =< ?VERSION -> ?MODULE;
+which_module(Version) -> exit({machine_version, Version, ?VERSION}).
+
 -spec init(map()) -> state().
 init(#{exchange := XName, uid := Uid}) ->
     #?MODULE{store = open_store(rabbit_delay_raft:store_dir(Uid), XName), exchange = XName}.
@@ -100,17 +126,16 @@ snapshot_module() -> rabbit_delay_snapshot.
 
 -spec apply(ra_machine:command_meta_data(), command() | ra_machine:builtin_command(), state()) ->
           {state(), term()} | {state(), term(), ra_machine:effects()}.
-apply(#{index := Index, system_time := Now},
-      {enqueue, Version, Session, SeqNo, Earliest, Batch},
+apply(#{index := Index} = Meta, {enqueue, Version, Session, SeqNo, Earliest, Batch},
       #?MODULE{sessions = Sessions} = State0) when Version =:= 1; Version =:= 2 ->
     State = State0#?MODULE{seen = Index},
     case lists:keyfind(Session, 1, Sessions) of
         {_, Last} when SeqNo =< Last ->
-            {noted(Index, State), ok};
+            {noted(Index, State), seen(Meta, Version, Batch)};
         {_, Last} when SeqNo =:= Last + 1 ->
-            insert(Version, Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
+            insert(Meta, Version, Session, SeqNo, Earliest, Batch, State);
         false when SeqNo =:= 1 ->
-            insert(Version, Index, Now + 1, Session, SeqNo, Earliest, Batch, State);
+            insert(Meta, Version, Session, SeqNo, Earliest, Batch, State);
         {_, Last} ->
             {noted(Index, State), {gap, Last}};
         false ->
@@ -124,8 +149,37 @@ apply(#{index := Index}, {reschedule, 1, Dues}, State) ->
     move(Index, Dues, State#?MODULE{seen = Index});
 apply(#{index := Index}, {Change, 1}, State) when Change =:= pause; Change =:= resume ->
     {noted(Index, State#?MODULE{seen = Index, paused = Change =:= pause}), ok};
-apply(#{index := Index}, _, State) ->
-    {noted(Index, State#?MODULE{seen = Index}), ok}.
+apply(#{index := Index}, {note, 1}, State) ->
+    {noted(Index, State#?MODULE{seen = Index}), ok};
+apply(#{index := Index} = Meta, Command, State) ->
+    case is_of_ra(Command) of
+        true -> {noted(Index, State#?MODULE{seen = Index}), ok};
+        false -> stop(Meta, Command, State)
+    end.
+
+%% ra_machine:builtin_command() of all versions of Ra up to 3.1. We ask for none of them but
+%% machine_version, which Ra makes itself.
+is_of_ra({machine_version, From, To}) -> is_integer(From) andalso is_integer(To);
+is_of_ra({down, Pid, _}) -> is_pid(Pid);
+is_of_ra({Change, Node}) when Change =:= nodeup; Change =:= nodedown -> is_atom(Node);
+is_of_ra({timeout, _}) -> true;
+is_of_ra(_) -> false.
+
+-spec stop(ra_machine:command_meta_data(), term(), state()) -> no_return().
+stop(#{index := Index} = Meta, Command, #?MODULE{exchange = XName}) ->
+    Why = rabbit_delay_raft:too_new(
+            io_lib:format("entry ~b of the Raft log, ~ts,", [Index, shown(Command)]),
+            "the machine of that entry's term has version ~b, and this one does not know the command",
+            [maps:get(machine_version, Meta, 0)]),
+    ok = rabbit_delay_raft:refuse(XName, Why),
+    exit({unknown_command, Index}).
+
+%% Its name and version, if it has them where ours do. Never what it brings.
+shown(Command) when is_tuple(Command), tuple_size(Command) >= 2, is_atom(element(1, Command)),
+                    is_integer(element(2, Command)) ->
+    io_lib:format("{~ts, ~b, ...}", [element(1, Command), element(2, Command)]);
+shown(Command) ->
+    io_lib:format("~0P", [Command, 5]).
 
 remove(Index, Ids, #?MODULE{store = Store} = State) ->
     case rabbit_delay_store:settle(Store, Index, Ids) of
@@ -149,21 +203,41 @@ move(Index, Dues, #?MODULE{store = Store} = State) ->
 
 %% The store refuses a batch only if it is malformed, which no replica would take, or if it cannot:
 %% then this replica must not go on as if it had.
-insert(Version, Index, Base, Session, SeqNo, Earliest, Batch,
-       #?MODULE{sessions = Sessions0} = State0) ->
+insert(#{index := Index, system_time := Now} = Meta, Version, Session, SeqNo, Earliest, Batch,
+       State0) ->
+    Base = Now + 1,
     case insert(Version, Index, Base, Batch, State0) of
         {ok, {ok, Count, Bytes, NextDue, Buffered}, Removed, Reply} ->
-            Sessions = lists:sublist([{Session, SeqNo} | lists:keydelete(Session, 1, Sessions0)],
-                                     ?SESSIONS),
-            State = State0#?MODULE{sessions = Sessions},
+            State = used(Session, SeqNo, State0),
             flush(Buffered, State),
             offer(Count + Removed, Bytes, Reply, wake(earliest_due(Base, Earliest), NextDue, State),
                   State);
         {error, Reason} when Reason =:= einval; Reason =:= etoobig ->
-            {noted(Index, State0), {error, Reason}};
+            State = case Meta of
+                        #{machine_version := V} when V >= 1 -> used(Session, SeqNo, State0);
+                        _ -> State0
+                    end,
+            {noted(Index, State), {error, Reason}};
         {error, _} = Error ->
             exit({delay_store, insert, Error})
     end.
+
+used(Session, SeqNo, #?MODULE{sessions = Sessions} = State) ->
+    State#?MODULE{sessions = lists:sublist([{Session, SeqNo} |
+                                            lists:keydelete(Session, 1, Sessions)], ?SESSIONS)}.
+
+%% What a batch is answered whose number has been used: one that was refused is refused again.
+seen(#{machine_version := V}, Version, Batch) when V >= 1 ->
+    Checked = case Version of
+                  1 -> rabbit_delay_store:check_batch(Batch, ?MAX_RECORD_BYTES);
+                  2 -> rabbit_delay_store:check_keyed_batch(Batch, ?MAX_RECORD_BYTES)
+              end,
+    case Checked of
+        {ok, _} -> ok;
+        {error, _} -> Checked
+    end;
+seen(_, _, _) ->
+    ok.
 
 insert(1, Index, Base, Batch, #?MODULE{store = Store}) ->
     case rabbit_delay_store:insert(Store, Index, Base, Batch) of
@@ -206,7 +280,8 @@ noted(Index, #?MODULE{store = Store} = State) ->
     ok = rabbit_delay_store:note(Store, Index),
     State.
 
-%% Offers Ra a snapshot when enough has come since the last one.
+%% Offers Ra a snapshot when enough has come since the last one, by this node's settings: nothing that
+%% others see follows from it.
 offer(Messages, Bytes, Reply, Effects,
       #?MODULE{seen = Seen, messages_since = M0, bytes_since = B0} = State0) ->
     {MaxMessages, MaxBytes} = rabbit_delay_config:snapshot_interval(),
@@ -300,11 +375,16 @@ last_seq_no(Session, #?MODULE{sessions = Sessions}) ->
 
 -spec to_snapshot(state()) -> snapshot().
 to_snapshot(#?MODULE{exchange = XName, seen = Seen, sessions = Sessions, paused = Paused}) ->
-    #{version => 2, exchange => XName, seen => Seen, sessions => Sessions, paused => Paused}.
+    #{version => ?SNAPSHOT_VERSION, exchange => XName, seen => Seen, sessions => Sessions,
+      paused => Paused}.
+
+%% The latest that from_snapshot/2 reads.
+-spec snapshot_version() -> pos_integer().
+snapshot_version() -> ?SNAPSHOT_VERSION.
 
 -spec from_snapshot(snapshot(), rabbit_delay_store:store()) -> state().
 from_snapshot(#{version := Version, exchange := XName, seen := Seen, sessions := Sessions} = S,
-              Store) when Version =:= 1; Version =:= 2 ->
+              Store) when Version >= 1, Version =< ?SNAPSHOT_VERSION ->
     #?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions,
              paused = maps:get(paused, S, false)}.
 
@@ -314,7 +394,7 @@ from_snapshot(#{version := Version, exchange := XName, seen := Seen, sessions :=
 open_store(Dir, XName) ->
     _ = rabbit_delay_registry:take_permit(XName) orelse exit({not_permitted, XName}),
     Config = #{now => rabbit_delay_config:now_ms(),
-               max_record_bytes => rabbit_delay_config:max_message_size(),
+               max_record_bytes => ?MAX_RECORD_BYTES,
                max_open_files => 64,
                log => rabbit_delay_system:log_pid()},
     case rabbit_delay_store:open(Dir, Config) of

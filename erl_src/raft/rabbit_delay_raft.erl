@@ -21,6 +21,7 @@
 -export([system_config/0, server_id/1, register_members/0, members/0, find_member/1,
          start_member/2, stop_member/1, delete_member/1, discard_member/1, quarantine_member/1,
          key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1]).
+-export([refuse/2, too_new/3]).
 -export([enqueue/5, note/2, settle/3, change/3]).
 
 -type uid() :: binary().
@@ -35,6 +36,8 @@
 %% The longest that a server's start is waited for before it is stopped.
 -define(START_MS, 5000).
 -define(QUERY_MS, 5000).
+%% How long an entry that is not applied goes on before the server is looked at.
+-define(APPLIED_MS, 1000).
 -define(NAMES_FILE, "names.dets").
 
 %% Our own Ra system, so that delayed messages neither slow nor endanger quorum queues.
@@ -82,7 +85,8 @@ open_names(File) ->
         {error, Reason} ->
             ?LOG_WARNING("delayed messages: ~ts cannot be read and is made anew: ~0p",
                          [File, Reason], ?LOG_DOMAIN),
-            ok = file:rename(File, File ++ ".damaged"),
+            ok = file:rename(File, filename:join(rabbit_delay_config:data_dir(),
+                                                 ?NAMES_FILE ".damaged")),
             {ok, ?MODULE} = dets:open_file(?MODULE, [{file, File}]),
             ok
     end.
@@ -120,15 +124,31 @@ newest(Dirs) ->
                     || {_, Dir} <- lists:sort([{filelib:last_modified(Dir), Dir} || Dir <- Dirs]),
                        Uid <- [uid_of_dir(Dir)]]).
 
-%% Starts the local member, a new one if there is none.
+%% Starts the local member, a new one if there is none. One whose files are of a later version is
+%% refused before anything is opened: Ra deletes what it cannot read.
 -spec start_member(rabbit_exchange:name(), Durable :: boolean()) -> ok | {error, term()}.
 start_member(XName, Durable) ->
-    ServerId = server_id(XName),
-    {Uid, Salt} = case find_member(XName) of
-                      {ok, Existing} -> {Existing, salt_of(Existing)};
-                      none -> {new_uid(XName), crypto:strong_rand_bytes(?SALT_BYTES)}
-                  end,
-    {Name, _} = ServerId,
+    case find_member(XName) of
+        {ok, Uid} ->
+            case later_than_ours(Uid) of
+                none ->
+                    case start_member(XName, Durable, Uid, salt_of(Uid)) of
+                        started -> applies(XName, server_id(XName));
+                        Other -> Other
+                    end;
+                Why ->
+                    refused(XName, Why)
+            end;
+        none ->
+            case start_member(XName, Durable, new_uid(XName),
+                              crypto:strong_rand_bytes(?SALT_BYTES)) of
+                started -> ok;
+                Other -> Other
+            end
+    end.
+
+start_member(XName, Durable, Uid, Salt) ->
+    {Name, _} = ServerId = server_id(XName),
     Conf = #{cluster_name => Name,
              id => ServerId,
              uid => Uid,
@@ -147,17 +167,100 @@ start_member(XName, Durable) ->
         ok ->
             ok = sync_new_member(Uid),
             _ = ra:trigger_election(ServerId),
-            ok;
+            started;
         {error, {already_started, _}} ->
             ok;
         {error, not_new} ->
             case ra:restart_server(?RA_SYSTEM, ServerId) of
-                ok -> ok;
+                ok -> started;
                 {error, {already_started, _}} -> ok;
                 {error, _} = Error -> Error
             end;
         {error, _} = Error ->
             Error
+    end.
+
+%% -------------------------------------------------------------------------- later versions
+
+%% Has the exchange's member stopped for good, the exchange refused in these words, and the log say
+%% so, once.
+-spec refuse(rabbit_exchange:name(), Why :: string()) -> ok.
+refuse(XName, Why) ->
+    ?LOG_ERROR("delayed messages of ~s are unavailable: ~ts", [rabbit_misc:rs(XName), Why],
+               ?LOG_DOMAIN),
+    rabbit_delay_registry:refuse(XName, Why).
+
+refused(XName, Why) ->
+    ok = refuse(XName, Why),
+    {error, refused}.
+
+-spec too_new(What :: iodata(), io:format(), [term()]) -> string().
+too_new(What, Format, Args) ->
+    lists:flatten(
+      io_lib:format("~ts is of a later version of the plugin (" ++ Format ++ "). Nothing of it is "
+                    "lost: install that version again, or a later one", [What | Args])).
+
+%% What of a member's files is, in words.
+later_than_ours(Uid) ->
+    Snapshots = filelib:wildcard(filename:join([server_dir(Uid), "snapshots", "*"])),
+    first_later([fun () -> later_store(Dir) end || Dir <- [store_dir(Uid) | Snapshots]] ++
+                    [fun () -> later_snapshot(Dir) end || Dir <- Snapshots]).
+
+first_later([]) ->
+    none;
+first_later([Look | Rest]) ->
+    case Look() of
+        none -> first_later(Rest);
+        Why -> Why
+    end.
+
+later_store(Dir) ->
+    case rabbit_delay_store:peek_applied(Dir) of
+        {error, eversion} ->
+            too_new(filename:join(Dir, "MANIFEST"), "this one reads stores of version 1", []);
+        _ ->
+            none
+    end.
+
+later_snapshot(Dir) ->
+    Ours = #{file => rabbit_delay_snapshot:version(), machine => rabbit_delay_machine:version(),
+             state => rabbit_delay_machine:snapshot_version()},
+    case [{What, Version} || {What, Version} <- maps:to_list(rabbit_delay_snapshot:versions(Dir)),
+                             Version > map_get(What, Ours)] of
+        [] ->
+            none;
+        [{machine, Version} | _] ->
+            too_new(Dir, "its machine has version ~b, this one's ~b", [Version, map_get(machine, Ours)]);
+        [{What, Version} | _] ->
+            too_new(Dir, "its ~s has version ~b, this one reads ~b",
+                    [What, Version, map_get(What, Ours)])
+    end.
+
+%% A server whose log goes on with a later version of the machine leads, and applies nothing more,
+%% without a word.
+applies(XName, ServerId) ->
+    case noted(ServerId) orelse rabbit_delay_broker:raft_overview(ServerId, ?QUERY_MS) of
+        true ->
+            ok;
+        {ok, #{effective_machine_version := Needed, machine_version := Ours}} when Needed > Ours ->
+            ok = stop_member(XName),
+            refused(XName, too_new("its Raft log", "its machine has version ~b, this one's ~b",
+                                   [Needed, Ours]));
+        {ok, _} ->
+            applies(XName, ServerId);
+        {error, _} = Error ->
+            case rabbit_delay_registry:refusal(XName) of
+                undefined -> Error;
+                _ -> {error, refused}
+            end
+    end.
+
+noted(ServerId) ->
+    try
+        {ok, ok, ServerId} =:= ra:process_command(ServerId, {note, 1}, ?APPLIED_MS)
+    catch
+        %% It ended meanwhile.
+        exit:_ -> false
     end.
 
 %% What is confirmed is in the WAL, and the WAL means nothing without the member's directory.
@@ -239,8 +342,12 @@ await_start(ServerId) ->
             ok;
         Pid ->
             _ = supervisor:count_children(Pid),
-            _ = ra:ping(ServerId, ?START_MS),
-            ok
+            try ra:ping(ServerId, ?START_MS) of
+                _ -> ok
+            catch
+                %% It ended while it was asked.
+                exit:_ -> ok
+            end
     end.
 
 %% Puts a member aside whose exchange is gone: its messages will not be delivered, and an operator

@@ -3,6 +3,8 @@
 %% Ra snapshots of a delayed exchange: a checkpoint of the delay store, hard-linked, and beside it
 %% the rest of the machine's state. Taking one costs almost nothing, whatever is pending.
 %%
+%% Directories come as strings up to Ra 2.15 and as binaries from 2.16 on.
+%%
 %% A snapshot directory holds the store's files and its MANIFEST (see c_src/dw_manifest.h), and
 %%
 %%   delay_snapshot   "DWSN", version (1 byte, 1), CRC-32 (4 bytes, big-endian) of the rest, and
@@ -25,7 +27,7 @@
 -export([prepare/2, write/3, write/4, sync/1, begin_accept/2, accept_chunk/2, complete_accept/2,
          begin_read/1, begin_read/2, read_chunk/3, recover/1, validate/1, read_meta/1,
          context/0, get_size/1]).
--export([replace_file/2, sync_dir/1]).
+-export([versions/1, version/0, replace_file/2, sync_dir/1]).
 
 -define(STATE_FILE, "delay_snapshot").
 -define(MAGIC, "DWSN").
@@ -73,9 +75,10 @@ sync(_Dir) -> ok.
 -spec context() -> map().
 context() -> #{}.
 
-%% Ra discards a snapshot that is not valid, and then has no use for a log that begins after it. Its
+%% Ra deletes a snapshot that is not valid, and then has no use for a log that begins after it. Its
 %% files are the live store's own, under other names: damage to one is no reason to lose the others,
-%% and is found when the store is opened. So only what was written last is looked at.
+%% and is found when the store is opened. So only what was written last is looked at; and what cannot
+%% be read at present, or is of a later version, keeps the server from starting and is left alone.
 -spec validate(file:filename_all()) -> ok | {error, term()}.
 validate(Dir) ->
     case read_file(Dir) of
@@ -83,11 +86,38 @@ validate(Dir) ->
             case rabbit_delay_store:peek_applied(Dir) of
                 {ok, Applied} when Applied >= Index -> ok;
                 {ok, Applied} -> {error, {manifest_behind, Applied}};
-                Error -> Error
+                {error, ecorrupt} = Error -> Error;
+                {error, Reason} -> unusable(Dir, Reason)
             end;
-        Error ->
-            Error
+        {error, Reason} = Error when Reason =:= enoent; Reason =:= checksum_error;
+                                     Reason =:= invalid_format ->
+            Error;
+        {error, Reason} ->
+            unusable(Dir, Reason)
     end.
+
+-spec unusable(file:filename_all(), term()) -> no_return().
+unusable(Dir, Reason) ->
+    exit({delay_snapshot, Dir, Reason}).
+
+%% The versions that a snapshot is of, as far as they can be read: of its file, of the machine that it
+%% was taken of, and of the machine's state in it.
+-spec versions(file:filename_all()) ->
+          #{file => byte(), machine => ra_machine:version(), state => pos_integer()}.
+versions(Dir) ->
+    case read_file(Dir) of
+        {ok, {Meta, Snapshot}} ->
+            #{file => ?VERSION, machine => maps:get(machine_version, Meta, 0),
+              state => maps:get(version, Snapshot, 1)};
+        {error, {invalid_version, Version}} ->
+            #{file => Version};
+        {error, _} ->
+            #{}
+    end.
+
+%% The latest that is read.
+-spec version() -> byte().
+version() -> ?VERSION.
 
 -spec read_meta(file:filename_all()) -> {ok, ra_snapshot:meta()} | {error, term()}.
 read_meta(Dir) ->
@@ -150,7 +180,7 @@ open_to_read(File) ->
     case file:open(File, [raw, binary, read]) of
         {ok, Fd} ->
             {ok, Size} = file:position(Fd, eof),
-            [{filename:basename(File), Fd, 0, Size}];
+            [{iolist_to_binary(filename:basename(File)), Fd, 0, Size}];
         {error, _} ->
             []
     end.
@@ -242,9 +272,9 @@ write_file(Dir, Content) ->
                  [<<?MAGIC, ?VERSION, (erlang:crc32(Content)):32>>, Content]).
 
 %% Gives the file this content, durably: whatever happens it has the old one or this.
--spec replace_file(file:filename(), iodata()) -> ok | {error, file:posix() | badarg | terminated}.
+-spec replace_file(file:filename_all(), iodata()) -> ok | {error, file:posix() | badarg | terminated}.
 replace_file(File, Bytes) ->
-    Tmp = File ++ ".tmp",
+    Tmp = tmp(File),
     case ra_lib:write_file(Tmp, Bytes) of
         ok ->
             case file:rename(Tmp, File) of
@@ -254,6 +284,9 @@ replace_file(File, Bytes) ->
         Error ->
             Error
     end.
+
+tmp(File) when is_binary(File) -> <<File/binary, ".tmp">>;
+tmp(File) -> File ++ ".tmp".
 
 read_file(Dir) ->
     case file:read_file(filename:join(Dir, ?STATE_FILE)) of

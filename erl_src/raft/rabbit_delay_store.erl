@@ -45,8 +45,8 @@
 -module(rabbit_delay_store).
 
 -export([open/2, close/1, peek_applied/1, restore/2, validate/1]).
--export([insert/4, insert_keyed/4, check_batch/2, settle/3, reschedule/4, reschedule_many/3, note/2,
-         flush/1, maintain/3, checkpoint/1, finish/2]).
+-export([insert/4, insert_keyed/4, check_batch/2, check_keyed_batch/2, settle/3, reschedule/4,
+         reschedule_many/3, note/2, flush/1, maintain/3, checkpoint/1, finish/2]).
 -export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, read_many/3,
          page/3, places/4, count/3, count_until/2, find/3, record_header/5]).
 -export([disk_free/1]).
@@ -163,6 +163,12 @@ insert_keyed(Store, Index, BaseMs, Batch) ->
           {ok, Count :: pos_integer()} | error().
 check_batch(Batch, MaxRecordBytes) ->
     check_batch_nif(flat(Batch), MaxRecordBytes).
+
+%% Checks a batch as insert_keyed/4 would.
+-spec check_keyed_batch(Batch :: iodata(), MaxRecordBytes :: pos_integer()) ->
+          {ok, Count :: pos_integer()} | error().
+check_keyed_batch(Batch, MaxRecordBytes) ->
+    check_keyed_batch_nif(flat(Batch), MaxRecordBytes).
 
 %% Removes records, delivered or cancelled. Ids is <<Id:64/little, ...>>; those that are not there
 %% are passed over.
@@ -327,6 +333,9 @@ insert_keyed_nif(_Store, _Index, _BaseMs, _Batch) ->
     ?NOT_LOADED.
 
 check_batch_nif(_Batch, _MaxRecordBytes) ->
+    ?NOT_LOADED.
+
+check_keyed_batch_nif(_Batch, _MaxRecordBytes) ->
     ?NOT_LOADED.
 
 finish_nif(_Checkpoint, _SnapshotDir) ->

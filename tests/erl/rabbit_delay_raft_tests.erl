@@ -21,6 +21,15 @@ raft_test_() ->
      [fun (_) -> {timeout, 120, {Title, Test}} end
       || {Title, Test} <-
              [{"a batch is applied once, however often it is sent", fun sent_again/0},
+              {"a refused batch uses its number up, and a copy is refused again", fun refused_again/0},
+              {"what was admitted is replayed, whatever the limits are now", fun lower_limit/0},
+              {"Ra's own commands change nothing", fun commands_of_ra/0},
+              {"an unknown command stops its member alone, in words", fun unknown_command/0},
+              {"a log that goes on with a later machine is refused, and kept", fun later_log/0},
+              {"a snapshot of a later version is refused, and kept", fun later_snapshot/0},
+              {"a store of a later version is refused, and kept", fun later_store/0},
+              {"a snapshot that cannot be read at present is kept", fun unreadable_snapshot/0},
+              {"snapshots whose directories are binaries", fun binary_dirs/0},
               {"a batch before its turn is not applied", fun gap/0},
               {"a malformed batch is refused and changes nothing", fun malformed/0},
               {"settled messages are gone after a restart, the others are there", fun restart/0},
@@ -84,9 +93,221 @@ gap() ->
 malformed() ->
     start_member(),
     ?assertEqual({error, einval}, enqueue(1, <<1, 2, 3>>)),
-    ?assertEqual({error, einval}, enqueue(1, <<>>)),
-    ?assertEqual(ok, enqueue(1, records(1, ?HOUR))),
+    ?assertEqual({error, einval}, enqueue(2, <<>>)),
+    ?assertEqual({error, etoobig}, enqueue(3, <<16#80000000:32/little, 0:160, "x">>)),
+    ?assertEqual(ok, enqueue(4, records(1, ?HOUR))),
     ?assertEqual(1, pending()).
+
+refused_again() ->
+    start_member(),
+    Bad = <<1, 2, 3>>,
+    BadKeyed = iolist_to_binary(keyed_record({drop, 0})),
+    Check = fun () ->
+                    ?assertEqual({error, einval}, enqueue(1, Bad)),
+                    ?assertEqual({error, einval}, enqueue(2, 2, BadKeyed))
+            end,
+    Check(),
+    Check(),
+    ?assertEqual(ok, enqueue(3, records(1, ?HOUR))),
+    Check(),
+    restart_member(),
+    Check(),
+    ?assertEqual(ok, enqueue(3, records(1, ?HOUR))),
+    ?assertEqual({gap, 3}, enqueue(5, records(1, ?HOUR))),
+    ?assertEqual(1, pending()).
+
+lower_limit() ->
+    start_member(),
+    Large = <<0:800000>>,
+    Batch = [rabbit_delay_store:record_header(byte_size(Large), 0, 1, ?HOUR, 0), Large],
+    ok = enqueue(1, iolist_to_binary(Batch)),
+    ?WENT(0, 0, 0) = enqueue(2, 2, iolist_to_binary([keyed_record({replace, 9}) | Batch])),
+    Ids = pending_ids(),
+    ?assertEqual(3, length(Ids)),
+    application:set_env(rabbitmq_delay_wheel, max_message_size, 1024),
+    try
+        stop_member(),
+        {ok, Uid} = rabbit_delay_raft:find_member(?X),
+        ok = file:del_dir_r(rabbit_delay_raft:store_dir(Uid)),
+        start_member(),
+        ?assertEqual(Ids, pending_ids()),
+        ?assertEqual(ok, enqueue(3, records(1, ?HOUR)))
+    after
+        application:unset_env(rabbitmq_delay_wheel, max_message_size)
+    end.
+
+commands_of_ra() ->
+    start_member(),
+    ok = enqueue(1, records(3, ?HOUR)),
+    [?assertEqual(ok, command(Command))
+     || Command <- [{down, self(), normal}, {nodeup, node()}, {nodedown, node()}, {timeout, x},
+                    {machine_version, 0, 1}]],
+    restart_member(),
+    ?assertEqual(3, pending()).
+
+%% Its messages stay, and another exchange's member goes on.
+unknown_command() ->
+    Other = ?X#resource{name = <<"another">>},
+    await(fun () -> rabbit_delay_raft:start_member(Other, true) =:= ok end),
+    OtherPid = whereis(element(1, rabbit_delay_raft:server_id(Other))),
+    [begin
+         start_member(),
+         ok = enqueue(1, records(3, ?HOUR)),
+         ?assertEqual(no_reply, command(Command)),
+         await_refusal("does not know the command"),
+         await(fun () -> whereis(element(1, rabbit_delay_raft:server_id(?X))) =:= undefined end),
+         %% From the log, too, and without an end to it.
+         ok = rabbit_delay_registry:refuse(?X, undefined),
+         await(fun () -> rabbit_delay_raft:start_member(?X, true) =/= ok end),
+         await_refusal("does not know the command"),
+         {ok, Uid} = rabbit_delay_raft:find_member(?X),
+         ?assertMatch({ok, _}, file:list_dir(rabbit_delay_raft:store_dir(Uid))),
+         ok = rabbit_delay_raft:delete_member(?X),
+         ok = rabbit_delay_registry:refuse(?X, undefined)
+     end || Command <- [{enqueue, 3, 1, 1, {none, none}, <<>>}, {settle, 2, <<>>}, {open, 1, node()},
+                        {note, 2}, {pause, 2}, unknown, {machine_version, 1}]],
+    ?assertEqual(OtherPid, whereis(element(1, rabbit_delay_raft:server_id(Other)))),
+    ok = rabbit_delay_raft:delete_member(Other).
+
+%% As a leader of a later version writes it, before its first entry of the term.
+later_log() ->
+    start_member(),
+    ok = enqueue(1, records(3, ?HOUR)),
+    #{machine_version := 1, effective_machine_version := 1} = overview(),
+    gen_statem:cast(rabbit_delay_raft:server_id(?X),
+                    {command, {noop, #{ts => erlang:system_time(millisecond)}, 2}}),
+    await(fun () -> maps:get(effective_machine_version, overview()) =:= 2 end),
+    stop_member(),
+    ?assertEqual({error, refused}, rabbit_delay_raft:start_member(?X, true)),
+    await_refusal("version 2, this one's 1"),
+    ?assertEqual(undefined, whereis(element(1, rabbit_delay_raft:server_id(?X)))).
+
+later_snapshot() ->
+    start_member(),
+    [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    stop_member(),
+    [Snapshot | _] = snapshots(),
+    File = filename:join(Snapshot, "delay_snapshot"),
+    {ok, <<"DWSN", 1, _:32, Content/binary>> = Before} = file:read_file(File),
+    {Meta, State} = binary_to_term(Content),
+    #{machine_version := 1} = Meta,
+    Written = fun (Term) ->
+                      Bytes = term_to_binary(Term),
+                      <<"DWSN", 1, (erlang:crc32(Bytes)):32, Bytes/binary>>
+              end,
+    [begin
+         ok = file:write_file(File, Later),
+         ?assertEqual({error, refused}, rabbit_delay_raft:start_member(?X, true)),
+         await_refusal(Words),
+         ?assertEqual({ok, Later}, file:read_file(File)),
+         ok = rabbit_delay_registry:refuse(?X, undefined)
+     end || {Later, Words} <- [{<<"DWSN", 2, "whatever">>, "file has version 2"},
+                               {Written({Meta#{machine_version := 2}, State}), "version 2"},
+                               {Written({Meta, State#{version := 3}}), "state has version 3"}]],
+    %% Ra asks it itself and deletes what it calls invalid: not this.
+    ok = file:write_file(File, <<"DWSN", 2, "whatever">>),
+    ?assertExit({delay_snapshot, Snapshot, {invalid_version, 2}},
+                rabbit_delay_snapshot:validate(Snapshot)),
+    ?assertExit({machine_version, 2, 1}, rabbit_delay_machine:which_module(2)),
+    ok = file:write_file(File, Before),
+    start_member(),
+    ?assertEqual(2500, pending()).
+
+later_store() ->
+    start_member(),
+    [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    stop_member(),
+    {ok, Uid} = rabbit_delay_raft:find_member(?X),
+    [begin
+         File = filename:join(Dir, "MANIFEST"),
+         {ok, <<Magic:8/binary, 1:32/little, _:32, Rest/binary>> = Before} = file:read_file(File),
+         Crc = crc32c([<<Magic/binary, 2:32/little>>, Rest]),
+         ok = file:delete(File),
+         ok = file:write_file(File, Later = <<Magic/binary, 2:32/little, Crc:32/little, Rest/binary>>),
+         ?assertEqual({error, eversion}, rabbit_delay_store:peek_applied(Dir)),
+         ?assertEqual({error, refused}, rabbit_delay_raft:start_member(?X, true)),
+         await_refusal("MANIFEST is of a later version"),
+         ?assertEqual({ok, Later}, file:read_file(File)),
+         ok = file:write_file(File, Before),
+         ok = rabbit_delay_registry:refuse(?X, undefined)
+     end || Dir <- [rabbit_delay_raft:store_dir(Uid), hd(snapshots())]],
+    start_member(),
+    ?assertEqual(2500, pending()).
+
+%% A file that cannot be read is none that is not whole.
+unreadable_snapshot() ->
+    start_member(),
+    [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    stop_member(),
+    [Snapshot | _] = snapshots(),
+    File = filename:join(Snapshot, "delay_snapshot"),
+    Away = filename:join(Snapshot, "away"),
+    ok = file:rename(File, Away),
+    ok = file:make_dir(File),
+    ?assertExit({delay_snapshot, Snapshot, eisdir}, rabbit_delay_snapshot:validate(Snapshot)),
+    ?assertMatch({error, _}, rabbit_delay_raft:start_member(?X, true)),
+    ok = file:del_dir(File),
+    ok = file:rename(Away, File),
+    start_member(),
+    ?assertEqual(2500, pending()).
+
+%% As Ra gives them from 2.16 on.
+binary_dirs() ->
+    start_member(),
+    ok = enqueue(1, records(100, ?HOUR)),
+    {ok, Uid} = rabbit_delay_raft:find_member(?X),
+    Base = iolist_to_binary(filename:join([rabbit_delay_config:data_dir(), Uid, "snapshots"])),
+    [Taken, Copy] = [<<Base/binary, "/", Name/binary>> || Name <- [<<"1_taken">>, <<"1_copy">>]],
+    [ok = file:make_dir(Dir) || Dir <- [Taken, Copy]],
+    Meta = #{index => 2, term => 1, cluster => #{}, machine_version => 1},
+    {ok, {_, State}, _} = ra:local_query(rabbit_delay_raft:server_id(?X), fun (S) -> S end),
+    {ok, Bytes} = rabbit_delay_snapshot:write(Taken, Meta,
+                                              rabbit_delay_snapshot:prepare(Meta, State), true),
+    ?assertEqual({ok, Bytes}, rabbit_delay_snapshot:get_size(Taken)),
+    ?assert(Bytes > 100 * 4),
+    {ok, Meta, Reading} = rabbit_delay_snapshot:begin_read(Taken, #{}),
+    {ok, Accepting} = rabbit_delay_snapshot:begin_accept(Copy, Meta),
+    ok = send(Reading, Taken, Accepting),
+    [begin
+         ?assertEqual(ok, rabbit_delay_snapshot:validate(Dir)),
+         ?assertEqual({ok, Meta}, rabbit_delay_snapshot:read_meta(Dir)),
+         ?assertEqual(#{file => 1, machine => 1, state => 2}, rabbit_delay_snapshot:versions(Dir))
+     end || Dir <- [Taken, Copy]],
+    stop_member(),
+    ok = file:del_dir_r(rabbit_delay_raft:store_dir(Uid)),
+    ok = rabbit_delay_registry:permit_start(?X),
+    {ok, Meta, Recovered} = rabbit_delay_snapshot:recover(Copy),
+    ?assertMatch(#{pending := 100},
+                 rabbit_delay_store:stat(rabbit_delay_machine:store(Recovered))),
+    ok = rabbit_delay_store:close(rabbit_delay_machine:store(Recovered)).
+
+command(Command) ->
+    try ra:process_command(rabbit_delay_raft:server_id(?X), Command, 5000) of
+        {ok, Reply, _} -> Reply;
+        _ -> no_reply
+    catch
+        exit:_ -> no_reply
+    end.
+
+overview() ->
+    {ok, Overview} = rabbit_delay_broker:raft_overview(rabbit_delay_raft:server_id(?X), 5000),
+    Overview.
+
+await_refusal(Words) ->
+    await(fun () -> rabbit_delay_registry:refusal(?X) =/= undefined end),
+    ?assertMatch({match, _}, re:run(rabbit_delay_registry:refusal(?X), Words)),
+    ?assertMatch({match, _}, re:run(rabbit_delay_registry:refusal(?X), "install that version")).
+
+crc32c(Data) ->
+    lists:foldl(fun (Byte, Crc) -> crc32c(8, Crc bxor Byte) end, 16#ffffffff,
+                binary_to_list(iolist_to_binary(Data))) bxor 16#ffffffff.
+
+crc32c(0, Crc) -> Crc;
+crc32c(N, Crc) when Crc band 1 =:= 1 -> crc32c(N - 1, (Crc bsr 1) bxor 16#82f63b78);
+crc32c(N, Crc) -> crc32c(N - 1, Crc bsr 1).
 
 restart() ->
     start_member(),
@@ -143,9 +364,10 @@ keyed_malformed() ->
     start_member(),
     ?assertMatch(?WENT(0, 0, 0), keyed(1, [{keep, 1}])),
     Cancel = keyed_record({cancel, 1}),
-    [?assertEqual({error, einval}, enqueue(2, 2, iolist_to_binary([Cancel, Bad])))
-     || Bad <- [<<1, 2, 3>>, keyed_record({cancel, 0}), keyed_record({drop, 0})]],
-    ?assertEqual({error, einval}, enqueue(2, 1, iolist_to_binary(Cancel))),
+    [?assertEqual({error, einval}, enqueue(N, 2, iolist_to_binary([Cancel, Bad])))
+     || {N, Bad} <- [{2, <<1, 2, 3>>}, {3, keyed_record({cancel, 0})},
+                     {4, keyed_record({drop, 0})}]],
+    ?assertEqual({error, einval}, enqueue(5, 1, iolist_to_binary(Cancel))),
     ?assertEqual([1], pending_keys()).
 
 %% The log's tail comes again after a restart, over a store that has some or none of it.

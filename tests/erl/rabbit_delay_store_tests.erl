@@ -590,6 +590,7 @@ wrong_arguments_test_() ->
 functions() ->
     [{close, [store]}, {peek_applied, [path]}, {restore, [path, path]}, {validate, [path]},
      {insert, [store, index, ms, batch]}, {check_batch, [batch, length]},
+     {check_keyed_batch, [batch, length]},
      {settle, [store, index, ids]}, {reschedule, [store, index, id, ms]}, {note, [store, index]},
      {flush, [store]}, {maintain, [store, ms, positive]}, {checkpoint, [store]},
      {finish, [checkpoint, target]}, {take, [store, ms, count, positive]},

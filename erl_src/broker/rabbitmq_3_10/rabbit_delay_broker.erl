@@ -8,12 +8,12 @@
 -include_lib("rabbit_common/include/rabbit_framing.hrl").
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 
--export([series/0, data_dir/0, machine_state/1]).
+-export([series/0, data_dir/0, machine_state/1, raft_overview/2]).
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
 -export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
-         exchange_of/2, encode/1, decode/2, from_official/1, routing/1, content/1, released/1,
+         exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
 -export([raise_to_client/3]).
@@ -29,6 +29,8 @@
 %% Where the AMQP 1.0 plugin keeps a message's annotations, as they came.
 -define(AMQP10_ANNOTATIONS, <<"x-amqp-1.0-message-annotations">>).
 
+-define(SERIES, 1).
+
 -include("rabbit_delay_broker.hrl").
 
 %% ------------------------------------------------------------------------------- the node
@@ -42,6 +44,16 @@ data_dir() -> rabbit_mnesia:dir().
 
 %% The machine's state, of what Ra gives to handle_aux/5; this Ra calls handle_aux/6.
 -spec machine_state(State) -> State.
+
+%% What Ra says of one of its servers on this node.
+-spec raft_overview(ra:server_id(), timeout()) -> {ok, map()} | {error, term()}.
+raft_overview(ServerId, Timeout) ->
+    try ra_server_proc:local_state_query(ServerId, all, Timeout) of
+        {ok, State, _} -> {ok, ra_server:overview(State)};
+        Failure -> {error, Failure}
+    catch
+        exit:Reason -> {error, Reason}
+    end.
 machine_state(State) -> State.
 
 %% ---------------------------------------------------------------------------- exchanges
@@ -166,21 +178,17 @@ encode(#basic_message{content = Content} = Message) ->
     Encoded = rabbit_binary_generator:ensure_content_encoded(Content, rabbit_framing_amqp_0_9_1),
     Stored = Message#basic_message{content = rabbit_binary_parser:clear_decoded_content(Encoded),
                                    id = <<>>},
-    {?ENCODING_BASIC_MESSAGE_3_10, term_to_binary(Stored)}.
+    {?STORED(?ENCODING_BASIC_MESSAGE_3_10), term_to_binary(Stored)}.
 
--spec decode(Encoding :: non_neg_integer(), binary()) -> {ok, message()} | {error, term()}.
-decode(?ENCODING_BASIC_MESSAGE_3_10, Binary) ->
+decode(?ENCODING_BASIC_MESSAGE_3_10, _, Binary) ->
     try binary_to_term(Binary) of
         #basic_message{} = Message -> {ok, Message};
         _ -> {error, not_a_message}
     catch
         error:badarg -> {error, not_a_term}
     end;
-decode(Encoding, Binary) ->
-    case rabbit_delay_retry:unmarked(Encoding) of
-        Encoding -> {error, {unknown_encoding, Encoding}};
-        Unmarked -> decode(Unmarked, Binary)
-    end.
+decode(_, _, _) ->
+    unknown.
 
 %% The message of what the official plugin keeps in its table.
 -spec from_official(Delivery :: term()) -> {ok, message()} | {error, term()}.

@@ -12,12 +12,12 @@
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 -include("rabbit_delay.hrl").
 
--export([series/0, data_dir/0, machine_state/1]).
+-export([series/0, data_dir/0, machine_state/1, raft_overview/2]).
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
 -export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
-         exchange_of/2, encode/1, decode/2, from_official/1, routing/1, content/1, released/1,
+         exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
 -export([raise_to_client/3]).
@@ -43,6 +43,12 @@
 
 -define(X_DELAY, <<"x-delay">>).
 
+-ifdef(RABBITMQ_4_3).
+-define(SERIES, 3).
+-else.
+-define(SERIES, 2).
+-endif.
+
 -include("rabbit_delay_broker.hrl").
 
 %% ------------------------------------------------------------------------------- the node
@@ -62,6 +68,16 @@ data_dir() -> rabbit:data_dir().
 %% The machine's state, of what Ra gives to handle_aux/5.
 -spec machine_state(ra_aux:internal_state()) -> term().
 machine_state(Ra) -> ra_aux:machine_state(Ra).
+
+%% What Ra says of one of its servers on this node.
+-spec raft_overview(ra:server_id(), timeout()) -> {ok, map()} | {error, term()}.
+raft_overview(ServerId, Timeout) ->
+    try ra:member_overview(ServerId, Timeout) of
+        {ok, Overview, _} -> {ok, Overview};
+        Failure -> {error, Failure}
+    catch
+        exit:Reason -> {error, Reason}
+    end.
 
 %% ---------------------------------------------------------------------------- exchanges
 
@@ -224,25 +240,16 @@ exchange_of(Message, XName) ->
 -spec encode(message()) -> {Encoding :: pos_integer(), binary()}.
 encode(Message0) ->
     {_, Message} = mc:take_annotation(id, Message0),
-    {?ENCODING_CONTAINER_4, term_to_binary(mc:prepare(store, Message))}.
+    {?STORED(?ENCODING_CONTAINER_4), term_to_binary(mc:prepare(store, Message))}.
 
--spec decode(Encoding :: non_neg_integer(), binary()) -> {ok, message()} | {error, term()}.
-decode(?ENCODING_CONTAINER_4, Binary) ->
-    decoded(Binary, fun (?CONTAINER(_, _, _) = Message) -> {ok, Message};
-                        (_) -> {error, not_a_message}
-                    end);
-decode(?ENCODING_BASIC_MESSAGE_3_10, Binary) ->
-    decoded(Binary, fun from_basic_message/1);
-decode(Encoding, Binary) ->
-    case rabbit_delay_retry:unmarked(Encoding) of
-        Encoding ->
-            {error, {unknown_encoding, Encoding}};
-        Unmarked ->
-            case decode(Unmarked, Binary) of
-                {ok, Message} -> {ok, with_deaths(Message)};
-                {error, _} = Error -> Error
-            end
-    end.
+decode(?ENCODING_CONTAINER_4, Marked, Binary) ->
+    decoded(Binary, Marked, fun (?CONTAINER(_, _, _) = Message) -> {ok, Message};
+                                (_) -> {error, not_a_message}
+                            end);
+decode(?ENCODING_BASIC_MESSAGE_3_10, Marked, Binary) ->
+    decoded(Binary, Marked, fun from_basic_message/1);
+decode(_, _, _) ->
+    unknown.
 
 %% A dead letter of 3.10 has its deaths in a header.
 with_deaths(?CONTAINER(mc_amqpl, Content, Annotations) = Message)
@@ -272,9 +279,13 @@ with_deaths(?CONTAINER(mc_amqpl, Content, Annotations) = Message)
 with_deaths(Message) ->
     Message.
 
-decoded(Binary, Fun) ->
+decoded(Binary, Marked, Fun) ->
     try binary_to_term(Binary) of
-        Term -> Fun(Term)
+        Term ->
+            case Fun(Term) of
+                {ok, Message} when Marked -> {ok, with_deaths(Message)};
+                Result -> Result
+            end
     catch
         error:badarg -> {error, not_a_term}
     end.
