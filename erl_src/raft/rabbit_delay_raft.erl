@@ -51,6 +51,10 @@ system_config() ->
                           data_dir => Dir,
                           wal_data_dir => Dir,
                           wal_max_size_bytes => rabbit_delay_config:wal_size(),
+                          %% The last segment stays, even if all in it is in a snapshot. (The second
+                          %% is heeded from Ra 3 on.)
+                          segment_max_entries => 1024,
+                          segment_max_size_bytes => rabbit_delay_config:wal_size(),
                           wal_sync_method => datasync,
                           wal_write_strategy => default}).
 
