@@ -27,7 +27,7 @@
 %%   bit 15        rabbit_delay_retry's
 %%
 %% Numbers are never used again. docs/internals/formats.md has the rules.
--define(STORED(Encoding), (?SERIES bsl 8 bor Encoding)).
+-define(STORED(Encoding), ((?SERIES bsl 8) bor Encoding)).
 
 %% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
 -define(ENCODING_BASIC_MESSAGE_3_10, 1).
@@ -86,7 +86,7 @@ is_permitted(User, Resource, Permission) ->
 -spec decode(Number :: non_neg_integer(), binary()) ->
           {ok, message()} | {error, {unknown_encoding, Encoding :: byte(), Series :: byte()} | term()}.
 decode(Number, Binary) ->
-    case {Number band 16#ff, Number bsr 8 band 16#7f} of
+    case {Number band 16#ff, (Number bsr 8) band 16#7f} of
         {Encoding, Series} when Series =< ?SERIES ->
             case decode(Encoding, rabbit_delay_retry:is_marked(Number), Binary) of
                 unknown -> {error, {unknown_encoding, Encoding, Series}};

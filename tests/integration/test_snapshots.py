@@ -45,9 +45,13 @@ class Log:
         self.member = os.path.join(self.dir, json.loads(said))
 
     def overview(self):
+        # By Ra's own functions alone: fixtures of 0.1 are made with this, too.
+        asked = (f"ra_server:overview(element(2, ra_server_proc:local_state_query({self._id}, all, "
+                 "30000)))" if self._broker.series == "3.10" else
+                 f"element(2, ra:member_overview({self._id}, 30000))")
         said = evaluate(self._broker,
-                        f"(fun () -> {{ok, O}} = rabbit_delay_broker:raft_overview({self._id}, 30000), "
-                        "L = maps:get(log, O), {maps:get(last_index, L), maps:get(last_applied, O), "
+                        f"(fun () -> O = {asked}, L = maps:get(log, O), "
+                        "{maps:get(last_index, L), maps:get(last_applied, O), "
                         "case L of #{snapshot_index := I} when is_integer(I) -> I; _ -> 0 end, "
                         "maps:get(effective_machine_version, O), maps:get(machine_version, O)} end)().")
         return dict(zip(("last", "applied", "snapshot", "version", "ours"),
