@@ -12,7 +12,7 @@ import pika
 import pytest
 
 from client import Client
-from management import eventually
+from management import Management, eventually, quoted
 from metrics import Metrics
 from node import HOUR_MS, evaluate
 from private_broker import REPOSITORY
@@ -64,39 +64,29 @@ def shown(brokers):
 
 @pytest.fixture
 def scene(shown):
-    """Makes what the documents' commands are about, as far as it is not there."""
-    client = Client(shown)
-
-    def make():
-        for name in ("later", "orders", "retry"):
-            client.delayed(name=name)
-            client.publish(name, "job", b"hello", delay=10 * HOUR_MS, message_id="order-17",
-                           headers={"tenant": "acme"})
-        client.queue(name="parked")
-        client.queue(name="work", arguments={"x-dead-letter-exchange": "",
-                                             "x-dead-letter-routing-key": "parked"})
-        for name in ("QUEUE", "WORK", "nsb.v2.delay-level-27"):
-            client.queue(name=name)
-        missing = 4 - client.depth("parked")
-        for _ in range(missing):
-            client.publish("", "work", b"rejected")
-        for _ in range(max(0, missing)):
-            method, _, _ = next(client.channel.consume("work"))
-            client.channel.basic_reject(method.delivery_tag, requeue=False)
-        client.channel.cancel()
-        client.channel.queue_purge("work")
-        if not os.path.exists(shown.path("definitions.json")):
-            shown.ctl("export_definitions", shown.path("definitions.json"))
-
-    yield make
-    for what, names in (("queue", shown.rows("list_queues", "name")),
-                        ("exchange", [{"name": name} for name in ("later", "orders", "retry")])):
-        for row in names:
-            if not row["name"].startswith("amq."):
-                getattr(client.channel, f"{what}_delete")(row["name"])
-    for policy in shown.rows("list_policies"):
-        shown.ctl("clear_policy", policy["name"])
-    client.connection.close()
+    """What the documents' commands are about."""
+    client, management = Client(shown), Management(shown)
+    exchanges, queues = ("later", "orders", "retry"), ("QUEUE", "WORK", "nsb.v2.delay-level-27")
+    for name in exchanges:
+        client.delayed(name=name)
+        client.publish(name, "job", b"hello", delay=10 * HOUR_MS, message_id="order-17",
+                       headers={"tenant": "acme"})
+    for name in queues:
+        client.queue(name=name)
+    client.queue(name="parked")
+    client.queue(name="work", arguments={"x-dead-letter-exchange": "",
+                                         "x-dead-letter-routing-key": "parked"})
+    for _ in range(4):
+        client.publish("", "work", b"rejected")
+        method, _, _ = next(client.channel.consume("work"))
+        client.channel.basic_reject(method.delivery_tag, requeue=False)
+    client.channel.cancel()
+    with open(shown.path("definitions.json"), "w", encoding="utf-8") as f:
+        json.dump(management.get("definitions"), f)
+    yield client
+    client.close()
+    for policy in management.get("policies/%2F"):
+        assert management.request("DELETE", f"policies/%2F/{quoted(policy['name'])}")[0] == 204
 
 
 def an_id(shown):
@@ -124,14 +114,16 @@ def run(shown, command):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", sorted(name for name in DOCS if commands(text_of(name))))
-def test_the_commands_of_a_document_work(shown, scene, name):
-    for command in commands(text_of(name)):
-        if command in ELSEWHERE:
-            continue
-        scene()
-        code, said = run(shown, command)
-        assert code == 0 or (code == 1 and command.startswith(FINDS)), (command, code, said)
+@pytest.mark.parametrize("name, command", [
+    pytest.param(name, command, id=f"{name}-{number}")
+    for name in sorted(DOCS) for number, command in enumerate(commands(text_of(name)))
+    if command not in ELSEWHERE])
+@pytest.mark.usefixtures("scene")
+def test_a_command_of_a_document_works(shown, name, command):
+    if "import_" in command:
+        shown.ctl("export_delayed_messages", "--file", shown.path("orders.jsonl"), "orders")
+    code, said = run(shown, command)
+    assert code == 0 or (code == 1 and command.startswith(FINDS)), (command, code, said)
 
 
 def test_commands_are_found():
@@ -148,15 +140,14 @@ def python_of(name):
 
 
 def test_the_program_about_keys(shown, scene):
-    scene()
-    client = Client(shown)
-    names = {"pika": pika, "channel": client.confirming}
+    names = {"pika": pika, "channel": scene.confirming}
     (program,) = python_of("keys")
     exec(program, names)  # pylint: disable=exec-used
+    # However long this takes.
+    shown.ctl("pause_delayed_exchange", "later")
 
     def pending():
-        return json.loads(shown.ctl("list_delayed_messages", "later", "--key", "report", "--limit",
-                                    "9", "--formatter", "json", "--quiet", "id"))
+        return shown.rows("list_delayed_messages", "later", "--key", "report", "--limit", "9", "id")
 
     names["changed"]("report")
     (first,) = pending()
@@ -165,7 +156,6 @@ def test_the_program_about_keys(shown, scene):
     assert first != second
     names["deleted"]("report")
     assert pending() == []
-    client.connection.close()
 
 
 def test_the_program_about_retries(shown):
@@ -186,16 +176,13 @@ def test_the_program_about_retries(shown):
 
 
 def test_the_line_of_an_export_can_be_imported(shown, scene):
-    scene()
     (line,) = re.findall(r"^ {4}(\{\"format\".*?\})$", text_of("moving-in"),
                          re.DOTALL | re.MULTILINE)
-    client = Client(shown)
-    queue = client.queue(("orders", "k"))
+    queue = scene.queue(("orders", "k"))
     with open(shown.path("line"), "w", encoding="utf-8") as f:
         f.write(json.dumps(json.loads(line)) + "\n")
     shown.ctl("import_delayed_messages", "--file", shown.path("line"))
-    assert client.one(queue).text == "hello"
-    client.close()
+    assert scene.one(queue).text == "hello"
 
 
 # ---------------------------------------------------------------------------------- lists
@@ -237,8 +224,8 @@ def test_every_policy_is_in_a_table(shown):
         column(tables, 0)
 
 
-def test_every_metric_is_in_the_table(shown, scene):
-    scene()
+@pytest.mark.usefixtures("scene")
+def test_every_metric_is_in_the_table(shown):
     table, _ = part("operating", "Prometheus").split("| alert |")
     listed = {name for name in column(table, 1)
               if re.fullmatch(r"[a-z_]+", name)}
