@@ -80,7 +80,7 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 }
 
 static void await_blocks(long n) {
-    for (int i = 0; atomic_load(&blocks) != n && i < 10000; ++i) {
+    for (int i = 0; atomic_load(&blocks) != n && i < 120000; ++i) {
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
     assert_int_equal(atomic_load(&blocks), n);

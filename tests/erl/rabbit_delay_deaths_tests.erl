@@ -90,7 +90,7 @@ redrives_are_counted_test() ->
 
 %% Whatever a client wrote, it is told in UTF-8 and counted for nothing.
 any_header_test_() ->
-    {timeout, 60, ?_assert(proper:quickcheck(any_header(), [{numtests, 2000}, quiet]))}.
+    {timeout, 1200, ?_assert(proper:quickcheck(any_header(), [{numtests, 2000}, quiet]))}.
 
 any_header() ->
     ?FORALL(Headers, forged_headers(),

@@ -409,7 +409,7 @@ topic_matching_test_() ->
     Patterns = [iolist_to_binary(lists:join($., P))
                 || P <- sequences(3, Words ++ [<<"*">>, <<"#">>]), P =/= []],
     Keys = [iolist_to_binary(lists:join($., K)) || K <- sequences(4, Words), K =/= []],
-    {timeout, 60,
+    {timeout, 1200,
      fun () ->
              Wrong = [{Pattern, Key}
                       || Pattern <- Patterns, Key <- Keys,
@@ -426,7 +426,7 @@ pattern_overlap_test_() ->
     Published = [P || [First | _] = P <- Patterns, First =/= <<"*">>, First =/= <<"#">>,
                       lists:any(fun (W) -> W =:= <<"*">> orelse W =:= <<"#">> end, P)],
     Keys = sequences(6, [<<"a">>, <<"b">>, <<"c">>]),
-    {timeout, 120,
+    {timeout, 1200,
      fun () ->
              Matched = maps:from_list([{P, [K || K <- Keys, K =/= [], matches(P, K)]} || P <- Patterns]),
              Wrong = [{A, B} || A <- Published, B <- Patterns,

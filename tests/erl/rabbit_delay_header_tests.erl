@@ -88,8 +88,9 @@ negating_leaves_everything_else_alone_test() ->
     ?assertEqual(Others ++ [{<<"x-delay">>, long, -5}],
                  rabbit_delay_header:negate(Others ++ [{<<"x-delay">>, long, 5}])).
 
-a_negated_message_is_never_delayed_again_test() ->
-    ?assert(proper:quickcheck(prop_negated_is_due_now(), [{to_file, user}, {numtests, 1000}])).
+a_negated_message_is_never_delayed_again_test_() ->
+    {timeout, 1200, ?_assert(proper:quickcheck(prop_negated_is_due_now(),
+                                               [{to_file, user}, {numtests, 1000}]))}.
 
 prop_negated_is_due_now() ->
     ?FORALL({Type, Value}, field(),

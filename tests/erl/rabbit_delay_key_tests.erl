@@ -59,7 +59,10 @@ hash_test() ->
     ?assertNotEqual(?K:hash(<<"salt">>, <<"a">>), ?K:hash(<<"Salt">>, <<"a">>)).
 
 %% Keys that resemble one another do not meet.
-spread_test() ->
+spread_test_() ->
+    {timeout, 1200, fun spread/0}.
+
+spread() ->
     N = 100000,
     Hashes = [?K:hash(<<"salt">>, integer_to_binary(I)) || I <- lists:seq(1, N)],
     ?assertEqual(N, length(lists:usort(Hashes))),

@@ -10,7 +10,7 @@ table() -> rabbit_delay_official_tables:table(node()).
 
 %% What a real Mnesia holds is what is read from a copy of its files, whenever that is taken.
 what_mnesia_holds_test_() ->
-    {timeout, 300, fun what_mnesia_holds/0}.
+    {timeout, 3000, fun what_mnesia_holds/0}.
 
 what_mnesia_holds() ->
     Dir = scratch(),
@@ -82,7 +82,7 @@ start(Dir) ->
     _ = mnesia:create_table(table(), [{record_name, delay_entry},
                                       {attributes, [delay_key, delivery, ref]}, {type, bag},
                                       {disc_copies, [node()]}]),
-    ok = mnesia:wait_for_tables([table()], 10000).
+    ok = mnesia:wait_for_tables([table()], 120000).
 
 scratch() ->
     Dir = filename:join(["/tmp", "official_files_" ++ os:getpid()]),

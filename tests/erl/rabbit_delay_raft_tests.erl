@@ -18,7 +18,7 @@
 
 raft_test_() ->
     {foreach, fun start/0, fun stop/1,
-     [fun (_) -> {timeout, 120, {Title, Test}} end
+     [fun (_) -> {timeout, 1200, {Title, Test}} end
       || {Title, Test} <-
              [{"a batch is applied once, however often it is sent", fun sent_again/0},
               {"a refused batch uses its number up, and a copy is refused again", fun refused_again/0},
@@ -708,7 +708,7 @@ reply(Ref) ->
                 {Ref, Reply} -> Reply;
                 false -> reply(Ref)
             end
-    after 10000 ->
+    after 120000 ->
             no_reply
     end.
 
@@ -737,7 +737,7 @@ snapshots() ->
     [S || S <- filelib:wildcard(filename:join(Dir, "*")), rabbit_delay_snapshot:validate(S) =:= ok].
 
 await(Condition) ->
-    await(Condition, erlang:monotonic_time(millisecond) + 30000).
+    await(Condition, erlang:monotonic_time(millisecond) + 300000).
 
 await(Condition, Deadline) ->
     case Condition() of

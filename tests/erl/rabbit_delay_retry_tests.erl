@@ -89,10 +89,9 @@ mark_test_() ->
         ++ [?_assertNot(?R:is_marked(2)), ?_assertEqual(16#8002, ?R:mark(2))].
 
 proper_test_() ->
-    {timeout, 120,
-     [?_assert(proper:quickcheck(Property, [{numtests, 1000}, {to_file, user}]))
-      || Property <- [prop_pauses_grow_to_the_longest(), prop_jitter_only_shortens(),
-                      prop_each_death_counts_once()]]}.
+    [{timeout, 1200, ?_assert(proper:quickcheck(Property, [{numtests, 1000}, {to_file, user}]))}
+     || Property <- [prop_pauses_grow_to_the_longest(), prop_jitter_only_shortens(),
+                     prop_each_death_counts_once()]].
 
 exponential() ->
     ?LET({Initial, Multiplier, Longer}, {range(1, 100000), float(1.0, 1000.0), range(0, 1 bsl 36)},

@@ -30,7 +30,7 @@
 
 model_test_() ->
     Run = fun(Options, Scale) ->
-        {timeout, 600, fun() ->
+        {timeout, 6000, fun() ->
             Property = proper:forall(commands(Scale), fun(Commands) -> holds(Options, Commands) end),
             case proper:quickcheck(Property, [quiet, long_result, {numtests, 150}]) of
                 true -> ok;

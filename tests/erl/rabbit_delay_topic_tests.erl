@@ -26,10 +26,10 @@ topic_test_() ->
      end,
      [fun queues_come_with_their_keys/0,
       fun without_the_process/0,
-      {timeout, 120, fun nothing_is_missed_while_it_does_not_answer/0},
-      {timeout, 120, fun changes_heard_of_in_another_order_are_set_right/0},
-      {timeout, 120, fun as_a_list_of_bindings_would/0},
-      {timeout, 120, fun no_binding_is_missed_while_it_ends_and_bindings_change/0}]}.
+      {timeout, 1200, fun nothing_is_missed_while_it_does_not_answer/0},
+      {timeout, 1200, fun changes_heard_of_in_another_order_are_set_right/0},
+      {timeout, 1200, fun as_a_list_of_bindings_would/0},
+      {timeout, 1200, fun no_binding_is_missed_while_it_ends_and_bindings_change/0}]}.
 
 start() ->
     {ok, Pid} = rabbit_delay_topic:start_link(fun ?MODULE:bindings/1),

@@ -7,7 +7,7 @@
 
 %% Any message that a broker can hold comes back from its line as it was.
 there_and_back_test_() ->
-    {timeout, 120, ?_assert(proper:quickcheck(there_and_back(), [{numtests, 1000}, quiet]))}.
+    {timeout, 1200, ?_assert(proper:quickcheck(there_and_back(), [{numtests, 1000}, quiet]))}.
 
 there_and_back() ->
     ?FORALL({X, Due, Keys, Headers, Payload, Priority, Id},
@@ -44,7 +44,7 @@ typed(Depth) ->
 
 %% What is no such line is refused and does nothing worse.
 any_line_test_() ->
-    {timeout, 60,
+    {timeout, 1200,
      ?_assert(proper:quickcheck(
                 ?FORALL(Object, forged(),
                         begin
