@@ -34,13 +34,12 @@ FIRST = {
     "java": ("java/First.java", ["java", "-cp", ":".join(JAVA_CLASSES)]),
     "go": ("go/first/main.go", ["go", "run"]),
 }
-needs_go = pytest.mark.skipif(not shutil.which("go"), reason="needs Go")
 
 
 def output(broker, command, *path, directory=None):
     done = subprocess.run(
         [*command, os.path.join(directory or EXAMPLES, *path), broker.amqp_url],
-        capture_output=True, text=True, timeout=100, check=False, cwd=directory,
+        capture_output=True, text=True, timeout=300, check=False, cwd=directory,
         env={**os.environ, "NODE_PATH": os.path.join(CLIENTS, "node_modules")})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
@@ -100,11 +99,10 @@ def test_the_first_message_in_java(broker, first):
     first(broker, "java")
 
 
-@needs_go
 def test_the_first_message_in_go(broker, first):
     directory = os.path.join(EXAMPLES, "go", "first")
     fetched = subprocess.run(["go", "mod", "download"], cwd=directory, capture_output=True,
-                             text=True, timeout=100, check=False)
+                             text=True, timeout=300, check=False)
     if fetched.returncode != 0:
         pytest.skip(f"a Go module cannot be had: {fetched.stderr.strip()}")
     first(broker, "go")
