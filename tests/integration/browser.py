@@ -19,14 +19,14 @@ class Browser:
         self._process.stdin.write(json.dumps({"page": page, "method": method, "args": args}) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
-        assert line, f"the browser has ended: {self._process.wait(10)}"
+        assert line, f"the browser has ended: {self._process.wait(120)}"
         answer = json.loads(line)
         assert "error" not in answer, answer["error"]
         return answer["value"]
 
     def close(self):
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(120)
 
 
 class Page:

@@ -44,6 +44,6 @@ def run(broker, command):
     shell = ["sh", "-c", command]
     if not command.startswith("curl "):
         shell = broker.inside(*shell)
-    done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=60,
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=300,
                           check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"

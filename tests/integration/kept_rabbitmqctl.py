@@ -61,7 +61,7 @@ class KeptRabbitmqctl:
                 self._broker.tool_argv("rabbitmqctl", "status"), env={**env, "ERL_AFLAGS": flags},
                 cwd=self._broker.root, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True)
-            server.settimeout(60)
+            server.settimeout(300)
             self._socket, _ = server.accept()
 
     def _receive(self, n):

@@ -10,6 +10,10 @@ import urllib.parse
 import urllib.request
 
 
+# How long, in s, a test waits for what is to come: far longer than any machine takes.
+WITHIN = 120
+
+
 def quoted(name):
     return urllib.parse.quote(name, safe="")
 
@@ -40,7 +44,7 @@ class Management:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._base + path, data, self._headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=WITHIN) as answer:
                 status, text = answer.status, answer.read()
         except urllib.error.HTTPError as refused:
             status, text = refused.code, refused.read()
@@ -62,7 +66,7 @@ class Management:
         return self.get(f"queues/{quoted(vhost)}/{quoted(name)}")
 
 
-def eventually(value, wanted, within=15, every=0.1):
+def eventually(value, wanted, within=WITHIN, every=0.1):
     """Polls value() until wanted(it) is true; answers it, or fails with the last one."""
     deadline = time.monotonic() + within
     while True:

@@ -5,6 +5,8 @@ once, every sample once."""
 import re
 import urllib.request
 
+from management import WITHIN
+
 SAMPLE = re.compile(r'(\w+)(?:\{(.*)\})? (\S+)')
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"(?:,|$)')
 SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("", "_count", "_sum")}
@@ -15,7 +17,7 @@ class Metrics:
 
     def __init__(self, broker, path="metrics"):
         port = broker.plugin_ports["rabbitmq_prometheus"]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=WITHIN) as answer:
             self.text = answer.read().decode()
         self.types, self.helps, self.values = {}, set(), {}
         for line in self.text.splitlines():

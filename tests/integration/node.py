@@ -3,22 +3,28 @@
 to start."""
 
 import subprocess
+import time
 
-HOUR_MS = 3600_000
-CONNECT_ATTEMPTS = 5
+from management import WITHIN
+
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
 
 
 def evaluate(broker, expression):
     """The printed value of an expression that ends with a full stop."""
-    for _ in range(CONNECT_ATTEMPTS):
+    deadline = time.monotonic() + WITHIN
+    while True:
         done = subprocess.run(
             broker.inside("erl_call", "-address", f"127.0.0.1:{broker.dist_port}", "-c",
-                          broker.cookie, "-timeout", "60", "-e"),
-            input=expression + "\n", capture_output=True, text=True, check=False, timeout=90,
-            env=broker.environment())
+                          broker.cookie, "-timeout", str(WITHIN), "-e"),
+            input=expression + "\n", capture_output=True, text=True, check=False,
+            timeout=3 * WITHIN, env=broker.environment())
         # A busy node may not have answered in time; then nothing was evaluated.
-        if "failed to connect to node" not in done.stdout + done.stderr or not broker.running():
+        if "failed to connect to node" not in done.stdout + done.stderr or not broker.running() \
+                or time.monotonic() > deadline:
             break
+        time.sleep(0.2)
     assert done.returncode == 0 and done.stdout.startswith("{ok, "), (
         f"{expression}\n{done.stdout}{done.stderr}")
     return done.stdout[len("{ok, "):].rstrip()[:-1]
@@ -26,8 +32,16 @@ def evaluate(broker, expression):
 
 def set_clock(broker, offset_ms):
     """Steps the clock by which messages are released to so far from the true time. What a broker
-    holds can so be made due at a moment of the test's choosing. Ends with a restart."""
+    holds can so be made due at a moment of the test's choosing; x-delay counts from the true time.
+    Ends with a restart."""
     evaluate(broker, f"application:set_env(rabbitmq_delay_wheel, clock_offset_ms, {offset_ms}).")
+
+
+def clock_ahead(broker, offset_ms):
+    """The same from the next start on, before anything is released; for as long as the broker is."""
+    arguments = "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"
+    broker.extra_env[arguments] = (broker.environment()[arguments]
+                                   + f" -rabbitmq_delay_wheel clock_offset_ms {offset_ms}")
 
 
 def sync_metadata(broker):
@@ -51,3 +65,13 @@ def queue_process(queue):
     return (f'(fun () -> {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, '
             f'<<"{queue}">>)), case amqqueue:get_pid(Q) of {{N, _}} -> whereis(N); P -> P end '
             f'end)()')
+
+
+def halt_beyond(broker, resource, messages):
+    """Has an exchange's delay queue stand still once it holds more messages than that."""
+    evaluate(broker, f"""spawn(fun () -> (fun Watch() ->
+        case rabbit_delay_registry:pending({resource}) > {messages} of
+            true -> erlang:suspend_process(rabbit_delay_registry:queue({resource})),
+                    timer:sleep(infinity);
+            false -> erlang:yield(), Watch()
+        end end)() end).""".replace("\n", " "))

@@ -335,7 +335,7 @@ class PrivateBroker:
     def running(self):
         return self._beam is not None and self._beam.alive()
 
-    def start(self, timeout=120, wait=True):
+    def start(self, timeout=300, wait=True):
         """Starts it and, unless told otherwise, waits until AMQP answers. Seconds that took."""
         if self.running():
             raise BrokerFailed(f"{self.nodename} runs already")
@@ -358,11 +358,11 @@ class PrivateBroker:
             self.wait_until_amqp(timeout)
         return time.monotonic() - began
 
-    def wait_until_amqp(self, timeout=120):
+    def wait_until_amqp(self, timeout=300):
         """Waits until a client's protocol header is answered."""
         self._until(lambda: _speaks_amqp(self.amqp_port), self._beam, "the broker", timeout)
 
-    def wait_until(self, condition, timeout=30, what="the condition"):
+    def wait_until(self, condition, timeout=120, what="the condition"):
         """Waits until condition() is true; fails with the logs if it is not within `timeout`."""
         self._until(condition, None, what, timeout)
 
@@ -375,7 +375,7 @@ class PrivateBroker:
                 raise BrokerFailed(f"{what}: not ready after {timeout} s\n{self.log_tail()}")
             time.sleep(0.05)
 
-    def stop(self, timeout=90):
+    def stop(self, timeout=300):
         """Stops it in an orderly way, and its epmd. Fails if it had to be killed."""
         if self._beam is not None:
             self._beam.signal(signal.SIGTERM)
@@ -386,10 +386,10 @@ class PrivateBroker:
         if not self.running():
             raise BrokerFailed(f"{self.nodename} does not run")
         self._beam.signal(signal.SIGKILL)
-        if not self._beam.wait(30):
+        if not self._beam.wait(120):
             raise BrokerFailed(f"{self.nodename} outlives SIGKILL")
 
-    def restart(self, timeout=120):
+    def restart(self, timeout=300):
         """Stops it in an orderly way and starts it. Seconds from start() until AMQP answered."""
         self.stop()
         return self.start(timeout)
@@ -400,7 +400,7 @@ class PrivateBroker:
         forced = self._beam is not None and not self._beam.wait(timeout)
         if forced:
             self._beam.signal(signal.SIGKILL)
-            self._beam.wait(30)
+            self._beam.wait(120)
         if self._epmd is not None:
             self._epmd.end()
         if self in _end_at_exit:
@@ -444,7 +444,7 @@ class PrivateBroker:
                                 cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True, start_new_session=True)
 
-    def tool(self, name, *arguments, check=True, timeout=90):
+    def tool(self, name, *arguments, check=True, timeout=300):
         """Runs one of RabbitMQ's command-line tools against the node; its standard output, or
         with check=False the subprocess.CompletedProcess."""
         done = subprocess.run(self.tool_argv(name, *arguments), env=self.environment(),
@@ -469,7 +469,7 @@ class PrivateBroker:
         if self._kept is not None:
             self._kept.end()
 
-    def ctl(self, *arguments, check=True, timeout=90):
+    def ctl(self, *arguments, check=True, timeout=300):
         if self._kept is None or self.series not in kept_rabbitmqctl.SERIES:
             return self.tool("rabbitmqctl", *arguments, check=check, timeout=timeout)
         return self._done(self._kept.run(arguments, timeout), "rabbitmqctl", arguments, check)

@@ -12,7 +12,7 @@ UI = os.path.join(os.path.dirname(HERE), "ui")
 
 def execute(*argv, directory=CLIENTS):
     """The output of a command that succeeds."""
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False,
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False,
                           cwd=directory)
     assert done.returncode == 0, f"{argv}: exit {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout

@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 import wire
-from client import Client
+from client import LATE, Client
 from conftest import PLUGIN
 from management import eventually
 from metrics import Metrics
@@ -80,7 +80,7 @@ def test_what_is_pending(client, broker):
     assert 2000 <= figures["messages_pending_bytes"] <= 4000
     assert figures["messages_in_flight"] == figures["messages_overdue"] == 0
     assert figures["release_lag_seconds"] == 0
-    assert now + 3590 < figures["next_due_timestamp_seconds"] < now + 3610
+    assert now + 3600 <= figures["next_due_timestamp_seconds"] <= time.time() + 3600
     assert figures["raft_leaders"] == 1
     assert figures["store_memory_bytes"] > 0
     assert figures["messages_published_total"] == 2
@@ -114,26 +114,35 @@ def test_what_became_of_each_message_is_counted_once(client, broker):
 
 def test_histograms_count_each_message_in_its_bucket(client, broker):
     exchange, queue = client.delayed_and_queue()
-    delays = [50, 500, 900, 30_000, 1000 * HOUR_MS]
+    broker.ctl("pause_delayed_exchange", exchange)
+    delays = [50, 500, 900, 5000, 30_000, 1000 * HOUR_MS]
     for delay in delays:
         client.publish(exchange, delay=delay)
-    when = int(time.time() * 1000) + 5000
+    when = int(time.time() * 1000) + 300_000
     client.publish(exchange, headers={"x-opt-delivery-time": wire.signed_long(when)})
-    client.collect(queue, 3)
-    settled(broker, exchange, 3, released=3)
     metrics = per_object(broker)
     labels = {"exchange": exchange, "vhost": "/"}
     asked = dict(metrics.buckets("rabbitmq_delayed_message_delay_seconds", **labels))
     assert [asked[bound] for bound in (0.1, 1, 10, 60, 600, 31536000, math.inf)] == [
-        1, 3, 4, 5, 5, 6, 6]
-    assert metrics.get("rabbitmq_delayed_message_delay_seconds_count", **labels) == 6
+        1, 3, 4, 5, 6, 7, 7]
+    assert metrics.get("rabbitmq_delayed_message_delay_seconds_count", **labels) == 7
     total = metrics.get("rabbitmq_delayed_message_delay_seconds_sum", **labels)
-    assert 0 <= total - sum(delays) / 1000 <= 5
+    assert 0 <= total - sum(delays) / 1000 <= 300
+
+
+def test_lateness_is_counted_in_its_bucket(client, broker):
+    exchange, queue = client.delayed_and_queue()
+    for delay in (50, 500, 900):
+        client.publish(exchange, delay=delay)
+    client.collect(queue, 3)
+    settled(broker, exchange, 0, released=3)
+    metrics = per_object(broker)
+    labels = {"exchange": exchange, "vhost": "/"}
     late = metrics.buckets("rabbitmq_delayed_release_lateness_seconds", **labels)
     assert [bound for bound, _ in late][-1] == math.inf and late[-1][1] == 3
     assert [count for _, count in late] == sorted(count for _, count in late)
     assert metrics.get("rabbitmq_delayed_release_lateness_seconds_count", **labels) == 3
-    assert metrics.get("rabbitmq_delayed_release_lateness_seconds_sum", **labels) <= 3 * 5
+    assert metrics.get("rabbitmq_delayed_release_lateness_seconds_sum", **labels) <= 3 * LATE / 1000
 
 
 def test_what_a_full_queue_rejects_is_retried_and_overdue(client, broker):
@@ -146,7 +155,7 @@ def test_what_a_full_queue_rejects_is_retried_and_overdue(client, broker):
                          lambda now: now["messages_retried_total"] >= 2 and
                          now["messages_pending"] == 2)
     assert figures["messages_released_total"] == 1
-    client.collect_every(queue, {"0", "1", "2"}, within=60)
+    client.collect_every(queue, {"0", "1", "2"})
     figures = settled(broker, exchange, 0, released=3)
     assert figures["messages_pending"] == figures["messages_overdue"] == 0
 
@@ -221,7 +230,7 @@ def test_figures_come_and_go_with_either_plugin(own):
     port = own.plugin_ports["rabbitmq_prometheus"]
     own.plugins("disable", "rabbitmq_prometheus")
     with pytest.raises(OSError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120)
     client.publish(exchange, delay=HOUR_MS)
     own.plugins("enable", "rabbitmq_prometheus")
     eventually(lambda: of(own, exchange).get("messages_pending"), lambda n: n == 1)

@@ -329,16 +329,19 @@ def test_one_that_its_queue_rejects_can_be_cancelled(client, broker):
     assert client.texts_until_marker(queue) == []
 
 
-def test_of_cancelling_and_releasing_exactly_one_happens(client, broker):
+def test_of_cancelling_and_releasing_exactly_one_happens(client, broker, clock):
     exchange, queue = client.delayed_and_queue()
     count = 6000
     with wire.Publisher(broker) as publisher:
-        publisher.publish(exchange, "k", [str(n).encode() for n in range(count)],
-                          headers=lambda n: {"x-delay": 2000 + 2 * n})
+        # Over a minute: time enough to cancel most of them while the first are released.
+        began = int(time.time() * 1000)
+        publisher.publish(exchange, "k", [str(n).encode() for n in range(count)], headers=lambda n: {
+            "x-opt-delivery-time": wire.signed_long(began + HOUR_MS + 10 * n)})
     numbers = evaluate(broker, "[binary_to_integer(Id) || #{id := Id} <- element(2, rabbit_delay_pending:list("
                                f"{resource(exchange)}, #{{}}, #{{limit => {count}}}))].")
     wanted = sorted(map(int, re.findall(r"\d+", numbers)))
     assert len(wanted) == count
+    clock(began + HOUR_MS - int(time.time() * 1000))
     eventually(lambda: client.depth(queue), lambda depth: depth > count // 20, every=0.01)
     outcome = {}
     for first in range(0, count, 500):

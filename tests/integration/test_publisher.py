@@ -9,9 +9,9 @@ import pika.exceptions
 import pytest
 
 import wire
-from client import Client, closes_channel
+from client import LATE, Client, closes_channel
 from management import eventually
-from node import evaluate, kill_9
+from node import HOUR_MS, evaluate, kill_9
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def counters(broker):
 def test_a_delayed_message_is_confirmed_long_before_it_is_due(client, management):
     exchange = client.delayed()
     began = client.publish(exchange, delay=600000)
-    assert time.monotonic() - began < 30
+    assert (time.monotonic() - began) * 1000 < LATE < 600000
     assert management.messages_delayed(exchange) == 1
 
 
@@ -55,7 +55,7 @@ def test_delayed_and_direct_messages_are_confirmed_on_one_channel(client, broker
         publisher.publish(exchange, "k", [str(n) for n in range(2000)],
                           headers=lambda n: {"x-delay": 500 if n % 2 else 0})
         assert publisher.confirmed == set(range(1, 2001))
-    got = client.texts(queue, 2000, within=30)
+    got = client.texts(queue, 2000)
     assert sorted(map(int, got)) == list(range(2000))
 
 
@@ -65,7 +65,7 @@ def test_several_connections_publish_at_once(client, broker, management):
     for publisher in publishers:
         publisher.send(exchange, "k", ["x"] * 500, headers={"x-delay": 600000})
     for publisher in publishers:
-        publisher.await_answers(30)
+        publisher.await_answers()
         assert publisher.confirmed == set(range(1, 501))
         publisher.close()
     assert management.messages_delayed(exchange) == 2000
@@ -81,12 +81,13 @@ def test_without_confirms_they_arrive_too(client):
 
 # -------------------------------------------------------------------------- mandatory
 
-def test_a_delayed_mandatory_message_is_not_returned(client, management, returns):
+def test_a_delayed_mandatory_message_is_not_returned(client, management, returns, clock):
     channel, returned = returns
     exchange = client.delayed()
     channel.basic_publish(exchange, "nowhere", b"kept",
-                          pika.BasicProperties(headers={"x-delay": 1000}), mandatory=True)
+                          pika.BasicProperties(headers={"x-delay": HOUR_MS}), mandatory=True)
     eventually(lambda: management.messages_delayed(exchange), lambda n: n == 1)
+    clock(2 * HOUR_MS)
     eventually(lambda: management.messages_delayed(exchange), lambda n: n == 0)
     channel.queue_declare("", exclusive=True)
     assert returned == []
@@ -170,10 +171,10 @@ def test_publish_rates_count_each_message_once(client, management):
     client.collect(queue, 25)
     shown = eventually(lambda: management.exchange(exchange).get("message_stats", {}),
                        lambda stats: stats.get("publish_in") == 25
-                       and stats.get("publish_out") == 25, within=20)
+                       and stats.get("publish_out") == 25)
     assert (shown["publish_in"], shown["publish_out"]) == (25, 25)
     stats = eventually(lambda: management.queue(queue).get("message_stats", {}),
-                       lambda stats: stats.get("publish") == 25, within=20)
+                       lambda stats: stats.get("publish") == 25)
     assert stats["publish"] == 25
 
 
@@ -184,7 +185,7 @@ def test_messages_of_any_size_come_back_byte_for_byte(client, size):
     exchange, queue = client.delayed_and_queue()
     body = os.urandom(min(size, 1 << 16)) * max(1, size >> 16)
     client.publish(exchange, body=body, delay=300)
-    assert client.one(queue, within=60).body == body
+    assert client.one(queue).body == body
 
 
 def test_a_great_many_headers_come_back(client):
@@ -244,7 +245,7 @@ def test_without_rafts_table_of_names_nothing_confirmed_is_lost(crashing, left):
             f.write(left)
     crashing.start()
     client = Client(crashing)
-    assert client.texts(queue, 1, within=60) == ["kept"]
+    assert client.texts(queue, 1) == ["kept"]
     client.close()
 
 

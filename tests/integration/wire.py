@@ -17,6 +17,8 @@ import pika.data
 import pika.frame
 import pika.spec
 
+from management import WITHIN
+
 
 class Field:
     """A field value as it stands on the wire: its type octet and its bytes."""
@@ -105,7 +107,7 @@ class Publisher:
     FRAME_MAX = 131072
 
     def __init__(self, broker, vhost="/", user="guest", password="guest"):
-        self._socket = socket.create_connection(("127.0.0.1", broker.amqp_port), timeout=30)
+        self._socket = socket.create_connection(("127.0.0.1", broker.amqp_port), timeout=WITHIN)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._input = bytearray()
         self._open = set()
@@ -131,7 +133,7 @@ class Publisher:
     def close(self):
         self._socket.close()
 
-    def publish(self, exchange, key, bodies, headers=None, window=2000, within=60, **properties):
+    def publish(self, exchange, key, bodies, headers=None, window=2000, within=3 * WITHIN, **properties):
         """Publishes the bodies, never more than `window` of them unanswered, and waits until all
         are answered. `headers` is a dict, or a function from a body's position to one."""
         properties.setdefault("delivery_mode", 2)
@@ -156,7 +158,7 @@ class Publisher:
             self.published += 1
             self._open.add(self.published)
 
-    def await_answers(self, within):
+    def await_answers(self, within=WITHIN):
         self._read_answers(0, time.monotonic() + within)
 
     def unanswered(self):
@@ -181,7 +183,7 @@ class Publisher:
                for at in range(0, len(body), room)])
 
     def _write(self, data):
-        self._socket.settimeout(30)
+        self._socket.settimeout(WITHIN)
         self._socket.sendall(data)
 
     def _send(self, channel, method):

@@ -6,7 +6,7 @@
 import readline from 'node:readline';
 import { chromium } from 'playwright-core';
 
-const TIMEOUT_MS = 20000;
+const TIMEOUT_MS = 120000;
 
 const browser = await chromium.launch({
     executablePath: process.env.CHROMIUM || '/usr/bin/chromium',

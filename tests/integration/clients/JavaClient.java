@@ -80,11 +80,11 @@ public class JavaClient {
                 channel.basicPublish(exchange, "k", true, delay(entry.getValue()),
                     entry.getKey().getBytes(StandardCharsets.UTF_8));
             }
-            channel.waitForConfirmsOrDie(20000);
+            channel.waitForConfirmsOrDie(120_000);
 
             List<String> order = new ArrayList<>();
             for (int i = 0; i < delays.size(); i++) {
-                Arrival arrival = arrivals.poll(20, TimeUnit.SECONDS);
+                Arrival arrival = arrivals.poll(120, TimeUnit.SECONDS);
                 check(arrival != null, "only came: " + order);
                 order.add(arrival.body);
                 long wanted = new BigDecimal(delays.get(arrival.body).toString()).longValue();
@@ -101,13 +101,13 @@ public class JavaClient {
             check(order.equals(new ArrayList<>(delays.keySet())), "in another order: " + order);
 
             channel.basicPublish(exchange, "k", delay(-500), "at once".getBytes());
-            Arrival atOnce = arrivals.poll(20, TimeUnit.SECONDS);
+            Arrival atOnce = arrivals.poll(120, TimeUnit.SECONDS);
             check(atOnce != null && atOnce.body.equals("at once"), "a negative delay was delayed");
 
             CompletableFuture<String> closed = new CompletableFuture<>();
             channel.addShutdownListener(cause -> closed.complete(cause.getReason().toString()));
             channel.basicPublish(exchange, "k", delay("soon"), "x".getBytes());
-            String reason = closed.get(20, TimeUnit.SECONDS);
+            String reason = closed.get(120, TimeUnit.SECONDS);
             check(reason.contains("406") && reason.contains("x-delay"), reason);
             check(connection.isOpen(), "the connection was closed, too");
         }

@@ -11,7 +11,7 @@ const { types, message } = rhea;
 const connection = rhea.create_container().connect({
   host: '127.0.0.1', port: Number(port), username: 'guest', password: 'guest', reconnect: false,
 });
-const late = setTimeout(() => { throw new Error('it is not parked'); }, 30000);
+const late = setTimeout(() => { throw new Error('it is not parked'); }, 240000);
 
 function assertWhole(received) {
   assert.equal(received.body.content.toString(), 'poison');
