@@ -102,7 +102,7 @@ def run(shown, command):
                                       f"127.0.0.1:{shown.plugin_ports[plugin]}")
         done = subprocess.run(
             ["bash", "-c", "set -o pipefail; " + command.replace("curl ", "curl -fsS ", 1)],
-            capture_output=True, text=True, timeout=90, check=False)
+            capture_output=True, text=True, timeout=300, check=False)
     else:
         words = [shown.path(word) if re.fullmatch(r"\w+\.jsonl?", word) else
                  an_id(shown) if word == "131072" else word
@@ -232,7 +232,7 @@ def test_every_metric_is_in_the_table(shown):
     # Those of checkpoints are there from the first one on.
     eventually(lambda: {name.removeprefix("rabbitmq_delayed_") for name in Metrics(shown).types
                         if name.startswith("rabbitmq_delayed_")},
-               lambda now: now == listed, within=60)
+               lambda now: now == listed)
 
 
 def test_every_alert_is_in_the_table():

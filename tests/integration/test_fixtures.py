@@ -66,7 +66,7 @@ def test_every_message_is_there_and_is_delivered(brokers, archive):
         assert len(rows) > 0
         # Of another series, the content is another term; what is in it comes below.
         wanted[exchange] = rows if same_series else [row[:5] for row in rows]
-        eventually(lambda: held(broker, exchange), lambda n: n == len(rows), within=60)
+        eventually(lambda: held(broker, exchange), lambda n: n == len(rows))
         rows = fixture.listing(broker, exchange)
         assert (rows if same_series else [row[:5] for row in rows]) == wanted[exchange], exchange
         due.update((("mortal" if row[3] & 0x8000 else "work"), row[4]) for row in rows)
@@ -97,10 +97,10 @@ def assert_delivered(broker, due):
     client = Client(broker)
     for queue in ("work", "mortal"):
         expected = {body: n for (name, body), n in due.items() if name == queue}
-        got = client.collect(queue, sum(expected.values()), within=90, prefetch=1000)
+        got = client.collect(queue, sum(expected.values()), prefetch=1000)
         assert collections.Counter(digest(delivery.body) for delivery in got) == expected, queue
         if queue == "mortal":
             assert all(delivery.headers["x-death"][0]["queue"] == "mortal" for delivery in got)
     for exchange in fixture.EXCHANGES:
-        eventually(lambda: held(broker, exchange), lambda n: n == 0, within=60)
+        eventually(lambda: held(broker, exchange), lambda n: n == 0)
     client.connection.close()
