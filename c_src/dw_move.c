@@ -15,16 +15,20 @@
  * beginning to its end a window at a time, and what is live in it is appended where it belongs now
  * and noted as dead in the old place. Then nothing is live in it any more, and it is retired like
  * any other. A checkpoint between two windows is as good as at any other time, and a crash goes
- * back to one. What cannot be read stays where it is, for its reader to be told. */
+ * back to one. What is damaged stays where it is, for its reader to be told; and so does what
+ * cannot be read, until that is tried again. */
 
 enum {
     WINDOW_MIN = 64 * 1024,
     WINDOW_MAX = 4 * 1024 * 1024,
-    PAST_MAX = 256,      /* partitions whose time is over, and that still hold something */
-    WHEEL_BUDGET = 1024, /* references under one lock */
-    WHEEL_ROUNDS = 16,   /* of that, a call */
-    GARBAGE_SHARE = 8,   /* of split_bytes: less garbage is let be */
-    IDLE_TICKS = 60,     /* calls after which a file that was not used is closed */
+    PAST_MAX = 256,           /* partitions whose time is over, and that still hold something */
+    WHEEL_BUDGET = 1024,      /* references under one lock */
+    WHEEL_ROUNDS = 16,        /* of that, a call */
+    GARBAGE_SHARE = 8,        /* of split_bytes: less garbage is let be */
+    IDLE_TICKS = 60,          /* calls after which a file that was not used is closed */
+    PAUSE_MIN_MS = 60 * 1000, /* until what could not be read is tried again; doubles */
+    PAUSE_MAX_MS = 60 * 60 * 1000,
+    TOO_SHORT = -1, /* no errno: the file ends before */
 };
 
 /* ------------------------------------------------------------------ moving */
@@ -49,19 +53,22 @@ struct window {
     uint32_t records;
 };
 
-/* The file's part of the window: 0, or an errno. */
+/* The file's part of the window: 0, an errno, or TOO_SHORT. From the disk if it is read `again`. */
 static int read_file(struct dw_store *store, struct dw_partition *partition, uint8_t *to,
-                     size_t bytes, uint64_t from) {
+                     size_t bytes, uint64_t from, bool again) {
     char name[DW_FILE_NAME_BYTES];
     dw_file_name(name, DW_FILE_REC, partition->serial, partition->level, partition->slice);
     int fd = dw_files_acquire(&store->files, &partition->rec.file, name, 0);
     if (fd < 0) {
         return errno;
     }
+    if (again) {
+        dw_io_forget(store->io, fd, from, bytes);
+    }
     ssize_t n = dw_io_read(store->io, fd, to, bytes, from);
     const int err = n < 0 ? errno : 0;
     dw_files_release(&partition->rec.file);
-    return err == 0 && (size_t)n < bytes ? EIO : err;
+    return err == 0 && (size_t)n < bytes ? TOO_SHORT : err;
 }
 
 /* Copies what a buffer has of the window. */
@@ -80,7 +87,7 @@ static void read_buffer(struct window *window, const struct dw_buf *buf) {
 
 /* From the file and, as there may be no room on the disk, from what is not yet in it. */
 static int read_window(struct dw_store *store, struct dw_partition *partition,
-                       struct window *window) {
+                       struct window *window, bool again) {
     const uint64_t written = partition->rec.written;
     read_buffer(window, partition->rec.writing);
     read_buffer(window, partition->rec.active);
@@ -89,7 +96,8 @@ static int read_window(struct dw_store *store, struct dw_partition *partition,
     }
     const uint64_t in_file = written - window->from;
     return read_file(store, partition, window->bytes,
-                     in_file < window->length ? (size_t)in_file : window->length, window->from);
+                     in_file < window->length ? (size_t)in_file : window->length, window->from,
+                     again);
 }
 
 /* The next whole record at *at or after it; false if there is none. */
@@ -125,6 +133,25 @@ static uint32_t count_records(struct window *window) {
     return n;
 }
 
+/* Is there nothing but whole records in it, up to its end? */
+static bool is_sound(const struct window *window) {
+    struct dw_rec_header header;
+    for (size_t at = 0; window->length - at >= DW_REC_HEADER;) {
+        if (!dw_rec_decode(window->bytes + at, &header)) {
+            return false;
+        }
+        const uint64_t bytes = dw_rec_bytes(header.length);
+        if (bytes > window->length - at) {
+            return window->from + at + bytes <= window->end;
+        }
+        if (dw_crc32c(0, window->bytes + at + DW_REC_HEADER, header.length) != header.body_crc) {
+            return false;
+        }
+        at += (size_t)bytes;
+    }
+    return true;
+}
+
 /* Those records of the window that are live in the partition. */
 static uint32_t find_live(struct dw_store *store, const struct dw_partition *partition,
                           struct window *window, struct moved *moved) {
@@ -143,8 +170,14 @@ static uint32_t find_live(struct dw_store *store, const struct dw_partition *par
         if (entry->part == partition->number &&
             entry->off * (uint64_t)DW_REC_UNIT == window->from + at &&
             entry->len == header.length) {
-            moved[n++] =
-                (struct moved){.header = header, .k = k, .at = (uint32_t)at, .due = entry->due};
+            /* It may have been given another due time where it is. */
+            const uint64_t due = dw_origin_get(&store->origins, k, entry->due);
+            struct moved record = {.header = header, .k = k, .at = (uint32_t)at, .due = entry->due};
+            if (header.due != due) {
+                record.header.due = due;
+                record.header.index = store->applied;
+            }
+            moved[n++] = record;
         }
     }
     dw_unlock(store);
@@ -219,11 +252,15 @@ static int open_window(struct dw_store *store, struct dw_partition *partition, s
         if (window->bytes == NULL) {
             return DW_ENOMEM;
         }
-        int err = read_window(store, partition, window);
-        if (err == EMFILE || err == ENFILE || err == ENOMEM) {
+        int err = read_window(store, partition, window, false);
+        if (err == 0 && !is_sound(window)) {
+            err = read_window(store, partition, window, true);
+        }
+        if (err > 0 && dw_is_scarcity(err)) {
             return dw_io_error(err);
         }
         if (err != 0) {
+            store->moving_err = err > 0 ? err : store->moving_err;
             window->consumed = window->length;
             return DW_OK;
         }
@@ -237,13 +274,25 @@ static int open_window(struct dw_store *store, struct dw_partition *partition, s
     }
 }
 
-/* What remains in it is what cannot be read. */
+/* What remains in it is damaged, or could not be read, and is then tried again. */
 static void give_up(struct dw_store *store, struct dw_partition *partition) {
-    partition->stuck = true;
     store->moving = NULL;
     dw_lock(store);
     const uint64_t live = partition->live;
+    const uint64_t clock_ms = store->clock;
     dw_unlock(store);
+    if (store->moving_err != 0) {
+        const uint32_t longer = 2 * partition->move_pause_ms;
+        partition->move_pause_ms = longer < PAUSE_MIN_MS   ? PAUSE_MIN_MS
+                                   : longer > PAUSE_MAX_MS ? PAUSE_MAX_MS
+                                                           : longer;
+        partition->move_after = clock_ms + partition->move_pause_ms;
+        dw_log(store, DW_LOG_ERROR,
+               "%s: partition %" PRIu64 ": %" PRIu64 " records cannot be moved now: %s", store->dir,
+               partition->serial, live, strerror(store->moving_err));
+        return;
+    }
+    partition->stuck = true;
     dw_log(store, DW_LOG_WARNING, "%s: partition %" PRIu64 ": %" PRIu64 " records cannot be moved",
            store->dir, partition->serial, live);
 }
@@ -294,6 +343,9 @@ static enum reason reason_to_move(const struct dw_store *store,
                                   const struct dw_partition *partition) {
     const uint64_t clock_ms = store->clock;
     if (partition->retired || partition->stuck || partition->live == 0) {
+        return LET_BE;
+    }
+    if (partition->move_after > clock_ms && partition->move_after <= clock_ms + PAUSE_MAX_MS) {
         return LET_BE;
     }
     if (partition->suspect || partition->rewrite || dw_partition_failed(partition) != 0) {
@@ -368,6 +420,7 @@ static int upkeep(struct dw_store *store, size_t max_bytes, bool *more) {
     if (store->moving == NULL && (store->moving = choose(store)) != NULL) {
         store->moving->sealed = true;
         store->moving_off = DW_FILE_HEADER;
+        store->moving_err = 0;
     }
     dw_unlock(store);
     if (store->moving == NULL) {
@@ -424,11 +477,11 @@ struct held {
     struct dw_record record;
     void *body;
     bool whole;
-    bool corrupt;
 };
 
 static void *held_body(void *ctx, const struct dw_record *record) {
     struct held *held = ctx;
+    dw_release(held->alloc, held->body);
     held->body = dw_get(held->alloc, record->length);
     return held->body;
 }
@@ -441,27 +494,31 @@ static void held_done(void *ctx, const struct dw_record *record) {
 
 static void held_corrupt(void *ctx, const struct dw_record *record, const char *file,
                          uint64_t offset) {
-    struct held *held = ctx;
+    (void)ctx;
     (void)record;
     (void)file;
     (void)offset;
-    held->corrupt = true;
 }
 
-/* Lock held: the entry takes its new place. One that waits gets a new number, as wheel and heap
- * refer to the old one; one that is taken stays taken. */
+/* Lock held: the entry takes its new time, and its new place if it is another. One that waits gets
+ * a new number, as wheel and heap refer to the old one; one that is taken stays taken. */
 static int retime(struct dw_store *store, uint32_t k, const struct dw_entry *like) {
     struct dw_entry *entry = dw_slab_at(store->slab, k);
+    const bool moves = like->part != entry->part || like->off != entry->off;
     if (entry->state == DW_WAITING || entry->state == DW_LATE) {
         int result = dw_link_entry(store, like);
         if (result == DW_OK) {
-            dw_record_dead(store, k);
+            if (moves) {
+                dw_record_dead(store, k);
+            }
             dw_unlink_entry(store, k);
             dw_drop_entry(store, k);
         }
         return result;
     }
-    dw_record_dead(store, k);
+    if (moves) {
+        dw_record_dead(store, k);
+    }
     dw_origin_forget(&store->origins, k);
     entry->due = like->due;
     entry->part = like->part;
@@ -515,24 +572,50 @@ static int rewrite(struct dw_store *store, uint64_t index, uint64_t clock_ms, ui
     return result;
 }
 
+/* Its record stays where it is, and is not looked at. */
+static int retime_in_place(struct dw_store *store, uint64_t id, uint64_t due) {
+    dw_lock(store);
+    const uint32_t k = dw_index_find(store->by_id, id);
+    struct dw_entry like = *dw_slab_at(store->slab, k);
+    struct dw_partition *partition = store->parts[like.part];
+    dw_unlock(store);
+    dw_touch(store, partition);
+    int result = dw_stream_reserve(&partition->idx, store->alloc, &store->lock, DW_IDX_ENTRY);
+    if (result == DW_OK) {
+        dw_partition_retime(partition, &like, due);
+        like.due = due & DW_DUE_MAX;
+        like.state = DW_WAITING;
+        dw_lock(store);
+        result = retime(store, k, &like);
+        if (result == DW_OK) {
+            dw_commit(store);
+        }
+        dw_unlock(store);
+    }
+    if (result != DW_OK) {
+        dw_rollback(store);
+    }
+    return result;
+}
+
+/* What becomes of it is the same on every replica, so it must not depend on what can be read or
+ * written here and now. */
 static int reschedule(struct dw_store *store, uint64_t index, uint64_t id, uint64_t due) {
     struct held held = {.alloc = store->alloc};
     const struct dw_sink sink = {held_body, held_done, held_corrupt, &held};
     int result = dw_store_read(store, id, &sink);
-    if (result == DW_OK && held.corrupt) {
-        result = DW_ECORRUPT;
-    }
-    if (result == DW_OK) {
-        assert(held.whole);
+    bool in_place = result != DW_ENOENT && result != DW_ENOMEM && result != DW_ECLOSED;
+    if (result == DW_OK && held.whole) {
         dw_lock(store);
         const uint64_t clock_ms = store->clock;
         const uint32_t k = dw_index_find(store->by_id, id);
         struct dw_partition *old = store->parts[dw_slab_at(store->slab, k)->part];
         dw_unlock(store);
         result = rewrite(store, index, clock_ms, k, old, due, &held);
+        in_place = result != DW_OK && result != DW_ENOMEM;
     }
     dw_release(store->alloc, held.body);
-    return result;
+    return in_place ? retime_in_place(store, id, due) : result;
 }
 
 int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t due) {
@@ -567,14 +650,14 @@ int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_ne
         return DW_OK;
     }
     dw_unlock(store);
-    for (size_t i = 0; i < n && result != DW_ENOMEM && result != DW_ECLOSED; i++) {
+    for (size_t i = 0; i < n && result == DW_OK; i++) {
         const uint64_t due = dues[i].due;
         result = reschedule(store, index, dues[i].id, due < DW_DUE_MAX ? due : DW_DUE_MAX);
         *moved += result == DW_OK;
+        result = result == DW_ENOENT ? DW_OK : result;
     }
     dw_lock(store);
-    if (result != DW_ENOMEM && result != DW_ECLOSED) {
-        result = DW_OK;
+    if (result == DW_OK) {
         store->applied = index;
     }
     dw_publish(store);

@@ -71,6 +71,7 @@ int dw_origin_note(struct dw_origins *origins, uint32_t k, uint64_t due) {
     if (block->due_plus_1[k % BLOCK] == 0) {
         block->due_plus_1[k % BLOCK] = due + 1;
         block->used++;
+        origins->count++;
     }
     return DW_OK;
 }
@@ -81,6 +82,7 @@ void dw_origin_forget(struct dw_origins *origins, uint32_t k) {
         return;
     }
     block->due_plus_1[k % BLOCK] = 0;
+    origins->count--;
     if (--block->used == 0) {
         dw_release(origins->alloc, block);
         origins->blocks[k / BLOCK] = NULL;

@@ -17,6 +17,7 @@ struct dw_origins {
     struct dw_origin_block **blocks;
     uint32_t capacity; /* of blocks */
     uint32_t held;
+    uint32_t count; /* entries that something is noted for */
 };
 
 void dw_origins_init(struct dw_origins *origins, const struct dw_alloc *alloc);

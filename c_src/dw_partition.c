@@ -424,6 +424,19 @@ uint32_t dw_partition_append(struct dw_partition *partition, const struct dw_rec
     return off;
 }
 
+void dw_partition_retime(struct dw_partition *partition, const struct dw_entry *entry,
+                         uint64_t due) {
+    const struct dw_idx_entry again = {
+        .kind = DW_IDX_ADDED,
+        .id = entry->id,
+        .due = due,
+        .key_hash = entry->key_hash,
+        .off = entry->off,
+        .length = entry->len,
+    };
+    dw_idx_encode(dw_stream_put(&partition->idx, DW_IDX_ENTRY), &again);
+}
+
 int dw_partition_reserve_dead(struct dw_partition *partition, const struct dw_alloc *alloc,
                               pthread_mutex_t *lock, uint32_t n) {
     return dw_stream_reserve(&partition->idx, alloc, lock,

@@ -54,6 +54,9 @@
  *   32  4  where it begins in .rec, in units of 8 bytes
  *   36  4  length of its body
  *
+ * A record may be added again with another due time: its last entry is right (its encoding there is
+ * 0). It is done only if the record cannot be read to be written again.
+ *
  * Bytes beyond what the manifest names are not there. */
 
 #define DW_FILE_HEADER 64u
@@ -210,6 +213,8 @@ struct dw_partition {
     uint64_t named;      /* number of the last checkpoint that names it, 0: none */
     uint32_t pins;       /* readers and checkpoints that may use its files */
     uint32_t corrupt;    /* records that could not be read, so that the log is not flooded */
+    uint32_t pause_ms;   /* until what could not be read is tried again; doubles, */
+    uint64_t pause_end;  /* and when that is */
     bool retired;        /* nothing is live in it, and nothing more is appended */
     bool suspect;        /* a write to it failed: what the disk has of it is unknown */
 
@@ -217,11 +222,13 @@ struct dw_partition {
     uint64_t rec_mark, idx_mark; /* lengths to go back to if the present call fails */
     uint64_t added;              /* records appended by the present call */
     uint64_t added_bytes;
-    uint32_t doomed; /* records that the present call makes dead */
-    bool touched;    /* by the present call */
-    bool sealed;     /* nothing more is appended to .rec */
-    bool rewrite;    /* its files are damaged: move what is live out of it */
-    bool stuck;      /* moving was tried, and left what cannot be read */
+    uint32_t doomed;        /* records that the present call makes dead */
+    bool touched;           /* by the present call */
+    bool sealed;            /* nothing more is appended to .rec */
+    bool rewrite;           /* its files are damaged: move what is live out of it */
+    bool stuck;             /* moving was tried, and left what is damaged */
+    uint32_t move_pause_ms; /* what could not be read when it was moved is tried again, */
+    uint64_t move_after;    /* and when */
 };
 
 /* A fresh one, its file headers buffered. NULL: no memory. */
@@ -249,6 +256,11 @@ int dw_partition_reserve(struct dw_partition *partition, const struct dw_alloc *
  * Where it begins in .rec, in units of 8 bytes. */
 uint32_t dw_partition_append(struct dw_partition *partition, const struct dw_rec_header *header,
                              const void *body);
+
+/* Writer: gives a live record in it another due time where it is: its index entry once more, the
+ * last of which is right. There is room for one. */
+void dw_partition_retime(struct dw_partition *partition, const struct dw_entry *entry,
+                         uint64_t due);
 
 /* Writer: makes room for n more dead records. */
 int dw_partition_reserve_dead(struct dw_partition *partition, const struct dw_alloc *alloc,

@@ -2,9 +2,11 @@
 #include "dw_store_internal.h"
 
 #include "dw_crc32c.h"
+#include "dw_le.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -14,7 +16,11 @@
  * partition pinned and, if it is not yet in the file, its buffer. Then, without the lock, they are
  * read in the order in which they lie, neighbours together, into an arena of bounded size, checked,
  * and handed out in the order in which they were asked for. A record may meanwhile be settled or
- * moved; what was collected stays readable until it is unpinned. */
+ * moved; what was collected stays readable until it is unpinned.
+ *
+ * A record is corrupt only if it was read, twice, and is not what was written, or its file ends
+ * before it. What cannot be read is tried again later, after pauses that each of the files has of
+ * its own, since a bad place on a disk says nothing of others. */
 
 enum {
     SLICE = 256,
@@ -22,18 +28,22 @@ enum {
     DIRECT_BYTES = 32 * 1024, /* a longer record is read where it goes */
     GAP_BYTES = 2048,         /* read over rather than begin another read */
     PEEK_BUDGET = 1024,       /* references that the wheel visits under one lock */
-    DENIED_RETRY_MS = 30000,  /* until a record whose file gives no permission is tried again */
-    LOGGED_EACH = 8,          /* corrupt records of a partition; then at powers of 2 */
+    PAUSE_MIN_MS = 1000,      /* until a record that cannot be read is tried again */
+    PAUSE_MAX_MS = 30000,
+    UNREADABLE_MAX = 16, /* in one slice, as each try may take the disk long */
+    LOGGED_EACH = 8,     /* records of a partition that are corrupt; then at powers of 2 */
+    TOO_SHORT = -1,      /* no errno: the file ends before */
 };
 
 /* What became of one that was collected. */
 enum fate {
-    FATE_OPEN,    /* not read yet */
-    FATE_THERE,   /* at `bytes`, header checked */
-    FATE_DIRECT,  /* to be read where it goes */
-    FATE_CORRUPT, /* cannot be read, or is not what was written */
-    FATE_DENIED,  /* no permission */
-    FATE_FAILED,  /* no descriptor or memory now */
+    FATE_OPEN,       /* not read yet */
+    FATE_THERE,      /* at `bytes`, header checked */
+    FATE_DIRECT,     /* to be read where it goes */
+    FATE_CORRUPT,    /* is not what was written */
+    FATE_UNREADABLE, /* an error, `err` */
+    FATE_SCARCE,     /* no descriptor or memory now: nothing can be read */
+    FATE_LEFT,       /* not tried, after too many others */
 };
 
 struct ref {
@@ -55,6 +65,8 @@ struct slice {
     size_t arena_bytes;
     size_t arena_used;
     uint32_t count;
+    uint32_t unreadable;
+    bool any_unread;               /* of the store's */
     struct dw_partition *acquired; /* whose record file is pinned as `fd` */
     int fd;
     int fd_err;
@@ -103,6 +115,7 @@ static void collect(struct slice *slice, uint32_t k) {
         .off = off,
     };
     partition->pins++;
+    slice->any_unread = store->unread.count > 0;
 }
 
 /* Lock not held: gives up what was collected. */
@@ -129,23 +142,10 @@ static void let_go(struct slice *slice) {
     }
     slice->count = 0;
     slice->arena_used = 0;
+    slice->unreadable = 0;
 }
 
 /* ----------------------------------------------------------------- reading */
-
-static enum fate fate_of(int err) {
-    switch (err) {
-    case EACCES:
-    case EPERM:
-        return FATE_DENIED;
-    case EMFILE:
-    case ENFILE:
-    case ENOMEM:
-        return FATE_FAILED;
-    default:
-        return FATE_CORRUPT;
-    }
-}
 
 /* The descriptor of the partition's record file; -1, and slice->fd_err. */
 static int acquire(struct slice *slice, struct dw_partition *partition) {
@@ -164,7 +164,7 @@ static int acquire(struct slice *slice, struct dw_partition *partition) {
     return slice->fd;
 }
 
-/* Reads from the record file: 0, or an errno, EIO too if the file is too short. */
+/* Reads from the record file: 0, an errno, or TOO_SHORT. */
 static int read_file(struct slice *slice, struct dw_partition *partition, void *to, size_t bytes,
                      uint64_t off) {
     int fd = acquire(slice, partition);
@@ -175,7 +175,7 @@ static int read_file(struct slice *slice, struct dw_partition *partition, void *
     if (n < 0) {
         return errno;
     }
-    return (size_t)n == bytes ? 0 : EIO;
+    return (size_t)n == bytes ? 0 : TOO_SHORT;
 }
 
 static void check_ref(struct ref *ref, const uint8_t *bytes) {
@@ -184,16 +184,19 @@ static void check_ref(struct ref *ref, const uint8_t *bytes) {
         ref->fate = FATE_CORRUPT;
         return;
     }
-    ref->record.due = ref->header.due;
-    ref->record.key_hash = ref->header.key_hash;
     ref->record.encoding = ref->header.encoding;
     ref->bytes = bytes;
     ref->fate = FATE_THERE;
 }
 
-static void fail_ref(struct ref *ref, int err) {
-    ref->fate = fate_of(err);
-    ref->err = err;
+static void fail_ref(struct slice *slice, struct ref *ref, int err) {
+    if (err == TOO_SHORT) {
+        ref->fate = FATE_CORRUPT;
+    } else {
+        ref->fate = dw_is_scarcity(err) ? FATE_SCARCE : FATE_UNREADABLE;
+        ref->err = err;
+        slice->unreadable++;
+    }
 }
 
 /* Reads the records of order[from..to), which lie in one file with small gaps. If they cannot be
@@ -204,9 +207,14 @@ static void read_run(struct slice *slice, uint32_t from, uint32_t to) {
     const size_t bytes = (size_t)(last->off + dw_rec_bytes(last->record.length) - first->off);
     uint8_t *at = slice->arena + slice->arena_used;
     slice->arena_used += bytes;
-    const bool together = read_file(slice, first->partition, at, bytes, first->off) == 0;
+    const bool together = slice->unreadable < UNREADABLE_MAX &&
+                          read_file(slice, first->partition, at, bytes, first->off) == 0;
     for (uint32_t i = from; i < to; i++) {
         struct ref *ref = &slice->refs[slice->order[i]];
+        if (!together && slice->unreadable >= UNREADABLE_MAX) {
+            ref->fate = FATE_LEFT;
+            continue;
+        }
         uint8_t *mine = at + (ref->off - first->off);
         /* The padding after the body may be missing at a file's end. */
         int err = together ? 0
@@ -215,7 +223,7 @@ static void read_run(struct slice *slice, uint32_t from, uint32_t to) {
         if (err == 0) {
             check_ref(ref, mine);
         } else {
-            fail_ref(ref, err);
+            fail_ref(slice, ref, err);
         }
     }
 }
@@ -304,23 +312,46 @@ static int read_slice(struct slice *slice) {
 
 /* --------------------------------------------------------------- handing out */
 
-/* Says in the log what cannot be read; of many in one file only some, and how many there are. */
-static void log_unread(struct slice *slice, const struct ref *ref, bool corrupt) {
+/* Counts what cannot be used, and says it in the log; of many in one file only some, and how many
+ * there are. */
+static void note_unusable(struct slice *slice, const struct ref *ref) {
     struct dw_store *store = slice->store;
     const struct dw_partition *partition = ref->partition;
+    const bool corrupt = ref->fate == FATE_CORRUPT;
     char name[DW_FILE_NAME_BYTES];
     dw_file_name(name, DW_FILE_REC, partition->serial, partition->level, partition->slice);
     dw_lock(store);
     store->corrupt_records += corrupt;
+    store->read_errors += !corrupt;
+    const uint32_t k = dw_index_find(store->by_id, ref->record.id);
+    if (k != DW_NIL && corrupt) {
+        dw_origin_forget(&store->unread, k);
+    } else if (k != DW_NIL) {
+        /* Without memory for it, it is not counted. */
+        (void)dw_origin_note(&store->unread, k, 0);
+    }
     const uint32_t met = ++ref->partition->corrupt;
     dw_unlock(store);
     if (met <= LOGGED_EACH || (met & (met - 1)) == 0) {
         dw_log(store, DW_LOG_ERROR,
-               "%s/%s: record %" PRIu64 " at offset %" PRIu64
-               " cannot be read (%s)%s; number %" PRIu32 " of this file",
+               "%s/%s: record %" PRIu64 " at offset %" PRIu64 " %s (%s)%s; number %" PRIu32
+               " of this file",
                store->dir, name, ref->record.id, ref->off,
-               ref->err != 0 ? strerror(ref->err) : "its checksum is wrong",
+               corrupt ? "is damaged" : "cannot be read",
+               corrupt ? "read twice, it is not what was written" : strerror(ref->err),
                corrupt ? "" : ", and is tried again later", met);
+    }
+}
+
+static void note_read(struct slice *slice, const struct ref *ref) {
+    struct dw_store *store = slice->store;
+    if (slice->any_unread) {
+        dw_lock(store);
+        const uint32_t k = dw_index_find(store->by_id, ref->record.id);
+        if (k != DW_NIL) {
+            dw_origin_forget(&store->unread, k);
+        }
+        dw_unlock(store);
     }
 }
 
@@ -328,7 +359,7 @@ static void report_corrupt(struct slice *slice, const struct ref *ref, const str
     char name[DW_FILE_NAME_BYTES];
     dw_file_name(name, DW_FILE_REC, ref->partition->serial, ref->partition->level,
                  ref->partition->slice);
-    log_unread(slice, ref, true);
+    note_unusable(slice, ref);
     sink->corrupt(sink->ctx, &ref->record, name, ref->off);
 }
 
@@ -336,7 +367,7 @@ static int hand_out_direct(struct slice *slice, struct ref *ref, const struct dw
     uint8_t header[DW_REC_HEADER];
     int err = read_file(slice, ref->partition, header, sizeof header, ref->off);
     if (err != 0) {
-        fail_ref(ref, err);
+        fail_ref(slice, ref, err);
         return DW_OK;
     }
     check_ref(ref, header);
@@ -349,7 +380,7 @@ static int hand_out_direct(struct slice *slice, struct ref *ref, const struct dw
     }
     err = read_file(slice, ref->partition, body, ref->record.length, ref->off + DW_REC_HEADER);
     if (err != 0) {
-        fail_ref(ref, err);
+        fail_ref(slice, ref, err);
     } else if (dw_crc32c(0, body, ref->record.length) != ref->header.body_crc) {
         ref->fate = FATE_CORRUPT;
     } else {
@@ -373,14 +404,30 @@ static int hand_out_read(struct ref *ref, const struct dw_sink *sink) {
     return DW_OK;
 }
 
+/* What seems damaged is read once more, from the disk. */
+static int hand_out_again(struct slice *slice, struct ref *ref, const struct dw_sink *sink) {
+    const int fd = acquire(slice, ref->partition);
+    if (fd < 0) {
+        fail_ref(slice, ref, slice->fd_err);
+        return DW_OK;
+    }
+    dw_io_forget(slice->store->io, fd, ref->off, (size_t)dw_rec_bytes(ref->record.length));
+    return hand_out_direct(slice, ref, sink);
+}
+
 /* Hands out one record that was read, or says what keeps it from it: DW_OK, DW_ENOMEM, DW_EIO,
  * DW_EACCES. */
 static int hand_out(struct slice *slice, struct ref *ref, const struct dw_sink *sink) {
     int result = DW_OK;
     if (ref->fate == FATE_THERE) {
         result = hand_out_read(ref, sink);
+    } else if (ref->fate == FATE_DIRECT && slice->unreadable >= UNREADABLE_MAX) {
+        ref->fate = FATE_LEFT;
     } else if (ref->fate == FATE_DIRECT) {
         result = hand_out_direct(slice, ref, sink);
+    }
+    if (result == DW_OK && ref->fate == FATE_CORRUPT && ref->buf == NULL) {
+        result = hand_out_again(slice, ref, sink);
     }
     if (result != DW_OK) {
         return result;
@@ -389,21 +436,37 @@ static int hand_out(struct slice *slice, struct ref *ref, const struct dw_sink *
     case FATE_CORRUPT:
         report_corrupt(slice, ref, sink);
         return DW_OK;
-    case FATE_DENIED:
-        dw_io_error(ref->err);
-        return DW_EACCES;
-    case FATE_FAILED:
-        dw_io_error(ref->err);
-        return DW_EIO;
+    case FATE_UNREADABLE:
+    case FATE_SCARCE:
+        note_unusable(slice, ref);
+        return dw_io_error(ref->err);
+    case FATE_LEFT:
+        return dw_io_error(EAGAIN);
     default:
+        note_read(slice, ref);
         return DW_OK;
     }
 }
 
 /* -------------------------------------------------------------------- take */
 
-/* Lock held: a record that was taken is not handed out after all. */
-static void put_back(struct dw_store *store, uint64_t id, uint64_t delay_from) {
+/* Lock held: until when what could not be read of the partition's file is left. The pause grows
+ * with each that ends without success, and is forgotten after a while without failures. */
+static uint64_t pause_until(struct dw_partition *partition, uint64_t now_ms) {
+    const uint64_t end = partition->pause_end;
+    if (end <= now_ms || end > now_ms + PAUSE_MAX_MS) {
+        const bool again =
+            partition->pause_ms > 0 && now_ms >= end && now_ms - end <= 2 * (uint64_t)PAUSE_MAX_MS;
+        const uint32_t longer = again ? 2 * partition->pause_ms : PAUSE_MIN_MS;
+        partition->pause_ms = longer < PAUSE_MAX_MS ? longer : PAUSE_MAX_MS;
+        partition->pause_end = now_ms + partition->pause_ms;
+    }
+    return partition->pause_end;
+}
+
+/* Lock held: a record that was taken is not handed out after all, and not before `until`, unless
+ * that is DW_NEVER. */
+static void put_back(struct dw_store *store, uint64_t id, uint64_t until) {
     uint32_t k = dw_index_find(store->by_id, id);
     if (k == DW_NIL) {
         return;
@@ -412,8 +475,7 @@ static void put_back(struct dw_store *store, uint64_t id, uint64_t delay_from) {
     if (entry->state != DW_TAKEN) {
         return;
     }
-    if (delay_from != DW_NEVER && dw_origin_note(&store->origins, k, entry->due) == DW_OK) {
-        const uint64_t until = delay_from + DENIED_RETRY_MS;
+    if (until != DW_NEVER && dw_origin_note(&store->origins, k, entry->due) == DW_OK) {
         entry->due = (until < DW_DUE_MAX ? until : DW_DUE_MAX) & DW_DUE_MAX;
     }
     if (dw_requeue(store, k) != DW_OK) {
@@ -495,18 +557,23 @@ static void collect_due(struct slice *slice, struct take *take) {
 }
 
 /* Hands out what was collected, unless `result` is an error by now, and puts back what was not. */
-static int hand_out_slice(struct slice *slice, const struct take *take, const struct dw_sink *sink,
+static int hand_out_slice(struct slice *slice, struct take *take, const struct dw_sink *sink,
                           int result) {
     struct dw_store *store = slice->store;
     uint32_t i = 0;
     for (; result == DW_OK && i < slice->count; i++) {
         struct ref *ref = &slice->refs[i];
         result = hand_out(slice, ref, sink);
-        if (result == DW_EACCES) {
-            log_unread(slice, ref, false);
+        if (ref->fate == FATE_UNREADABLE) {
             dw_lock(store);
-            put_back(store, ref->record.id, take->now_ms);
+            put_back(store, ref->record.id, pause_until(ref->partition, take->now_ms));
             dw_unlock(store);
+            result = DW_OK;
+        } else if (ref->fate == FATE_LEFT) {
+            dw_lock(store);
+            put_back(store, ref->record.id, DW_NEVER);
+            dw_unlock(store);
+            take->over = true;
             result = DW_OK;
         } else if (result != DW_OK) {
             break;
@@ -645,7 +712,7 @@ int dw_store_read_many(dw_store *store, const uint64_t *ids, uint32_t n, uint64_
             result = read_slice(&slice);
             for (uint32_t i = 0; result == DW_OK && i < slice.count; i++) {
                 result = hand_out(&slice, &slice.refs[i], sink);
-                if (result == DW_EACCES || result == DW_EIO) {
+                if (result == DW_EACCES || result == DW_EIO || result == DW_ENOSPC) {
                     result = DW_OK; /* dw_store_read() says why */
                 }
             }
@@ -654,6 +721,205 @@ int dw_store_read_many(dw_store *store, const uint64_t *ids, uint32_t n, uint64_
     }
     slice_free(&slice);
     dw_lock(store);
+    dw_publish(store);
+    dw_leave(store);
+    return result;
+}
+
+/* -------------------------------------------------------------- keep aside */
+
+enum { KEPT_HEADER = 64, KEPT_UNIT = 8 };
+
+/* Corrupt records on their way into the file. */
+struct keeping {
+    struct slice slice; /* of one */
+    uint64_t now_ms;
+    struct dw_file file;
+    int fd;
+    uint64_t from; /* the file's length before; UINT64_MAX: not known */
+    uint64_t end;  /* and now */
+};
+
+static int open_kept(struct dw_store *store, struct keeping *keeping) {
+    struct stat st;
+    dw_file_init(&keeping->file);
+    keeping->fd = dw_files_acquire(&store->files, &keeping->file, DW_KEPT_NAME, 1);
+    if (keeping->fd < 0) {
+        return dw_io_error(errno);
+    }
+    if (store->io->fstat(keeping->fd, &st) != 0) {
+        keeping->from = UINT64_MAX;
+        return dw_io_error(errno);
+    }
+    keeping->from = (uint64_t)st.st_size;
+    keeping->end = (keeping->from + KEPT_UNIT - 1) / KEPT_UNIT * KEPT_UNIT;
+    return DW_OK;
+}
+
+static int sync_kept(struct dw_store *store, const struct keeping *keeping) {
+    if (store->io->fdatasync(keeping->fd) != 0) {
+        return dw_io_error(errno);
+    }
+    if (keeping->from > 0) {
+        return DW_OK;
+    }
+    const int dirfd = dw_files_dir(&store->files);
+    if (dirfd < 0) {
+        return dw_io_error(errno);
+    }
+    const int result = store->io->fsync(dirfd) == 0 ? DW_OK : dw_io_error(errno);
+    dw_files_release(&store->files.dir);
+    return result;
+}
+
+static int close_kept(struct dw_store *store, struct keeping *keeping, int result) {
+    if (result == DW_OK) {
+        result = sync_kept(store, keeping);
+    }
+    if (keeping->fd >= 0) {
+        /* What a failed call has left of it is passed over by whoever reads it; best is none. */
+        if (result != DW_OK && keeping->from != UINT64_MAX) {
+            (void)store->io->ftruncate(keeping->fd, (off_t)keeping->from);
+        }
+        dw_files_release(&keeping->file);
+        dw_files_forget(&keeping->file);
+    }
+    return result;
+}
+
+static bool is_whole(const struct ref *ref, const uint8_t *bytes, size_t there) {
+    struct dw_rec_header header;
+    return there == DW_REC_HEADER + (size_t)ref->record.length && dw_rec_decode(bytes, &header) &&
+           header.id == ref->record.id && header.length == ref->record.length &&
+           dw_crc32c(0, bytes + DW_REC_HEADER, header.length) == header.body_crc;
+}
+
+/* What there is of a record: its bytes, at most those that it should have, read once more if they
+ * are not what was written. *there: how many. */
+static int read_raw(struct slice *slice, const struct ref *ref, uint8_t *to, size_t *there) {
+    const struct dw_io *io = slice->store->io;
+    const size_t bytes = DW_REC_HEADER + (size_t)ref->record.length;
+    if (ref->buf != NULL) {
+        memcpy(to, ref->buf->bytes + (ref->off - ref->buf->base), bytes);
+        *there = bytes;
+        return DW_OK;
+    }
+    const int fd = acquire(slice, ref->partition);
+    if (fd < 0) {
+        return dw_io_error(slice->fd_err);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (i > 0) {
+            dw_io_forget(io, fd, ref->off, bytes);
+        }
+        const ssize_t n = dw_io_read(io, fd, to, bytes, ref->off);
+        if (n < 0) {
+            return dw_io_error(errno);
+        }
+        *there = (size_t)n;
+        if (is_whole(ref, to, *there)) {
+            break;
+        }
+    }
+    return DW_OK;
+}
+
+static int write_kept(struct keeping *keeping, const struct ref *ref, uint8_t *entry,
+                      const char *name, size_t there) {
+    static const uint8_t magic[4] = {'D', 'W', 'K', '1'};
+    const size_t name_bytes = strlen(name);
+    const size_t bytes = KEPT_HEADER + name_bytes + there;
+    const size_t padded = (bytes + KEPT_UNIT - 1) / KEPT_UNIT * KEPT_UNIT;
+    memset(entry, 0, KEPT_HEADER);
+    memcpy(entry, magic, sizeof magic);
+    dw_le64_put(entry + 8, keeping->now_ms);
+    dw_le64_put(entry + 16, ref->record.id);
+    dw_le64_put(entry + 24, ref->record.due);
+    dw_le64_put(entry + 32, ref->record.key_hash);
+    dw_le64_put(entry + 40, ref->off);
+    dw_le32_put(entry + 48, ref->record.length);
+    dw_le32_put(entry + 52, (uint32_t)there);
+    dw_le32_put(entry + 56, (uint32_t)name_bytes);
+    memmove(entry + KEPT_HEADER + name_bytes, entry + KEPT_HEADER + DW_FILE_NAME_BYTES, there);
+    memcpy(entry + KEPT_HEADER, name, name_bytes);
+    memset(entry + bytes, 0, padded - bytes);
+    dw_le32_put(entry + 4, dw_crc32c(0, entry + 8, bytes - 8));
+    if (dw_io_write(keeping->slice.store->io, keeping->fd, entry, padded, keeping->end) != 0) {
+        return dw_io_error(errno);
+    }
+    keeping->end += padded;
+    return DW_OK;
+}
+
+static int keep_one(struct keeping *keeping, bool *kept) {
+    const struct ref *ref = &keeping->slice.refs[0];
+    const struct dw_alloc *alloc = keeping->slice.store->alloc;
+    const struct dw_partition *partition = ref->partition;
+    char name[DW_FILE_NAME_BYTES];
+    dw_file_name(name, DW_FILE_REC, partition->serial, partition->level, partition->slice);
+    /* Where the bytes are read to there is room for the longest name before them. */
+    uint8_t *entry = dw_get(alloc, KEPT_HEADER + DW_FILE_NAME_BYTES + DW_REC_HEADER +
+                                       (size_t)ref->record.length + KEPT_UNIT);
+    size_t there = 0;
+    if (entry == NULL) {
+        return DW_ENOMEM;
+    }
+    int result = read_raw(&keeping->slice, ref, entry + KEPT_HEADER + DW_FILE_NAME_BYTES, &there);
+    const bool whole = is_whole(ref, entry + KEPT_HEADER + DW_FILE_NAME_BYTES, there);
+    if (result == DW_OK && !whole) {
+        result = write_kept(keeping, ref, entry, name, there);
+        *kept = result == DW_OK;
+    }
+    dw_release(alloc, entry);
+    return result;
+}
+
+static int keep_all(struct keeping *keeping, const uint64_t *ids, uint32_t n, bool *kept) {
+    struct dw_store *store = keeping->slice.store;
+    int result = DW_OK;
+    for (uint32_t i = 0; result == DW_OK && i < n; i++) {
+        dw_lock(store);
+        const uint32_t k = dw_index_find(store->by_id, ids[i]);
+        if (k != DW_NIL) {
+            collect(&keeping->slice, k);
+        }
+        dw_unlock(store);
+        if (k != DW_NIL) {
+            result = keep_one(keeping, &kept[i]);
+            let_go(&keeping->slice);
+        }
+    }
+    return result;
+}
+
+int dw_store_keep_aside(dw_store *store, uint64_t now_ms, const uint64_t *ids, uint32_t n,
+                        bool *kept) {
+    memset(kept, 0, n * sizeof *kept);
+    int result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    if (store->keeping) {
+        dw_leave(store);
+        return dw_io_error(EAGAIN);
+    }
+    store->keeping = true;
+    dw_unlock(store);
+    struct keeping keeping = {.now_ms = now_ms, .fd = -1};
+    result = slice_new(store, &keeping.slice, 1);
+    if (result == DW_OK) {
+        result = open_kept(store, &keeping);
+        if (result == DW_OK) {
+            result = keep_all(&keeping, ids, n, kept);
+        }
+        result = close_kept(store, &keeping, result);
+    }
+    slice_free(&keeping.slice);
+    if (result != DW_OK) {
+        memset(kept, 0, n * sizeof *kept);
+    }
+    dw_lock(store);
+    store->keeping = false;
     dw_publish(store);
     dw_leave(store);
     return result;
@@ -772,6 +1038,23 @@ static void page_sort(const struct page *page) {
     }
 }
 
+static void read_header(struct slice *slice, struct ref *ref) {
+    uint8_t header[DW_REC_HEADER];
+    if (ref->buf != NULL) {
+        check_ref(ref, ref->buf->bytes + (ref->off - ref->buf->base));
+        return;
+    }
+    for (int i = 0; i < 2 && ref->fate != FATE_THERE; i++) {
+        if (i > 0) {
+            dw_io_forget(slice->store->io, slice->fd, ref->off, sizeof header);
+        }
+        if (read_file(slice, ref->partition, header, sizeof header, ref->off) != 0) {
+            return;
+        }
+        check_ref(ref, header);
+    }
+}
+
 /* The encodings stand in the records alone. One that cannot be read is left at 0. */
 static int page_encodings(struct dw_store *store, struct dw_record *out, uint32_t n) {
     struct slice slice;
@@ -790,12 +1073,7 @@ static int page_encodings(struct dw_store *store, struct dw_record *out, uint32_
         dw_unlock(store);
         for (uint32_t i = 0; i < slice.count; i++) {
             struct ref *ref = &slice.refs[i];
-            uint8_t header[DW_REC_HEADER];
-            if (ref->buf != NULL) {
-                check_ref(ref, ref->buf->bytes + (ref->off - ref->buf->base));
-            } else if (read_file(&slice, ref->partition, header, sizeof header, ref->off) == 0) {
-                check_ref(ref, header);
-            }
+            read_header(&slice, ref);
             if (ref->fate == FATE_THERE) {
                 out[from + which[i]].encoding = ref->record.encoding;
             }

@@ -834,6 +834,7 @@ static struct dw_store *new_store(const char *dir, const struct dw_config *confi
     pthread_cond_init(&store->idle, NULL);
     ck_sequence_init(&store->sequence);
     dw_origins_init(&store->origins, alloc);
+    dw_origins_init(&store->unread, alloc);
     const size_t bytes = strlen(dir) + 1;
     store->dir = dw_get(alloc, bytes);
     dw_budget *budget =

@@ -86,6 +86,7 @@ void dw_store_free(struct dw_store *store) {
         dw_slab_free(store->slab);
     }
     dw_origins_free(&store->origins);
+    dw_origins_free(&store->unread);
     dw_release(alloc, store->parts);
     dw_release(alloc, store->touched);
     dw_release(alloc, store->scratch);
@@ -608,6 +609,7 @@ void dw_unlink_entry(struct dw_store *store, uint32_t k) {
 
 void dw_drop_entry(struct dw_store *store, uint32_t k) {
     dw_origin_forget(&store->origins, k);
+    dw_origin_forget(&store->unread, k);
     switch (dw_slab_at(store->slab, k)->state) {
     case DW_WAITING:
         dw_wheel_cancel(store->wheel, k);
@@ -929,10 +931,12 @@ void dw_publish(struct dw_store *store) {
         .memory_bytes = dw_slab_bytes(store->slab) + dw_wheel_bytes(store->wheel) +
                         dw_heap_bytes(store->heap) + dw_index_bytes(store->by_id) +
                         dw_index_bytes(store->by_key) + dw_origins_bytes(&store->origins) +
-                        store->scratch_bytes + store->buffered + sizeof *store +
-                        2 * store->parts_capacity * sizeof *store->parts +
+                        dw_origins_bytes(&store->unread) + store->scratch_bytes + store->buffered +
+                        sizeof *store + 2 * store->parts_capacity * sizeof *store->parts +
                         store->parts_used * sizeof **store->parts,
         .corrupt_records = store->corrupt_records,
+        .unreadable = store->unread.count,
+        .read_errors = store->read_errors,
         .partitions = store->parts_used - store->retired,
         .open_files = ck_pr_load_32(&store->files.open),
     };

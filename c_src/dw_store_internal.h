@@ -11,6 +11,7 @@
 #include "dw_wheel.h"
 
 #include <ck_sequence.h>
+#include <errno.h>
 
 /* What the parts of the store share: dw_store.c (life, insert, settle, statistics), dw_plan.c
  * (keyed batches), dw_recovery.c (open, restore), dw_checkpoint.c, dw_reader.c (take, read, page,
@@ -56,6 +57,7 @@ struct dw_store {
     dw_index *by_id;
     dw_index *by_key;
     struct dw_origins origins;
+    struct dw_origins unread; /* entries whose record could not be read when it was last tried */
 
     struct dw_partition **parts; /* by number, NULL: free */
     uint32_t parts_capacity;
@@ -70,6 +72,8 @@ struct dw_store {
     uint64_t stranded;
     uint64_t stranded_due; /* no later than the first of these */
     uint64_t corrupt_records;
+    uint64_t read_errors;
+    bool keeping;         /* corrupt records are being kept aside */
     uint64_t total_bytes; /* of all files, buffers included */
     uint64_t rec_bytes;   /* of records in these */
     uint64_t live_bytes;  /* of these, pending */
@@ -88,6 +92,7 @@ struct dw_store {
     bool disk_full;              /* when the buffers were last written */
     struct dw_partition *moving; /* what maintain moves records out of */
     uint64_t moving_off;
+    int moving_err; /* errno of what could not be read of it */
     void *scratch;
     size_t scratch_bytes;
 
@@ -131,6 +136,11 @@ void dw_let_others(struct dw_store *store);
 void dw_breathe(struct dw_store *store, size_t i);
 /* Lock held: a taken entry is handed out again at its due time. DW_OK, DW_ENOMEM */
 int dw_requeue(struct dw_store *store, uint32_t k);
+/* Is this errno one of the process or the system being short of something? */
+static inline bool dw_is_scarcity(int err) {
+    return err == EMFILE || err == ENFILE || err == ENOMEM;
+}
+
 /* Lock not held: the same for all entries in that state, a step at a time. */
 int dw_requeue_all(struct dw_store *store, uint32_t state);
 

@@ -156,9 +156,9 @@ int dw_batch_check_keyed(const void *batch, size_t bytes, uint32_t max_record_by
 int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t n,
                     uint64_t *removed);
 
-/* Gives pending record `id` a new due time. Its record is rewritten where that time belongs.
- * One that was taken stays taken.
- * [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EFULL, DW_EIO, DW_EACCES, DW_ECORRUPT, DW_ECLOSED */
+/* Gives pending record `id` a new due time, whether or not its record can be read or written now.
+ * If it can, it is rewritten where that time belongs. One that was taken stays taken.
+ * [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EFULL (of entries), DW_ECLOSED */
 int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t due);
 
 struct dw_new_due {
@@ -166,9 +166,8 @@ struct dw_new_due {
     uint64_t due;
 };
 
-/* The same for many under one index; *moved: how many. One that is not there, or whose record
- * cannot be read or placed, is passed over and keeps its due time.
- * [I/O] DW_OK, DW_ENOMEM (some may have moved: open the store again), DW_ECLOSED */
+/* The same for many under one index; *moved: how many were there.
+ * [I/O] DW_OK, DW_ENOMEM, DW_EFULL (some may have moved: open the store again), DW_ECLOSED */
 int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_new_due *dues,
                              size_t n, uint64_t *moved);
 
@@ -218,13 +217,13 @@ struct dw_record {
 /* Where take, read and page put what they find. */
 struct dw_sink {
     /* Memory for the body of a record of r->length bytes, which the store then fills; NULL: no
-     * memory, and the record stays pending. */
+     * memory, and the record stays pending. May be asked for again for the same record. */
     void *(*body)(void *ctx, const struct dw_record *r);
     /* The body given out last is whole. */
     void (*done)(void *ctx, const struct dw_record *r);
-    /* The record cannot be read (r->id, due, key_hash, length as far as known); `file` and
-     * `offset` say where it is. It is handed out all the same: settle it to be rid of it. The
-     * memory from body(), if it was asked for, is not used. */
+    /* The record was read, twice, and is not what was written (r->id, due, key_hash, length as far
+     * as known); `file` and `offset` say where it is. It is handed out all the same: keep it aside,
+     * and settle it to be rid of it. The memory from body(), if it was asked for, is not used. */
     void (*corrupt)(void *ctx, const struct dw_record *r, const char *file, uint64_t offset);
     void *ctx;
 };
@@ -232,11 +231,40 @@ struct dw_sink {
 /* Takes the next records due at now_ms or before, in (due, id) order: at most max_n of them, and
  * no further one once max_bytes of bodies are reached (at least one). They stay pending, but are
  * not handed out again until dw_store_postpone() or dw_store_untake(). *next_due: of what is left
- * to hand out, DW_NEVER if nothing; at or before now_ms: call again. Never early. A record whose
- * file gives no permission is handed out half a minute later, if it does then.
- * [I/O] DW_OK, DW_ENOMEM, DW_EIO, DW_ECLOSED; on an error what was not handed out stays. */
+ * to hand out, DW_NEVER if nothing; at or before now_ms: call again. Never early. A record that
+ * cannot be read is logged, and tried again after a second, and after longer, up to half a minute,
+ * the longer that of its file goes on.
+ * [I/O] DW_OK, DW_ENOMEM, DW_EIO (no descriptors or memory for reading), DW_ECLOSED; on an error
+ * what was not handed out stays. */
 int dw_store_take(dw_store *store, uint64_t now_ms, uint32_t max_n, uint64_t max_bytes,
                   const struct dw_sink *sink, uint64_t *next_due);
+
+/* Where corrupt records are kept, in the store's directory: entries, each padded with zeros to a
+ * multiple of 8 bytes, little-endian as everything:
+ *
+ *    0  4  "DWK1"
+ *    4  4  CRC-32C of bytes 8 to the entry's end, without the padding
+ *    8  8  when it was kept, ms since the epoch
+ *   16  8  id
+ *   24  8  due, ms since the epoch
+ *   32  8  key hash
+ *   40  8  where the record begins in its file
+ *   48  4  length that its body should have
+ *   52  4  bytes that could be read, of a header of 48 (dw_partition.h) and the body
+ *   56  2  bytes of the file's name
+ *   58  6  0
+ *   64     the file's name, then what could be read
+ *
+ * One that was kept and then not settled may be there again. What fails its checksum is to be
+ * passed over, 8 bytes at a time. */
+#define DW_KEPT_NAME "CORRUPT"
+
+/* Keeps those of n ids aside, durably, that are pending and corrupt: kept[i] says which. One caller
+ * at a time (another: DW_EIO, EAGAIN).
+ * [I/O] DW_OK, DW_ENOMEM, DW_EIO, DW_ENOSPC, DW_EACCES, DW_ECLOSED; on an error none is kept, and
+ * they may be kept twice by the next call. */
+int dw_store_keep_aside(dw_store *store, uint64_t now_ms, const uint64_t *ids, uint32_t n,
+                        bool *kept);
 
 /* Hands record `id`, taken before, out again at `until`. For this opening of the store only.
  * DW_OK, DW_ENOENT (gone, or not taken), DW_ENOMEM, DW_ECLOSED */
@@ -264,6 +292,8 @@ struct dw_stat {
     uint64_t dead_bytes;         /* of these, of records no longer pending */
     uint64_t memory_bytes;       /* held by wheel, indexes, slab and buffers */
     uint64_t corrupt_records;    /* met since the store was opened */
+    uint64_t unreadable;         /* messages whose record could not be read when last tried */
+    uint64_t read_errors;        /* such tries since the store was opened */
     uint32_t partitions;
     uint32_t open_files;
     uint64_t histogram[48]; /* as dw_wheel_histogram() */

@@ -21,6 +21,11 @@ static struct {
     unsigned name_kinds;
     char name_part[128];
     int name_err;
+    char bad_part[128];
+    uint64_t bad_from, bad_end;
+    int bad_err;
+    uint64_t flip_at, flip_count, flipped;
+    bool flip_on;
     size_t short_bytes;
     bool interrupt;
     char fd_name[FDS][128];
@@ -78,6 +83,24 @@ void fault_io_fail_name(unsigned kinds, const char *part, int err) {
     fault.name_kinds = part != NULL ? kinds : 0;
     fault.name_err = err;
     snprintf(fault.name_part, sizeof fault.name_part, "%s", part != NULL ? part : "");
+}
+
+void fault_io_bad_place(const char *part, uint64_t from, uint64_t end, int err) {
+    snprintf(fault.bad_part, sizeof fault.bad_part, "%s", part != NULL ? part : "");
+    fault.bad_from = from;
+    fault.bad_end = part != NULL ? end : 0;
+    fault.bad_err = err;
+}
+
+void fault_io_flip(uint64_t n, bool on) {
+    fault.flip_at = n;
+    fault.flip_on = on;
+    fault.flip_count = 0;
+    fault.flipped = 0;
+}
+
+uint64_t fault_io_flipped(void) {
+    return fault.flipped;
 }
 
 void fault_io_short(size_t bytes) {
@@ -361,8 +384,20 @@ static ssize_t fault_pread(int fd, void *buf, size_t bytes, off_t off) {
     if (fails(FAULT_PREAD, name_of(fd))) {
         return -1;
     }
+    if (fault.bad_end > 0 && (uint64_t)off < fault.bad_end &&
+        (uint64_t)off + bytes > fault.bad_from && strstr(name_of(fd), fault.bad_part) != NULL) {
+        errno = fault.bad_err;
+        return -1;
+    }
     const size_t some = shortened(bytes);
-    return some == 0 && bytes > 0 ? -1 : pread(fd, buf, some, off);
+    const ssize_t n = some == 0 && bytes > 0 ? -1 : pread(fd, buf, some, off);
+    if (n > 0 && fault.flip_at > 0 &&
+        (++fault.flip_count == fault.flip_at ||
+         (fault.flip_on && fault.flip_count > fault.flip_at))) {
+        fault.flipped++;
+        ((uint8_t *)buf)[n / 2] ^= 0x40;
+    }
+    return n;
 }
 
 static ssize_t fault_pwrite(int fd, const void *buf, size_t bytes, off_t off) {

@@ -43,6 +43,14 @@ uint64_t fault_io_failed(void);  /* of these that were made to fail */
  */
 void fault_io_fail_name(unsigned kinds, const char *part, int err);
 
+/* A bad place: every read of bytes from `from` to `end` of names that contain `part` fails with
+ * `err`. NULL: none. */
+void fault_io_bad_place(const char *part, uint64_t from, uint64_t end, int err);
+
+/* The n-th read from now, from 1, brings a wrong byte, and with `on` all that follow; 0: none. */
+void fault_io_flip(uint64_t n, bool on);
+uint64_t fault_io_flipped(void); /* of the reads since */
+
 /* Reads and writes of at most that many bytes at once, and every other one interrupted; 0: as they
  * come. */
 void fault_io_short(size_t bytes);

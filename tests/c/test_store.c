@@ -132,6 +132,13 @@ static void save_copy(struct world *w) {
     copy_dir(w->f.dir, fixture_path(&w->f, "copy"));
 }
 
+static void copy_one_back(struct world *w, const char *name) {
+    char from[PATH_MAX], to[PATH_MAX];
+    snprintf(from, sizeof from, "%s/%s", fixture_path(&w->f, "copy"), name);
+    snprintf(to, sizeof to, "%s/%s", w->f.dir, name);
+    assert_int_equal(link(from, to), 0);
+}
+
 static void back_to_copy(struct world *w) {
     fixture_close(&w->f);
     remove_dir(w->f.dir);
@@ -1395,21 +1402,27 @@ static void test_a_damaged_record(void **state) {
     model_compare(&w->model, w->f.store, true);
     assert_true(w->f.logged[DW_LOG_ERROR] >= 2);
     assert_non_null(strstr(w->f.last_log, strrchr(rec, '/')));
-    assert_int_equal(dw_store_reschedule(w->f.store, 2, 1 << 16 | 3, NOW + 10), DW_ECORRUPT);
-    assert_int_equal(dw_store_applied(w->f.store), 1);
+    /* Another due time asks for nothing of the record. */
+    assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 3, NOW + 10), DW_OK);
+    model_compare(&w->model, w->f.store, true);
+    checkpoint(w);
+    reopen(w);
+    assert_int_equal(w->f.report.rebuilt_indexes, 0);
+    model_compare(&w->model, w->f.store, true);
     /* Handed out as what they are, in their turn; the others whole. */
     w->f.logged[DW_LOG_ERROR] = 0;
     assert_int_equal(take(w, NOW, 4), 4);
-    assert_true(w->collected.corrupt[3] && !w->collected.corrupt[2]);
+    assert_false(w->collected.corrupt[3]);
+    assert_int_equal(take(w, NOW + 10, 100), 6);
+    assert_true(w->collected.corrupt[0] && !w->collected.corrupt[4] && w->collected.corrupt[5]);
     assert_int_equal(w->collected.offset, at);
     assert_string_equal(w->collected.file, strrchr(rec, '/') + 1);
-    assert_int_equal(w->collected.records[3].length, 100);
-    assert_int_equal(take(w, NOW, 100), 6);
-    assert_true(w->collected.corrupt[1]);
+    assert_int_equal(w->collected.records[5].length, 100);
     assert_int_equal(w->f.logged[DW_LOG_ERROR], 2);
-    assert_true(stat_of(w).corrupt_records >= 4);
+    assert_int_equal(stat_of(w).corrupt_records, 4);
+    assert_int_equal(stat_of(w).unreadable, 0);
     assert_int_equal(model_untake(&w->model, w->f.store), DW_OK);
-    take(w, NOW, 100);
+    take(w, NOW + 10, 100);
     settle_taken(w);
     maintain_all(w, NOW + 1000000);
     checkpoint(w);
@@ -1553,7 +1566,8 @@ static void test_missing_files(void **state) {
     assert_int_equal(w->f.report.rebuilt_indexes, 0);
     model_compare(&w->model, w->f.store, true);
 
-    /* The records: they are known, and handed out as lost; the rest is served. */
+    /* The records: they are known, and tried again, as the file may come back; the rest is served.
+     */
     back_to_copy(w);
     nth_file(w->f.dir, ".rec", 0, name);
     assert_int_equal(unlink(in_dir(w, name)), 0);
@@ -1566,14 +1580,41 @@ static void test_missing_files(void **state) {
     for (unsigned i = 0; i < 10; i++) {
         model_find(&w->model, 1 << 16 | i)->corrupt = true;
     }
-    model_compare(&w->model, w->f.store, true);
-    assert_int_equal(take(w, NOW, 100), 10);
-    assert_true(w->collected.corrupt[0] && w->collected.corrupt[9]);
+    model_compare(&w->model, w->f.store, false);
+    for (unsigned i = 0; i < 10; i++) {
+        model_find(&w->model, 1 << 16 | i)->corrupt = false;
+    }
+    struct dw_sink sink = collected_sink(&w->collected);
+    uint64_t next_due;
+    assert_int_equal(dw_store_take(w->f.store, NOW, 100, UINT64_MAX, &sink, &next_due), DW_OK);
+    assert_int_equal(w->collected.count, 0);
+    assert_int_equal(next_due, NOW + 1000);
+    assert_int_equal(stat_of(w).unreadable, 10);
+    assert_int_equal(stat_of(w).read_errors, 10);
+    assert_int_equal(dw_store_read(w->f.store, 1 << 16, &sink), DW_EIO);
+    assert_int_equal(dw_store_errno(), ENOENT);
     /* What comes new does not go there. */
-    insert_n(w, 10, 0, 0, 100);
-    assert_int_equal(take(w, NOW, 100), 10);
-    assert_false(w->collected.corrupt[0]);
+    const struct model_new_record record = {.length = 100};
+    assert_int_equal(model_insert(&w->model, NULL, NOW, &record, 1), DW_OK);
+    struct dw_inserted inserted;
+    size_t bytes;
+    uint8_t *batch = model_batch(3, &record, 1, &bytes);
+    assert_int_equal(dw_store_insert(w->f.store, 3, NOW, batch, bytes, &inserted), DW_OK);
+    free(batch);
+    assert_int_equal(dw_store_take(w->f.store, NOW, 100, UINT64_MAX, &sink, &next_due), DW_OK);
+    assert_int_equal(w->collected.count, 1);
+    assert_int_equal(w->collected.records[0].id, 3 << 16);
     checkpoint(w);
+    copy_one_back(w, name);
+    sink = collected_sink(&w->collected);
+    assert_int_equal(dw_store_take(w->f.store, NOW + 1000, 100, UINT64_MAX, &sink, &next_due),
+                     DW_OK);
+    assert_int_equal(w->collected.count, 10);
+    assert_int_equal(stat_of(w).unreadable, 0);
+    reopen(w);
+    assert_int_equal(w->f.report.corrupt_records, 0);
+    model_compare(&w->model, w->f.store, true);
+    fixture_close(&w->f);
 
     /* Both: gone without a trace but the log's. */
     back_to_copy(w);
@@ -1755,6 +1796,255 @@ static void test_no_permission_on_the_directory(void **state) {
     assert_int_equal(dw_store_flush(w->f.store), DW_OK);
 }
 
+/* Whatever a read fails with: the records stay, and come whole when they can be read. */
+static void test_reads_that_fail(void **state) {
+    struct world *w = *state;
+    static const int errnos[] = {EIO,    ESTALE, ETIMEDOUT, EROFS,     EACCES,  EPERM,
+                                 ENOENT, ENODEV, ENXIO,     EREMOTEIO, EBADMSG, EUCLEAN};
+    insert_n(w, 10, 0, 0, 100);
+    insert_n(w, 3, 0, 0, 50000);
+    checkpoint(w);
+    for (size_t i = 0; i < sizeof errnos / sizeof *errnos; i++) {
+        reopen(w);
+        fault_io_fail_name(i % 2 == 0 ? FAULT_PREAD : FAULT_OPEN, ".rec", errnos[i]);
+        /* After 1, 2, 4 ... s, at most 30. */
+        uint64_t now = NOW, next_due, pause = 1000;
+        for (unsigned tries = 1; tries < 9; tries++) {
+            struct dw_sink sink = collected_sink(&w->collected);
+            assert_int_equal(dw_store_take(w->f.store, now, 100, UINT64_MAX, &sink, &next_due),
+                             DW_OK);
+            assert_int_equal(w->collected.count, 0);
+            assert_int_equal(next_due, now + pause);
+            assert_int_equal(stat_of(w).unreadable, 13);
+            assert_int_equal(stat_of(w).read_errors, 13 * tries);
+            now = next_due;
+            pause = pause < 15000 ? 2 * pause : 30000;
+        }
+        assert_int_equal(stat_of(w).corrupt_records, 0);
+        assert_int_equal(stat_of(w).taken, 0);
+        assert_non_null(strstr(w->f.last_log, strerror(errnos[i])));
+        assert_non_null(strstr(w->f.last_log, "tried again later"));
+        fault_io_fail_name(0, NULL, 0);
+        struct dw_sink sink = collected_sink(&w->collected);
+        assert_int_equal(dw_store_take(w->f.store, now, 100, UINT64_MAX, &sink, &next_due), DW_OK);
+        assert_int_equal(w->collected.count, 13);
+        assert_int_equal(w->collected.records[0].due, NOW);
+        assert_int_equal(stat_of(w).unreadable, 0);
+        /* Much later it begins with short pauses again. */
+        assert_int_equal(dw_store_untake(w->f.store), DW_OK);
+        fixture_close(&w->f);
+    }
+    fixture_open(&w->f);
+}
+
+/* A bad place of a disk holds up only what lies there. */
+static void test_a_bad_place(void **state) {
+    struct world *w = *state;
+    w->f.config.split_bytes = 1000;
+    reopen(w);
+    insert_n(w, 60, 3000000, 0, 100);
+    checkpoint(w);
+    reopen(w);
+    const uint64_t each = dw_rec_bytes(100), at = DW_FILE_HEADER + 20 * each;
+    char bad[256];
+    nth_file(w->f.dir, ".rec", 0, bad);
+    fault_io_bad_place(bad, at, at + 20 * each, EIO);
+    /* Two of them are given another time, which needs nothing of the disk. */
+    assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 25, NOW + 3000000 + 70000),
+                     DW_OK);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 26, NOW + 50), DW_OK);
+    assert_int_equal(model_reschedule(&w->model, w->f.store, 1 << 16 | 45, NOW + 3000000 + 70000),
+                     DW_OK);
+    struct dw_sink sink = collected_sink(&w->collected);
+    uint64_t next_due, now = NOW + 3000000;
+    uint32_t whole = 0;
+    do {
+        assert_int_equal(dw_store_take(w->f.store, now, 100, UINT64_MAX, &sink, &next_due), DW_OK);
+        whole = w->collected.count;
+    } while (next_due <= now);
+    assert_int_equal(whole, 60 - 20 - 1);
+    assert_int_equal(stat_of(w).unreadable, 19);
+    assert_int_equal(stat_of(w).corrupt_records, 0);
+    assert_int_equal(dw_store_untake(w->f.store), DW_OK);
+    /* Nor does upkeep lose or leave them. */
+    maintain_all(w, NOW + 2900000);
+    assert_non_null(strstr(w->f.last_log, "60 records cannot be moved now: Input/output error"));
+    checkpoint(w);
+    fixture_close(&w->f);
+    fault_io_bad_place(NULL, 0, 0, 0);
+    reopen(w);
+    assert_int_equal(w->f.report.pending, 60);
+    model_compare(&w->model, w->f.store, true);
+    maintain_all(w, NOW + 2900000);
+    model_compare(&w->model, w->f.store, true);
+    checkpoint(w);
+    assert_int_equal(access(in_dir(w, bad), F_OK), -1);
+    reopen(w);
+    model_compare(&w->model, w->f.store, true);
+}
+
+/* In one opening, too, what could not be moved is moved when it can be read. */
+static void test_a_bad_place_for_a_while(void **state) {
+    struct world *w = *state;
+    w->f.config.split_bytes = 1000;
+    reopen(w);
+    insert_n(w, 60, 3000000, 0, 100);
+    checkpoint(w);
+    fault_io_bad_place(".rec", 0, UINT64_MAX, ESTALE);
+    maintain_all(w, NOW + 2900000);
+    assert_int_equal(stat_of(w).partitions, 1);
+    fault_io_bad_place(NULL, 0, 0, 0);
+    maintain_all(w, NOW + 2900000 + 59999);
+    assert_int_equal(count_files(w->f.dir, ".rec"), 1);
+    maintain_all(w, NOW + 2900000 + 60000);
+    checkpoint(w);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(count_files(w->f.dir, ".rec"), 1);
+    char name[256];
+    nth_file(w->f.dir, ".rec", 0, name);
+    assert_int_not_equal(strncmp(name, "00000001", 8), 0);
+}
+
+/* One wrong byte in one read is no damage: what is read again is right. */
+static void test_a_read_that_is_wrong_once(void **state) {
+    struct world *w = *state;
+    const uint64_t dead[] = {1 << 16 | 2, 1 << 16 | 5};
+    w->f.config.split_bytes = 1000;
+    reopen(w);
+    insert_n(w, 30, 3000000, 0, 100);
+    insert_n(w, 2, 3000000, 0, 50000);
+    assert_int_equal(model_settle(&w->model, w->f.store, dead, 2), DW_OK);
+    checkpoint(w);
+    fixture_close(&w->f);
+    save_copy(w);
+    for (uint64_t n = 1;; n++) {
+        back_to_copy(w);
+        fault_io_flip(n, false);
+        w->f.logged[DW_LOG_WARNING] = w->f.logged[DW_LOG_ERROR] = 0;
+        reopen(w);
+        assert_int_equal(w->f.report.rebuilt_indexes, 0);
+        assert_int_equal(w->f.report.corrupt_records, 0);
+        maintain_all(w, NOW + 2900000);
+        model_compare(&w->model, w->f.store, true);
+        assert_int_equal(take(w, NOW + 3000000, 100), 30);
+        assert_int_equal(stat_of(w).corrupt_records, 0);
+        checkpoint(w);
+        assert_int_equal(w->f.logged[DW_LOG_WARNING] + w->f.logged[DW_LOG_ERROR], 0);
+        if (fault_io_flipped() == 0) {
+            assert_true(n > 10);
+            break;
+        }
+        fixture_close(&w->f);
+    }
+    fault_io_flip(0, false);
+}
+
+/* What CORRUPT has, read by its description alone. */
+struct kept {
+    uint64_t id, due, key_hash, off;
+    uint32_t length, there;
+    char name[DW_FILE_NAME_BYTES];
+    const uint8_t *bytes;
+};
+
+static unsigned read_kept(const uint8_t *p, size_t size, struct kept *out, unsigned max) {
+    unsigned n = 0;
+    for (size_t at = 0; at + 64 <= size && n < max;) {
+        if (memcmp(p + at, "DWK1", 4) != 0) {
+            at += 8;
+            continue;
+        }
+        const uint32_t there = dw_le32(p + at + 52), name = dw_le16(p + at + 56);
+        const size_t bytes = 64 + name + there;
+        if (at + bytes > size || dw_crc32c(0, p + at + 8, bytes - 8) != dw_le32(p + at + 4)) {
+            at += 8;
+            continue;
+        }
+        out[n] = (struct kept){.id = dw_le64(p + at + 16),
+                               .due = dw_le64(p + at + 24),
+                               .key_hash = dw_le64(p + at + 32),
+                               .off = dw_le64(p + at + 40),
+                               .length = dw_le32(p + at + 48),
+                               .there = there,
+                               .bytes = p + at + 64 + name};
+        snprintf(out[n++].name, DW_FILE_NAME_BYTES, "%.*s", (int)name, (const char *)p + at + 64);
+        at += (bytes + 7) / 8 * 8;
+    }
+    return n;
+}
+
+static unsigned kept_of(struct world *w, uint8_t *bytes, size_t max, struct kept *out) {
+    int fd = open(in_dir(w, DW_KEPT_NAME), O_RDONLY);
+    if (fd < 0) {
+        return 0;
+    }
+    const ssize_t n = read(fd, bytes, max);
+    close(fd);
+    assert_true(n >= 0 && (size_t)n < max);
+    return read_kept(bytes, (size_t)n, out, 16);
+}
+
+static void test_corrupt_records_are_kept_aside(void **state) {
+    struct world *w = *state;
+    static uint8_t file[1 << 20];
+    struct kept kept[16];
+    bool is_kept[5];
+    insert_n(w, 10, 0, 0, 1001);
+    checkpoint(w);
+    fixture_close(&w->f);
+    char rec[PATH_MAX];
+    snprintf(rec, sizeof rec, "%s", only_file(w, ".rec"));
+    const uint64_t each = dw_rec_bytes(1001), at = DW_FILE_HEADER + 3 * each;
+    flip_bit(rec, at + DW_REC_HEADER + 50, 2);
+    flip_bit(rec, at + 2 * each + 17, 2);
+    assert_int_equal(truncate(rec, (off_t)(DW_FILE_HEADER + 9 * each + 500)), 0);
+    reopen(w);
+    const uint64_t ids[5] = {1 << 16 | 3, 1 << 16 | 4, 1 << 16 | 5, 1 << 16 | 9, 77};
+    for (unsigned calls = FAULT_OPEN; calls < FAULT_ANY; calls <<= 1) {
+        /* Without it being durable, none is. */
+        fault_io_fail(calls, 1, true, EIO);
+        const int result = dw_store_keep_aside(w->f.store, NOW + 7, ids, 5, is_kept);
+        if (fault_io_failed() > 0 && calls != FAULT_FTRUNCATE) {
+            assert_int_equal(result, DW_EIO);
+            assert_false(is_kept[0] || is_kept[1] || is_kept[2] || is_kept[3] || is_kept[4]);
+        }
+        fault_io_fail(0, 0, false, 0);
+        (void)unlink(in_dir(w, DW_KEPT_NAME));
+    }
+    assert_int_equal(dw_store_keep_aside(w->f.store, NOW + 7, ids, 5, is_kept), DW_OK);
+    assert_true(is_kept[0] && !is_kept[1] && is_kept[2] && is_kept[3] && !is_kept[4]);
+    assert_int_equal(kept_of(w, file, sizeof file, kept), 3);
+    uint8_t body[1001];
+    for (unsigned i = 0; i < 3; i++) {
+        const unsigned position = i == 0 ? 3 : i == 1 ? 5 : 9;
+        assert_int_equal(kept[i].id, 1 << 16 | position);
+        assert_int_equal(kept[i].due, NOW);
+        assert_int_equal(kept[i].off, DW_FILE_HEADER + position * each);
+        assert_string_equal(kept[i].name, strrchr(rec, '/') + 1);
+        assert_int_equal(kept[i].length, 1001);
+        assert_int_equal(kept[i].there, i == 2 ? 500 : DW_REC_HEADER + 1001);
+        model_body(kept[i].id, 1001, body);
+        body[50] ^= i == 0 ? 4 : 0;
+        assert_memory_equal(kept[i].bytes + DW_REC_HEADER, body, kept[i].there - DW_REC_HEADER);
+    }
+    /* It stays where it is, whatever happens to the store, and grows. */
+    insert_n(w, 1, 0, 0, 5);
+    checkpoint(w);
+    reopen(w);
+    fault_io_fail(FAULT_PWRITE, 1, false, ENOSPC);
+    assert_int_equal(dw_store_keep_aside(w->f.store, NOW + 8, ids, 1, is_kept), DW_ENOSPC);
+    assert_int_equal(kept_of(w, file, sizeof file, kept), 3);
+    assert_int_equal(dw_store_keep_aside(w->f.store, NOW + 8, ids, 1, is_kept), DW_OK);
+    assert_int_equal(kept_of(w, file, sizeof file, kept), 4);
+    assert_int_equal(kept[3].id, ids[0]);
+    /* What cannot be read is not corrupt. */
+    fault_io_fail_name(FAULT_PREAD, ".rec", ESTALE);
+    assert_int_equal(dw_store_keep_aside(w->f.store, NOW + 8, ids, 1, is_kept), DW_EIO);
+    assert_int_equal(dw_store_errno(), ESTALE);
+    assert_false(is_kept[0]);
+    fault_io_fail_name(0, NULL, 0);
+}
+
 /* No descriptors left: nothing is lost, nothing called corrupt. */
 static void test_out_of_descriptors(void **state) {
     struct world *w = *state;
@@ -1887,6 +2177,11 @@ int main(void) {
         TEST_OPEN(test_two_records_of_one_id),
         TEST_OPEN(test_no_permission_on_a_file),
         TEST(test_no_permission_on_the_directory),
+        TEST_OPEN(test_reads_that_fail),
+        TEST_OPEN(test_a_bad_place),
+        TEST_OPEN(test_a_bad_place_for_a_while),
+        TEST_OPEN(test_a_read_that_is_wrong_once),
+        TEST_OPEN(test_corrupt_records_are_kept_aside),
         TEST_OPEN(test_out_of_descriptors),
         TEST_OPEN(test_closed),
     };
