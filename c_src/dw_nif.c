@@ -854,6 +854,37 @@ static ERL_NIF_TERM take(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     return enif_make_tuple3(env, atoms.ok, list, time_term(env, next_due));
 }
 
+/* keep_aside(Store, Now, Ids) */
+static ERL_NIF_TERM keep_aside(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    dw_store *store;
+    uint64_t now;
+    ErlNifBinary binary;
+    (void)argc;
+    if (!get_store(env, argv[0], &store) || !get_time(env, argv[1], &now) ||
+        !enif_inspect_binary(env, argv[2], &binary) || binary.size % sizeof(uint64_t) != 0 ||
+        binary.size / sizeof(uint64_t) < 1 || binary.size / sizeof(uint64_t) > LIST_MAX) {
+        return enif_make_badarg(env);
+    }
+    uint64_t *copy;
+    size_t n;
+    const uint64_t *ids = ids_in(&binary, &copy, &n);
+    bool *kept = ids == NULL ? NULL : enif_alloc(n * sizeof *kept);
+    if (kept == NULL) {
+        enif_free(copy);
+        return failure(env, DW_ENOMEM, 0);
+    }
+    int result = dw_store_keep_aside(store, now, ids, (uint32_t)n, kept);
+    ERL_NIF_TERM list = enif_make_list(env, 0);
+    for (size_t i = n; result == DW_OK && i > 0; --i) {
+        if (kept[i - 1]) {
+            list = enif_make_list_cell(env, number(env, ids[i - 1]), list);
+        }
+    }
+    enif_free(kept);
+    enif_free(copy);
+    return result == DW_OK ? ok2(env, list) : store_failure(env, result);
+}
+
 /* postpone(Store, Id, Until) */
 static ERL_NIF_TERM postpone(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     dw_store *store;
@@ -916,17 +947,18 @@ static ERL_NIF_TERM statistics(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv
         counts[i] = number(env, s.histogram[i]);
     }
     static const char *const names[] = {
-        "pending",      "pending_bytes",   "taken",      "next_due",   "applied",
-        "buffered",     "file_bytes",      "dead_bytes", "partitions", "checkpoint_applied",
-        "memory_bytes", "corrupt_records", "open_files", "histogram"};
-    ERL_NIF_TERM values[] = {
-        number(env, s.pending),      number(env, s.pending_bytes),
-        number(env, s.taken),        time_term(env, s.next_due),
-        number(env, s.applied),      number(env, s.buffered),
-        number(env, s.file_bytes),   number(env, s.dead_bytes),
-        number(env, s.partitions),   number(env, s.checkpoint_applied),
-        number(env, s.memory_bytes), number(env, s.corrupt_records),
-        number(env, s.open_files),   enif_make_list_from_array(env, counts, N)};
+        "pending",    "pending_bytes",      "taken",        "next_due",
+        "applied",    "buffered",           "file_bytes",   "dead_bytes",
+        "partitions", "checkpoint_applied", "memory_bytes", "corrupt_records",
+        "open_files", "histogram",          "unreadable",   "read_errors"};
+    ERL_NIF_TERM values[] = {number(env, s.pending),      number(env, s.pending_bytes),
+                             number(env, s.taken),        time_term(env, s.next_due),
+                             number(env, s.applied),      number(env, s.buffered),
+                             number(env, s.file_bytes),   number(env, s.dead_bytes),
+                             number(env, s.partitions),   number(env, s.checkpoint_applied),
+                             number(env, s.memory_bytes), number(env, s.corrupt_records),
+                             number(env, s.open_files),   enif_make_list_from_array(env, counts, N),
+                             number(env, s.unreadable),   number(env, s.read_errors)};
     return map_of(env, names, values, sizeof names / sizeof *names);
 }
 
@@ -1282,6 +1314,7 @@ static ErlNifFunc functions[] = {
     {"checkpoint", 1, checkpoint, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"finish_nif", 2, finish, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"take", 4, take, ERL_NIF_DIRTY_JOB_IO_BOUND},
+    {"keep_aside", 3, keep_aside, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"postpone", 3, postpone, 0},
     {"untake", 1, untake, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"next_due", 1, next_due, 0},

@@ -738,6 +738,7 @@ struct keeping {
     int fd;
     uint64_t from; /* the file's length before; UINT64_MAX: not known */
     uint64_t end;  /* and now */
+    uint32_t count;
 };
 
 static int open_kept(struct dw_store *store, struct keeping *keeping) {
@@ -869,6 +870,7 @@ static int keep_one(struct keeping *keeping, bool *kept) {
     if (result == DW_OK && !whole) {
         result = write_kept(keeping, ref, entry, name, there);
         *kept = result == DW_OK;
+        keeping->count += *kept;
     }
     dw_release(alloc, entry);
     return result;
@@ -917,6 +919,10 @@ int dw_store_keep_aside(dw_store *store, uint64_t now_ms, const uint64_t *ids, u
     slice_free(&keeping.slice);
     if (result != DW_OK) {
         memset(kept, 0, n * sizeof *kept);
+    } else if (keeping.count > 0) {
+        dw_log(store, DW_LOG_ERROR,
+               "%s/" DW_KEPT_NAME ": %" PRIu32 " damaged records are kept here", store->dir,
+               keeping.count);
     }
     dw_lock(store);
     store->keeping = false;

@@ -65,6 +65,8 @@ struct reading {
     struct dw_partition *partition;
     int rec_fd;
     int idx_fd;
+    int rec_result; /* why it could not be opened now, with the errno */
+    int rec_errno;
     uint64_t rec_there; /* bytes, at most those named */
     uint64_t idx_there;
     uint64_t bad[2];    /* index entries, by pass */
@@ -153,9 +155,8 @@ static const char *name_of(const struct reading *reading, enum dw_file_kind kind
 static int refuse(const struct reading *reading, enum dw_file_kind kind, const char *what,
                   int err) {
     char name[DW_FILE_NAME_BYTES];
-    dw_log(reading->opening->store, DW_LOG_ERROR,
-           "%s/%s: cannot be %s: %s; the store is not opened", reading->opening->store->dir,
-           name_of(reading, kind, name), what, strerror(err));
+    dw_log(reading->opening->store, DW_LOG_ERROR, "%s/%s: cannot be %s: %s",
+           reading->opening->store->dir, name_of(reading, kind, name), what, strerror(err));
     return dw_io_error(err);
 }
 
@@ -409,6 +410,10 @@ static int rebuild_index(struct reading *reading) {
     struct dw_store *store = opening->store;
     struct dw_partition *partition = reading->partition;
     char name[DW_FILE_NAME_BYTES];
+    if (reading->rec_result != DW_OK) {
+        dw_io_error(reading->rec_errno);
+        return reading->rec_result;
+    }
     dw_log(store, DW_LOG_WARNING,
            "%s/%s: damaged at offset %" PRIu64 "; made again from the records, of which some may "
            "be delivered twice",
@@ -457,8 +462,8 @@ static int judge(struct reading *reading, uint64_t named, uint64_t found) {
     if (!partition->rewrite && found != named) {
         char name[DW_FILE_NAME_BYTES];
         dw_log(store, DW_LOG_ERROR,
-               "%s/%s: it has %" PRIu64 " records, not %" PRIu64 " as the manifest says; the store "
-               "is not opened. (Without this file it is made again from the records, of which some "
+               "%s/%s: it has %" PRIu64 " records, not %" PRIu64 " as the manifest says. "
+               "(Without this file it is made again from the records, of which some "
                "may then be delivered twice.)",
                store->dir, name_of(reading, DW_FILE_IDX, name), found, named);
         return DW_ECORRUPT;
@@ -475,21 +480,32 @@ static int judge(struct reading *reading, uint64_t named, uint64_t found) {
     return DW_OK;
 }
 
-static int open_files(struct reading *reading, const struct dw_manifest_part *named,
-                      uint8_t listed) {
-    int result = open_file(reading, DW_FILE_REC, named->rec_bytes, (listed & LISTED_REC) != 0,
-                           &reading->rec_fd, &reading->rec_there);
-    if (result == DW_OK) {
-        result = open_file(reading, DW_FILE_IDX, named->idx_bytes, (listed & LISTED_IDX) != 0,
-                           &reading->idx_fd, &reading->idx_there);
-    }
-    if (result == DW_OK && (reading->rec_fd < 0 || reading->rec_there < named->rec_bytes)) {
-        reading->partition->sealed = true;
-    }
-    /* What matters of the record file's header is that no later version wrote it. */
+static int open_record_file(struct reading *reading, uint64_t named, bool listed) {
+    int result =
+        open_file(reading, DW_FILE_REC, named, listed, &reading->rec_fd, &reading->rec_there);
+    /* What matters of its header is that no later version wrote it. */
     if (result == DW_OK && reading->rec_fd >= 0) {
         result = check_header(reading, DW_FILE_REC, reading->rec_fd, reading->rec_there);
         result = result == DW_ECORRUPT ? DW_OK : result;
+    }
+    if (result == DW_OK || result == DW_EVERSION) {
+        reading->partition->sealed = reading->rec_fd < 0 || reading->rec_there < named;
+        return result;
+    }
+    /* All that is in it is known from the index, and is tried again when it is due. */
+    reading->rec_result = result;
+    reading->rec_errno = dw_store_errno();
+    reading->rec_there = named;
+    reading->partition->sealed = true;
+    return DW_OK;
+}
+
+static int open_files(struct reading *reading, const struct dw_manifest_part *named,
+                      uint8_t listed) {
+    int result = open_record_file(reading, named->rec_bytes, (listed & LISTED_REC) != 0);
+    if (result == DW_OK) {
+        result = open_file(reading, DW_FILE_IDX, named->idx_bytes, (listed & LISTED_IDX) != 0,
+                           &reading->idx_fd, &reading->idx_there);
     }
     return result;
 }
@@ -682,8 +698,7 @@ static int check_count(const struct opening *opening) {
     }
     if (!opening->damaged && opening->count != named) {
         dw_log(opening->store, DW_LOG_ERROR,
-               "%s: its indexes have %zu messages, not %" PRIu64 " as the manifest says; the store "
-               "is not opened",
+               "%s: its indexes have %zu messages, not %" PRIu64 " as the manifest says",
                opening->store->dir, opening->count, named);
         return DW_ECORRUPT;
     }
@@ -897,6 +912,10 @@ int dw_store_open(const char *dir, const struct dw_config *config, dw_store **ou
     dw_release(alloc, opening.listed);
     dw_manifest_free(alloc, &opening.manifest);
     if (result != DW_OK) {
+        dw_log(store, DW_LOG_ERROR, "%s: the store is not opened: %s", store->dir,
+               result == DW_EIO || result == DW_ENOSPC || result == DW_EACCES
+                   ? strerror(dw_store_errno())
+                   : dw_strerror(result));
         if (store->dirfd >= 0) {
             store->io->close(store->dirfd);
         }

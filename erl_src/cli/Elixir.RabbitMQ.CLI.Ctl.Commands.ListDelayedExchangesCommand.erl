@@ -20,6 +20,7 @@
                   {in_flight, "released, not yet confirmed by their queues"},
                   {publish_rate, "messages taken a second"},
                   {release_rate, "messages released a second"},
+                  {unreadable, "whose record cannot be read now; tried again"},
                   {paused, "whether releasing is held back (pause_delayed_exchange)"}]).
 
 -type options() :: #{atom() => term()}.

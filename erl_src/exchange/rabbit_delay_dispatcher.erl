@@ -126,7 +126,8 @@
          %% the present pause of each queue that rejects, ms, and since when
          pauses = #{} :: #{rabbit_amqqueue:name() => {pos_integer(), Since :: integer()}},
          %% until when warnings of a kind are counted only, monotonic ms, and how many were
-         warned = #{} :: #{dropped | kept => {Until :: integer(), non_neg_integer()}},
+         warned = #{} :: #{dropped | kept | unreadable =>
+                            {Until :: integer(), non_neg_integer()}},
          counters :: rabbit_delay_counters:ref()}).
 
 -spec start_link(rabbit_exchange:name()) -> {ok, pid()} | {error, term()}.
@@ -477,10 +478,12 @@ take(Messages, Bytes, #state{store = Store, exchange = XName} = State0) ->
     case rabbit_delay_store:take(Store, Now, Messages, Bytes) of
         {ok, [], NextDue} ->
             sleep_until(NextDue, State0);
-        {ok, Records, NextDue} ->
+        {ok, Taken, NextDue} ->
             case lookup(XName) of
                 {ok, X} ->
-                    State = release(Records, X, spend(length(Records), configured(X, State0))),
+                    {Records, State1} = keep_aside(Taken, spend(length(Taken),
+                                                                configured(X, State0))),
+                    State = release(Records, X, State1),
                     case NextDue =/= infinity andalso NextDue =< Now of
                         true -> pump_soon(State);
                         false -> sleep_until(NextDue, State)
@@ -492,10 +495,38 @@ take(Messages, Bytes, #state{store = Store, exchange = XName} = State0) ->
         {error, eclosed} ->
             State0#state{store = undefined};
         {error, Reason} ->
-            ?LOG_ERROR("delayed messages of ~s: the store cannot be read: ~p; trying again",
-                       [rabbit_misc:rs(XName), Reason], ?LOG_DOMAIN),
-            sleep_until(Now + ?STORE_RETRY_MS, State0)
+            State = warn(unreadable, "delayed messages of ~s: the store cannot be read: ~0p; it is "
+                         "tried again", [rabbit_misc:rs(XName), Reason], State0),
+            sleep_until(Now + ?STORE_RETRY_MS, State)
     end.
+
+%% What is damaged is kept aside before it is settled; what cannot be kept is taken again later, and
+%% so is what turns out to be whole.
+keep_aside(Taken, #state{ids = InFlight, held = Held, store = Store, exchange = XName} = State0) ->
+    case [Id || {corrupt, Id, _, _, _} <- Taken,
+                not is_map_key(Id, InFlight), not is_map_key(Id, Held)] of
+        [] ->
+            {Taken, State0};
+        Ids ->
+            Now = rabbit_delay_config:now_ms(),
+            {Kept, Until, State} =
+                case rabbit_delay_store:keep_aside(Store, Now, << <<Id:64/little>> || Id <- Ids >>) of
+                    {ok, Some} ->
+                        {Some, Now, State0};
+                    {error, Reason} ->
+                        {[], Now + ?STORE_RETRY_MS,
+                         warn(unreadable, "delayed messages of ~s: ~b damaged records cannot be kept "
+                              "aside: ~0p; it is tried again",
+                              [rabbit_misc:rs(XName), length(Ids), Reason], State0)}
+                end,
+            Others = Ids -- Kept,
+            lists:foreach(fun (Id) -> _ = rabbit_delay_store:postpone(Store, Id, Until) end, Others),
+            {[Record || Record <- Taken, not is_corrupt(Record, Others)],
+             case Others of [] -> State; _ -> sleep_until(Until, State) end}
+    end.
+
+is_corrupt({corrupt, Id, _, _, _}, Ids) -> lists:member(Id, Ids);
+is_corrupt(_, _) -> false.
 
 sleep_until(infinity, State) ->
     State;
@@ -527,7 +558,8 @@ release(Records, X, State) ->
 release_one({Id, _, _, _}, _, {#state{ids = Ids, held = Held}, _} = Acc)
   when is_map_key(Id, Ids); is_map_key(Id, Held) ->
     Acc;
-release_one({corrupt, Id, _, _, _}, _, {#state{held = Held}, _} = Acc) when is_map_key(Id, Held) ->
+release_one({corrupt, Id, _, _, _}, _, {#state{ids = Ids, held = Held}, _} = Acc)
+  when is_map_key(Id, Ids); is_map_key(Id, Held) ->
     Acc;
 release_one({Id, Due, Encoding, Body}, X, {#state{overdue = Overdue} = State0, Routed}) ->
     How = case Overdue of
@@ -866,7 +898,10 @@ drop_one({Id, Due}, X, {#state{store = Store} = State0, Routed}) ->
                     {done(Id, Size, State), Routed}
             end;
         {error, {corrupt, File, Offset}} ->
-            {lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State0), Routed};
+            case keep_aside([{corrupt, Id, Due, File, Offset}], State0) of
+                {[Record], State} -> release_one(Record, X, {State, Routed});
+                {[], State} -> {State, Routed}
+            end;
         {error, _} ->
             {State0, Routed}
     end.
@@ -996,6 +1031,8 @@ retry(SeqNo, #state{in_flight = All, store = Store, exchange = XName} = State) -
                                configured(X, State#state{in_flight = maps:remove(SeqNo, All)}));
                 {{error, enoent}, _} ->
                     done(Id, 0, State#state{in_flight = maps:remove(SeqNo, All)});
+                {{error, {corrupt, File, Offset}}, _} ->
+                    damaged_meanwhile(SeqNo, InFlight, File, Offset, State);
                 _ ->
                     _ = erlang:send_after(?STORE_RETRY_MS, self(), {retry, SeqNo}),
                     State
@@ -1004,6 +1041,22 @@ retry(SeqNo, #state{in_flight = All, store = Store, exchange = XName} = State) -
             _ = erlang:send_after(?STORE_RETRY_MS, self(), {retry, SeqNo}),
             State;
         _ ->
+            State
+    end.
+
+%% Some of its queues have it, and the others cannot.
+damaged_meanwhile(SeqNo, #in_flight{id = Id}, File, Offset,
+                  #state{in_flight = All, store = Store, exchange = XName,
+                         counters = Counters} = State) ->
+    case rabbit_delay_store:keep_aside(Store, rabbit_delay_config:now_ms(), <<Id:64/little>>) of
+        {ok, [Id]} ->
+            ?LOG_ERROR("delayed message ~b of ~s is lost for some of its queues: its record in ~ts at "
+                       "offset ~b is damaged",
+                       [Id, rabbit_misc:rs(XName), File, Offset], ?LOG_DOMAIN),
+            rabbit_delay_counters:add(Counters, corrupt, 1),
+            done(Id, 0, State#state{in_flight = maps:remove(SeqNo, All)});
+        _ ->
+            _ = erlang:send_after(?STORE_RETRY_MS, self(), {retry, SeqNo}),
             State
     end.
 

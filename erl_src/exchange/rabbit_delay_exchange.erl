@@ -380,6 +380,7 @@ list_item(next_due, _, _, #{next_due := infinity}) -> '';
 list_item(next_due, _, _, #{next_due := Ms}) -> Ms;
 list_item(in_flight, _, _, #{taken := N}) -> N;
 list_item(overdue, _, XName, _) -> rabbit_delay_registry:overdue(XName);
+list_item(unreadable, _, _, Stat) -> maps:get(unreadable, Stat, 0);
 list_item(paused, _, XName, _) -> rabbit_delay_registry:is_paused(XName);
 list_item(publish_rate, _, XName, _) -> rate(published, XName);
 list_item(release_rate, _, XName, _) -> rate(released, XName).

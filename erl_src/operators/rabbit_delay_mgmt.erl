@@ -25,7 +25,7 @@
 -define(MAX_BODY_BYTES, 16777216).
 -define(MAX_IDS, 1000).
 -define(COLUMNS, [name, type, messages_delayed, bytes_delayed, next_due, overdue, in_flight,
-                  paused]).
+                  unreadable, paused]).
 
 -define(SELECTING, [due_from, due_to, key, routing_key, published_to, header]).
 

@@ -133,6 +133,7 @@ gauges(Stat, Now) ->
     #{pending => Get(pending),
       pending_bytes => Get(pending_bytes),
       in_flight => Get(taken),
+      unreadable => Get(unreadable),
       overdue => case Stat of
                      #{histogram := _} -> rabbit_delay_counters:overdue(Stat, Now);
                      _ -> 0
@@ -181,6 +182,8 @@ gauge_figures() ->
     [{pending, "messages_pending", "Delayed messages that wait or are in flight"},
      {pending_bytes, "messages_pending_bytes", "Their size as stored"},
      {in_flight, "messages_in_flight", "Delayed messages handed to queues and not yet confirmed"},
+     {unreadable, "messages_unreadable",
+      "Delayed messages whose record could not be read when it was last tried; it is tried again"},
      {overdue, "messages_overdue",
       "Delayed messages that are due and not yet confirmed by their queues; an estimate of those "
       "not in flight"},

@@ -47,7 +47,8 @@
 -export([open/2, close/1, peek_applied/1, restore/2, validate/1]).
 -export([insert/4, insert_keyed/4, check_batch/2, check_keyed_batch/2, settle/3, reschedule/4,
          reschedule_many/3, note/2, flush/1, maintain/3, checkpoint/1, finish/2]).
--export([take/4, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2, read_many/3,
+-export([take/4, keep_aside/3, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2,
+         read_many/3,
          page/3, places/4, count/3, count_until/2, find/3, record_header/5]).
 -export([disk_free/1]).
 
@@ -70,8 +71,8 @@
 -type errno() :: atom().
 -type error() :: {error, atom() | {eio | enospc | eacces, errno()}}.
 
-%% A record that has come due, or one that should have and cannot be read: it is in File at Offset,
-%% and is pending until it is settled.
+%% A record that has come due, or one that should have and is damaged: it is in File at Offset, and is
+%% pending until it is settled. Damaged is what was read, twice, and is not what was written.
 -type taken() ::
         {id(), Due :: ms(), encoding(), Body :: binary()}
         | {corrupt, id(), Due :: ms(), File :: binary(), Offset :: non_neg_integer()}.
@@ -176,14 +177,14 @@ check_keyed_batch(Batch, MaxRecordBytes) ->
 settle(_Store, _Index, _Ids) ->
     ?NOT_LOADED.
 
-%% Gives a pending record a new due time. One that was taken stays taken.
+%% Gives a pending record a new due time, whether or not it can be read now. One that was taken stays
+%% taken.
 -spec reschedule(store(), index(), id(), Due :: ms()) -> ok | error().
 reschedule(_Store, _Index, _Id, _Due) ->
     ?NOT_LOADED.
 
-%% The same for many at one index; Dues is <<Id:64/little, Due:64/little, ...>>. One that is not there,
-%% or whose record cannot be read, is passed over. After {error, enomem} some may have moved: open
-%% the store again.
+%% The same for many at one index; Dues is <<Id:64/little, Due:64/little, ...>>. One that is not there
+%% is passed over. After {error, enomem | efull} some may have moved: open the store again.
 -spec reschedule_many(store(), index(), Dues :: binary()) ->
           {ok, Moved :: non_neg_integer()} | error().
 reschedule_many(_Store, _Index, _Dues) ->
@@ -223,10 +224,18 @@ finish(Checkpoint, SnapshotDir) ->
 %% Takes the next records due at Now or before, in (due, id) order: at most MaxN, and none further
 %% once MaxBytes of bodies are reached. They stay pending, but are not handed out again before
 %% postpone/3 or untake/1. NextDue is that of what is left to hand out; if it is not after Now,
-%% there is more. Each body is a binary of its own.
+%% there is more. Each body is a binary of its own. What cannot be read now comes later: `unreadable' of
+%% stat/1 says how many.
 -spec take(store(), Now :: ms(), MaxN :: 1..65535, MaxBytes :: pos_integer()) ->
           {ok, [taken()], NextDue :: ms() | infinity} | error().
 take(_Store, _Now, _MaxN, _MaxBytes) ->
+    ?NOT_LOADED.
+
+%% Writes what can be read of those of these records (<<Id:64/little, ...>>, 1 to 65535) that are pending
+%% and damaged, durably, to the file CORRUPT in the store's directory (include/dw_store.h), and answers
+%% which. {error, {eio, eagain}}: another process is doing it.
+-spec keep_aside(store(), Now :: ms(), Ids :: binary()) -> {ok, [id()]} | error().
+keep_aside(_Store, _Now, _Ids) ->
     ?NOT_LOADED.
 
 %% Hands a taken record out again at Until. {error, enoent}: gone, or not taken.
@@ -250,8 +259,9 @@ applied(_Store) ->
     ?NOT_LOADED.
 
 %% pending, pending_bytes, taken, next_due, applied, checkpoint_applied, buffered, file_bytes,
-%% dead_bytes, memory_bytes, corrupt_records, partitions, open_files, and histogram: 48 counts, the
-%% I-th (from 0) of what comes due in 2^I to 2^(I+1) ms. O(1), and waits for nobody.
+%% dead_bytes, memory_bytes, corrupt_records, partitions, open_files, unreadable (whose record could not
+%% be read when it was last tried), read_errors (such tries since the opening), and histogram: 48
+%% counts, the I-th (from 0) of what comes due in 2^I to 2^(I+1) ms. O(1), and waits for nobody.
 -spec stat(store()) -> #{atom() => non_neg_integer() | infinity | [non_neg_integer()]} | error().
 stat(_Store) ->
     ?NOT_LOADED.

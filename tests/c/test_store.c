@@ -1767,7 +1767,7 @@ static void test_an_index_with_other_records(void **state) {
             sizeof entry);
         close(fd);
         assert_int_equal(fixture_try_open(&w->f), DW_ECORRUPT);
-        assert_non_null(strstr(w->f.last_log, strrchr(idx, '/')));
+        assert_non_null(strstr(w->f.last_log, "the store is not opened: ecorrupt"));
         assert_int_equal(unlink(idx), 0);
         fixture_open(&w->f);
         assert_int_equal(w->f.report.rebuilt_indexes, 1);

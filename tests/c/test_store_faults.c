@@ -336,8 +336,8 @@ static void test_each_open(void **state) {
 
 static void test_each_read(void **state) {
     (void)state;
-    run_all(FAULT_IO, FAULT_PREAD | FAULT_FSTAT, EIO, false, 13);
-    run_all(FAULT_IO, FAULT_PREAD, EIO, true, 29);
+    run_all(FAULT_IO, FAULT_PREAD | FAULT_FSTAT, ENOMEM, false, 13);
+    run_all(FAULT_IO, FAULT_PREAD, ENOMEM, true, 29);
 }
 
 int main(void) {

@@ -102,7 +102,10 @@ function messages(n) {
 }
 
 function state(exchange) {
-    return safe(exchange.paused
+    return safe(exchange.unreadable > 0
+        ? fmt_state('red', 'cannot be read', messages(exchange.unreadable)
+            + ' cannot be read from the disk; it is tried again, and the log says why')
+        : exchange.paused
         ? fmt_state('yellow', 'paused', 'What is due is held back until the exchange is resumed')
         : fmt_state('green', 'running', ''));
 }
