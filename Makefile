@@ -38,7 +38,7 @@ say = $(if $(V),,@echo "  $(1) $@" &&)
 .PHONY: deps deps-build deps-demo deps-bench build nif erl $(SERIES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static $(SERIES:%=check-%) \
-        suites-c suites-erl suites-integration suites-static c-tests
+        suites-c suites-erl suites-integration suites-static c-tests soak-faults
 .DELETE_ON_ERROR:
 
 build: deps-build
@@ -225,6 +225,10 @@ $(SERIES:%=check-%): check-%: deps broker-%
 	@$(MAKE) --no-print-directory dist-$*
 	@$(MAKE) --no-print-directory $(if $(filter 3.10,$*),,suite-series-$*) suite-integration-$*
 	@$(SUM) series-$* dist-$* integration-$*
+
+# Every place and every errno of tests/c/test_store_faults.c, of which make check draws some.
+soak-faults: _build/c/plain/test_store_faults
+	DW_TEST_ROUNDS=10 $<
 
 suites-c:
 	@$(RUN) c-compile -- $(MAKE) --no-print-directory -k c-tests

@@ -454,9 +454,13 @@ int dw_store_maintain(dw_store *store, uint64_t now_ms, size_t max_bytes, bool *
         result = dw_requeue_all(store, DW_STRANDED);
     }
     if (result == DW_OK) {
+        struct dw_budget_use before, after;
         const bool ahead = work_ahead(store, now_ms);
+        dw_budget_use(store->files.budget, &before);
         result = upkeep(store, max_bytes, more);
-        *more = *more || ahead;
+        dw_budget_use(store->files.budget, &after);
+        /* While syncs fail, what was moved would only have to be moved again: not at once. */
+        *more = (*more && after.lost_on_closing == before.lost_on_closing) || ahead;
     }
     dw_reap(store);
     if (!*more) {

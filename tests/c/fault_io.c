@@ -371,13 +371,17 @@ static int fault_openat(int dirfd, const char *path, int flags, mode_t mode) {
 }
 
 static int fault_close(int fd) {
+    const bool failing = fails(FAULT_CLOSE, name_of(fd));
+    const int err = errno;
     if (track.lose_on_close) {
         lose_unsynced(fd);
     }
     if (fd >= 0 && fd < FDS) {
         fault.fd_name[fd][0] = '\0';
     }
-    return close(fd);
+    const int result = close(fd);
+    errno = failing ? err : errno;
+    return failing ? -1 : result;
 }
 
 static ssize_t fault_pread(int fd, void *buf, size_t bytes, off_t off) {
@@ -472,6 +476,10 @@ static struct dirent *fault_readdir(DIR *dir) {
     return fails(FAULT_LIST, "") ? NULL : readdir(dir);
 }
 
+static int fault_fadvise(int fd, off_t off, off_t bytes, int advice) {
+    return fails(FAULT_ADVISE, name_of(fd)) ? errno : posix_fadvise(fd, off, bytes, advice);
+}
+
 const struct dw_io fault_io = {
     .openat = fault_openat,
     .close = fault_close,
@@ -488,5 +496,5 @@ const struct dw_io fault_io = {
     .fdopendir = fault_fdopendir,
     .readdir = fault_readdir,
     .closedir = closedir,
-    .fadvise = posix_fadvise,
+    .fadvise = fault_fadvise,
 };

@@ -21,8 +21,10 @@ enum fault_call {
     FAULT_RENAME = 1 << 8,
     FAULT_LINK = 1 << 9,
     FAULT_UNLINK = 1 << 10,
-    FAULT_LIST = 1 << 11, /* fdopendir, readdir */
-    FAULT_ANY = (1 << 12) - 1,
+    FAULT_LIST = 1 << 11,      /* fdopendir, readdir */
+    FAULT_CLOSE = 1 << 12,     /* closes, and says that it failed */
+    FAULT_ADVISE = 1 << 13,    /* fadvise */
+    FAULT_ANY = (1 << 12) - 1, /* whose failure matters */
     FAULT_CHANGE = FAULT_PWRITE | FAULT_FTRUNCATE | FAULT_MKDIR | FAULT_RENAME | FAULT_LINK |
                    FAULT_UNLINK | FAULT_FDATASYNC | FAULT_FSYNC,
 };

@@ -166,6 +166,10 @@ static int apply(dw_store *store, const struct model_change *change) {
                                change->length, &removed);
     case MODEL_RESCHEDULE:
         return dw_store_reschedule(store, change->index, change->id, change->due);
+    case MODEL_RESCHEDULE_MANY:
+        return dw_store_reschedule_many(store, change->index,
+                                        (const struct dw_new_due *)(void *)change->bytes,
+                                        change->length, &removed);
     default:
         dw_store_note(store, change->index);
         return DW_OK;
@@ -346,6 +350,23 @@ int model_reschedule(struct model *model, dw_store *store, uint64_t id, uint64_t
         record->moved = true;
     }
     return result;
+}
+
+void model_reschedule_many(struct model *model, const struct dw_new_due *dues, size_t n) {
+    struct model_change change = {
+        .kind = MODEL_RESCHEDULE_MANY, .index = model->index + 1, .length = n};
+    change.bytes = malloc(n * sizeof *dues + 1);
+    assert_non_null(change.bytes);
+    memcpy(change.bytes, dues, n * sizeof *dues);
+    add_change(model, change);
+    for (size_t i = 0; i < n; i++) {
+        struct model_record *record = model_find(model, dues[i].id);
+        if (record != NULL) {
+            record->due = dues[i].due > DW_DUE_MAX ? DW_DUE_MAX : dues[i].due;
+            record->until = record->due;
+            record->moved = true;
+        }
+    }
 }
 
 void model_note(struct model *model, dw_store *store) {

@@ -23,7 +23,14 @@ struct model_record {
     bool corrupt; /* damaged by the test: it may come out as such */
 };
 
-enum model_kind { MODEL_INSERT, MODEL_INSERT_KEYED, MODEL_SETTLE, MODEL_RESCHEDULE, MODEL_NOTE };
+enum model_kind {
+    MODEL_INSERT,
+    MODEL_INSERT_KEYED,
+    MODEL_SETTLE,
+    MODEL_RESCHEDULE,
+    MODEL_RESCHEDULE_MANY,
+    MODEL_NOTE
+};
 
 /* A change, as in Raft's log. */
 struct model_change {
@@ -85,6 +92,8 @@ int model_insert_keyed(struct model *model, dw_store *store, uint64_t base_ms,
                        const struct model_new_record *records, size_t n);
 int model_settle(struct model *model, dw_store *store, const uint64_t *ids, size_t n);
 int model_reschedule(struct model *model, dw_store *store, uint64_t id, uint64_t due);
+/* In the model alone. */
+void model_reschedule_many(struct model *model, const struct dw_new_due *dues, size_t n);
 void model_note(struct model *model, dw_store *store);
 
 /* Takes from both; as the store answers. *n: how many came out. */

@@ -17,8 +17,8 @@ from node import HOUR_MS
 
 GAUGES = {
     "messages_pending", "messages_pending_bytes", "messages_in_flight", "messages_overdue",
-    "release_lag_seconds", "store_partitions", "store_file_bytes", "store_dead_bytes",
-    "store_memory_bytes", "store_buffered_bytes", "store_open_files",
+    "messages_unreadable", "release_lag_seconds", "store_partitions", "store_file_bytes",
+    "store_dead_bytes", "store_memory_bytes", "store_buffered_bytes", "store_open_files",
     "store_uncheckpointed_entries", "raft_leaders", "paused"}
 SOMETIMES = {"next_due_timestamp_seconds", "store_checkpoint_timestamp_seconds",
              "store_checkpoint_duration_seconds"}

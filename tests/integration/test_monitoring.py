@@ -105,7 +105,7 @@ def test_prometheus_takes_the_rules_and_none_is_raised_by_a_sound_broker(prometh
                         lambda groups: groups and all(rule["health"] == "ok" for group in groups
                                                       for rule in group["rules"]))
     states = {rule["name"]: rule["state"] for group in groups for rule in group["rules"]}
-    assert len(states) == 12
+    assert len(states) == 13
     for name in ("DelayedMessagesRefused", "DelayedMessagesReleaseLags", "DelayedMessagesLost",
                  "DelayedMessagesGrow", "DelayedMessagesStoreNotCompacted"):
         assert states[name] == "inactive"
