@@ -1,5 +1,5 @@
 module example.org/first
 
-go 1.20
+go 1.19
 
-require github.com/rabbitmq/amqp091-go v1.10.0
+require github.com/rabbitmq/amqp091-go v1.9.0
