@@ -232,8 +232,14 @@ handle_info({'DOWN', Ref, process, _, Reason}, #state{leader = {_, Ref}} = State
              normal -> ok;
              shutdown -> ok;
              {shutdown, _} -> ok;
-             {unknown_command, _} -> ok;
-             _ -> rabbit_delay_system:server_failed(State#state.generation, Reason)
+             _ ->
+                 %% One that ended itself over a later version has failed in nothing.
+                 case rabbit_delay_registry:refusal(State#state.exchange) of
+                     undefined ->
+                         rabbit_delay_system:server_failed(State#state.generation, Reason);
+                     _ ->
+                         ok
+                 end
          end,
     start_member_later(State#state{leader = undefined});
 handle_info({generation, Generation}, State) ->

@@ -169,8 +169,8 @@ is_of_ra(_) -> false.
 stop(#{index := Index} = Meta, Command, #?MODULE{exchange = XName}) ->
     Why = rabbit_delay_raft:too_new(
             io_lib:format("entry ~b of the Raft log, ~ts,", [Index, shown(Command)]),
-            "the machine of that entry's term has version ~b, and this one does not know the command",
-            [maps:get(machine_version, Meta, 0)]),
+            "machine ~b or later, this one's is ~b",
+            [max(maps:get(machine_version, Meta, 0), ?VERSION + 1), ?VERSION]),
     ok = rabbit_delay_raft:refuse(XName, Why),
     exit({unknown_command, Index}).
 

@@ -221,7 +221,7 @@ first_later([Look | Rest]) ->
 later_store(Dir) ->
     case rabbit_delay_store:peek_applied(Dir) of
         {error, eversion} ->
-            too_new(filename:join(Dir, "MANIFEST"), "this one reads stores of version 1", []);
+            too_new("the manifest in " ++ filename:basename(Dir), "this one reads version 1", []);
         _ ->
             none
     end.
@@ -234,9 +234,9 @@ later_snapshot(Dir) ->
         [] ->
             none;
         [{machine, Version} | _] ->
-            too_new(Dir, "its machine has version ~b, this one's ~b", [Version, map_get(machine, Ours)]);
+            too_new("its snapshot", "machine ~b, this one's is ~b", [Version, map_get(machine, Ours)]);
         [{What, Version} | _] ->
-            too_new(Dir, "its ~s has version ~b, this one reads ~b",
+            too_new("its snapshot", "~s ~b, this one reads ~b",
                     [What, Version, map_get(What, Ours)])
     end.
 
@@ -248,7 +248,7 @@ applies(XName, ServerId) ->
             ok;
         {ok, #{effective_machine_version := Needed, machine_version := Ours}} when Needed > Ours ->
             ok = stop_member(XName),
-            refused(XName, too_new("its Raft log", "its machine has version ~b, this one's ~b",
+            refused(XName, too_new("its Raft log", "machine ~b, this one's is ~b",
                                    [Needed, Ours]));
         {ok, _} ->
             applies(XName, ServerId);
