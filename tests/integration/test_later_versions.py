@@ -62,7 +62,8 @@ def assert_refused(node, exchange, words, said_before):
 def assert_goes_on(node, exchange, queue, body):
     client = Client(node)
     client.publish(exchange, body=body, delay=1)
-    assert client.texts(queue, 1) == [body.decode()]
+    # What was in flight when the node was killed may come again before it.
+    client.collect_every(queue, {body.decode()})
     client.connection.close()
 
 
