@@ -350,12 +350,88 @@ def test_of_a_file_with_one_damaged_record_all_others_are_served(damaged):
     assert text_of(flipped, "late", 100) not in got
     assert got == wanted
     client.close()
+    # What is left of it is kept aside.
+    kept = glob.glob(os.path.join(damaged.broker.data_dir, "quorum", "delayed", "*", "delay_store",
+                                  "CORRUPT"))
+    assert any(b"late 00100 end" in open(path, "rb").read() for path in kept)
+    assert damaged.files[flipped].encode() in b"".join(open(path, "rb").read() for path in kept)
 
 
 @pytest.mark.parametrize("way", named(WAYS))
 def test_the_damaged_file_is_named_in_the_log(damaged, way):
     set_clock(damaged.broker, 31 * 24 * HOUR_MS)
     eventually(lambda: damaged.files[way] in damaged.log(), bool)
+
+
+@pytest.fixture(scope="module")
+def unreadable(brokers):
+    """A broker that was started again with 1,000 messages due in an hour and 1,000 due in 30 days."""
+    broker = brokers("unreadable", enable=(PLUGIN, "rabbitmq_management"), conf=[
+        "delayed_message.snapshot_interval.messages = 500",
+        "delayed_message.snapshot_interval.bytes = 100000000"])
+    client = Client(broker)
+    exchange = client.delayed(name="unreadable")
+    queue = client.queue((exchange, "k"))
+    with wire.Publisher(broker) as publisher:
+        for kind, offset in (("soon", HOUR_MS), ("late", 30 * 24 * HOUR_MS)):
+            publisher.publish(exchange, "k", [text_of(out_of_reach, kind, n) for n in range(1000)],
+                              headers=at(offset))
+        publisher.publish(exchange, "k", ["tail"] * 1000, headers=at(90 * 24 * HOUR_MS))
+    eventually(lambda: holding(broker, out_of_reach, "soon", 999) and
+               holding(broker, out_of_reach, "late", 999), bool)
+    broker.stop()
+    broker.start()
+    yield SimpleNamespace(broker=broker, exchange=exchange, queue=queue)
+    broker.end()
+
+
+def out_of_reach(path):
+    """Makes opening the file fail. Answers what undoes it."""
+    os.rename(path, path + ".elsewhere")
+    os.symlink("elsewhere", path)
+
+    def undo():
+        os.unlink(path)
+        os.rename(path + ".elsewhere", path)
+    return undo
+
+
+def test_a_store_that_cannot_be_read_is_not_opened_and_is_whole_when_it_can(unreadable):
+    broker = unreadable.broker
+    path, _ = holding(broker, out_of_reach, "late", 0)
+    broker.stop()
+    undo = out_of_reach(path[:-len("rec")] + "idx")
+    before = len(broker.log())
+    broker.start()
+    eventually(lambda: "the store is not opened" in broker.log()[before:], bool, within=120)
+    undo()
+    management = Management(broker)
+    eventually(lambda: management.messages_delayed(unreadable.exchange), lambda n: n == 3000,
+               within=120)
+
+
+def test_messages_that_cannot_be_read_are_kept_and_come_when_they_can(unreadable):
+    broker = unreadable.broker
+    management = Management(broker)
+    eventually(lambda: management.messages_delayed(unreadable.exchange), lambda n: n == 3000,
+               within=120)
+    undo = out_of_reach(holding(broker, out_of_reach, "soon", 0)[0])
+    before = len(broker.log())
+    client = Client(broker)
+    set_clock(broker, 2 * HOUR_MS)
+    eventually(lambda: [row["unreadable"] for row in broker.rows("list_delayed_exchanges", "name",
+                                                                 "unreadable")],
+               lambda counts: counts == [1000], within=120)
+    assert "cannot be read" in broker.log()[before:]
+    assert management.messages_delayed(unreadable.exchange) == 3000
+    undo()
+    client.collect_every(unreadable.queue,
+                         {text_of(out_of_reach, "soon", n) for n in range(1000)})
+    eventually(lambda: [row["unreadable"] for row in broker.rows("list_delayed_exchanges", "name",
+                                                                 "unreadable")],
+               lambda counts: counts == [0], within=120)
+    set_clock(broker, 0)
+    client.close()
 
 
 # ----------------------------------------------------------- the data directory itself
