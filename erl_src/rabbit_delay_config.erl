@@ -80,12 +80,12 @@ disk_free_limit() ->
 appending_bytes() ->
     max(?MIB, wal_size() div 4).
 
-%% How long a message that no queue would take waits for the next attempt: doubled from the first
-%% number up to the second.
+%% How long a queue that takes nothing is left alone before it is tried with one message: doubled
+%% from the first number up to the second.
 -spec retry_interval_ms() -> {Min :: pos_integer(), Max :: pos_integer()}.
 retry_interval_ms() ->
     Min = env(retry_interval_min, 500),
-    {Min, max(Min, env(retry_interval_max, 30000))}.
+    {Min, max(Min, env(retry_interval_max, 5000))}.
 
 %% Added to the clock by which messages are released: a seam for tests.
 -spec clock_offset_ms() -> integer().

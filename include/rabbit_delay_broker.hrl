@@ -7,7 +7,8 @@
 -export([is_booted/0, exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1,
          lookup_exchange/1, may_forward/2, is_permitted/3]).
 -export([decode/2, delivery/1, confirm/3, reject/3, ack_credit/2]).
--export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, count_published/3]).
+-export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, sends_again/1,
+         count_published/3, uncount_published/4]).
 
 -export_type([publisher/0, exchange/0, content/0]).
 
@@ -16,6 +17,9 @@
                      properties := [{atom(), binary() | integer()}],
                      headers := rabbit_framing:amqp_table(), payload := iodata()}.
 -opaque publisher() :: rabbit_queue_type:state().
+
+%% In the dictionary of a queue's process: what is not taken back yet.
+-define(UNCOUNTED, {?MODULE, uncounted}).
 
 %% Who rabbitmqctl acts as.
 -define(CLI_USER, <<"rmq-cli">>).
@@ -178,6 +182,7 @@ declare_queue(#resource{virtual_host = VHost} = QName, XName, Pid) ->
 %% What the management pages show of the internal queue.
 -spec queue_stats(rabbit_amqqueue:name(), Pending :: non_neg_integer()) -> ok.
 queue_stats(QName, Pending) ->
+    _ = [uncount(Id, N) || {{?UNCOUNTED, Id}, N} <- get()],
     {reductions, Reductions} = process_info(self(), reductions),
     %% Without the counts, which the management plugin adds from the second call.
     rabbit_core_metrics:queue_stats(QName, [{consumers, 0}, {state, running}]),
@@ -192,9 +197,18 @@ publisher() -> rabbit_queue_type:init().
 -spec queue_name(queue()) -> rabbit_amqqueue:name().
 queue_name(Q) -> amqqueue:get_name(Q).
 
+%% Whether the queue's client sends what it has not seen confirmed again, by itself, when the queue has
+%% a leader again.
+-spec sends_again(rabbit_amqqueue:name()) -> boolean().
+sends_again(QName) ->
+    case rabbit_amqqueue:lookup(QName) of
+        {ok, Q} -> lists:member(amqqueue:get_type(Q), [rabbit_quorum_queue, rabbit_stream_queue]);
+        {error, not_found} -> false
+    end.
+
 %% The management pages' rates: N messages that were published to exchange XName went into queue
-%% QName, or, N being negative, did not: a channel counts our internal queue as one.
--spec count_published(rabbit_exchange:name(), rabbit_amqqueue:name(), integer()) -> ok.
+%% QName.
+-spec count_published(rabbit_exchange:name(), rabbit_amqqueue:name(), pos_integer()) -> ok.
 count_published(XName, QName, N) ->
     case application:get_env(rabbit, collect_statistics) of
         {ok, fine} ->
@@ -203,3 +217,28 @@ count_published(XName, QName, N) ->
         _ ->
             ok
     end.
+
+%% A channel has counted our internal queue QName as one that N messages went into. That is taken
+%% back where it stands, so that it goes with the channel. The channel may be about to count: then it
+%% is taken back with the next statistics of this process.
+-spec uncount_published(Sender :: pid(), rabbit_exchange:name(), rabbit_amqqueue:name(),
+                        pos_integer()) -> ok.
+uncount_published(Sender, XName, QName, N) ->
+    case application:get_env(rabbit, collect_statistics) of
+        {ok, fine} ->
+            Id = {Sender, {QName, XName}},
+            uncount(Id, N + case get({?UNCOUNTED, Id}) of undefined -> 0; Before -> Before end);
+        _ ->
+            ok
+    end.
+
+uncount({Sender, _} = Id, N) ->
+    IsCounting = ets:member(channel_created, Sender),
+    case IsCounting andalso
+        ets:select_replace(channel_queue_exchange_metrics,
+                           [{{Id, '$1', 0}, [{'>=', '$1', N}],
+                             [{{{const, Id}, {'-', '$1', N}, 0}}]}]) of
+        0 -> put({?UNCOUNTED, Id}, N);
+        _ -> erase({?UNCOUNTED, Id})
+    end,
+    ok.

@@ -18,6 +18,8 @@
                   {next_due, "when the next is due, ms since the epoch; empty if none"},
                   {overdue, "how many should have been released, and are not in flight"},
                   {in_flight, "released, not yet confirmed by their queues"},
+                  {waiting, "due, waiting for queues that do not take them for now"},
+                  {stuck_queues, "how many queues those are"},
                   {publish_rate, "messages taken a second"},
                   {release_rate, "messages released a second"},
                   {unreadable, "whose record cannot be read now; tried again"},

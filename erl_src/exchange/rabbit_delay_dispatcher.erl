@@ -8,10 +8,12 @@
 %% confirmed it, settles it through Raft, many in an entry. So a message is delivered at least once,
 %% and again only if this process, the leader or a queue ends between the two.
 %%
-%% Only so many messages and bytes are in flight. A message that no queue took is put back into the
-%% store until later, which costs no memory here; the pause doubles for each queue that keeps
-%% rejecting. One that some queues took and others did not stays in flight, without its body, so that
-%% it goes only to the others next time.
+%% Only so many messages and bytes are in flight, and to each queue only a part of them, through a
+%% process of its own (rabbit_delay_publisher), so that a queue that answers late, or never, holds up
+%% nobody else's messages. Messages for a queue that takes nothing wait for it, in order
+%% (rabbit_delay_targets): they stay in the store, taken, and here is only their place. One that some
+%% queues took and others did not is remembered with those that did, so that it goes only to the
+%% others; when there are too many of these, whole messages wait.
 %%
 %% A message that is cancelled or replaced while it is in flight is gone from the store, on every
 %% replica. It is out of our hands: the queues that take it have it, and it counts as released; if
@@ -51,9 +53,21 @@
 -define(TAKE_MESSAGES, 256).
 -define(TAKE_BYTES, 4194304).
 
+%% How many messages may wait for a queue that others have, or for several.
+-define(MAX_SHARED, 100000).
+%% How often it is looked at which queues are slow.
+-define(TICK_MS, 250).
+%% What a queue that does not send again by itself has not confirmed in this time is sent again.
+-define(SETTLE_MS, 180000).
+%% After this time without use a queue's publisher ends, or at once if there are so many.
+-define(UNUSED_MS, 30000).
+-define(MANY_PUBLISHERS, 1000).
+-define(REPORT_MS, 60000).
+
 %% At most this long is slept: the clock may be stepped meanwhile.
 -define(MAX_SLEEP_MS, 1000).
 -define(STORE_RETRY_MS, 1000).
+-define(QUERY_MS, 30000).
 -define(RATE_MS, 100).
 -define(WARN_MS, 10000).
 %% How often the log says of a message that only a later version can read.
@@ -78,7 +92,16 @@
                            returned | {parked, parked_because()},
          unsettled = [] :: [rabbit_amqqueue:name()],
          settled = [] :: [rabbit_amqqueue:name()],
-         rejected = [] :: [rabbit_amqqueue:name()]}).
+         rejected = [] :: [rabbit_amqqueue:name()],
+         %% those that it is to wait for, and for which of them it does already
+         later = [] :: [rabbit_delay_targets:name()],
+         places = [] :: [rabbit_delay_targets:name()],
+         %% whether it has been in flight before, and so waits before those that have not
+         order = first :: first | again}).
+
+%% A message that waits: what it is, who has it, for whom it waits.
+-type shared() :: {How :: term(), Settled :: [rabbit_amqqueue:name()],
+                   [rabbit_delay_targets:name()]}.
 
 -record(state,
         {exchange :: rabbit_exchange:name(),
@@ -111,7 +134,21 @@
          %% an `overflow' message is under way to ourselves, or comes when something is settled
          dropping = false :: false | soon | later,
          next_seq_no = 1 :: pos_integer(),
-         publisher :: rabbit_delay_broker:publisher(),
+         targets = rabbit_delay_targets:new() :: rabbit_delay_targets:targets(),
+         publishers = #{} :: #{pid() => rabbit_amqqueue:name()},
+         %% what this batch has for each queue, the last one first
+         out = #{} :: #{rabbit_amqqueue:name() =>
+                            {rabbit_delay_broker:queue(),
+                             [{pos_integer(), rabbit_delay_broker:message()}]}},
+         %% whose waiting messages are being published
+         waking = none :: none | rabbit_delay_targets:name(),
+         %% those that wait and that some queue has, or that wait for several
+         shared = #{} :: #{rabbit_delay_store:id() => shared()},
+         ticking = false :: boolean(),
+         %% monotonic ms
+         reported = 0 :: integer(),
+         %% the leader's, when we last began
+         term :: undefined | non_neg_integer(),
          %% confirmed by all their queues, not yet appended
          done = [] :: [rabbit_delay_store:id()],
          %% appended, not yet applied
@@ -123,11 +160,8 @@
          held = #{} :: #{rabbit_delay_store:id() => []},
          %% who waits for the store
          awaiting = [] :: [gen_server:from()],
-         %% the present pause of each queue that rejects, ms, and since when
-         pauses = #{} :: #{rabbit_amqqueue:name() => {pos_integer(), Since :: integer()}},
          %% until when warnings of a kind are counted only, monotonic ms, and how many were
-         warned = #{} :: #{dropped | kept | unreadable =>
-                            {Until :: integer(), non_neg_integer()}},
+         warned = #{} :: #{atom() => {Until :: integer(), non_neg_integer()}},
          counters :: rabbit_delay_counters:ref()}).
 
 -spec start_link(rabbit_exchange:name()) -> {ok, pid()} | {error, term()}.
@@ -185,14 +219,17 @@ change_async(Pid, Change) ->
 -spec init(rabbit_exchange:name()) -> {ok, #state{}, {continue, find_leader}}.
 init(XName) ->
     process_flag(message_queue_data, off_heap),
+    ok = net_kernel:monitor_nodes(true),
+    Counters = rabbit_delay_registry:counters(XName),
+    ok = rabbit_delay_counters:waiting(Counters, 0, 0, 0),
     ok = rabbit_delay_registry:register_dispatcher(XName, self()),
     {ok, #state{exchange = XName,
                 server_id = rabbit_delay_raft:server_id(XName),
                 max_messages = rabbit_delay_config:in_flight_messages([]),
                 max_bytes = rabbit_delay_config:in_flight_bytes(),
-                allowed_at = erlang:monotonic_time(millisecond),
-                publisher = rabbit_delay_broker:publisher(),
-                counters = rabbit_delay_registry:counters(XName)},
+                allowed_at = now_ms(),
+                reported = now_ms(),
+                counters = Counters},
      {continue, find_leader}}.
 
 %% After a crash of this process the leader may have been known for long.
@@ -226,13 +263,6 @@ handle_cast({wake, DueMs}, State) ->
     {noreply, sleep_until(DueMs, State)};
 handle_cast(overflow, State) ->
     {noreply, drop_soon(State)};
-handle_cast({queue_event, QName, Event}, #state{publisher = Publisher0} = State) ->
-    case rabbit_delay_broker:handle_event(QName, Event, Publisher0) of
-        {ok, Publisher, Actions} ->
-            {noreply, handle_actions(Actions, State#state{publisher = Publisher})};
-        {eol, Publisher} ->
-            {noreply, queue_gone(QName, State#state{publisher = Publisher})}
-    end;
 handle_cast(_, State) ->
     {noreply, State}.
 
@@ -250,24 +280,38 @@ handle_info({ra_event, _, {applied, Replies}}, State) ->
 handle_info({ra_event, _, {rejected, {_, _, Correlation}}}, State) ->
     %% When the server leads again, we are told, and append again.
     {noreply, changed(Correlation, {error, not_ready}, State)};
-handle_info({retry, SeqNo}, State) ->
-    {noreply, retry(SeqNo, State)};
+handle_info({outcomes, Pid, Outcomes}, #state{publishers = Publishers} = State) ->
+    case Publishers of
+        #{Pid := QName} -> {noreply, outcomes(Outcomes, QName, State)};
+        _ -> {noreply, State}
+    end;
+handle_info({given_up, Pid, Why}, #state{publishers = Publishers} = State) ->
+    case maps:take(Pid, Publishers) of
+        {QName, Rest} -> {noreply, given_up(QName, Why, State#state{publishers = Rest})};
+        error -> {noreply, State}
+    end;
+handle_info({gone, Pid}, #state{publishers = Publishers} = State) ->
+    case maps:take(Pid, Publishers) of
+        {QName, Rest} -> {noreply, queue_gone(QName, State#state{publishers = Rest})};
+        error -> {noreply, State}
+    end;
+handle_info({resume, Name}, #state{targets = Targets} = State) ->
+    {noreply, pump_soon(State#state{targets = rabbit_delay_targets:resume(Name, Targets)})};
+handle_info(tick, State) ->
+    {noreply, tick(State#state{ticking = false})};
+%% What was away may be back.
+handle_info({nodeup, _}, #state{targets = Targets} = State) ->
+    {noreply, pump_soon(State#state{targets = rabbit_delay_targets:resume_all(Targets)})};
+handle_info(attach, #state{leader = {_, _}, store = undefined} = State) ->
+    {noreply, begin_again(State)};
 handle_info({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}, exchange = XName} = State) ->
     ok = rabbit_delay_registry:register_store(XName, undefined),
     {noreply, cancel_timer(interrupt(State#state{leader = undefined, note = undefined,
                                                  store = undefined}))};
-handle_info({bump_credit, Message}, State) ->
-    credit_flow:handle_bump_msg(Message),
-    {noreply, State};
-handle_info(Message, #state{publisher = Publisher0} = State) ->
-    case rabbit_delay_broker:handle_down(Message, Publisher0) of
-        {ok, Publisher, Actions} ->
-            {noreply, handle_actions(Actions, State#state{publisher = Publisher})};
-        {eol, QName, Publisher} ->
-            {noreply, queue_gone(QName, State#state{publisher = Publisher})};
-        unknown ->
-            {noreply, State}
-    end.
+handle_info(_, State) ->
+    {noreply, State}.
+
+now_ms() -> erlang:monotonic_time(millisecond).
 
 %% ------------------------------------------------------------------------------ leadership
 
@@ -314,22 +358,59 @@ without(<<Id:64/little, Rest/binary>>, Ids0, Bytes) ->
         error -> without(Rest, Ids0, Bytes)
     end.
 
-%% What an earlier process of ours had taken out is to be handed out again.
-attach(#state{exchange = XName, server_id = ServerId, ids = Ids} = State) ->
-    {ok, {_, Store}, _} = ra:local_query(ServerId, fun rabbit_delay_machine:store/1, infinity),
-    {ok, {_, Paused}, _} = ra:local_query(ServerId, fun rabbit_delay_machine:is_paused/1, infinity),
-    ok = rabbit_delay_registry:register_paused(XName, Paused),
-    ok = rabbit_delay_registry:register_store(XName, Store),
-    case map_size(Ids) of
-        0 -> ok = rabbit_delay_store:untake(Store);
-        _ -> ok
-    end,
-    case lookup(XName) of
-        {ok, X} ->
-            pump(configured(X, ready(State#state{store = Store, paused = Paused})));
-        {error, not_found} ->
-            %% It is being deleted, and this process with it.
-            State
+%% All that is not in flight is handed out again: what waited here, and what an earlier process of
+%% ours had taken out.
+attach(#state{exchange = XName} = State0) ->
+    case {leaders_state(State0), lookup(XName)} of
+        {{ok, Store, Term, Paused}, {ok, X}} ->
+            ok = rabbit_delay_registry:register_paused(XName, Paused),
+            ok = rabbit_delay_registry:register_store(XName, Store),
+            case hand_out_anew(at_term(Term, State0#state{store = Store, paused = Paused})) of
+                #state{store = undefined} = State -> State;
+                State -> pump(ready(configured(X, State)))
+            end;
+        _ ->
+            %% The exchange is being deleted, and this process with it, or the server is stopping;
+            %% or it is only for now.
+            attach_later(State0)
+    end.
+
+leaders_state(#state{server_id = ServerId}) ->
+    case ra:local_query(ServerId, fun rabbit_delay_machine:store/1, ?QUERY_MS) of
+        {ok, {{_, Term}, Store}, _} when Store =/= undefined ->
+            case ra:local_query(ServerId, fun rabbit_delay_machine:is_paused/1, ?QUERY_MS) of
+                {ok, {_, Paused}, _} -> {ok, Store, Term, Paused};
+                _ -> error
+            end;
+        _ ->
+            error
+    end.
+
+attach_later(State) ->
+    _ = erlang:send_after(?STORE_RETRY_MS, self(), attach),
+    State#state{store = undefined}.
+
+%% Between two terms that follow each other nobody else has led: what is in flight is still ours
+%% alone. Otherwise others may have released, settled and changed all of it.
+at_term(Term, #state{term = Before} = State)
+  when Before =:= undefined; Term =:= Before; Term =:= Before + 1 ->
+    State#state{term = Term};
+at_term(Term, #state{publishers = Publishers} = State) ->
+    lists:foreach(fun end_publisher/1, maps:keys(Publishers)),
+    State#state{term = Term, in_flight = #{}, ids = #{}, ids_bytes = 0, bytes = 0, done = [],
+                settling = #{}, targets = rabbit_delay_targets:new(), publishers = #{},
+                shared = #{}}.
+
+%% What is in flight is passed over when it comes.
+hand_out_anew(#state{store = Store, targets = Targets, shared = Shared} = State) ->
+    case rabbit_delay_store:untake(Store) of
+        ok ->
+            State#state{targets = rabbit_delay_targets:forget_waiting(Targets),
+                        shared = maps:filtermap(fun (_, {_, [], _}) -> false;
+                                                    (_, {How, Has, _}) -> {true, {How, Has, []}}
+                                                end, Shared)};
+        {error, _} ->
+            attach_later(State)
     end.
 
 lookup(XName) ->
@@ -358,8 +439,13 @@ change(Change, From, #state{changing = Changing, held = Held, server_id = Server
                         held = lists:foldl(fun (Id, Acc) -> Acc#{Id => []} end, Held, Free)}
     end.
 
-is_free(Id, #state{ids = Ids, held = Held}) ->
-    not is_map_key(Id, Ids) andalso not is_map_key(Id, Held).
+%% What some queue has already is in flight, and what only waits is not.
+is_free(Id, #state{ids = Ids, held = Held, shared = Shared}) ->
+    not is_map_key(Id, Ids) andalso not is_map_key(Id, Held)
+        andalso case Shared of
+                    #{Id := {_, [_ | _], _}} -> false;
+                    _ -> true
+                end.
 
 ids_of({cancel, Ids}) -> Ids;
 ids_of({reschedule, Dues}) -> [Id || {Id, _} <- Dues];
@@ -418,9 +504,11 @@ interrupt(#state{changing = Changing} = State) ->
     State#state{changing = #{}}.
 
 %% Policies may have changed.
-configured(X, State) ->
+configured(X, #state{max_bytes = MaxBytes, targets = Targets} = State) ->
     Args = rabbit_delay_broker:exchange_arguments(X),
-    State#state{max_messages = rabbit_delay_config:in_flight_messages(Args),
+    MaxMessages = rabbit_delay_config:in_flight_messages(Args),
+    State#state{max_messages = MaxMessages,
+                targets = rabbit_delay_targets:limits(MaxMessages, MaxBytes, Targets),
                 rate = rabbit_delay_policy:release_rate(X),
                 overdue = rabbit_delay_policy:overdue(X),
                 retry = rabbit_delay_policy:retry(X)}.
@@ -440,35 +528,68 @@ pump(#state{store = undefined} = State) ->
     State;
 pump(#state{paused = true} = State) ->
     State;
-pump(#state{ids = Ids, max_messages = MaxMessages, bytes = Bytes, max_bytes = MaxBytes} = State) ->
-    Room = MaxMessages - map_size(Ids),
+pump(State0) ->
+    case allowed(State0) of
+        {0, State} ->
+            allow_later(State);
+        {Allowed, State1} ->
+            case wake_waiting(Allowed, State1) of
+                #state{store = undefined} = State -> State;
+                State -> waiting_known(take_more(allowed(State), State))
+            end
+    end.
+
+take_more({Allowed, _}, #state{targets = Targets, max_messages = MaxMessages,
+                               max_bytes = MaxBytes} = State) ->
+    {Messages, Bytes} = occupied(State),
+    Room = MaxMessages - Messages,
+    {Names, InTime} = rabbit_delay_targets:crowded(Targets),
+    Least = rabbit_delay_targets:least_room(Targets),
     %% A batch that is worth the call, unless the limit itself is small.
-    case Room >= min(?TAKE_MESSAGES, (MaxMessages + 3) div 4) andalso Bytes < MaxBytes of
-        true -> take_allowed(min(Room, ?TAKE_MESSAGES), min(MaxBytes - Bytes, ?TAKE_BYTES), State);
-        false -> State
+    case not InTime andalso Least > 0 andalso Room >= min(?TAKE_MESSAGES, (MaxMessages + 3) div 4)
+        andalso Bytes < MaxBytes of
+        true when Allowed > 0 ->
+            take(min(min(Room, Least), min(Allowed, ?TAKE_MESSAGES)),
+                 min(MaxBytes - Bytes, ?TAKE_BYTES), State);
+        true ->
+            allow_later(State);
+        false when Names =/= [] ->
+            pump_soon(State);
+        false ->
+            State
+    end.
+
+%% What is in flight and being settled, but what only slow queues have not confirmed.
+occupied(#state{ids = Ids, bytes = Bytes, targets = Targets, in_flight = InFlight}) ->
+    case rabbit_delay_targets:slow(Targets) of
+        [] ->
+            {map_size(Ids), Bytes};
+        Slow ->
+            maps:fold(fun (_, #in_flight{unsettled = QNames, bytes = Size}, {M, B}) ->
+                              case QNames -- Slow of
+                                  [] -> {M - 1, B - Size};
+                                  _ -> {M, B}
+                              end
+                      end, {map_size(Ids), Bytes}, InFlight)
     end.
 
 %% No more than the exchange's rate allows: what it allows in RATE_MS may come at once.
-take_allowed(Messages, Bytes, #state{rate = infinity} = State) ->
-    take(Messages, Bytes, State);
-take_allowed(Messages, Bytes, #state{rate = Rate, allowance = Allowance0, allowed_at = At,
-                                     exchange = XName} = State0) ->
-    Now = erlang:monotonic_time(millisecond),
+allowed(#state{rate = infinity} = State) ->
+    {?TAKE_MESSAGES, State};
+allowed(#state{rate = Rate, allowance = Allowance0, allowed_at = At} = State) ->
+    Now = now_ms(),
     Most = max(1.0, Rate * ?RATE_MS / 1000),
     Allowance = min(Most, Allowance0 + Rate * (Now - At) / 1000),
-    State = State0#state{allowance = Allowance, allowed_at = Now},
-    case trunc(Allowance) of
-        0 ->
-            Missing = ceil((1.0 - Allowance) * 1000 / Rate),
-            %% The rate may be another one by then.
-            Next = case lookup(XName) of
-                       {ok, X} -> configured(X, State);
-                       {error, not_found} -> State
-                   end,
-            sleep_until(rabbit_delay_config:now_ms() + Missing, Next);
-        N ->
-            take(min(Messages, N), Bytes, State)
-    end.
+    {trunc(Allowance), State#state{allowance = Allowance, allowed_at = Now}}.
+
+allow_later(#state{rate = Rate, allowance = Allowance, exchange = XName} = State) ->
+    Missing = ceil((1.0 - Allowance) * 1000 / Rate),
+    %% The rate may be another one by then.
+    Next = case lookup(XName) of
+               {ok, X} -> configured(X, State);
+               {error, not_found} -> State
+           end,
+    sleep_until(rabbit_delay_config:now_ms() + Missing, Next).
 
 spend(_, #state{rate = infinity} = State) -> State;
 spend(N, #state{allowance = Allowance} = State) -> State#state{allowance = Allowance - N}.
@@ -489,15 +610,113 @@ take(Messages, Bytes, #state{store = Store, exchange = XName} = State0) ->
                         false -> sleep_until(NextDue, State)
                     end;
                 {error, not_found} ->
-                    %% It is being deleted, and this process with it.
-                    State0#state{store = undefined}
+                    %% It is being deleted, and this process with it, or it cannot be seen for now.
+                    Again = Now + ?STORE_RETRY_MS,
+                    _ = [rabbit_delay_store:postpone(Store, id_of(Record), Again)
+                         || Record <- Taken],
+                    sleep_until(Again, State0)
             end;
         {error, eclosed} ->
-            State0#state{store = undefined};
+            attach_later(State0);
         {error, Reason} ->
             State = warn(unreadable, "delayed messages of ~s: the store cannot be read: ~0p; it is "
                          "tried again", [rabbit_misc:rs(XName), Reason], State0),
             sleep_until(Now + ?STORE_RETRY_MS, State)
+    end.
+
+id_of({corrupt, Id, _, _, _}) -> Id;
+id_of({Id, _, _, _}) -> Id.
+
+%% What waits for queues that take something goes before what is due only now.
+wake_waiting(Allowed, #state{targets = Targets} = State) ->
+    case rabbit_delay_targets:has_lost(Targets) of
+        true ->
+            hand_out_anew(State);
+        false ->
+            case rabbit_delay_targets:crowded(Targets) of
+                {[], _} -> State;
+                {Names, _} -> wake_waiting(Names, Allowed, State)
+            end
+    end.
+
+wake_waiting(Names, Allowed, #state{exchange = XName} = State0) ->
+    case lookup(XName) of
+        {ok, X} ->
+            Each = max(1, min(Allowed, ?TAKE_MESSAGES) div length(Names)),
+            {State, _} = lists:foldl(fun (_, {_, 0} = Acc) ->
+                                             Acc;
+                                         (Name, {S0, Left}) ->
+                                             {S, N} = wake_for(Name, min(Each, Left), X, S0),
+                                             {S, Left - N}
+                                     end, {configured(X, State0), Allowed}, Names),
+            State;
+        {error, not_found} ->
+            State0
+    end.
+
+wake_for(_, _, _, #state{store = undefined} = State) ->
+    {State, 0};
+wake_for(Name, Most, X, #state{targets = Targets0, max_messages = Max,
+                               max_bytes = MaxBytes} = State0) ->
+    {Messages, Bytes} = occupied(State0),
+    case min(Most, min(Max - Messages, rabbit_delay_targets:room(Name, Targets0))) of
+        N when N > 0, Bytes < MaxBytes ->
+            {Places, Targets} = rabbit_delay_targets:next(Name, N, Targets0),
+            {Records, State1} = read_again(Name, Places, State0#state{targets = Targets}),
+            #state{targets = Published} = State2 =
+                release(Records, X, spend(length(Records), State1#state{waking = Name})),
+            State = State2#state{waking = none,
+                                 targets = case is_queue(Name) of
+                                               true -> Published;
+                                               false -> rabbit_delay_targets:widen(Name, Published)
+                                           end},
+            {State, length(Places)};
+        _ ->
+            {State0, 0}
+    end.
+
+is_queue(#resource{kind = queue}) -> true;
+is_queue(_) -> false.
+
+%% What is there no more was cancelled; what has another due time is handed out by the store.
+read_again(Name, Places0, #state{store = Store} = State0) ->
+    Places = [Place || {_, Id} = Place <- Places0, not is_map_key(Id, State0#state.ids),
+                       not is_map_key(Id, State0#state.held)],
+    case Places =/= [] andalso
+        rabbit_delay_store:read_many(Store, << <<Id:64/little>> || {_, Id} <- Places >>,
+                                     ?TAKE_BYTES) of
+        false ->
+            {[], State0};
+        {ok, Found, Seen} ->
+            ById = maps:from_list([{Id, Record} || #{id := Id} = Record <- Found]),
+            {Looked, Unseen} = lists:split(Seen, Places),
+            State1 = lists:foldl(fun (Place, S) -> wait_first(Name, Place, S) end, State0, Unseen),
+            lists:foldr(
+              fun ({Due, Id}, {Records, S}) ->
+                      case ById of
+                          #{Id := #{due := Due, encoding := Encoding, body := Body}} ->
+                              {[{Id, Due, Encoding, Body} | Records], S};
+                          #{Id := _} ->
+                              {Records, S};
+                          _ ->
+                              {Records, not_read(Id, S)}
+                      end
+              end, {[], State1}, Looked);
+        {error, eclosed} ->
+            {[], attach_later(State0)};
+        {error, _} ->
+            {[], lists:foldl(fun (Place, S) -> wait_first(Name, Place, S) end, State0, Places)}
+    end.
+
+%% Why it cannot be read is found out when it is handed out again.
+not_read(Id, #state{store = Store, shared = Shared} = State) ->
+    Again = rabbit_delay_config:now_ms() + ?STORE_RETRY_MS,
+    case rabbit_delay_store:read(Store, Id) of
+        {error, enoent} ->
+            State#state{shared = maps:remove(Id, Shared)};
+        _ ->
+            _ = rabbit_delay_store:postpone(Store, Id, Again),
+            sleep_until(Again, State)
     end.
 
 %% What is damaged is kept aside before it is settled; what cannot be kept is taken again later, and
@@ -548,9 +767,51 @@ cancel_timer(State) ->
 %% Publishes what Fun makes of each item.
 publishing(Fun, Items, State0) ->
     {State, Routed} =
-        rabbit_delay_exchange:while_releasing(fun () -> lists:foldl(Fun, {State0, #{}}, Items) end),
+        rabbit_delay_exchange:while_releasing(
+          fun () -> lists:foldl(fun (Item, Acc) -> attempt(Fun, Item, Acc) end, {State0, #{}}, Items)
+          end),
     ok = count(Routed),
+    flush(State).
+
+%% A message that something cannot cope with, in it or in what it is routed by, holds up no other.
+attempt(Fun, Item, {State, Routed} = Acc) ->
+    try
+        Fun(Item, Acc)
+    catch
+        Class:Reason:Stack ->
+            {failed(Item, warn(failed, "a message of ~s cannot be released for now: ~p:~0P ~0P",
+                               [rabbit_misc:rs(State#state.exchange), Class, Reason, 20, Stack, 20],
+                               State)), Routed}
+    end.
+
+failed({Id, Due, _, _}, #state{shared = Shared} = State) ->
+    wait(failing, {Due, Id},
+         pause(failing, failed, State#state{shared = case Shared of
+                                                         #{Id := {How, Has, _}} ->
+                                                             Shared#{Id := {How, Has, []}};
+                                                         _ ->
+                                                             Shared
+                                                     end}));
+failed(_, State) ->
     State.
+
+%% To the queues' publishers, all of the batch for a queue at once.
+flush(#state{out = Out} = State) ->
+    maps:fold(fun (QName, {Q, Messages}, S0) ->
+                      {Pid, S} = publisher(QName, S0),
+                      ok = rabbit_delay_publisher:publish(Pid, Q, lists:reverse(Messages)),
+                      S
+              end, ticking(State#state{out = #{}}), Out).
+
+publisher(QName, #state{targets = Targets, publishers = Publishers} = State) ->
+    case rabbit_delay_targets:publisher(QName, Targets) of
+        undefined ->
+            {ok, Pid} = rabbit_delay_publisher:start_link(QName),
+            {Pid, State#state{targets = rabbit_delay_targets:started(QName, Pid, Targets),
+                              publishers = Publishers#{Pid => QName}}};
+        Pid ->
+            {Pid, State}
+    end.
 
 release(Records, X, State) ->
     publishing(fun (Record, Acc) -> release_one(Record, X, Acc) end, Records, State).
@@ -561,29 +822,17 @@ release_one({Id, _, _, _}, _, {#state{ids = Ids, held = Held}, _} = Acc)
 release_one({corrupt, Id, _, _, _}, _, {#state{ids = Ids, held = Held}, _} = Acc)
   when is_map_key(Id, Ids); is_map_key(Id, Held) ->
     Acc;
-release_one({Id, Due, Encoding, Body}, X, {#state{overdue = Overdue} = State0, Routed}) ->
-    How = case Overdue of
-              {What, After} ->
-                  case rabbit_delay_config:now_ms() - Due > After of
-                      true -> What;
-                      false -> deliver
-                  end;
-              deliver ->
-                  deliver
-          end,
+release_one({Id, Due, Encoding, Body}, X, {State0, Routed}) ->
+    {How, Already, Places} = what(Id, Due, Encoding, State0),
+    State1 = hold(Id, byte_size(Body), State0),
     case How =/= drop andalso rabbit_delay_broker:decode(Encoding, Body) of
         false ->
             rabbit_delay_counters:add(State0#state.counters, expired, 1),
-            {done(Id, byte_size(Body), hold(Id, byte_size(Body), State0)), Routed};
+            {done(Id, byte_size(Body), State1), Routed};
         {ok, Message} ->
-            State1 = hold(Id, byte_size(Body), State0),
-            InFlight = #in_flight{id = Id, due = Due, bytes = byte_size(Body),
-                                  how = case rabbit_delay_retry:is_marked(Encoding) of
-                                            _ when How =:= dead_letter -> {dead_lettered, overdue};
-                                            true -> returned;
-                                            false -> released
-                                        end},
-            publish(Message, [], X, State1#state.next_seq_no, InFlight, State1, Routed);
+            publish(Message, Already, X, State1#state.next_seq_no,
+                    #in_flight{id = Id, due = Due, bytes = byte_size(Body), how = How,
+                               places = Places}, State1, Routed);
         {error, {unknown_encoding, Number, Series}} ->
             State = warn(unknown_encoding,
                          "delayed message ~b of ~s is kept and not released: a later version of the "
@@ -596,14 +845,45 @@ release_one({Id, Due, Encoding, Body}, X, {#state{overdue = Overdue} = State0, R
 release_one({corrupt, Id, _Due, File, Offset}, _, {State, Routed}) ->
     {lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State), Routed}.
 
+%% What is to become of it, who has it already, and for whom else it waits.
+what(Id, Due, Encoding, #state{shared = Shared, waking = Waking, overdue = Overdue}) ->
+    case Shared of
+        #{Id := {How, [_ | _] = Already, Places}} ->
+            {How, Already, other_places(Places, Waking)};
+        _ ->
+            Late = case Overdue of
+                       {What, After} ->
+                           case rabbit_delay_config:now_ms() - Due > After of
+                               true -> What;
+                               false -> deliver
+                           end;
+                       deliver ->
+                           deliver
+                   end,
+            How = case Late of
+                      drop -> drop;
+                      dead_letter -> {dead_lettered, overdue};
+                      deliver ->
+                          case rabbit_delay_retry:is_marked(Encoding) of
+                              true -> returned;
+                              false -> released
+                          end
+                  end,
+            {_, _, Places} = maps:get(Id, Shared, {How, [], []}),
+            {How, [], other_places(Places, Waking)}
+    end.
+
+%% Where a message has its place is not known for sure of one that the store hands out.
+other_places(_, none) -> [];
+other_places(Places, Waking) -> lists:delete(Waking, Places).
+
 hold(Id, Size, #state{ids = Ids, ids_bytes = IdsBytes, bytes = Bytes} = State) ->
     State#state{ids = Ids#{Id => Size}, ids_bytes = IdsBytes + Size, bytes = Bytes + Size}.
 
 lost(Id, Format, Args, #state{exchange = XName, counters = Counters} = State0) ->
-    ?LOG_ERROR("delayed message ~b of ~s is lost: " ++ Format,
-               [Id, rabbit_misc:rs(XName) | Args], ?LOG_DOMAIN),
     rabbit_delay_counters:add(Counters, corrupt, 1),
-    done(Id, 0, hold(Id, 0, State0)).
+    done(Id, 0, hold(Id, 0, warn(lost, "delayed message ~b of ~s is lost: " ++ Format,
+                                 [Id, rabbit_misc:rs(XName) | Args], State0))).
 
 %% To the queues that it is routed to, but those of Already, which have it.
 publish(Message0, Already, X, SeqNo, #in_flight{how = returned} = InFlight, State, Routed) ->
@@ -661,8 +941,6 @@ to_queue(Name, Death, Message, Already, X, SeqNo, InFlight, #state{exchange = XN
     case rabbit_delay_broker:queue_named(XName#resource{kind = queue, name = Name}) of
         [] ->
             park(queue_gone, Message, Already, X, SeqNo, InFlight, State, Routed);
-        absent ->
-            {keep(InFlight, State), Routed};
         Qs ->
             publish_to(Qs, rabbit_delay_broker:returned(Message, Death), Already, SeqNo, InFlight,
                        State, Routed)
@@ -748,9 +1026,8 @@ warn(What, Format, Args, #state{warned = Warned} = State) ->
                          end}.
 
 %% In the store, until another attempt.
-keep(#in_flight{id = Id, bytes = Bytes}, State) ->
-    {_, Pause} = rabbit_delay_config:retry_interval_ms(),
-    put_back(Id, Bytes, Pause, State).
+keep(InFlight, State) ->
+    wait_for([parking], InFlight, pause(parking, no_place, State)).
 
 %% To the dead-letter exchange's queues, if there is one; it says why, and when it was due.
 dead_letter(Message0, Already, X, SeqNo,
@@ -764,37 +1041,110 @@ dead_letter(Message0, Already, X, SeqNo,
     publish_to(Qs, Message, Already, SeqNo, InFlight, State, Routed).
 
 publish_to(AllQs, Message, Already, SeqNo, InFlight0, State0, Routed) ->
-    Qs = [Q || Q <- AllQs, not lists:member(rabbit_delay_broker:queue_name(Q), Already)],
-    #state{publisher = Publisher0, in_flight = All, counters = Counters} = State0,
+    Qs = [Q || Q <- AllQs, not lists:member(name(Q), Already)],
     #in_flight{id = Id, bytes = Bytes, how = How} = InFlight0,
     case Qs of
         [] when Already =:= [] ->
-            rabbit_delay_counters:add(Counters, case How of
-                                                    {dead_lettered, overdue} -> expired;
-                                                    {dead_lettered, maxlen} -> overflowed;
-                                                    _ -> unroutable
-                                                end, 1),
+            rabbit_delay_counters:add(State0#state.counters,
+                                      case How of
+                                          {dead_lettered, overdue} -> expired;
+                                          {dead_lettered, maxlen} -> overflowed;
+                                          _ -> unroutable
+                                      end, 1),
             {done(Id, Bytes, State0), Routed};
         [] ->
             {done(Id, Bytes, State0), Routed};
         _ ->
-            QNames = [rabbit_delay_broker:queue_name(Q) || Q <- Qs],
-            InFlight = InFlight0#in_flight{unsettled = QNames, rejected = []},
-            State = State0#state{in_flight = All#{SeqNo => InFlight},
-                                 next_seq_no = max(SeqNo + 1, State0#state.next_seq_no)},
-            case rabbit_delay_broker:publish(Qs, Message, SeqNo, Publisher0) of
-                {ok, Publisher, Actions} ->
-                    {handle_actions(Actions, State#state{publisher = Publisher}),
-                     routed(case How of
-                                returned -> State#state.exchange;
-                                _ -> rabbit_delay_broker:exchange_of(Message, State#state.exchange)
-                            end, QNames, Routed)};
-                {error, Reason} ->
-                    ?LOG_WARNING("delayed messages of ~s: cannot publish to ~0p: ~0P",
-                                 [rabbit_misc:rs(State#state.exchange), QNames, Reason, 10],
-                                 ?LOG_DOMAIN),
-                    {lists:foldl(fun (QName, S) -> outcome(rejected, QName, SeqNo, S) end,
-                                 State, QNames), Routed}
+            {Open, Closed, State} = apart(Qs, State0),
+            InFlight = InFlight0#in_flight{settled = Already, later = Closed},
+            Whole = Closed =/= [] andalso Already =:= []
+                andalso map_size(State#state.shared) >= ?MAX_SHARED,
+            case Open =:= [] orelse Whole of
+                true ->
+                    {wait_for(Closed, InFlight, State), Routed};
+                false ->
+                    QNames = [rabbit_delay_broker:queue_name(Q) || Q <- Open],
+                    Via = case How of
+                              returned -> State#state.exchange;
+                              _ -> rabbit_delay_broker:exchange_of(Message, State#state.exchange)
+                          end,
+                    {hand_over(Open, Message, SeqNo, InFlight#in_flight{unsettled = QNames}, State),
+                     routed(Via, QNames, Routed)}
+            end
+    end.
+
+name({absent, QName}) -> QName;
+name(Q) -> rabbit_delay_broker:queue_name(Q).
+
+%% The queues that it can be sent to now, and the names of the others.
+apart(Qs, State) ->
+    lists:foldr(fun ({absent, QName}, {Open, Closed, S}) ->
+                        {Open, [QName | Closed], pause(QName, absent, S)};
+                    (Q, {Open, Closed, #state{targets = Targets, waking = Waking} = S}) ->
+                        QName = rabbit_delay_broker:queue_name(Q),
+                        case QName =:= Waking andalso rabbit_delay_targets:is_taking(QName, Targets)
+                            orelse rabbit_delay_targets:is_open(QName, Targets) of
+                            true -> {[Q | Open], Closed, S};
+                            false -> {Open, [QName | Closed], S}
+                        end
+                end, {[], [], State}, Qs).
+
+hand_over(Qs, Message, SeqNo, #in_flight{bytes = Bytes} = InFlight,
+          #state{in_flight = All, next_seq_no = Next} = State) ->
+    Now = now_ms(),
+    lists:foldl(fun (Q, #state{targets = Targets, out = Out} = S) ->
+                        QName = rabbit_delay_broker:queue_name(Q),
+                        {_, Before} = maps:get(QName, Out, {Q, []}),
+                        S#state{targets = rabbit_delay_targets:sent(QName, SeqNo, Bytes, Now,
+                                                                    Targets),
+                                out = Out#{QName => {Q, [{SeqNo, Message} | Before]}}}
+                end, State#state{in_flight = All#{SeqNo => InFlight},
+                                 next_seq_no = max(SeqNo + 1, Next)}, Qs).
+
+%% In the store, until one of these takes it.
+wait_for(_, #in_flight{how = {dead_lettered, maxlen}, settled = []} = InFlight, State) ->
+    {Min, _} = rabbit_delay_config:retry_interval_ms(),
+    not_dropped(InFlight, Min, State);
+wait_for(Names, #in_flight{id = Id, due = Due, bytes = Bytes, how = How, settled = Settled,
+                           unsettled = [], places = Places, order = Order}, State0) ->
+    #state{shared = Shared} = State1 = release_hold(Id, Bytes, State0),
+    New = Names -- Places,
+    Place = {Due, Id},
+    Wait = fun (Name, S) when Order =:= again; S#state.waking =/= none ->
+                   wait_first(Name, Place, S);
+               (Name, S) -> wait(Name, Place, S)
+           end,
+    case Settled =:= [] andalso (Places ++ New) of
+        [_ | [_ | _]] when map_size(Shared) >= ?MAX_SHARED, Places =:= [] ->
+            Wait(hd(New), State1);
+        [_] ->
+            lists:foldl(Wait, State1#state{shared = maps:remove(Id, Shared)}, New);
+        _ ->
+            lists:foldl(Wait, State1#state{shared = Shared#{Id => {How, Settled, Places ++ New}}},
+                        New)
+    end.
+
+wait(Name, Place, #state{targets = Targets} = State) ->
+    ticking(State#state{targets = rabbit_delay_targets:wait(Name, Place, now_ms(), Targets)}).
+
+%% Those that are no queues get them all in turns.
+wait_first(#resource{} = Name, Place, #state{targets = Targets} = State) ->
+    ticking(State#state{targets = rabbit_delay_targets:wait_first(Name, Place, now_ms(), Targets)});
+wait_first(Name, Place, State) ->
+    wait(Name, Place, State).
+
+%% It is left alone for a while.
+pause(Name, Why, #state{targets = Targets0, exchange = XName} = State) ->
+    case rabbit_delay_targets:pause(Name, rabbit_delay_config:retry_interval_ms(), now_ms(), Targets0) of
+        {paused, Targets} ->
+            State#state{targets = Targets};
+        {pause, Ms, Targets} ->
+            _ = erlang:send_after(Ms, self(), {resume, Name}),
+            Paused = ticking(State#state{targets = Targets}),
+            case is_queue(Name) of
+                true -> warn(stuck, "~s takes no delayed messages of ~s for now (~0P), they wait",
+                             [rabbit_misc:rs(Name), rabbit_misc:rs(XName), Why, 10], Paused);
+                false -> Paused
             end
     end.
 
@@ -831,7 +1181,7 @@ drop_latest_due(#state{exchange = XName} = State) ->
             State
     end.
 
-drop_latest_due(X, #state{store = Store, ids = Ids, ids_bytes = IdsBytes, bytes = Bytes,
+drop_latest_due(X, #state{store = Store, ids = Ids, ids_bytes = IdsBytes,
                           max_messages = MaxMessages, max_bytes = MaxBytes} = State0) ->
     {Messages, Size} = rabbit_delay_policy:limits(X),
     Excess = case rabbit_delay_store:stat(Store) of
@@ -841,7 +1191,8 @@ drop_latest_due(X, #state{store = Store, ids = Ids, ids_bytes = IdsBytes, bytes 
                  {error, _} ->
                      {0, 0}
              end,
-    Room = min(MaxMessages - map_size(Ids), ?DROP_MESSAGES),
+    {InFlight, Bytes} = occupied(State0),
+    Room = min(MaxMessages - InFlight, ?DROP_MESSAGES),
     case Excess of
         {0, 0} ->
             State0;
@@ -915,46 +1266,69 @@ not_dropped(#in_flight{id = Id, due = Due, bytes = Bytes}, Pause, #state{store =
 
 %% --------------------------------------------------------------------------------- outcomes
 
-handle_actions(Actions, State) ->
-    lists:foldl(
-      fun ({Outcome, QName, SeqNos}, S) when Outcome =:= settled; Outcome =:= rejected ->
-              lists:foldl(fun (SeqNo, S1) -> outcome(Outcome, QName, SeqNo, S1) end, S, SeqNos);
-          (_, S) ->
-              S
-      end, State, Actions).
+outcomes(Outcomes, QName, State0) ->
+    #state{targets = Targets} = State =
+        lists:foldl(fun ({settled, SeqNos}, #state{targets = Ts} = S) ->
+                            each(settled, SeqNos, QName,
+                                 S#state{targets = rabbit_delay_targets:confirmed(
+                                                     QName, SeqNos, now_ms(), Ts)});
+                        ({rejected, SeqNos}, #state{targets = Ts} = S) ->
+                            each(rejected, SeqNos, QName,
+                                 pause(QName, rejects,
+                                       S#state{targets = rabbit_delay_targets:rejected(
+                                                           QName, SeqNos, Ts)}))
+                    end, State0, Outcomes),
+    case rabbit_delay_targets:waiting(Targets) > 0 orelse rabbit_delay_targets:has_slow(Targets) of
+        true -> pump_soon(State);
+        false -> State
+    end.
 
-outcome(Outcome, QName, SeqNo, #state{in_flight = All, pauses = Pauses} = State) ->
+each(Outcome, SeqNos, QName, State) ->
+    lists:foldl(fun (SeqNo, S) -> outcome(Outcome, QName, SeqNo, S) end, State, SeqNos).
+
+outcome(Outcome, QName, SeqNo, #state{in_flight = All} = State) ->
     case All of
         #{SeqNo := #in_flight{unsettled = Unsettled, settled = Settled,
                               rejected = Rejected} = InFlight0} ->
-            InFlight1 = InFlight0#in_flight{unsettled = lists:delete(QName, Unsettled)},
+            InFlight = InFlight0#in_flight{unsettled = lists:delete(QName, Unsettled)},
             case Outcome of
-                settled ->
-                    finish(SeqNo, InFlight1#in_flight{settled = [QName | Settled]},
-                           State#state{pauses = case map_size(Pauses) of
-                                                    0 -> Pauses;
-                                                    _ -> maps:remove(QName, Pauses)
-                                                end});
-                rejected ->
-                    finish(SeqNo, InFlight1#in_flight{rejected = [QName | Rejected]}, State);
-                gone ->
-                    finish(SeqNo, InFlight1, State)
+                settled -> finish(SeqNo, InFlight#in_flight{settled = [QName | Settled]}, State);
+                rejected -> finish(SeqNo, InFlight#in_flight{rejected = [QName | Rejected]}, State);
+                gone -> finish(SeqNo, InFlight, State)
             end;
         _ ->
             State
     end.
 
+%% Its publisher has ended: what is unconfirmed may be there or not, and is sent again.
+given_up(QName, Why, #state{targets = Targets0} = State) ->
+    {SeqNos, Targets} = rabbit_delay_targets:given_up(QName, Targets0),
+    pump_soon(each(rejected, SeqNos, QName,
+                   pause(QName, Why, State#state{targets = Targets}))).
+
+give_up(QName, Why, #state{targets = Targets, publishers = Publishers} = State) ->
+    case rabbit_delay_targets:publisher(QName, Targets) of
+        undefined ->
+            State;
+        Pid ->
+            end_publisher(Pid),
+            given_up(QName, Why, State#state{publishers = maps:remove(Pid, Publishers)})
+    end.
+
+end_publisher(Pid) ->
+    unlink(Pid),
+    exit(Pid, kill).
+
 %% A queue was deleted with messages of ours unconfirmed. Where it was the only one, routing decides
 %% again.
-queue_gone(QName, #state{in_flight = All} = State) ->
-    SeqNos = [SeqNo || {SeqNo, #in_flight{unsettled = Unsettled}} <- maps:to_list(All),
-                       lists:member(QName, Unsettled)],
-    lists:foldl(fun (SeqNo, S) -> outcome(gone, QName, SeqNo, S) end, State, SeqNos).
+queue_gone(QName, #state{targets = Targets0} = State) ->
+    {SeqNos, Targets} = rabbit_delay_targets:gone(QName, Targets0),
+    pump_soon(each(gone, SeqNos, QName, State#state{targets = Targets})).
 
 finish(SeqNo, #in_flight{unsettled = [_ | _]} = InFlight, #state{in_flight = All} = State) ->
     State#state{in_flight = All#{SeqNo := InFlight}};
-finish(SeqNo, #in_flight{rejected = [], settled = [_ | _], id = Id, due = Due, bytes = Bytes,
-                        how = How},
+finish(SeqNo, #in_flight{rejected = [], later = [], settled = [_ | _], id = Id, due = Due,
+                         bytes = Bytes, how = How},
        #state{in_flight = All, counters = Counters} = State) ->
     rabbit_delay_counters:add(Counters, case How of
                                             {What, _} -> What;
@@ -963,42 +1337,21 @@ finish(SeqNo, #in_flight{rejected = [], settled = [_ | _], id = Id, due = Due, b
     _ = How =/= {dead_lettered, maxlen} andalso
         rabbit_delay_counters:lateness(Counters, rabbit_delay_config:now_ms() - Due),
     done(Id, Bytes, State#state{in_flight = maps:remove(SeqNo, All)});
-finish(SeqNo, #in_flight{rejected = Rejected, settled = [], how = {dead_lettered, maxlen}} = InFlight,
+finish(SeqNo, #in_flight{rejected = [], later = [], id = Id, bytes = Bytes, how = How} = InFlight,
        #state{in_flight = All, counters = Counters} = State0) ->
     rabbit_delay_counters:add(Counters, retried, 1),
-    {Pause, State} = pause(Rejected, State0),
-    not_dropped(InFlight, Pause, State#state{in_flight = maps:remove(SeqNo, All)});
-finish(SeqNo, #in_flight{rejected = Rejected, settled = [], id = Id, bytes = Bytes},
-       #state{in_flight = All, counters = Counters} = State0) ->
-    rabbit_delay_counters:add(Counters, retried, 1),
-    {Pause, State} = pause(Rejected, State0),
-    put_back(Id, Bytes, Pause, State#state{in_flight = maps:remove(SeqNo, All)});
-finish(SeqNo, #in_flight{rejected = Rejected, bytes = Bytes} = InFlight,
-       #state{in_flight = All, counters = Counters} = State0) ->
-    rabbit_delay_counters:add(Counters, retried, 1),
-    {Pause, State} = pause(Rejected, State0),
-    _ = erlang:send_after(Pause, self(), {retry, SeqNo}),
-    State#state{in_flight = All#{SeqNo := InFlight#in_flight{bytes = 0}},
-                bytes = State#state.bytes - Bytes}.
-
-pause([], State) ->
-    {Min, _} = rabbit_delay_config:retry_interval_ms(),
-    {Min, State};
-pause(QNames, #state{pauses = Pauses0} = State) ->
-    {Min, Max} = rabbit_delay_config:retry_interval_ms(),
-    Now = erlang:monotonic_time(millisecond),
-    {Pause, Pauses} =
-        lists:foldl(
-          fun (QName, {Longest, Acc}) ->
-                  Next = case Acc of
-                             %% All that were rejected within one pause count once.
-                             #{QName := {P, Since}} when Now - Since < P -> {P, Since};
-                             #{QName := {P, _}} -> {min(2 * P, Max), Now};
-                             _ -> {Min, Now}
-                         end,
-                  {max(Longest, element(1, Next)), Acc#{QName => Next}}
-          end, {Min, Pauses0}, QNames),
-    {Pause, State#state{pauses = Pauses}}.
+    {Pause, _} = rabbit_delay_config:retry_interval_ms(),
+    State = State0#state{in_flight = maps:remove(SeqNo, All)},
+    case How of
+        {dead_lettered, maxlen} -> not_dropped(InFlight, Pause, State);
+        _ -> put_back(Id, Bytes, Pause, State)
+    end;
+finish(SeqNo, #in_flight{rejected = Rejected, later = Later} = InFlight,
+       #state{in_flight = All, counters = Counters} = State) ->
+    _ = Rejected =/= [] andalso rabbit_delay_counters:add(Counters, retried, 1),
+    %% What it waited for otherwise has been passed over while it was in flight.
+    wait_for(Rejected ++ Later, InFlight#in_flight{order = again, places = []},
+             State#state{in_flight = maps:remove(SeqNo, All)}).
 
 put_back(Id, Bytes, Pause, #state{store = Store} = State0) ->
     State = release_hold(Id, Bytes, State0),
@@ -1018,52 +1371,14 @@ release_hold(Id, Bytes, #state{ids = Ids0, ids_bytes = IdsBytes0, bytes = All} =
     {Ids, IdsBytes} = without(<<Id:64/little>>, Ids0, IdsBytes0),
     State#state{ids = Ids, ids_bytes = IdsBytes, bytes = All - Bytes}.
 
-%% Again to those queues that did not take it.
-retry(SeqNo, #state{in_flight = All, store = Store, exchange = XName} = State) ->
-    case All of
-        #{SeqNo := #in_flight{id = Id, settled = Settled} = InFlight} when Store =/= undefined ->
-            case {rabbit_delay_store:read(Store, Id), lookup(XName)} of
-                {{ok, #{encoding := Encoding, body := Body}}, {ok, X}} ->
-                    {ok, Message} = rabbit_delay_broker:decode(Encoding, Body),
-                    publishing(fun (Again, {S, Routed}) ->
-                                       publish(Message, Settled, X, SeqNo, Again, S, Routed)
-                               end, [InFlight],
-                               configured(X, State#state{in_flight = maps:remove(SeqNo, All)}));
-                {{error, enoent}, _} ->
-                    done(Id, 0, State#state{in_flight = maps:remove(SeqNo, All)});
-                {{error, {corrupt, File, Offset}}, _} ->
-                    damaged_meanwhile(SeqNo, InFlight, File, Offset, State);
-                _ ->
-                    _ = erlang:send_after(?STORE_RETRY_MS, self(), {retry, SeqNo}),
-                    State
-            end;
-        #{SeqNo := _} ->
-            _ = erlang:send_after(?STORE_RETRY_MS, self(), {retry, SeqNo}),
-            State;
-        _ ->
-            State
-    end.
-
-%% Some of its queues have it, and the others cannot.
-damaged_meanwhile(SeqNo, #in_flight{id = Id}, File, Offset,
-                  #state{in_flight = All, store = Store, exchange = XName,
-                         counters = Counters} = State) ->
-    case rabbit_delay_store:keep_aside(Store, rabbit_delay_config:now_ms(), <<Id:64/little>>) of
-        {ok, [Id]} ->
-            ?LOG_ERROR("delayed message ~b of ~s is lost for some of its queues: its record in ~ts at "
-                       "offset ~b is damaged",
-                       [Id, rabbit_misc:rs(XName), File, Offset], ?LOG_DOMAIN),
-            rabbit_delay_counters:add(Counters, corrupt, 1),
-            done(Id, 0, State#state{in_flight = maps:remove(SeqNo, All)});
-        _ ->
-            _ = erlang:send_after(?STORE_RETRY_MS, self(), {retry, SeqNo}),
-            State
-    end.
-
 %% Settled in batches: by whatever else is in the mailbox when the first is done.
-done(Id, Bytes, #state{done = Done, bytes = All} = State) ->
+done(Id, Bytes, #state{done = Done, bytes = All, shared = Shared} = State) ->
     _ = Done =:= [] andalso (self() ! settle),
-    State#state{done = [Id | Done], bytes = All - Bytes}.
+    State#state{done = [Id | Done], bytes = All - Bytes,
+                shared = case map_size(Shared) of
+                             0 -> Shared;
+                             _ -> maps:remove(Id, Shared)
+                         end}.
 
 settle(#state{done = []} = State) ->
     State;
@@ -1072,3 +1387,76 @@ settle(#state{done = Done, settling = Settling, server_id = ServerId} = State) -
     Correlation = make_ref(),
     ok = rabbit_delay_raft:settle(ServerId, Ids, Correlation),
     State#state{done = [], settling = Settling#{Correlation => Ids}}.
+
+%% ------------------------------------------------------------------------ the queues' behaviour
+
+ticking(#state{ticking = true} = State) ->
+    State;
+ticking(State) ->
+    _ = erlang:send_after(?TICK_MS, self(), tick),
+    State#state{ticking = true}.
+
+tick(#state{targets = Targets0, exchange = XName} = State0) ->
+    Now = now_ms(),
+    {Slow, Targets1} = rabbit_delay_targets:tick(Now, Targets0),
+    State1 = lists:foldl(fun (QName, S) ->
+                                 warn(slow, "~s has not confirmed delayed messages of ~s for a while",
+                                      [rabbit_misc:rs(QName), rabbit_misc:rs(XName)], S)
+                         end, State0#state{targets = Targets1}, Slow),
+    State2 = silent(Now, within_bounds(State1)),
+    Before = case map_size(State2#state.publishers) > ?MANY_PUBLISHERS of
+                 true -> Now;
+                 false -> Now - ?UNUSED_MS
+             end,
+    {Unused, Targets} = rabbit_delay_targets:unused(Before, State2#state.targets),
+    lists:foreach(fun end_publisher/1, Unused),
+    State = waiting_known(report(Now, State2#state{
+                                        targets = Targets,
+                                        publishers = maps:without(Unused,
+                                                                  State2#state.publishers)})),
+    case rabbit_delay_targets:names(Targets) of
+        [] -> State;
+        _ -> pump_soon(ticking(State))
+    end.
+
+%% So many slow queues that together they hold too much: what they have is counted as lost, and
+%% waits in the store.
+within_bounds(#state{targets = Targets} = State) ->
+    case rabbit_delay_targets:beyond(Targets) of
+        none -> State;
+        QName -> within_bounds(give_up(QName, too_many_slow_queues, State))
+    end.
+
+%% A client that sends again by itself never tires; all others' messages may be lost.
+silent(Now, #state{targets = Targets} = State) ->
+    lists:foldl(fun (QName, S) ->
+                        case rabbit_delay_broker:sends_again(QName) of
+                            true -> S;
+                            false -> give_up(QName, no_confirm, S)
+                        end
+                end, State, rabbit_delay_targets:silent(Now, ?SETTLE_MS, Targets)).
+
+%% As a line of the log now and then for as long as it lasts.
+report(Now, #state{reported = At} = State) when Now - At < ?REPORT_MS ->
+    State;
+report(Now, #state{targets = Targets, exchange = XName} = State) ->
+    case {rabbit_delay_targets:stuck(Targets), rabbit_delay_targets:waiting(Targets)} of
+        {[_ | _] = Stuck, Waiting} when Waiting > 0 ->
+            ?LOG_WARNING("~b delayed messages of ~s are due and wait for ~b queues: ~ts",
+                         [Waiting, rabbit_misc:rs(XName), length(Stuck),
+                          lists:join(", ", [shown(Name) || Name <- lists:sublist(Stuck, 5)])],
+                         ?LOG_DOMAIN);
+        _ ->
+            ok
+    end,
+    State#state{reported = Now}.
+
+shown(#resource{} = QName) -> rabbit_misc:rs(QName);
+shown(parking) -> "a place for dead letters that are not retried";
+shown(failing) -> "what they cannot be routed without".
+
+waiting_known(#state{targets = Targets, counters = Counters, ids = Ids} = State) ->
+    ok = rabbit_delay_counters:waiting(Counters, rabbit_delay_targets:waiting(Targets),
+                                       length(rabbit_delay_targets:stuck(Targets)),
+                                       map_size(Ids)),
+    State.

@@ -379,6 +379,8 @@ list_item(bytes_delayed, _, _, #{pending_bytes := N}) -> N;
 list_item(next_due, _, _, #{next_due := infinity}) -> '';
 list_item(next_due, _, _, #{next_due := Ms}) -> Ms;
 list_item(in_flight, _, _, #{taken := N}) -> N;
+list_item(waiting, _, _, #{waiting := N}) -> N;
+list_item(stuck_queues, _, _, #{stuck_queues := N}) -> N;
 list_item(overdue, _, XName, _) -> rabbit_delay_registry:overdue(XName);
 list_item(unreadable, _, _, Stat) -> maps:get(unreadable, Stat, 0);
 list_item(paused, _, XName, _) -> rabbit_delay_registry:is_paused(XName);

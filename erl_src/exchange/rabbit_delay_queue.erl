@@ -621,12 +621,13 @@ watch_space(_, State) ->
 
 %% The channels have counted these as published into a queue; that comes when they are due.
 uncount(Ws, #state{name = QName, exchange = XName}) ->
-    Counts = lists:foldl(fun (#waiting{message = Message}, Acc) ->
+    Counts = lists:foldl(fun (#waiting{message = Message, sender = Sender}, Acc) ->
                                  Via = rabbit_delay_broker:exchange_of(Message, XName),
-                                 maps:update_with(Via, fun (N) -> N + 1 end, 1, Acc)
+                                 maps:update_with({Sender, Via}, fun (N) -> N + 1 end, 1, Acc)
                          end, #{}, Ws),
-    maps:foreach(fun (Via, N) -> rabbit_delay_broker:count_published(Via, QName, -N) end,
-                 Counts).
+    maps:foreach(fun ({Sender, Via}, N) ->
+                         rabbit_delay_broker:uncount_published(Sender, Via, QName, N)
+                 end, Counts).
 
 next_batch([W | Rest], Count, Bytes, Acc) when Count < ?MAX_MESSAGES, Bytes < ?MAX_BYTES ->
     next_batch(Rest, Count + 1, Bytes + W#waiting.size, [W | Acc]);

@@ -196,10 +196,11 @@ pending(XName) ->
     #{pending := Pending} = stat(XName),
     Pending.
 
-%% What the exchange's store says of itself (rabbit_delay_store:stat/1), O(1); all zero where it is
-%% not open.
+%% What the exchange's store says of itself (rabbit_delay_store:stat/1), O(1), but that of what is
+%% taken out of it there is `taken', in flight, and `waiting' for queues that do not take it, and how
+%% many `stuck_queues' there are; all zero where it is not open.
 -spec stat(rabbit_exchange:name()) ->
-          #{pending | pending_bytes | taken := non_neg_integer(),
+          #{pending | pending_bytes | taken | waiting | stuck_queues := non_neg_integer(),
             next_due := non_neg_integer() | infinity,
             atom() => term()}.
 stat(XName) ->
@@ -207,9 +208,18 @@ stat(XName) ->
                undefined -> {error, not_open};
                Store -> rabbit_delay_store:stat(Store)
            end,
+    {Places, Stuck, InFlight} = case known_counters(XName) of
+                                    undefined -> {0, 0, 0};
+                                    Counters -> rabbit_delay_counters:waiting(Counters)
+                                end,
     case Stat of
-        #{} -> Stat;
-        {error, _} -> #{pending => 0, pending_bytes => 0, taken => 0, next_due => infinity}
+        #{taken := Taken} ->
+            %% What was cancelled may still have its place.
+            Waiting = min(Places, max(0, Taken - InFlight)),
+            Stat#{taken := Taken - Waiting, waiting => Waiting, stuck_queues => Stuck};
+        {error, _} ->
+            #{pending => 0, pending_bytes => 0, taken => 0, waiting => 0, stuck_queues => 0,
+              next_due => infinity}
     end.
 
 %% How many messages should have been released by now and are not in flight. Looks at every message.

@@ -23,7 +23,8 @@
 %% released if their queues take them.
 -module(rabbit_delay_counters).
 
--export([new/0, add/3, get/2, delay/2, lateness/2, checkpoint/3, move/2, read/1, sum/1, overdue/2]).
+-export([new/0, add/3, get/2, delay/2, lateness/2, checkpoint/3, waiting/1, waiting/4, move/2, read/1,
+         sum/1, overdue/2]).
 
 -export_type([ref/0, name/0, histogram/0, values/0]).
 
@@ -55,6 +56,11 @@
 %% The first is the sum, then a count for each bound and for what is beyond the last.
 -define(DELAY, 14).
 -define(LATENESS, 32).
+%% Not counts: how many messages wait for queues, how many queues are waited for, how many messages
+%% are in flight.
+-define(WAITING, 58).
+-define(STUCK, 59).
+-define(IN_FLIGHT, 60).
 -define(SIZE, 64).
 
 %% ms: 100 ms, 1 s, 10 s, 1 min, 10 min, 1 h, 6 h, 1 d, 7 d, 30 d, 1 year
@@ -108,11 +114,25 @@ checkpoint(Ref, At, Ms) ->
     counters:put(Ref, ?CHECKPOINT_AT, At),
     counters:put(Ref, ?CHECKPOINT_MS, Ms).
 
+%% At most so many messages are due and wait for so many queues; besides so many are in flight.
+-spec waiting(ref(), Waiting :: non_neg_integer(), Queues :: non_neg_integer(),
+              InFlight :: non_neg_integer()) -> ok.
+waiting(Ref, Waiting, Queues, InFlight) ->
+    counters:put(Ref, ?WAITING, Waiting),
+    counters:put(Ref, ?STUCK, Queues),
+    counters:put(Ref, ?IN_FLIGHT, InFlight).
+
+-spec waiting(ref()) -> {Waiting :: non_neg_integer(), Queues :: non_neg_integer(),
+                         InFlight :: non_neg_integer()}.
+waiting(Ref) ->
+    {counters:get(Ref, ?WAITING), counters:get(Ref, ?STUCK), counters:get(Ref, ?IN_FLIGHT)}.
+
 %% Adds one's counts to another's. Checkpoints are not counts.
 -spec move(From :: ref(), To :: ref()) -> ok.
 move(From, To) ->
     lists:foreach(fun (I) -> counters:add(To, I, counters:get(From, I)) end,
-                  lists:seq(1, ?SIZE) -- [?CHECKPOINT_AT, ?CHECKPOINT_MS]).
+                  lists:seq(1, ?SIZE) -- [?CHECKPOINT_AT, ?CHECKPOINT_MS, ?WAITING, ?STUCK,
+                                              ?IN_FLIGHT]).
 
 -spec read(ref()) -> values().
 read(Ref) ->

@@ -134,6 +134,8 @@ gauges(Stat, Now) ->
       pending_bytes => Get(pending_bytes),
       in_flight => Get(taken),
       unreadable => Get(unreadable),
+      waiting => Get(waiting),
+      stuck_queues => Get(stuck_queues),
       overdue => case Stat of
                      #{histogram := _} -> rabbit_delay_counters:overdue(Stat, Now);
                      _ -> 0
@@ -184,6 +186,10 @@ gauge_figures() ->
      {in_flight, "messages_in_flight", "Delayed messages handed to queues and not yet confirmed"},
      {unreadable, "messages_unreadable",
       "Delayed messages whose record could not be read when it was last tried; it is tried again"},
+     {waiting, "messages_waiting",
+      "Delayed messages that are due and wait for queues that do not take them for now"},
+     {stuck_queues, "stuck_queues",
+      "Queues that reject delayed messages, are not there, or have not confirmed for a second"},
      {overdue, "messages_overdue",
       "Delayed messages that are due and not yet confirmed by their queues; an estimate of those "
       "not in flight"},

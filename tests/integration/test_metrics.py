@@ -13,10 +13,11 @@ from client import LATE, Client
 from conftest import PLUGIN
 from management import eventually
 from metrics import Metrics
-from node import HOUR_MS
+from node import HOUR_MS, evaluate
 
 GAUGES = {
     "messages_pending", "messages_pending_bytes", "messages_in_flight", "messages_overdue",
+    "messages_waiting", "stuck_queues",
     "messages_unreadable", "release_lag_seconds", "store_partitions", "store_file_bytes",
     "store_dead_bytes", "store_memory_bytes", "store_buffered_bytes", "store_open_files",
     "store_uncheckpointed_entries", "raft_leaders", "paused"}
@@ -143,6 +144,35 @@ def test_lateness_is_counted_in_its_bucket(client, broker):
     assert [count for _, count in late] == sorted(count for _, count in late)
     assert metrics.get("rabbitmq_delayed_release_lateness_seconds_count", **labels) == 3
     assert metrics.get("rabbitmq_delayed_release_lateness_seconds_sum", **labels) <= 3 * LATE / 1000
+
+
+def test_the_brokers_own_count_of_what_went_into_queues_is_right_and_never_negative(client, broker):
+    def counted():
+        per_queue = {}
+        for (name, labels), value in Metrics(broker, "metrics/per-object").values.items():
+            if name == "rabbitmq_queue_messages_published_total":
+                labels = dict(labels)
+                if labels.get("exchange") in (exchange, via):
+                    assert value >= 0, (labels, value)
+                    per_queue[labels["queue"]] = per_queue.get(labels["queue"], 0) + value
+        return per_queue
+
+    exchange, queue = client.delayed_and_queue()
+    via = client.exchange("fanout")
+    client.channel.exchange_bind(exchange, via)
+    internal = evaluate(broker, f'element(4, rabbit_delay_registry:queue_name(rabbit_misc:r(<<"/">>, '
+                                f'exchange, <<"{exchange}">>))).').strip('<>"')
+    publisher = Client(broker)
+    for number in range(20):
+        publisher.publish(exchange, body=b"x", delay=HOUR_MS if number % 2 else 1)
+        publisher.publish(via, "k", b"x", delay=HOUR_MS)
+    client.collect(queue, 10)
+    eventually(counted, lambda now: now.get(internal, 0) == 0 and now.get(queue) == 10)
+    # With the channel its counts go, and nothing is left of ours that was below them.
+    publisher.close()
+    for _ in range(3):
+        client.publish(exchange, body=b"x", delay=HOUR_MS)
+        eventually(counted, lambda now: now.get(internal, 0) == 0)
 
 
 def test_what_a_full_queue_rejects_is_retried_and_overdue(client, broker):

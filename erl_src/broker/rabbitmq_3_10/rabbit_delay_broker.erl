@@ -31,6 +31,10 @@
 
 -define(SERIES, 1).
 
+%% In the dictionary of a process that routes: bindings of absent queues.
+-define(ABSENT, {?MODULE, absent}).
+-define(ABSENT_MS, 1000).
+
 -include("rabbit_delay_broker.hrl").
 
 %% ------------------------------------------------------------------------------- the node
@@ -337,24 +341,157 @@ queue_pid(QName) ->
 
 %% -------------------------------------------------------------------------------- release
 
-%% The queues that a message goes to from exchange X now.
--spec route(exchange(), message()) -> [queue()].
+%% The queues that a message goes to from exchange X now; of those that exist on a node that is down,
+%% the names.
+-spec route(exchange(), message()) -> [queue() | {absent, rabbit_amqqueue:name()}].
 route(X, Message) ->
-    Names = rabbit_exchange:route(X, rabbit_basic:delivery(false, true, Message, undefined)),
-    rabbit_amqqueue:prepend_extra_bcc(rabbit_amqqueue:lookup(Names)).
+    route(X, rabbit_basic:delivery(false, true, Message, undefined), absent_bindings()).
 
-%% The queue of that name, as where to route to; `absent' if it exists on a node that is down.
--spec queue_named(rabbit_amqqueue:name()) -> [queue()] | absent.
+%% Bindings go from those that are known to the absent ones and back: what was one of these before and
+%% after the message was routed is either.
+route(X, Delivery, Bindings) ->
+    Names = rabbit_exchange:route(X, Delivery),
+    Qs = rabbit_amqqueue:lookup(Names),
+    Missing = case length(Qs) =:= length(Names) of
+                  true -> [];
+                  false -> missing(Names -- [amqqueue:get_name(Q) || Q <- Qs])
+              end,
+    case absent_bindings() of
+        Other when Other =/= Bindings ->
+            route(X, Delivery, Other);
+        _ when map_size(Bindings) > 0 ->
+            case walk([X], [], Delivery, Bindings, {[], []}) of
+                {_, []} -> Missing ++ with_bcc(Qs);
+                {Present, Absent} ->
+                    absent(Absent -- Present) ++ with_bcc(rabbit_amqqueue:lookup(Present))
+            end;
+        _ ->
+            Missing ++ with_bcc(Qs)
+    end.
+
+with_bcc(Qs) -> rabbit_amqqueue:prepend_extra_bcc(Qs).
+
+missing(QNames) ->
+    absent([QName || QName <- QNames, mnesia:dirty_read(rabbit_durable_queue, QName) =/= []]).
+
+absent(QNames) -> [{absent, QName} || QName <- QNames].
+
+%% The queue of that name, as where to route to.
+-spec queue_named(rabbit_amqqueue:name()) -> [queue() | {absent, rabbit_amqqueue:name()}].
 queue_named(QName) ->
     case rabbit_amqqueue:lookup([QName]) of
-        [] ->
-            case mnesia:dirty_read(rabbit_durable_queue, QName) of
-                [] -> [];
-                _ -> absent
-            end;
-        Qs ->
-            Qs
+        [] -> missing([QName]);
+        Qs -> Qs
     end.
+
+%% While the node of a durable classic queue is down, and while it starts, this series knows nothing
+%% of the queue's bindings but what is on the disk. Those bindings, by their source, and what they
+%% were found from: they are looked for when a node, queues or bindings go, and after so long.
+absent_bindings() ->
+    case mnesia:system_info(db_nodes) of
+        [_] ->
+            #{};
+        _ ->
+            Running = mnesia:system_info(running_db_nodes),
+            Sizes = {mnesia:table_info(rabbit_queue, size), mnesia:table_info(rabbit_route, size)},
+            Now = erlang:monotonic_time(millisecond),
+            case get(?ABSENT) of
+                {Running, {Queues, Routes}, At, Bindings}
+                  when element(1, Sizes) >= Queues, element(2, Sizes) >= Routes,
+                       Now - At < ?ABSENT_MS ->
+                    _ = Sizes =:= {Queues, Routes}
+                        orelse put(?ABSENT, {Running, Sizes, At, Bindings}),
+                    Bindings;
+                _ ->
+                    Bindings = find_absent_bindings(),
+                    put(?ABSENT, {Running, Sizes, Now, Bindings}),
+                    Bindings
+            end
+    end.
+
+find_absent_bindings() ->
+    ets:foldl(fun (#route{binding = #binding{source = Source,
+                                             destination = #resource{kind = queue}} = B}, Acc) ->
+                      case ets:member(rabbit_route, B) of
+                          true -> Acc;
+                          false -> maps:update_with(Source, fun (Bs) -> [B | Bs] end, [B], Acc)
+                      end;
+                  (_, Acc) ->
+                      Acc
+              end, #{}, rabbit_semi_durable_route).
+
+%% As rabbit_exchange:route/2, with the absent queues. An exchange that has one for the message needs
+%% no alternate exchange.
+walk([], _, _, _, {Present, Absent}) ->
+    {lists:usort(Present), lists:usort(Absent)};
+walk([#exchange{name = XName, type = Type} = X | Rest], Walked, Delivery, Bindings,
+     {Present0, Absent0}) ->
+    {ok, Module} = rabbit_registry:lookup_module(exchange, Type),
+    Found = Module:route(X, Delivery),
+    Matched = [QName || #binding{destination = QName} = B <- maps:get(XName, Bindings, []),
+                        matches(routed_by(X), B, Delivery)],
+    Others = case Found ++ Matched of
+                 [] -> alternate(X);
+                 _ -> []
+             end,
+    {Xs, Present} = lists:partition(fun (#resource{kind = Kind}) -> Kind =:= exchange end,
+                                    Found ++ Others),
+    Next = [X1 || Name <- lists:usort(Xs), not lists:member(Name, [XName | Walked]),
+                  {ok, X1} <- [rabbit_exchange:lookup(Name)]],
+    walk(Next ++ Rest, [XName | [Name || #exchange{name = Name} <- Next] ++ Walked], Delivery,
+         Bindings, {Present ++ Present0, Matched ++ Absent0}).
+
+alternate(#exchange{name = Name} = X) ->
+    case rabbit_policy:get_arg(<<"alternate-exchange">>, <<"alternate-exchange">>, X) of
+        undefined -> [];
+        Alternate -> [Name#resource{name = Alternate}]
+    end.
+
+routed_by(#exchange{type = 'x-delayed-message', arguments = Args}) ->
+    {longstr, Type} = rabbit_misc:table_lookup(Args, <<"x-delayed-type">>),
+    binary_to_existing_atom(Type, utf8);
+routed_by(#exchange{type = Type}) ->
+    Type.
+
+%% How other types choose cannot be told without them.
+matches(fanout, _, _) ->
+    true;
+matches(direct, #binding{key = Key}, #delivery{message = #basic_message{routing_keys = Keys}}) ->
+    lists:member(Key, Keys);
+matches(topic, #binding{key = Key}, #delivery{message = #basic_message{routing_keys = Keys}}) ->
+    Pattern = words(Key),
+    lists:any(fun (K) -> topic_matches(Pattern, words(K)) end, Keys);
+matches(headers, #binding{args = Args}, #delivery{message = #basic_message{content = Content}}) ->
+    Headers = case rabbit_basic:extract_headers(Content) of undefined -> []; Table -> Table end,
+    {Match, WithX} = case rabbit_misc:table_lookup(Args, <<"x-match">>) of
+                         {longstr, <<"any">>} -> {any, false};
+                         {longstr, <<"any-with-x">>} -> {any, true};
+                         {longstr, <<"all-with-x">>} -> {all, true};
+                         _ -> {all, false}
+                     end,
+    Each = [case lists:keyfind(Name, 1, Headers) of
+                {_, _, Found} -> Type =:= void orelse Found == Value;
+                false -> false
+            end || {Name, Type, Value} <- Args, Name =/= <<"x-match">>, WithX orelse not is_x(Name)],
+    case Match of
+        any -> lists:member(true, Each);
+        all -> not lists:member(false, Each)
+    end;
+matches(_, _, _) ->
+    false.
+
+is_x(<<"x-", _/binary>>) -> true;
+is_x(_) -> false.
+
+words(Key) -> binary:split(Key, <<".">>, [global]).
+
+topic_matches([<<"#">>], _) -> true;
+topic_matches([<<"#">> | Pattern], Words) ->
+    topic_matches(Pattern, Words)
+        orelse (Words =/= [] andalso topic_matches([<<"#">> | Pattern], tl(Words)));
+topic_matches([<<"*">> | Pattern], [_ | Words]) -> topic_matches(Pattern, Words);
+topic_matches([Word | Pattern], [Word | Words]) -> topic_matches(Pattern, Words);
+topic_matches(Pattern, Words) -> Pattern =:= [] andalso Words =:= [].
 
 %% Publishes to these queues; what becomes of it arrives as actions, now or from the two functions
 %% below: {settled | rejected, QName, [SeqNo]}.

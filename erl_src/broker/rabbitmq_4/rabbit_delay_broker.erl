@@ -457,10 +457,17 @@ queue_pid(QName) ->
 
 %% -------------------------------------------------------------------------------- release
 
-%% The queues that a message goes to from exchange X now.
--spec route(exchange(), message()) -> [queue()].
+%% The queues that a message goes to from exchange X now; of those that exist on a node that is down,
+%% the names where the broker does not know more.
+-spec route(exchange(), message()) -> [queue() | {absent, rabbit_amqqueue:name()}].
 route(X, Message) ->
-    rabbit_amqqueue:prepend_extra_bcc(lookup_queues(rabbit_exchange:route(X, Message, #{}))).
+    Names = rabbit_exchange:route(X, Message, #{}),
+    Qs = lookup_queues(Names),
+    Missing = case length(Qs) =:= length(Names) of
+                  true -> [];
+                  false -> missing(Names -- [amqqueue:get_name(Q) || Q <- Qs])
+              end,
+    Missing ++ rabbit_amqqueue:prepend_extra_bcc(Qs).
 
 -ifdef(RABBITMQ_4_3).
 lookup_queues(Names) -> rabbit_db_queue:get_targets(Names).
@@ -470,17 +477,14 @@ lookup_queues(Names) -> rabbit_amqqueue:lookup_many(Names).
 is_absent(QName) -> rabbit_db_queue:get_durable(QName) =/= {error, not_found}.
 -endif.
 
-%% The queue of that name, as where to route to; `absent' if it exists on a node that is down.
--spec queue_named(rabbit_amqqueue:name()) -> [queue()] | absent.
+missing(QNames) -> [{absent, QName} || QName <- QNames, is_absent(QName)].
+
+%% The queue of that name, as where to route to.
+-spec queue_named(rabbit_amqqueue:name()) -> [queue() | {absent, rabbit_amqqueue:name()}].
 queue_named(QName) ->
     case lookup_queues([QName]) of
-        [] ->
-            case is_absent(QName) of
-                true -> absent;
-                false -> []
-            end;
-        Qs ->
-            Qs
+        [] -> missing([QName]);
+        Qs -> Qs
     end.
 
 %% Publishes to these queues; what becomes of it arrives as actions, now or from the two functions
