@@ -207,7 +207,8 @@ delay(X, Delivery, Message) ->
                 ok ->
                     case rabbit_delay_registry:ensure(XName) of
                         {ok, QName} -> [QName];
-                        {error, Why} -> refuse(resource_error, "~ts", [Why], XName)
+                        %% This closes a channel, not the connection.
+                        {error, Why} -> refuse(precondition_failed, "~ts", [Why], XName)
                     end;
                 {error, Why} ->
                     refuse(resource_error, "~ts", [Why], XName)

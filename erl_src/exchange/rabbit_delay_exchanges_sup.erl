@@ -18,8 +18,11 @@ start_link() ->
 start_exchange(XName, Durable) ->
     supervisor:start_child(?MODULE, [XName, Durable]).
 
+%% Its processes may take their time to end: their own supervisor waits for them, not this one, by
+%% which others are started.
 -spec stop_exchange(pid()) -> ok.
 stop_exchange(Pid) ->
+    ok = rabbit_delay_exchange_sup:stop_children(Pid),
     _ = supervisor:terminate_child(?MODULE, Pid),
     ok.
 

@@ -5,6 +5,11 @@
 %%
 %% The broker's record of an exchange's internal queue is derived from this: it is made with the
 %% process, and made again whenever it is found missing, by route/1 and by a timer.
+%%
+%% This process only keeps the books. Whatever may take long (the broker's metadata, files,
+%% supervisors, Ra) is done by jobs, processes of their own, one at a time for an exchange and in the
+%% order asked for: so an exchange made again is not started before the end of the one before. Who
+%% asks waits for a bounded time; the job goes on.
 -module(rabbit_delay_registry).
 
 -behaviour(gen_server).
@@ -26,7 +31,16 @@
 -define(RECOVERED, {?MODULE, recovered}).
 -define(GONE_COUNTERS, {?MODULE, gone_counters}).
 -define(HEAL_MS, 1000).
+%% The pauses between attempts to start an exchange's processes again.
 -define(RESTART_MS, 1000).
+-define(MAX_RESTART_MS, 30000).
+%% The longest that others wait for a job. After that nobody waits for it, for so long or until it
+%% ends.
+-define(WAIT_MS, 5000).
+-define(LATE_MS, 30000).
+-define(ASK_AGAIN_MS, 50).
+%% How many exchanges are started at once that nobody waits for.
+-define(BACKGROUND, 8).
 
 -record(row, {exchange :: rabbit_exchange:name(),
               queue :: pid() | undefined,
@@ -41,10 +55,34 @@
               %% its Raft server may start, once
               permit = false :: boolean(),
               %% why it is not to be started, and its exchange delays nothing
-              refusal :: string() | undefined}).
+              refusal :: string() | undefined,
+              %% what is being done: it outlives this process
+              job :: {what(), pid()} | undefined,
+              %% until when nobody waits for that, monotonic ms
+              late :: integer() | undefined}).
+
+-type what() :: ensure | delete.
+
+-record(job, {what :: what(),
+              began :: integer(),
+              %% nobody asked for it
+              background = false :: boolean(),
+              froms = [] :: [gen_server:from()],
+              %% what is to be done next, in this order
+              next = [] :: [{what(), [gen_server:from()]}]}).
 
 -record(state, {exchanges = #{} :: #{rabbit_exchange:name() => pid()},
-                monitors = #{} :: #{reference() => rabbit_exchange:name()}}).
+                monitors = #{} :: #{reference() => rabbit_exchange:name()},
+                jobs = #{} :: #{rabbit_exchange:name() => #job{}},
+                refs = #{} :: #{reference() => rabbit_exchange:name()},
+                %% those to be started that nobody waits for
+                backlog = queue:new() :: queue:queue(rabbit_exchange:name()),
+                queued = #{} :: #{rabbit_exchange:name() => []},
+                background = 0 :: non_neg_integer(),
+                %% the present pause of each exchange that cannot be started, ms
+                pauses = #{} :: #{rabbit_exchange:name() => pos_integer()},
+                %% looks for what is to be started, and whether it is to look again
+                looking :: undefined | {reference(), Again :: boolean()}}).
 
 %% Owned by the supervisor, so that it outlives this process; as does the note that the broker has
 %% recovered its exchanges.
@@ -99,19 +137,15 @@ samples(XName) ->
 %% Those of each exchange that has processes.
 -spec all_counters() -> [{rabbit_exchange:name(), rabbit_delay_counters:ref()}].
 all_counters() ->
-    case ets:whereis(?MODULE) of
-        undefined -> [];
-        _ -> [{XName, Counters} || #row{exchange = XName, counters = Counters, queue = Queue}
-                                       <- ets:tab2list(?MODULE),
-                                   Counters =/= undefined, Queue =/= undefined]
-    end.
+    [{XName, Counters} || #row{exchange = XName, counters = Counters, queue = Queue} <- rows(),
+                          Counters =/= undefined, Queue =/= undefined].
 
 %% A checkpoint of the exchange's store has just become durable, in so many ms. The exchange may have
 %% been deleted meanwhile, and the plugin disabled.
 -spec checkpointed(rabbit_exchange:name(), Ms :: non_neg_integer()) -> ok.
 checkpointed(XName, Ms) ->
-    case ets:whereis(?MODULE) =/= undefined andalso lookup(XName, #row.counters) of
-        Absent when Absent =:= false; Absent =:= undefined -> ok;
+    case lookup(XName, #row.counters) of
+        undefined -> ok;
         Counters -> rabbit_delay_counters:checkpoint(Counters, rabbit_delay_config:now_ms(), Ms)
     end.
 
@@ -126,9 +160,25 @@ gone_counters() ->
 %% Takes the internal queues' records away: the plugin is being disabled.
 -spec withdraw() -> ok.
 withdraw() ->
-    lists:foreach(
-      fun (#row{exchange = XName}) -> rabbit_delay_broker:delete_queue(queue_name(XName)) end,
-      ets:tab2list(?MODULE)).
+    lists:foreach(fun (#row{exchange = XName}) -> delete_record(XName) end, rows()).
+
+%% A record that stays names a process that is gone: the next one takes its place, and a restart of
+%% the node removes it.
+delete_record(XName) ->
+    try
+        rabbit_delay_broker:delete_queue(queue_name(XName))
+    catch
+        Class:Reason ->
+            ?LOG_WARNING("delayed messages of ~ts: the record of its internal queue cannot be "
+                         "deleted at present, and stays: ~0P",
+                         [rabbit_misc:rs(XName), {Class, Reason}, 20], ?LOG_DOMAIN)
+    end.
+
+rows() ->
+    case ets:whereis(?MODULE) of
+        undefined -> [];
+        Table -> ets:tab2list(Table)
+    end.
 
 %% The Ra system has been started.
 -spec system_up() -> ok.
@@ -139,38 +189,75 @@ system_up() ->
 queue_name(#resource{kind = exchange, name = Name} = XName) ->
     XName#resource{kind = queue, name = <<?QUEUE_PREFIX, Name/binary>>}.
 
-%% Makes sure that the exchange has a live internal queue with a record, and names it.
+%% Makes sure that the exchange has a live internal queue with a record, and names it. Takes
+%% ?WAIT_MS at most, and no time while something has taken longer.
 -spec ensure(rabbit_exchange:name()) -> {ok, rabbit_amqqueue:name()} | {error, Why :: iodata()}.
 ensure(XName) ->
     QName = queue_name(XName),
-    case ets:lookup(?MODULE, XName) of
-        [#row{refusal = Why}] when Why =/= undefined ->
+    case row(XName) of
+        #row{job = {delete, _}, late = Late} ->
+            %% What is there is an earlier exchange's.
+            ensure(XName, QName, Late);
+        #row{refusal = Why} when Why =/= undefined ->
             {error, Why};
-        [#row{queue = Pid}] when is_pid(Pid) ->
+        #row{queue = Pid, late = Late} when is_pid(Pid) ->
             case rabbit_delay_broker:queue_pid(QName) of
                 Pid -> {ok, QName};
-                _ -> call({ensure, XName}, QName)
+                _ -> ensure(XName, QName, Late)
             end;
-        _ ->
-            call({ensure, XName}, QName)
+        #row{late = Late} ->
+            ensure(XName, QName, Late);
+        none ->
+            ensure(XName, QName, undefined)
     end.
 
-call(Request, QName) ->
-    try gen_server:call(?MODULE, Request, infinity) of
-        ok -> {ok, QName};
-        {error, _} = Error -> Error
-    catch
-        exit:_ -> {error, "the plugin is not running"}
+ensure(XName, QName, Late) ->
+    case is_integer(Late) andalso now_ms() < Late of
+        true ->
+            {error, late()};
+        false ->
+            case ask({ensure, XName}, now_ms() + ?WAIT_MS) of
+                ok ->
+                    {ok, QName};
+                timeout ->
+                    _ = update_known(XName, {#row.late, now_ms() + ?LATE_MS}),
+                    {error, late()};
+                Error ->
+                    Error
+            end
     end.
 
-%% Ends the exchange's processes and discards its messages.
+late() ->
+    io_lib:format("its delay queue was not ready within ~b ms: the broker's metadata store does not "
+                  "answer, or what a deleted exchange of this name held is still being removed",
+                  [?WAIT_MS]).
+
+%% Ends the exchange's processes and discards its messages. If that takes longer than ?WAIT_MS it
+%% goes on, and an exchange of this name that is made meanwhile begins when it is done.
 -spec delete(rabbit_exchange:name()) -> ok.
 delete(XName) ->
+    _ = ask({delete, XName}, now_ms() + ?WAIT_MS),
+    ok.
+
+%% This process may be just being started again.
+ask(Request, Until) ->
+    Left = max(0, Until - now_ms()),
     try
-        gen_server:call(?MODULE, {delete, XName}, infinity)
+        gen_server:call(?MODULE, Request, Left)
     catch
-        exit:{noproc, _} -> ok
+        exit:{timeout, _} ->
+            timeout;
+        exit:_ ->
+            case whereis(rabbit_delay_sup) of
+                Pid when is_pid(Pid), Left > ?ASK_AGAIN_MS ->
+                    timer:sleep(?ASK_AGAIN_MS),
+                    ask(Request, Until);
+                _ ->
+                    {error, "the plugin is not running"}
+            end
     end.
+
+now_ms() -> erlang:monotonic_time(millisecond).
 
 %% An effect of the Raft machine: this node's member leads. Its store is known from here on, before
 %% anything that it holds has been confirmed.
@@ -181,12 +268,12 @@ leader(XName, ServerPid, Store) ->
 
 -spec leader(rabbit_exchange:name(), pid()) -> ok.
 leader(XName, ServerPid) ->
-    case ets:lookup(?MODULE, XName) of
-        [#row{queue = Queue, dispatcher = Dispatcher}] ->
+    case row(XName) of
+        #row{queue = Queue, dispatcher = Dispatcher} ->
             _ = [rabbit_delay_queue:leader(Queue, ServerPid) || is_pid(Queue)],
             _ = [rabbit_delay_dispatcher:leader(Dispatcher, ServerPid) || is_pid(Dispatcher)],
             ok;
-        [] ->
+        none ->
             ok
     end.
 
@@ -280,9 +367,18 @@ store(XName) -> lookup(XName, #row.store).
 is_paused(XName) -> lookup(XName, #row.paused) =:= true.
 
 lookup(XName, Field) ->
-    case ets:lookup(?MODULE, XName) of
-        [Row] -> element(Field, Row);
-        [] -> undefined
+    case row(XName) of
+        none -> undefined;
+        Row -> element(Field, Row)
+    end.
+
+%% There is no table while the plugin does not run, and whoever routes may ask at any time.
+row(XName) ->
+    try ets:lookup(?MODULE, XName) of
+        [Row] -> Row;
+        [] -> none
+    catch
+        error:badarg -> none
     end.
 
 update(XName, Update) ->
@@ -290,136 +386,257 @@ update(XName, Update) ->
     true = ets:update_element(?MODULE, XName, Update),
     ok.
 
+update_known(XName, Update) ->
+    try
+        ets:update_element(?MODULE, XName, Update)
+    catch
+        error:badarg -> false
+    end.
+
 -spec init([]) -> {ok, #state{}}.
 init([]) ->
     _ = erlang:send_after(?HEAL_MS, self(), heal),
-    %% Those that an earlier registry left running are adopted.
-    State = lists:foldl(fun ({_, Sup, _, _}, S) -> adopt(Sup, S) end, #state{},
-                        supervisor:which_children(rabbit_delay_exchanges_sup)),
-    {ok, State}.
+    %% What an earlier registry left running is adopted.
+    {ok, lists:foldl(fun adopt/2, #state{}, rows())}.
 
--spec handle_call(term(), term(), #state{}) -> {reply, ok | {error, iodata()}, #state{}}.
-handle_call({ensure, XName}, _From, State0) ->
-    {Reply, State} = ensure_started(XName, State0),
-    {reply, Reply, State};
-handle_call({delete, XName}, _From, State0) ->
-    State = stop(XName, State0),
-    ok = rabbit_delay_broker:delete_queue(queue_name(XName)),
-    %% A server that is just starting has its permit until here.
-    ok = rabbit_delay_raft:delete_member(XName),
-    Row = ets:take(?MODULE, XName),
-    _ = [ok = rabbit_delay_store:close(Store) || #row{store = Store} <- Row, Store =/= undefined],
-    _ = [rabbit_delay_counters:move(C, gone_counters()) || #row{counters = C} <- Row,
-                                                          C =/= undefined],
-    {reply, ok, State}.
+adopt(#row{exchange = XName, job = Job} = Row, State0) ->
+    State = case running(Row) of
+                none -> State0;
+                Sup -> monitor_exchange(XName, Sup, State0)
+            end,
+    case Job of
+        {What, Pid} -> under_way(XName, Pid, #job{what = What, began = now_ms()}, State);
+        undefined -> State
+    end.
+
+%% The supervisor of an exchange's processes, if they run.
+running(#row{queue = Queue}) when is_pid(Queue) ->
+    case process_info(Queue, dictionary) of
+        {_, Dictionary} ->
+            case lists:keyfind('$ancestors', 1, Dictionary) of
+                {_, [Sup | _]} when is_pid(Sup) -> Sup;
+                _ -> none
+            end;
+        undefined ->
+            none
+    end;
+running(_) ->
+    none.
+
+-spec handle_call(term(), gen_server:from(), #state{}) -> {noreply, #state{}}.
+handle_call({What, XName}, From, State) when What =:= ensure; What =:= delete ->
+    {noreply, asked(What, XName, From, State)}.
 
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
 handle_cast(start_members, State) ->
     case persistent_term:get(?RECOVERED) andalso rabbit_delay_system:status() =:= up of
-        true -> {noreply, start_members(State)};
+        true -> {noreply, look_for_members(State)};
         false -> {noreply, State}
     end.
 
 -spec handle_info(term(), #state{}) -> {noreply, #state{}}.
 handle_info(heal, State) ->
     _ = erlang:send_after(?HEAL_MS, self(), heal),
-    ok = heal_all(State),
     ok = sample_all(),
     ok = rabbit_delay_prometheus:ensure_registered(),
-    {noreply, State};
-handle_info({'DOWN', Ref, process, _, Reason}, #state{monitors = Monitors} = State) ->
+    {noreply, heal_all(State)};
+handle_info({started, XName, Sup}, State) ->
+    {noreply, monitor_exchange(XName, Sup, State)};
+handle_info({'DOWN', Ref, process, _, Reason}, #state{looking = {Ref, Again}} = State0) ->
+    State = State0#state{looking = undefined},
+    {noreply, case {Reason, Again} of
+                  {{done, XNames}, false} ->
+                      lists:foldl(fun start_later/2, State, XNames);
+                  {{done, _}, true} ->
+                      look_for_members(State);
+                  _ ->
+                      ?LOG_ERROR("delayed messages: cannot look for what is held: ~0P",
+                                 [Reason, 20], ?LOG_DOMAIN),
+                      _ = erlang:send_after(?MAX_RESTART_MS, self(), look_for_members),
+                      State
+              end};
+handle_info(look_for_members, State) ->
+    handle_cast(start_members, State);
+handle_info({'DOWN', Ref, process, _, Reason}, #state{refs = Refs} = State)
+  when is_map_key(Ref, Refs) ->
+    #{Ref := XName} = Refs,
+    {noreply, ended(XName, Reason, State#state{refs = maps:remove(Ref, Refs)})};
+handle_info({'DOWN', Ref, process, Sup, Reason}, #state{monitors = Monitors,
+                                                        exchanges = Exchanges} = State) ->
     case maps:take(Ref, Monitors) of
         {XName, Rest} ->
-            ?LOG_WARNING("delayed messages of ~s: stopped (~0P), will be started again",
+            ?LOG_WARNING("delayed messages of ~ts: stopped (~0P), will be started again",
                          [rabbit_misc:rs(XName), Reason, 10], ?LOG_DOMAIN),
-            _ = erlang:send_after(?RESTART_MS, self(), {restart, XName}),
-            {noreply, State#state{monitors = Rest,
-                                  exchanges = maps:remove(XName, State#state.exchanges)}};
+            Others = maps:filter(fun (_, Pid) -> Pid =/= Sup end, Exchanges),
+            {noreply, start_again(XName, State#state{monitors = Rest, exchanges = Others})};
         error ->
             {noreply, State}
     end;
-handle_info({restart, XName}, State0) ->
-    {_, State} = ensure_started(XName, State0),
-    {noreply, State};
+handle_info({restart, XName}, State) ->
+    {noreply, start_later(XName, State)};
 handle_info(_, State) ->
     {noreply, State}.
 
-ensure_started(XName, #state{exchanges = Exchanges} = State) ->
-    case Exchanges of
-        #{XName := _} ->
-            {declare(XName), State};
+%% ------------------------------------------------------------------------------------ jobs
+
+asked(What, XName, From, #state{jobs = Jobs} = State) ->
+    case Jobs of
+        #{XName := #job{what = What, froms = Froms, next = []} = Job} ->
+            State#state{jobs = Jobs#{XName := Job#job{froms = [From | Froms]}}};
+        #{XName := #job{next = Next} = Job} ->
+            State#state{jobs = Jobs#{XName := Job#job{next = then(What, From, Next)}}};
         _ ->
-            case rabbit_delay_broker:lookup_exchange(XName) of
-                {ok, X} -> start(XName, rabbit_delay_broker:is_durable(X), State);
-                {error, not_found} -> {{error, "the exchange does not exist"}, State}
-            end
+            begin_job(XName, #job{what = What, began = now_ms(), froms = [From]}, 0, State)
     end.
 
-start(XName, Durable, State) ->
-    case rabbit_delay_exchanges_sup:start_exchange(XName, Durable) of
-        {ok, Sup} ->
-            {declare(XName), monitor_exchange(XName, Sup, State)};
-        {error, Reason} ->
-            ?LOG_ERROR("delayed messages of ~s: cannot be started: ~0P",
-                       [rabbit_misc:rs(XName), Reason, 20], ?LOG_DOMAIN),
-            {{error, "its delay queue cannot be started, see the broker's log"}, State}
+%% Whoever asks for the same as the one before has the same answer.
+then(What, From, []) -> [{What, [From]}];
+then(What, From, [{What, Froms}]) -> [{What, [From | Froms]}];
+then(What, From, [First | Rest]) -> [First | then(What, From, Rest)].
+
+%% It begins when the table says so: another registry must find it.
+begin_job(XName, #job{what = What} = Job, Pause, State) ->
+    Registry = self(),
+    Pid = spawn(fun () ->
+                        receive
+                            go -> exit({done, do(What, XName, Registry)})
+                        after 2 * ?MAX_RESTART_MS ->
+                            exit(abandoned)
+                        end
+                end),
+    ok = update(XName, {#row.job, {What, Pid}}),
+    _ = erlang:send_after(Pause, Pid, go),
+    under_way(XName, Pid, Job, State).
+
+under_way(XName, Pid, Job, #state{jobs = Jobs, refs = Refs} = State) ->
+    State#state{jobs = Jobs#{XName => Job},
+                refs = Refs#{monitor(process, Pid) => XName}}.
+
+ended(XName, Reason, #state{jobs = Jobs, background = N} = State0) ->
+    {#job{what = What, froms = Froms, next = Next, began = Began, background = Background}, Rest} =
+        maps:take(XName, Jobs),
+    _ = update_known(XName, [{#row.job, undefined}, {#row.late, undefined}]),
+    Took = now_ms() - Began,
+    _ = Took > ?WAIT_MS
+        andalso ?LOG_WARNING("delayed messages of ~ts: ~s took ~b ms",
+                             [rabbit_misc:rs(XName), described(What), Took], ?LOG_DOMAIN),
+    State1 = State0#state{jobs = Rest, background = case Background of
+                                                        true -> N - 1;
+                                                        false -> N
+                                                    end},
+    case outcome(What, XName, Reason, State1) of
+        again ->
+            begin_job(XName, #job{what = What, began = Began, froms = Froms, next = Next},
+                      min(max(Took, ?RESTART_MS), ?MAX_RESTART_MS), State1);
+        {Reply, State2} ->
+            lists:foreach(fun (From) -> gen_server:reply(From, Reply) end, Froms),
+            start_more(
+              case Next of
+                  [] ->
+                      State2;
+                  [{Then, Waiting} | Others] ->
+                      begin_job(XName, #job{what = Then, began = now_ms(), froms = Waiting,
+                                            next = Others}, 0, State2)
+              end)
+    end.
+
+described(ensure) -> "starting its delay queue";
+described(delete) -> "removing what the deleted exchange held".
+
+outcome(ensure, XName, {done, ok}, #state{pauses = Pauses} = State) ->
+    {ok, State#state{pauses = maps:remove(XName, Pauses)}};
+outcome(ensure, XName, {done, {error, _} = Error}, State) ->
+    {Error, start_again_if_there(XName, State)};
+outcome(delete, XName, {done, ok}, State) ->
+    {ok, forget(XName, State)};
+outcome(What, XName, Reason, State) ->
+    %% noproc: it ended while there was no registry.
+    _ = Reason =/= noproc
+        andalso ?LOG_ERROR("delayed messages of ~ts: ~s failed: ~0P",
+                           [rabbit_misc:rs(XName), described(What), Reason, 20], ?LOG_DOMAIN),
+    case What of
+        ensure ->
+            {{error, "its delay queue cannot be started, see the broker's log"},
+             start_again_if_there(XName, State)};
+        delete ->
+            %% Nothing of this name may begin before that is done.
+            again
+    end.
+
+%% What is held waits for no publisher.
+start_again_if_there(XName, State) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, _} -> start_again(XName, State);
+        {error, not_found} -> State
+    end.
+
+start_again(XName, #state{pauses = Pauses} = State) ->
+    Pause = maps:get(XName, Pauses, ?RESTART_MS),
+    _ = erlang:send_after(Pause, self(), {restart, XName}),
+    State#state{pauses = Pauses#{XName => min(2 * Pause, ?MAX_RESTART_MS)}}.
+
+start_later(XName, #state{queued = Queued, jobs = Jobs, backlog = Backlog} = State) ->
+    case is_map_key(XName, Queued) orelse is_map_key(XName, Jobs) of
+        true -> State;
+        false -> start_more(State#state{queued = Queued#{XName => []},
+                                        backlog = queue:in(XName, Backlog)})
+    end.
+
+start_more(#state{background = N} = State) when N >= ?BACKGROUND ->
+    State;
+start_more(#state{backlog = Backlog0, queued = Queued, jobs = Jobs, background = N} = State0) ->
+    case queue:out(Backlog0) of
+        {{value, XName}, Backlog} ->
+            State = State0#state{backlog = Backlog, queued = maps:remove(XName, Queued)},
+            start_more(case is_map_key(XName, Jobs) of
+                           true ->
+                               State;
+                           false ->
+                               begin_job(XName, #job{what = ensure, began = now_ms(),
+                                                     background = true},
+                                         0, State#state{background = N + 1})
+                       end);
+        {empty, _} ->
+            State0
     end.
 
 monitor_exchange(XName, Sup, #state{exchanges = Exchanges, monitors = Monitors} = State) ->
-    State#state{exchanges = Exchanges#{XName => Sup},
-                monitors = Monitors#{monitor(process, Sup) => XName}}.
-
-adopt(Sup, State) ->
-    case [Pid || {rabbit_delay_queue, Pid, _, _} <- supervisor:which_children(Sup), is_pid(Pid)] of
-        [Queue] ->
-            case lists:keyfind(Queue, #row.queue, ets:tab2list(?MODULE)) of
-                #row{exchange = XName} -> monitor_exchange(XName, Sup, State);
-                false -> State
-            end;
-        [] ->
-            State
-    end.
-
-stop(XName, #state{exchanges = Exchanges, monitors = Monitors} = State) ->
-    case maps:take(XName, Exchanges) of
-        {Sup, Rest} ->
-            Refs = [Ref || {Ref, Name} <- maps:to_list(Monitors), Name =:= XName],
-            lists:foreach(fun (Ref) -> demonitor(Ref, [flush]) end, Refs),
-            ok = rabbit_delay_exchanges_sup:stop_exchange(Sup),
-            State#state{exchanges = Rest, monitors = maps:without(Refs, Monitors)};
-        error ->
-            State
-    end.
-
-declare(XName) ->
-    case ets:lookup(?MODULE, XName) of
-        [#row{queue = Pid}] when is_pid(Pid) ->
-            case rabbit_delay_broker:declare_queue(queue_name(XName), XName, Pid) of
-                ok -> ok;
-                {error, Reason} -> {error, io_lib:format("~0p", [Reason])}
-            end;
+    case Exchanges of
+        #{XName := Sup} ->
+            State;
         _ ->
-            {error, "its delay queue is not running"}
+            State#state{exchanges = Exchanges#{XName => Sup},
+                        monitors = Monitors#{monitor(process, Sup) => XName}}
     end.
 
-heal_all(#state{exchanges = Exchanges}) ->
-    lists:foreach(
-      fun (XName) ->
-              case ets:lookup(?MODULE, XName) of
-                  [#row{queue = Pid}] when is_pid(Pid) ->
-                      case rabbit_delay_broker:queue_pid(queue_name(XName)) of
-                          Pid -> ok;
-                          _ -> heal(XName)
-                      end;
-                  _ ->
-                      ok
-              end
-      end, maps:keys(Exchanges)).
+forget(XName, #state{exchanges = Exchanges, monitors = Monitors, pauses = Pauses} = State) ->
+    Refs = case is_map_key(XName, Exchanges) of
+               true -> [Ref || {Ref, Name} <- maps:to_list(Monitors), Name =:= XName];
+               false -> []
+           end,
+    lists:foreach(fun (Ref) -> demonitor(Ref, [flush]) end, Refs),
+    State#state{exchanges = maps:remove(XName, Exchanges), monitors = maps:without(Refs, Monitors),
+                pauses = maps:remove(XName, Pauses)}.
 
-heal(XName) ->
+heal_all(#state{exchanges = Exchanges} = State) ->
+    maps:fold(
+      fun (XName, _, S) ->
+              case lookup(XName, #row.queue) of
+                  Pid when is_pid(Pid) ->
+                      case rabbit_delay_broker:queue_pid(queue_name(XName)) of
+                          Pid -> S;
+                          _ -> heal(XName, S)
+                      end;
+                  undefined ->
+                      S
+              end
+      end, State, Exchanges).
+
+%% Not while the pause after the last attempt lasts.
+heal(XName, #state{pauses = Pauses} = State) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
-        {ok, _} -> declare(XName);
-        {error, not_found} -> ok
+        {ok, _} when not is_map_key(XName, Pauses) -> start_later(XName, State);
+        _ -> State
     end.
 
 sample_all() ->
@@ -429,16 +646,73 @@ sample_all() ->
           (#row{exchange = XName, counters = Counters, samples = Samples}) ->
               case rabbit_delay_statistics:sample(Counters, Samples) of
                   Samples -> ok;
-                  More -> update(XName, {#row.samples, More})
+                  More -> update_known(XName, {#row.samples, More})
               end
-      end, ets:tab2list(?MODULE)).
+      end, rows()).
 
 %% Exchanges that hold something are started.
-start_members(State) ->
-    lists:foldl(fun (XName, S) ->
-                        {_, S1} = ensure_started(XName, S),
-                        S1
-                end, State, put_aside_homeless()).
+look_for_members(#state{looking = undefined} = State) ->
+    {_, Ref} = spawn_monitor(fun () -> exit({done, put_aside_homeless()}) end),
+    State#state{looking = {Ref, false}};
+look_for_members(#state{looking = {Ref, _}} = State) ->
+    State#state{looking = {Ref, true}}.
+
+%% ----------------------------------------------------- what is done, in a process of its own
+
+do(ensure, XName, Registry) ->
+    case running(row(XName)) of
+        none -> start(XName, Registry);
+        _ -> declare(XName)
+    end;
+do(delete, XName, _) ->
+    %% From here on it cannot come back, whatever happens.
+    Member = rabbit_delay_raft:mark_deleted(XName),
+    ok = case running(row(XName)) of
+             none -> ok;
+             Sup -> rabbit_delay_exchanges_sup:stop_exchange(Sup)
+         end,
+    ok = delete_record(XName),
+    %% A server that is just starting has its permit until here.
+    ok = rabbit_delay_raft:delete_member(XName, Member),
+    Taken = ets:take(?MODULE, XName),
+    _ = [ok = rabbit_delay_store:close(Store) || #row{store = Store} <- Taken, Store =/= undefined],
+    _ = [rabbit_delay_counters:move(C, gone_counters()) || #row{counters = C} <- Taken,
+                                                           C =/= undefined],
+    ok.
+
+start(XName, Registry) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} ->
+            Durable = rabbit_delay_broker:is_durable(X),
+            case rabbit_delay_exchanges_sup:start_exchange(XName, Durable) of
+                {ok, Sup} ->
+                    Registry ! {started, XName, Sup},
+                    declare(XName);
+                {error, Reason} ->
+                    ?LOG_ERROR("delayed messages of ~ts: cannot be started: ~0P",
+                               [rabbit_misc:rs(XName), Reason, 20], ?LOG_DOMAIN),
+                    {error, "its delay queue cannot be started, see the broker's log"}
+            end;
+        {error, not_found} ->
+            {error, "the exchange does not exist"}
+    end.
+
+declare(XName) ->
+    case lookup(XName, #row.queue) of
+        Pid when is_pid(Pid) ->
+            %% The metadata store may throw where it has no majority.
+            try rabbit_delay_broker:declare_queue(queue_name(XName), XName, Pid) of
+                ok -> ok;
+                {error, Reason} -> {error, io_lib:format("~0p", [Reason])}
+            catch
+                Class:Reason ->
+                    ?LOG_ERROR("delayed messages of ~ts: its internal queue cannot be declared: ~0P",
+                               [rabbit_misc:rs(XName), {Class, Reason}, 20], ?LOG_DOMAIN),
+                    {error, "the broker's metadata store does not take the record of its delay queue"}
+            end;
+        undefined ->
+            {error, "its delay queue is not running"}
+    end.
 
 %% What belongs to no exchange is put aside, or discarded if its exchange was not durable. Answers
 %% the exchanges that hold something and can be started. One whose vhost is not up starts with its

@@ -8,6 +8,8 @@
 %%   *.wal, meta.dets, names.dets   Ra's, for the whole system
 %%   D<hash>_<random>/              one member: Ra's segments, snapshots and config, and
 %%     delay_store/                 the delay store's files (c_src/)
+%%     deleted                      there if its exchange has been deleted
+%%   deleted-D<hash>_<random>/      what is being removed
 %%   quarantine/                    members whose exchange no longer exists
 %%
 %% <hash> is of the exchange's vhost and name, <random> distinguishes an exchange from an earlier one
@@ -19,7 +21,8 @@
 -include("rabbit_delay.hrl").
 
 -export([system_config/0, server_id/1, register_members/0, members/0, find_member/1,
-         start_member/2, stop_member/1, delete_member/1, discard_member/1, quarantine_member/1,
+         start_member/2, stop_member/1, mark_deleted/1, delete_member/2, sweep/0,
+         discard_member/1, quarantine_member/1,
          key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1]).
 -export([refuse/2, too_new/3]).
 -export([enqueue/5, note/2, settle/3, change/3]).
@@ -39,6 +42,8 @@
 %% How long an entry that is not applied goes on before the server is looked at.
 -define(APPLIED_MS, 1000).
 -define(NAMES_FILE, "names.dets").
+%% In the directory of a member whose exchange has been deleted.
+-define(DELETED_MARK, "deleted").
 
 %% Our own Ra system, so that delayed messages neither slow nor endanger quorum queues.
 -spec system_config() -> ra_system:config().
@@ -61,7 +66,10 @@ system_config() ->
 %% The local member of an exchange's cluster.
 -spec server_id(rabbit_exchange:name()) -> ra:server_id().
 server_id(XName) ->
-    {binary_to_atom(<<"rabbit_delay_", (hash(XName))/binary>>, utf8), node()}.
+    {binary_to_atom(server_name(XName), utf8), node()}.
+
+server_name(XName) ->
+    <<"rabbit_delay_", (hash(XName))/binary>>.
 
 %% Enters every member that has a directory into Ra's table of names, before the system is started.
 %% That table lags behind by up to half a second, and from version 3 on Ra drops what the WAL holds of
@@ -309,20 +317,76 @@ stop_member(XName) ->
     _ = ra:stop_server(?RA_SYSTEM, server_id(XName)),
     ok.
 
-%% Stops the member and discards what it holds, for good.
--spec delete_member(rabbit_exchange:name()) -> ok.
-delete_member(XName) ->
-    ok = await_start(server_id(XName)),
+%% The member that holds the messages of an exchange that has been deleted, which is not found any
+%% more, not even after a crash.
+-spec mark_deleted(rabbit_exchange:name()) -> {ok, uid()} | none.
+mark_deleted(XName) ->
     case find_member(XName) of
         {ok, Uid} ->
-            ok = stop_member(XName),
-            Doomed = doom(Uid),
-            ok = unregister(Uid, XName),
-            _ = file:del_dir_r(Doomed),
-            ok;
+            case file:write_file(filename:join(server_dir(Uid), ?DELETED_MARK), <<>>) of
+                ok ->
+                    ok = rabbit_delay_snapshot:sync_dir(server_dir(Uid));
+                {error, Reason} ->
+                    ?LOG_WARNING("delayed messages of ~ts, which is deleted, cannot be marked so "
+                                 "before they are removed: ~0p",
+                                 [rabbit_misc:rs(XName), Reason], ?LOG_DOMAIN)
+            end,
+            {ok, Uid};
         none ->
+            none
+    end.
+
+%% Stops the member and discards what it holds, for good; Member is what mark_deleted/1 has answered.
+%% A first one may be just being made for the exchange's queue process, which has ended by now.
+-spec delete_member(rabbit_exchange:name(), Member :: {ok, uid()} | none) -> ok.
+delete_member(XName, Member) ->
+    ok = case has_server_name(XName) of
+             true -> await_start(server_id(XName));
+             false -> ok
+         end,
+    case Member of
+        {ok, Uid} ->
+            delete_files(XName, Uid);
+        none ->
+            case find_member(XName) of
+                {ok, Uid} -> delete_files(XName, Uid);
+                none -> ok
+            end
+    end.
+
+delete_files(XName, Uid) ->
+    ok = stop_member(XName),
+    Doomed = doom(Uid),
+    ok = unregister(Uid, XName),
+    _ = file:del_dir_r(Doomed),
+    ok.
+
+%% The name is made with the first message that the exchange delays, and stays for the node's life:
+%% nothing else that is done with an exchange's name may make one.
+has_server_name(XName) ->
+    try binary_to_existing_atom(server_name(XName), utf8) of
+        _ -> true
+    catch
+        error:badarg -> false
+    end.
+
+%% Removes what a crash has left of deleted exchanges; no member runs yet. That may take long, and
+%% nobody waits for it.
+-spec sweep() -> ok.
+sweep() ->
+    Base = rabbit_delay_config:data_dir(),
+    Marked = [doom(uid_of_dir(Dir)) || Dir <- directories("D*_*"), is_marked_deleted(Dir)],
+    case lists:usort(Marked ++ [filename:join(Base, Name)
+                                || Name <- filelib:wildcard("deleted-D*_*", Base)]) of
+        [] ->
+            ok;
+        Doomed ->
+            _ = spawn(fun () -> lists:foreach(fun file:del_dir_r/1, Doomed) end),
             ok
     end.
+
+is_marked_deleted(Dir) ->
+    filelib:is_file(filename:join(Dir, ?DELETED_MARK)).
 
 %% Discards what a member that was never started in this run holds, for good.
 -spec discard_member(uid()) -> ok.
@@ -427,7 +491,11 @@ hex_digit(N) -> $A + N - 10.
 server_dir(Uid) ->
     filename:join(rabbit_delay_config:data_dir(), binary_to_list(Uid)).
 
+%% Members' directories; not those of deleted exchanges.
 wildcard(Pattern) ->
+    [Dir || Dir <- directories(Pattern), not is_marked_deleted(Dir)].
+
+directories(Pattern) ->
     Base = rabbit_delay_config:data_dir(),
     lists:filter(fun filelib:is_dir/1,
                  [filename:join(Base, Name) || Name <- filelib:wildcard(Pattern, Base)]).

@@ -138,6 +138,7 @@ start(#state{generation = Generation} = State) ->
             Config = rabbit_delay_raft:system_config(),
             ok = ra_system:store(Config),
             try
+                ok = rabbit_delay_raft:sweep(),
                 ok = rabbit_delay_raft:register_members(),
                 ra_system_sup:start_link(Config)
             of
