@@ -84,6 +84,7 @@ _build/c/nif/%.o: c_src/%.c Makefile
 
 $(NIF): $(NIF_OBJECTS)
 	$(call say,LD) $(CC) -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,nodelete,--as-needed -o $@ $^ $(LIBCK) -lpthread
+	@md5sum $@ | cut -d " " -f 1 >$(@:.so=.md5)
 
 # The core and its tests in three flavours.
 c_flags_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
@@ -297,4 +298,4 @@ format:
 	$(CLANG_FORMAT) -i $(C_ALL)
 
 clean:
-	rm -rf _build dist $(NIF)
+	rm -rf _build dist $(NIF) $(NIF:.so=.md5)

@@ -376,9 +376,19 @@ init() ->
     case file:read_file(File) of
         {ok, Bytes} ->
             Build = binary:encode_hex(erlang:md5(Bytes)),
-            erlang:load_nif(filename:rootname(own_copy(File, Bytes, Build)), Build);
+            case is_whole(File, Build) of
+                true -> erlang:load_nif(filename:rootname(own_copy(File, Bytes, Build)), Build);
+                false -> {error, {load_failed, {File, "not what was built: its checksum differs"}}}
+            end;
         {error, Reason} ->
             {error, {load_failed, {File, Reason}}}
+    end.
+
+%% The system's loader maps a library that has been cut off, and then the VM ends where it is used.
+is_whole(File, Build) ->
+    case file:read_file(filename:rootname(File) ++ ".md5") of
+        {ok, Sum} -> string:uppercase(string:trim(binary_to_list(Sum))) =:= binary_to_list(Build);
+        {error, _} -> true
     end.
 
 %% Where the broker unpacks plugin archives, it does so again, over the files in use, whenever any
@@ -398,10 +408,11 @@ own_copy(File, Bytes, Build) ->
 
 copied(Copy, Bytes, File) ->
     New = Copy ++ ".new",
-    case filelib:is_regular(Copy) of
-        true ->
+    %% A crash of the machine may have left less of it.
+    case file:read_file(Copy) of
+        {ok, Bytes} ->
             Copy;
-        false ->
+        _ ->
             case file:write_file(New, Bytes) of
                 ok ->
                     case file:rename(New, Copy) of

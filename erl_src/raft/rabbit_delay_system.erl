@@ -21,13 +21,14 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([start_link/0, status/0, ready/0, server_failed/2, check_space/0, log_pid/0]).
+-export([start_link/0, status/0, ready/0, server_failed/2, check_space/0, look_at_space/0, log_pid/0]).
 -export([shorten/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -define(MIN_PAUSE_MS, 1000).
 -define(MAX_PAUSE_MS, 30000).
 -define(WATCH_MS, 500).
+-define(CHECK_MS, 5000).
 -define(STATUS, {?MODULE, status}).
 -define(REPORT_DEPTH, 30).
 -define(START_BYTES, 4194304).
@@ -58,10 +59,24 @@ ready() ->
 server_failed(Generation, Why) ->
     gen_server:cast(?MODULE, {server_failed, Generation, Why}).
 
-%% Looks at the free space now. For whoever has just used some.
+%% Looks at the free space now. For whoever has just used some; while the system is being started,
+%% which can take long, nobody waits for it.
 -spec check_space() -> ok.
 check_space() ->
-    gen_server:call(?MODULE, check_space, infinity).
+    try
+        gen_server:call(?MODULE, check_space, ?CHECK_MS)
+    catch
+        exit:_ -> ok
+    end.
+
+%% The same for what is not of the Ra system, in the calling process.
+-spec look_at_space() -> ok.
+look_at_space() ->
+    Limit = rabbit_delay_config:disk_free_limit(),
+    case rabbit_delay_store:disk_free(rabbit_delay_config:data_dir()) of
+        {ok, Free} when Free < Limit -> check_space();
+        _ -> ok
+    end.
 
 -spec log_pid() -> pid().
 log_pid() ->
@@ -133,7 +148,7 @@ stop_system(System) ->
 
 start(#state{generation = Generation} = State) ->
     Dir = rabbit_delay_config:data_dir(),
-    case usable(Dir) of
+    case first_error([fun library/0, fun () -> usable(Dir) end]) of
         ok ->
             Config = rabbit_delay_raft:system_config(),
             ok = ra_system:store(Config),
@@ -156,6 +171,18 @@ start(#state{generation = Generation} = State) ->
             end;
         {error, Why} ->
             retry(Why, State)
+    end.
+
+%% Tried again each time: it may be mended meanwhile.
+library() ->
+    case code:ensure_loaded(rabbit_delay_store) of
+        {module, _} ->
+            ok;
+        {error, _} ->
+            {error, format("the library ~ts cannot be loaded: a line with rabbit_delay_store in the "
+                           "broker's log says why",
+                           [filename:join(code:priv_dir(rabbitmq_delay_wheel),
+                                          "rabbit_delay_store.so")])}
     end.
 
 watch() ->

@@ -5,11 +5,14 @@ import glob
 import os
 import zipfile
 
+import pika.exceptions
 import pytest
 
 from client import Client
-from conftest import PLUGIN
-from private_broker import REPOSITORY, default_series
+from conftest import PLUGIN, PLUGIN_DIRS
+from management import Management, eventually
+from metrics import Metrics
+from node import evaluate
 
 
 @pytest.fixture
@@ -59,16 +62,49 @@ def test_one_copy_of_it_is_mapped_however_often_it_is_enabled(own):
     assert len(mapped(broker)) == 1
 
 
-def test_a_broken_library_does_not_keep_the_broker_from_booting(brokers, tmp_path):
-    """The plugin's directory, unpacked by hand, with a library that cannot be loaded."""
-    [archive] = glob.glob(os.path.join(REPOSITORY, "dist", default_series(), "*.ez"))
+DAMAGES = {
+    "another file": lambda library: b"not a library",
+    "empty": lambda library: b"",
+    "cut off": lambda library: library[:len(library) // 2],
+    "its end not written": lambda library: library[:-4096] + bytes(4096),
+    "one byte": lambda library: library[:len(library) // 3] + bytes(
+        [library[len(library) // 3] ^ 1]) + library[len(library) // 3 + 1:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_with_a_damaged_library_all_else_works_and_delays_are_refused_in_words(brokers, tmp_path,
+                                                                              damage):
+    """The plugin's directory, unpacked by hand. Once the library is mended, messages are taken."""
+    [archive] = glob.glob(os.path.join(PLUGIN_DIRS[0], "*.ez"))
     with zipfile.ZipFile(archive) as content:
         content.extractall(tmp_path)
-    [library] = tmp_path.glob("*/priv/rabbit_delay_store.so")
-    library.write_bytes(b"not a library")
-    broker = brokers("broken-library", plugin_dirs=[str(tmp_path)])
+    [path] = tmp_path.glob("*/priv/rabbit_delay_store.so")
+    library = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](library))
+    broker = brokers(f"damaged-{damage.replace(' ', '-')}", plugin_dirs=[str(tmp_path)],
+                     enable=(PLUGIN, "rabbitmq_management", "rabbitmq_prometheus"))
     try:
-        assert "rabbit_delay_store" in broker.log()
-        assert broker.ctl("list_exchanges", "name")
+        client = Client(broker)
+        exchange, queue = client.delayed_and_queue("topic")
+        client.publish(exchange, body=b"at once")
+        assert client.texts(queue, 1) == ["at once"]
+        for _ in range(3):
+            with pytest.raises((pika.exceptions.NackError, pika.exceptions.ChannelClosedByBroker)):
+                client.publish(exchange, body=b"refused", delay=1000)
+        assert "rabbit_delay_store.so cannot be loaded" in broker.log()
+        assert exchange in broker.ctl("list_delayed_exchanges", "name", "messages_delayed")
+        assert Management(broker).messages_delayed(exchange) == 0
+        assert Metrics(broker).get("rabbitmq_delayed_up") == 0
+        other = client.delayed()
+        client.channel.exchange_delete(other)
+        replacement = path.with_name("mended")
+        replacement.write_bytes(library)
+        os.rename(replacement, path)
+        eventually(lambda: evaluate(broker, "rabbit_delay_system:status()."),
+                   lambda status: status == "up", within=90)
+        client.publish(exchange, body=b"later", delay=1)
+        assert client.texts(queue, 1) == ["later"]
+        client.close()
     finally:
         broker.end()

@@ -27,7 +27,7 @@ def problems(path):
     if archive.testzip() is not None:
         yield f"{archive.testzip()}: its checksum is wrong"
     for name in names:
-        if not re.fullmatch(rf"{re.escape(top)}/(ebin/[\w.]+\.(app|beam)|priv/\w+\.so|"
+        if not re.fullmatch(rf"{re.escape(top)}/(ebin/[\w.]+\.(app|beam)|priv/\w+\.(so|md5)|"
                             rf"priv/schema/\w+\.schema|priv/openapi\.json|"
                             rf"priv/www/js/\w+\.js|LICENSE[\w.-]*)", name):
             yield f"{name}: does not belong into it"
