@@ -6,7 +6,7 @@
 
 -export([is_booted/0, exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1,
          lookup_exchange/1, may_forward/2, is_permitted/3]).
--export([decode/2, delivery/1, confirm/3, reject/3, ack_credit/2]).
+-export([decode/2, keeps_unrouted/0, delivery/1, confirm/3, reject/3, ack_credit/2]).
 -export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, sends_again/1,
          count_published/3, uncount_published/4]).
 
@@ -98,6 +98,15 @@ decode(Number, Binary) ->
             end;
         {Encoding, Series} ->
             {error, {unknown_encoding, Encoding, Series}}
+    end.
+
+%% Whether the process that routes keeps what is not routed, and tries again: the worker that
+%% dead-letters at least once.
+-spec keeps_unrouted() -> boolean().
+keeps_unrouted() ->
+    case get('$initial_call') of
+        {rabbit_fifo_dlx_worker, _, _} -> true;
+        _ -> false
     end.
 
 message_id_of(Content) ->

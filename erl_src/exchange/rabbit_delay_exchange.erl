@@ -27,6 +27,8 @@
 
 -define(DELAYED_TYPE, <<"x-delayed-type">>).
 -define(RELEASING, {?MODULE, releasing}).
+-define(DROPPED, {?MODULE, dropped}).
+-define(DROPPED_MS, 10000).
 %% Of a header's value, in an error.
 -define(SHOWN_BYTES, 30).
 
@@ -232,9 +234,31 @@ refuse(ErrorName, Format, Args, XName) ->
     no_client = rabbit_delay_broker:raise_to_client(
                   ErrorName, "cannot delay a message published to ~s: " ++ Format,
                   [rabbit_misc:rs(XName) | Args]),
-    ?LOG_ERROR("a message for ~s is dropped by its publisher: " ++ Format,
-               [rabbit_misc:rs(XName) | Args], ?LOG_DOMAIN),
+    ok = case rabbit_delay_broker:keeps_unrouted() of
+             true ->
+                 ok;
+             false ->
+                 ok = rabbit_delay_registry:dropped(XName),
+                 say_dropped(Format, [rabbit_misc:rs(XName) | Args])
+         end,
     [].
+
+%% Once in a while by each process.
+say_dropped(Format, Args) ->
+    Now = erlang:monotonic_time(millisecond),
+    case get(?DROPPED) of
+        {Until, N} when Now < Until ->
+            put(?DROPPED, {Until, N + 1}),
+            ok;
+        Before ->
+            Unsaid = case Before of
+                         undefined -> 0;
+                         {_, N} -> N
+                     end,
+            put(?DROPPED, {Now + ?DROPPED_MS, 0}),
+            ?LOG_ERROR("a message for ~ts is dropped by its publisher, ~b since the last such line: "
+                       ++ Format, [hd(Args), Unsaid + 1 | tl(Args)], ?LOG_DOMAIN)
+    end.
 
 %% The exchange type that routes; rabbit_exchange_type_invalid if it is not there any more.
 -spec underlying_type(rabbit_delay_broker:exchange()) -> module().

@@ -8,6 +8,11 @@
 %% Credit goes back to a channel when its messages are appended, and only so many batches are under
 %% way: a publisher that is faster than the log is slowed down, not buffered.
 %%
+%% A queue that dead-letters waits for neither a confirm nor credit, and a publisher that awaits no
+%% confirm hears of no rejection: their messages wait here as long as it takes, those that are too
+%% many for memory in files (rabbit_delay_waiting). They are dropped only when the disk has no room
+%% for them, which is counted and logged.
+%%
 %% Batches are numbered within a session, the life of this process. After a change of leader all that
 %% are under way are sent again in order; the machine drops those that it has. An import brings
 %% batches of a session of its own, which outlives this process.
@@ -28,11 +33,17 @@
 -define(MAX_MESSAGES, 4096).
 -define(MAX_BYTES, 1048576).
 
-%% How much may wait for a leader before it is rejected: what credit flow lets through is less, but
-%% dead-lettering queues send without. And for how long.
+%% How much waits in memory. Beyond that what can be rejected is, if there is no leader, and what
+%% cannot goes to files.
 -define(MAX_WAITING, 20000).
 -define(MAX_WAITING_BYTES, 67108864).
+%% How much that can be rejected may wait for a leader's log, at most; and how long for a leader.
+-define(MAX_REJECTABLE, 200000).
+-define(MAX_REJECTABLE_BYTES, 268435456).
 -define(MAX_WAITING_MS, 15000).
+
+%% One line in so long says how many messages were dropped.
+-define(DROPPED_MS, 10000).
 
 -define(LOOK_AT_SPACE_BYTES, 1048576).
 
@@ -106,10 +117,13 @@
          append_timer :: undefined | reference(),
          %% beyond which messages are dropped, if they are, and bytes
          drop_beyond = none :: none | {non_neg_integer() | infinity, non_neg_integer() | infinity},
-         %% not yet appended, newest first
-         waiting = [] :: [#waiting{}],
-         waiting_count = 0 :: non_neg_integer(),
-         waiting_bytes = 0 :: non_neg_integer(),
+         %% not yet appended
+         waiting :: rabbit_delay_waiting:waiting(),
+         %% how many of those in memory can be rejected
+         rejectable = 0 :: non_neg_integer(),
+         %% that could be neither rejected nor kept: why the last one, and how many since the log
+         %% said so
+         dropped = none :: none | {Why :: string(), non_neg_integer()},
          %% who sends dead letters
          dead_letterers = #{} :: #{pid() => reference()},
          give_up_timer :: undefined | reference()}).
@@ -176,6 +190,8 @@ init({XName, Durable}) ->
                 durable = Durable,
                 server_id = rabbit_delay_raft:server_id(XName),
                 counters = rabbit_delay_registry:counters(XName),
+                waiting = rabbit_delay_waiting:new(rabbit_delay_waiting:directory(XName),
+                                                   {?MAX_WAITING, ?MAX_WAITING_BYTES}),
                 session = Session + 1,
                 max_batches_bytes = rabbit_delay_config:appending_bytes()}}.
 
@@ -183,15 +199,29 @@ init({XName, Durable}) ->
           {ok, [gen_batch_server:action()], #state{}}.
 handle_batch(Ops, State0) ->
     {Replies, State1} = lists:foldl(fun handle_op/2, {[], State0}, Ops),
-    {ok, Replies, append(State1)}.
+    {ok, Replies, append(write_overflow(State1))}.
 
 -spec terminate(term(), #state{}) -> ok.
 terminate(_, #state{batches = Batches, name = QName} = State) ->
-    _ = reject_waiting(State),
+    #state{waiting = Waiting} = reject_waiting(State),
+    ok = say_lost(Waiting, State),
+    ok = rabbit_delay_waiting:close(Waiting),
     maps:foreach(
       fun (_, #batch{confirms = Confirms}) ->
               maps:foreach(fun (Sender, SeqNos) -> reject_all(Sender, QName, SeqNos) end, Confirms)
       end, Batches).
+
+say_lost(Waiting, #state{exchange = XName, counters = Counters}) ->
+    Left = rabbit_delay_waiting:all(Waiting),
+    case Left > 0 andalso rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, _} ->
+            rabbit_delay_counters:add(Counters, dropped, Left),
+            ?LOG_ERROR("delayed messages of ~ts: ~b dead letters, or messages whose publisher awaits no "
+                       "confirm, waited for a Raft leader and are lost, as their process ends",
+                       [rabbit_misc:rs(XName), Left], ?LOG_DOMAIN);
+        _ ->
+            ok
+    end.
 
 handle_op({cast, {leader, ServerPid}}, {Replies, State}) ->
     {Replies, follow_leader(ServerPid, State)};
@@ -273,11 +303,18 @@ handle_info(resend, State) ->
     send_all_again(State#state{resend_timer = undefined});
 handle_info(append, State) ->
     State#state{append_timer = undefined};
-handle_info(give_up, #state{leader = undefined} = State) ->
-    ?LOG_ERROR("delayed messages of ~s: rejecting ~b messages that no Raft leader took for ~b ms",
-               [rabbit_misc:rs(State#state.exchange), State#state.waiting_count,
-                ?MAX_WAITING_MS], ?LOG_DOMAIN),
+handle_info(give_up, #state{leader = undefined, rejectable = Rejectable} = State)
+  when Rejectable > 0 ->
+    ?LOG_ERROR("delayed messages of ~ts: rejecting ~b messages that no Raft leader took for ~b ms",
+               [rabbit_misc:rs(State#state.exchange), Rejectable, ?MAX_WAITING_MS], ?LOG_DOMAIN),
     reject_waiting(State#state{give_up_timer = undefined});
+handle_info(say_dropped, #state{dropped = Dropped} = State) ->
+    _ = case Dropped of
+            none -> ok;
+            {Why, N} when N > 0 -> say_dropped(Why, N, State);
+            _ -> ok
+        end,
+    State#state{dropped = none};
 handle_info(give_up, State) ->
     State#state{give_up_timer = undefined};
 handle_info(emit_stats, #state{name = QName, exchange = XName} = State0) ->
@@ -331,13 +368,22 @@ start_member_later(State) ->
 follow_leader(Pid, #state{leader = {Pid, _}} = State) ->
     send_all_again(State);
 follow_leader(Pid, #state{salt = undefined, exchange = XName} = State) ->
-    follow_leader(Pid, State#state{salt = rabbit_delay_raft:key_salt(XName)});
+    follow_leader(Pid, State#state{salt = key_salt(XName)});
 follow_leader(Pid, #state{leader = Old} = State) ->
     _ = case Old of
             {_, Ref} -> demonitor(Ref, [flush]);
             undefined -> ok
         end,
     send_all_again(State#state{leader = {Pid, monitor(process, Pid)}}).
+
+%% Found by listing a directory with that of every other exchange in it: that is garbage in a process
+%% that ends, not in one that may do nothing for long.
+key_salt(XName) ->
+    {_, Ref} = spawn_monitor(fun () -> exit({salt, rabbit_delay_raft:key_salt(XName)}) end),
+    receive
+        {'DOWN', Ref, process, _, {salt, Salt}} -> Salt;
+        {'DOWN', Ref, process, _, Reason} -> exit({key_salt, Reason})
+    end.
 
 send_all_again(#state{leader = undefined} = State) ->
     State;
@@ -370,6 +416,7 @@ applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := 
 applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
     ?LOG_ERROR("delayed messages of ~s: a batch was refused by the store: ~p",
                [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
+    ok = count_refused(SeqNo, State),
     answered(SeqNo, {error, Reason},
              fun (Sender, SeqNos) -> reject_all(Sender, QName, SeqNos) end, State);
 applied({Ref, {gap, _} = Gap}, State) when is_reference(Ref) ->
@@ -387,6 +434,16 @@ applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
     end;
 applied({Key, Other}, State) ->
     applied({Key, {error, {unknown_answer, Other}}}, State).
+
+%% Of those of them that nobody is told of.
+count_refused(SeqNo, #state{batches = Batches, counters = Counters}) ->
+    case Batches of
+        #{SeqNo := #batch{messages = N, confirms = Confirms, from = undefined}} ->
+            Told = lists:sum([length(SeqNos) || SeqNos <- maps:values(Confirms)]),
+            rabbit_delay_counters:add(Counters, dropped, max(0, N - Told));
+        _ ->
+            ok
+    end.
 
 answered(Ref, Answer, _, State) when is_reference(Ref) -> imported(Ref, Answer, State);
 answered(SeqNo, _, Tell, State) -> ended(SeqNo, Tell, State).
@@ -426,70 +483,159 @@ resend_soon(State) ->
 
 %% ------------------------------------------------------------------------- taking messages in
 
-take(#waiting{message = Message} = W, State) ->
-    case refused(Message, State) of
-        true ->
-            reject(W, State),
-            State;
-        false ->
-            wait(W#waiting{size = rabbit_delay_broker:payload_size(Message)}, State)
+take(#waiting{message = Message} = W, #state{waiting = Waiting} = State) ->
+    Size = rabbit_delay_broker:payload_size(Message),
+    case verdict(W, State) of
+        wait -> wait(W#waiting{size = Size}, State);
+        overflow ->
+            State#state{waiting = rabbit_delay_waiting:overflow(W#waiting{size = Size}, Size,
+                                                                Waiting)};
+        reject -> reject(W, State);
+        {drop, Why} -> drop(Why, 1, reject(W, State))
     end.
 
-wait(#waiting{size = Size} = W, #state{waiting = Waiting, waiting_count = Count,
-                                       waiting_bytes = Bytes} = State) ->
-    State#state{waiting = [W | Waiting], waiting_count = Count + 1, waiting_bytes = Bytes + Size}.
+wait(#waiting{size = Size} = W, #state{waiting = Waiting} = State) ->
+    rejectable(W, 1, State#state{waiting = rabbit_delay_waiting:in(W, Size, Waiting)}).
 
-refused(Message, #state{exchange = XName, leader = Leader, waiting_count = Count,
-                        waiting_bytes = Bytes}) ->
+rejectable(#waiting{seq_no = undefined}, _, State) -> State;
+rejectable(_, N, #state{rejectable = M} = State) -> State#state{rejectable = M + N}.
+
+verdict(#waiting{message = Message, seq_no = SeqNo},
+        #state{exchange = XName, leader = Leader, waiting = Waiting}) ->
+    ByName = (rabbit_delay_broker:exchange_of(Message, XName))#resource.name =:= <<>>,
+    Full = rabbit_delay_waiting:is_full(Waiting),
     case rabbit_delay_system:status() of
-        {_, _} ->
-            true;
+        _ when ByName, SeqNo =:= undefined ->
+            {drop, "they were sent to its internal queue by name"};
+        _ when ByName ->
+            reject;
+        {_, _} when SeqNo =/= undefined ->
+            reject;
+        Status when SeqNo =:= undefined ->
+            case {Full orelse rabbit_delay_waiting:overflowing(Waiting), Status} of
+                {false, _} -> wait;
+                {true, {full, Why}} -> {drop, Why};
+                {true, _} -> overflow
+            end;
+        _ when Leader =:= undefined ->
+            case Full orelse rabbit_delay_registry:refusal(XName) =/= undefined of
+                true -> reject;
+                false -> wait
+            end;
         _ ->
-            %% Published to this queue by name, through the default exchange.
-            (rabbit_delay_broker:exchange_of(Message, XName))#resource.name =:= <<>> orelse
-                (Leader =:= undefined andalso
-                 (Count >= ?MAX_WAITING orelse Bytes >= ?MAX_WAITING_BYTES
-                  orelse rabbit_delay_registry:refusal(XName) =/= undefined))
+            case rabbit_delay_waiting:count(Waiting) >= ?MAX_REJECTABLE
+                orelse rabbit_delay_waiting:bytes(Waiting) >= ?MAX_REJECTABLE_BYTES of
+                true -> reject;
+                false -> wait
+            end
     end.
 
+%% Who awaits no confirm hears nothing of it: whoever calls this for such a message has it counted
+%% (drop/3).
 reject(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow},
-       #state{name = QName, counters = Counters}) ->
-    rabbit_delay_counters:add(Counters, rejected, 1),
+       #state{name = QName, counters = Counters} = State) ->
     rabbit_delay_broker:ack_credit(Sender, Flow),
     case SeqNo of
-        undefined -> ok;
-        _ -> rabbit_delay_broker:reject(Sender, QName, SeqNo)
+        undefined ->
+            ok;
+        _ ->
+            rabbit_delay_counters:add(Counters, rejected, 1),
+            rabbit_delay_broker:reject(Sender, QName, SeqNo)
+    end,
+    State.
+
+drop(_, 0, State) ->
+    State;
+drop(Why, N, #state{dropped = Dropped, counters = Counters} = State) ->
+    rabbit_delay_counters:add(Counters, dropped, N),
+    case Dropped of
+        none ->
+            ok = say_dropped(Why, N, State),
+            _ = erlang:send_after(?DROPPED_MS, self(), say_dropped),
+            State#state{dropped = {Why, 0}};
+        {_, Before} ->
+            State#state{dropped = {Why, Before + N}}
     end.
 
-reject_waiting(#state{waiting = Waiting} = State) ->
-    lists:foreach(fun (W) -> reject(W, State) end, lists:reverse(Waiting)),
-    State#state{waiting = [], waiting_count = 0, waiting_bytes = 0}.
+say_dropped(Why, N, #state{exchange = XName}) ->
+    ?LOG_ERROR("delayed messages of ~ts: dropped ~b dead letters, or messages whose publisher awaits "
+               "no confirm: ~ts", [rabbit_misc:rs(XName), N, Why], ?LOG_DOMAIN).
 
-append(#state{waiting = []} = State) ->
+%% What cannot be rejected waits on.
+reject_waiting(#state{rejectable = 0} = State) ->
     State;
-append(#state{leader = undefined, give_up_timer = undefined} = State) ->
+reject_waiting(#state{waiting = Waiting} = State) ->
+    Kept = rabbit_delay_waiting:filter(fun (#waiting{seq_no = undefined}) -> true;
+                                           (W) -> _ = reject(W, State), false
+                                       end, Waiting),
+    State#state{waiting = Kept, rejectable = 0}.
+
+%% Files may take what the disk has room for.
+write_overflow(#state{waiting = Waiting0, appended = Appended} = State) ->
+    case rabbit_delay_waiting:write(Waiting0) of
+        {ok, 0, _} ->
+            State;
+        {ok, Bytes, Waiting} when Appended + Bytes < ?LOOK_AT_SPACE_BYTES ->
+            State#state{waiting = Waiting, appended = Appended + Bytes};
+        {ok, _, Waiting} ->
+            ok = rabbit_delay_system:look_at_space(),
+            State#state{waiting = Waiting, appended = 0};
+        {error, Reason, Lost, Waiting} ->
+            Why = lists:flatten(io_lib:format("too many wait, and they cannot be written to ~ts: ~0p",
+                                              [rabbit_delay_config:data_dir(), Reason])),
+            lists:foldl(fun reject/2, drop(Why, length(Lost), State#state{waiting = Waiting}), Lost)
+    end.
+
+refill(#state{waiting = Waiting0} = State) ->
+    case rabbit_delay_waiting:refill(Waiting0) of
+        {ok, Waiting} ->
+            State#state{waiting = Waiting};
+        {lost, N, Waiting} ->
+            drop("the file that they waited in is damaged", N, State#state{waiting = Waiting});
+        {error, Reason, Waiting} ->
+            ?LOG_ERROR("delayed messages of ~ts: those that wait in a file cannot be read, which is "
+                       "tried again: ~0p", [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
+            State#state{waiting = Waiting}
+    end.
+
+append(State) ->
+    append_waiting(refill(State)).
+
+append_waiting(#state{waiting = Waiting} = State) ->
+    case rabbit_delay_waiting:is_empty(Waiting) of
+        true -> State;
+        false -> append_held(State)
+    end.
+
+append_held(#state{leader = undefined, give_up_timer = undefined, rejectable = Rejectable} = State)
+  when Rejectable > 0 ->
     State#state{give_up_timer = erlang:send_after(?MAX_WAITING_MS, self(), give_up)};
-append(#state{leader = undefined} = State) ->
+append_held(#state{leader = undefined} = State) ->
     State;
-append(#state{batches = Batches} = State) when map_size(Batches) >= ?MAX_BATCHES ->
+append_held(#state{batches = Batches} = State) when map_size(Batches) >= ?MAX_BATCHES ->
     State;
-append(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when Bytes >= Max ->
+append_held(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when Bytes >= Max ->
     State;
-append(#state{waiting = Waiting, exchange = XName} = State) ->
+append_held(State) ->
+    case rabbit_delay_system:status() of
+        {_, _} -> reject_waiting(State);
+        _ -> append_some(State)
+    end.
+
+append_some(#state{exchange = XName} = State0) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, X} ->
             {Limits, DropBeyond} = limits(X),
-            case room(Limits, State) of
+            case room(Limits, State0) of
                 unknown ->
-                    append_later(State);
+                    append_later(State0);
                 Room ->
-                    append(next_batch(lists:reverse(Waiting), 0, 0, []), Room,
-                           {rabbit_delay_policy:default_delay(X), retry(X)},
-                           State#state{drop_beyond = DropBeyond})
+                    {Ws, State} = next_batch(0, 0, [], State0#state{drop_beyond = DropBeyond}),
+                    append(Ws, Room, {rabbit_delay_policy:default_delay(X), retry(X)}, State)
             end;
         {error, not_found} ->
             %% It is being deleted, and this process with it.
-            State
+            State0
     end.
 
 %% How long dead letters wait, and whether there is a place for those that do not come back.
@@ -565,17 +711,18 @@ append_later(#state{append_timer = undefined} = State) ->
 append_later(State) ->
     State.
 
-append({Ws, Count, Taken, Rest}, Room, Delays, State0) ->
+append(Ws, Room, Delays, State0) ->
     SeqNo = State0#state.last_seq_no + 1,
     {Batch, Rejected, Left} = batch(Ws, Room, Delays, State0),
-    ok = uncount(lists:sublist(Ws, Count - length(Left)), State0),
-    lists:foreach(fun (W) -> reject(W, State0) end, Rejected),
-    State = lists:foldl(fun wait/2,
-                        State0#state{waiting = [],
-                                     waiting_count = State0#state.waiting_count - Count,
-                                     waiting_bytes = State0#state.waiting_bytes - Taken}, Left),
-    append_next(SeqNo, Batch, Left,
-                State#state{waiting = lists:reverse(Rest, State#state.waiting)}).
+    ok = uncount(lists:sublist(Ws, length(Ws) - length(Left)), State0),
+    State1 = lists:foldl(fun reject/2, State0, Rejected),
+    State2 = drop("the exchange is full, or they are too large", untold(Rejected), State1),
+    append_next(SeqNo, Batch, Left, lists:foldr(fun put_back/2, State2, Left)).
+
+untold(Ws) -> length([W || #waiting{seq_no = undefined} = W <- Ws]).
+
+put_back(#waiting{size = Size} = W, #state{waiting = Waiting} = State) ->
+    rejectable(W, 1, State#state{waiting = rabbit_delay_waiting:in_r(W, Size, Waiting)}).
 
 append_next(SeqNo, Batch, Left, State) ->
     case Batch of
@@ -629,10 +776,17 @@ uncount(Ws, #state{name = QName, exchange = XName}) ->
                          rabbit_delay_broker:uncount_published(Sender, Via, QName, N)
                  end, Counts).
 
-next_batch([W | Rest], Count, Bytes, Acc) when Count < ?MAX_MESSAGES, Bytes < ?MAX_BYTES ->
-    next_batch(Rest, Count + 1, Bytes + W#waiting.size, [W | Acc]);
-next_batch(Rest, Count, Bytes, Acc) ->
-    {lists:reverse(Acc), Count, Bytes, Rest}.
+next_batch(Count, Bytes, Acc, #state{waiting = Waiting0} = State)
+  when Count < ?MAX_MESSAGES, Bytes < ?MAX_BYTES ->
+    case rabbit_delay_waiting:out(Waiting0) of
+        {W, Size, Waiting} ->
+            next_batch(Count + 1, Bytes + Size, [W | Acc],
+                       rejectable(W, -1, State#state{waiting = Waiting}));
+        empty ->
+            {lists:reverse(Acc), State}
+    end;
+next_batch(_, _, Acc, State) ->
+    {lists:reverse(Acc), State}.
 
 -record(building, {now :: integer(),
                    %% of a message, as stored, bytes

@@ -22,8 +22,8 @@
 -export([ensure/1, delete/1, leader/2, leader/3, queue_name/1, pending/1, stat/1, overdue/1,
          register_queue/2, register_dispatcher/2, register_store/2, register_paused/2, queue/1,
          dispatcher/1, store/1, is_paused/1,
-         counters/1, known_counters/1, all_counters/0, gone_counters/0, samples/1, checkpointed/2,
-         permit_start/1, take_permit/1, refuse/2, refusal/1]).
+         counters/1, known_counters/1, dropped/1, all_counters/0, gone_counters/0, samples/1,
+         checkpointed/2, permit_start/1, take_permit/1, refuse/2, refusal/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 %% The queue names of clients cannot begin with "amq.".
@@ -126,6 +126,15 @@ counters(XName) ->
 
 -spec known_counters(rabbit_exchange:name()) -> rabbit_delay_counters:ref() | undefined.
 known_counters(XName) -> lookup(XName, #row.counters).
+
+%% A message for the exchange was dropped before it came to it.
+-spec dropped(rabbit_exchange:name()) -> ok.
+dropped(XName) ->
+    Counters = case known_counters(XName) of
+                   undefined -> gone_counters();
+                   Known -> Known
+               end,
+    rabbit_delay_counters:add(Counters, dropped, 1).
 
 -spec samples(rabbit_exchange:name()) -> rabbit_delay_statistics:samples().
 samples(XName) ->

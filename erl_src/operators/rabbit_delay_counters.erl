@@ -18,6 +18,8 @@
 %%   returned      dead letters that came back to be tried again
 %%   parked        dead letters that were not, and went to the parking or the dead-letter exchange
 %%   corrupt       messages lost to damage of the store's files
+%%   dropped       dead letters, and messages whose publisher awaits no confirm, that could be neither
+%%                 taken nor kept waiting
 %%
 %% Messages that were on their way to their queues when they were cancelled or replaced count as
 %% released if their queues take them.
@@ -31,7 +33,7 @@
 -opaque ref() :: counters:counters_ref().
 
 %% In two, as dialyzer takes a longer list for any atom.
--type name() :: count() | returned | parked.
+-type name() :: count() | returned | parked | dropped.
 -type count() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
                | retried | expired | overflowed | dead_lettered | corrupt.
 
@@ -41,6 +43,7 @@
 
 -type values() :: #{count() => non_neg_integer(),
                     returned := non_neg_integer(), parked := non_neg_integer(),
+                    dropped := non_neg_integer(),
                     %% as asked for by publishers
                     delay := histogram(),
                     %% from the due time to the last queue's confirm, of released messages
@@ -92,7 +95,8 @@ index(dead_lettered) -> 10;
 index(corrupt) -> 11;
 index(overflowed) -> 50;
 index(returned) -> 51;
-index(parked) -> 52.
+index(parked) -> 52;
+index(dropped) -> 53.
 
 -spec delay(ref(), Ms :: integer()) -> ok.
 delay(Ref, Ms) -> observe(Ref, ?DELAY, ?DELAY_BOUNDS, max(Ms, 0)).
@@ -139,6 +143,7 @@ read(Ref) ->
     Counts = maps:from_list([{Name, counters:get(Ref, index(Name))} || Name <- ?NAMES]),
     Counts#{returned => counters:get(Ref, index(returned)),
             parked => counters:get(Ref, index(parked)),
+            dropped => counters:get(Ref, index(dropped)),
             delay => histogram(Ref, ?DELAY, ?DELAY_BOUNDS),
             lateness => histogram(Ref, ?LATENESS, ?LATENESS_BOUNDS),
             checkpoint => {counters:get(Ref, ?CHECKPOINT_AT), counters:get(Ref, ?CHECKPOINT_MS)}}.

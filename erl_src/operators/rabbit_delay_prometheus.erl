@@ -230,7 +230,10 @@ counter_figures() ->
      {parked, "messages_parked_total",
       "Dead letters that were not tried again, and were parked or dead-lettered"},
      {corrupt, "messages_corrupt_total",
-      "Delayed messages lost to damage of the delay store's files"}].
+      "Delayed messages lost to damage of the delay store's files"},
+     {dropped, "messages_dropped_total",
+      "Dead letters, and messages whose publisher awaits no confirm, that could be neither taken nor "
+      "kept waiting"}].
 
 histogram(Labels, {Buckets, Sum}) ->
     {Cumulative, Count} = lists:mapfoldl(fun ({Bound, N}, Acc) ->

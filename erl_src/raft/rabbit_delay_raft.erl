@@ -124,8 +124,14 @@ members(Uids) ->
 %% The member that holds an exchange's messages, if there is one.
 -spec find_member(rabbit_exchange:name()) -> {ok, uid()} | none.
 find_member(XName) ->
+    found(XName, wildcard(pattern(XName))).
+
+pattern(XName) ->
+    binary_to_list(<<"D", (hash(XName))/binary, "_*">>).
+
+found(XName, Dirs) ->
     Hash = hash(XName),
-    case newest(wildcard(binary_to_list(<<"D", Hash/binary, "_*">>))) of
+    case newest(Dirs) of
         #{Hash := Uid} -> {ok, Uid};
         _ -> none
     end.
@@ -286,7 +292,8 @@ sync_new_member(Uid) ->
 %% Empty in members from before there were keys.
 -spec key_salt(rabbit_exchange:name()) -> rabbit_delay_key:salt().
 key_salt(XName) ->
-    {ok, Uid} = find_member(XName),
+    %% It may be just being deleted.
+    {ok, Uid} = found(XName, directories(pattern(XName))),
     salt_of(Uid).
 
 salt_of(Uid) ->
@@ -337,22 +344,16 @@ mark_deleted(XName) ->
     end.
 
 %% Stops the member and discards what it holds, for good; Member is what mark_deleted/1 has answered.
-%% A first one may be just being made for the exchange's queue process, which has ended by now.
+%% Another may have been made since for the exchange's queue process, which has ended by now.
 -spec delete_member(rabbit_exchange:name(), Member :: {ok, uid()} | none) -> ok.
 delete_member(XName, Member) ->
     ok = case has_server_name(XName) of
              true -> await_start(server_id(XName));
              false -> ok
          end,
-    case Member of
-        {ok, Uid} ->
-            delete_files(XName, Uid);
-        none ->
-            case find_member(XName) of
-                {ok, Uid} -> delete_files(XName, Uid);
-                none -> ok
-            end
-    end.
+    lists:foreach(fun ({ok, Uid}) -> delete_files(XName, Uid);
+                      (none) -> ok
+                  end, [Member, find_member(XName)]).
 
 delete_files(XName, Uid) ->
     ok = stop_member(XName),
@@ -377,7 +378,7 @@ sweep() ->
     Base = rabbit_delay_config:data_dir(),
     Marked = [doom(uid_of_dir(Dir)) || Dir <- directories("D*_*"), is_marked_deleted(Dir)],
     case lists:usort(Marked ++ [filename:join(Base, Name)
-                                || Name <- filelib:wildcard("deleted-D*_*", Base)]) of
+                                || Name <- filelib:wildcard("deleted-*", Base)]) of
         [] ->
             ok;
         Doomed ->

@@ -36,8 +36,7 @@ def client(own):
 @contextlib.contextmanager
 def unanswering_metadata(broker):
     """Reads are answered from the node's memory, writes wait."""
-    if evaluate(broker, "erlang:function_exported(rabbit_khepri, get_store_id, 0) andalso "
-                        "is_pid(whereis(rabbitmq_metadata)).") == "true":
+    if evaluate(broker, "ets:whereis(rabbit_queue).") == "undefined":
         evaluate(broker, "sys:suspend(rabbitmq_metadata).")
         end = "sys:resume(rabbitmq_metadata)."
     else:
