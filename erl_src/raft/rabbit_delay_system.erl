@@ -21,7 +21,7 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([start_link/0, status/0, ready/0, server_failed/2, check_space/0, look_at_space/0, log_pid/0]).
+-export([create_table/0, start_link/0, status/0, ready/0, server_failed/2, check_space/0, look_at_space/0, log_pid/0]).
 -export([shorten/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
@@ -29,7 +29,8 @@
 -define(MAX_PAUSE_MS, 30000).
 -define(WATCH_MS, 500).
 -define(CHECK_MS, 5000).
--define(STATUS, {?MODULE, status}).
+%% What is refused for want of space is accepted again when the limit is exceeded by one in so many.
+-define(ACCEPT_AGAIN_PART, 20).
 -define(REPORT_DEPTH, 30).
 -define(START_BYTES, 4194304).
 
@@ -42,11 +43,22 @@
 start_link() ->
     gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 
+%% Owned by the supervisor. Not a persistent term: a disk may be full and not full again and again, and
+%% each change of one has every process of the node collect its garbage.
+-spec create_table() -> ok.
+create_table() ->
+    ?MODULE = ets:new(?MODULE, [named_table, public, {read_concurrency, true}]),
+    ok.
+
 %% Whether delayed messages can be taken (up), soon (starting), not as long as there is so little
 %% space (full), or not as long as the Ra system does not run (down). Cheap.
 -spec status() -> up | starting | {down | full, Why :: string()}.
 status() ->
-    persistent_term:get(?STATUS, {down, "the plugin is not running"}).
+    try
+        ets:lookup_element(?MODULE, status, 2)
+    catch
+        error:badarg -> {down, "the plugin is not running"}
+    end.
 
 %% Whether servers can be started now, and in which generation of the system. Answered after all
 %% that the caller has said before.
@@ -200,7 +212,7 @@ check_space(State) ->
                          "disk_free_limit, ~b", [Free, Dir, Limit]),
             ?LOG_ERROR("delayed messages are refused: ~ts", [Why], ?LOG_DOMAIN),
             set_status({full, Why});
-        {{ok, Free}, {full, _}} when Free >= Limit ->
+        {{ok, Free}, {full, _}} when Free >= Limit + Limit div ?ACCEPT_AGAIN_PART ->
             ?LOG_NOTICE("delayed messages are accepted again: ~b bytes are free in ~ts",
                         [Free, Dir], ?LOG_DOMAIN),
             set_status(up);
@@ -258,7 +270,8 @@ first_error([Step | Rest]) ->
     end.
 
 set_status(Status) ->
-    persistent_term:put(?STATUS, Status).
+    true = ets:insert(?MODULE, {status, Status}),
+    ok.
 
 format(Reason) ->
     format("~0P", [Reason, 20]).

@@ -207,6 +207,24 @@ def test_what_cannot_be_written_is_dropped_counted_and_said(own, client):
     assert_holds(own, exchange, 2 * MANY + 1 - dropped)
 
 
+def test_a_disk_that_is_nearly_full_is_not_full_and_not_full_in_turns(own):
+    """Messages are accepted again when there is clearly more space than the limit."""
+    def set_limit(part):
+        evaluate(own, "{ok, Free} = rabbit_delay_store:disk_free(rabbit_delay_config:data_dir()), "
+                      f"application:set_env(rabbitmq_delay_wheel, disk_free_limit, trunc({part} * Free)).")
+        evaluate(own, "rabbit_delay_system:check_space().")
+        return evaluate(own, "rabbit_delay_system:status().")
+
+    try:
+        assert set_limit(0.97) == "up"
+        assert "full" in set_limit(1.1)
+        assert "full" in set_limit(0.97)
+        assert set_limit(0.5) == "up"
+        assert set_limit(0.97) == "up"
+    finally:
+        evaluate(own, "application:unset_env(rabbitmq_delay_wheel, disk_free_limit).")
+
+
 def test_files_of_an_earlier_run_are_removed(own):
     place = os.path.join(own.data_dir, "quorum", "delayed", "overflow", "ABC")
     os.makedirs(place)
