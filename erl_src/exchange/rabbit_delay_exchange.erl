@@ -205,27 +205,24 @@ delay(X, Delivery, Message) ->
             refuse(precondition_failed, "~b bytes are more than delayed_message.max_message_size, "
                    "~b", [Size, Limit], XName);
         _ ->
-            case available(Delivery) of
-                ok ->
-                    case rabbit_delay_registry:ensure(XName) of
-                        {ok, QName} -> [QName];
-                        %% This closes a channel, not the connection.
-                        {error, Why} -> refuse(precondition_failed, "~ts", [Why], XName)
-                    end;
-                {error, Why} ->
-                    refuse(resource_error, "~ts", [Why], XName)
+            ok = refuse_if_unavailable(Delivery, XName),
+            case rabbit_delay_registry:ensure(XName) of
+                {ok, QName} -> [QName];
+                %% This closes a channel, not the connection.
+                {error, Why} -> refuse(precondition_failed, "~ts", [Why], XName)
             end
     end.
 
 %% A publisher that awaits a confirm gets a nack from the queue; another one has to be told here,
-%% where the broker lets us know which it is.
-available(Delivery) ->
+%% where the broker lets us know which it is. Dead letters wait.
+refuse_if_unavailable(Delivery, XName) ->
     case rabbit_delay_system:status() of
         {_, Why} ->
-            case rabbit_delay_broker:confirms(Delivery) of
-                false -> {error, Why};
-                _ -> ok
-            end;
+            _ = rabbit_delay_broker:confirms(Delivery) =:= false
+                andalso rabbit_delay_broker:raise_to_client(
+                          resource_error, "cannot delay a message published to ~ts: ~ts",
+                          [rabbit_misc:rs(XName), Why]),
+            ok;
         _ ->
             ok
     end.
