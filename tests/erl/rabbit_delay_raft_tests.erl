@@ -61,6 +61,7 @@ start() ->
     application:set_env(ra, data_dir, Abs),
     {ok, _} = application:ensure_all_started(ra),
     ok = rabbit_delay_registry:create_table(),
+    ok = rabbit_delay_system:create_table(),
     {ok, System} = rabbit_delay_system:start_link(),
     await(fun () -> rabbit_delay_system:status() =:= up end),
     {System, Abs}.
@@ -70,6 +71,7 @@ stop({System, Dir}) ->
     exit(System, shutdown),
     await(fun () -> not is_process_alive(System) end),
     true = ets:delete(rabbit_delay_registry),
+    true = ets:delete(rabbit_delay_system),
     ok = application:stop(ra),
     [application:unset_env(rabbitmq_delay_wheel, Key) ||
         Key <- [data_dir, snapshot_interval_messages]],
@@ -162,12 +164,12 @@ unknown_command() ->
          await_refusal("machine 2 or later, this one's is 1"),
          {ok, Uid} = rabbit_delay_raft:find_member(?X),
          ?assertMatch({ok, _}, file:list_dir(rabbit_delay_raft:store_dir(Uid))),
-         ok = rabbit_delay_raft:delete_member(?X),
+         ok = rabbit_delay_raft:delete_member(?X, rabbit_delay_raft:mark_deleted(?X)),
          ok = rabbit_delay_registry:refuse(?X, undefined)
      end || Command <- [{enqueue, 3, 1, 1, {none, none}, <<>>}, {settle, 2, <<>>}, {open, 1, node()},
                         {note, 2}, {pause, 2}, unknown, {machine_version, 1}]],
     ?assertEqual(OtherPid, whereis(element(1, rabbit_delay_raft:server_id(Other)))),
-    ok = rabbit_delay_raft:delete_member(Other).
+    ok = rabbit_delay_raft:delete_member(Other, rabbit_delay_raft:mark_deleted(Other)).
 
 %% As a leader of a later version writes it, before its first entry of the term.
 later_log() ->
@@ -396,7 +398,7 @@ salt() ->
     ?assertEqual(16, byte_size(Salt)),
     restart_member(),
     ?assertEqual(Salt, rabbit_delay_raft:key_salt(?X)),
-    ok = rabbit_delay_raft:delete_member(?X),
+    ok = rabbit_delay_raft:delete_member(?X, rabbit_delay_raft:mark_deleted(?X)),
     start_member(),
     ?assertNotEqual(Salt, rabbit_delay_raft:key_salt(?X)).
 
@@ -496,7 +498,7 @@ made_again() ->
     start_member(),
     ok = enqueue(1, records(10, ?HOUR)),
     {ok, Uid} = rabbit_delay_raft:find_member(?X),
-    ok = rabbit_delay_raft:delete_member(?X),
+    ok = rabbit_delay_raft:delete_member(?X, rabbit_delay_raft:mark_deleted(?X)),
     ?assertEqual(none, rabbit_delay_raft:find_member(?X)),
     start_member(),
     ?assertEqual(0, pending()),
@@ -582,7 +584,7 @@ step() ->
                {1, pause}, {1, resume}, {1, restart}]).
 
 holds(Steps) ->
-    _ = rabbit_delay_raft:delete_member(?X),
+    _ = rabbit_delay_raft:delete_member(?X, rabbit_delay_raft:mark_deleted(?X)),
     start_member(),
     %% Far from now: nothing comes due meanwhile.
     Base = erlang:system_time(millisecond) + ?HOUR,
