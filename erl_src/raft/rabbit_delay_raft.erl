@@ -248,7 +248,8 @@ later_snapshot(Dir) ->
         [] ->
             none;
         [{machine, Version} | _] ->
-            too_new("its snapshot", "machine ~b, this one's is ~b", [Version, map_get(machine, Ours)]);
+            too_new("its snapshot", "machine ~b, this one's is ~b",
+                    [Version, map_get(machine, Ours)]);
         [{What, Version} | _] ->
             too_new("its snapshot", "~s ~b, this one reads ~b",
                     [What, Version, map_get(What, Ours)])
