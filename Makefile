@@ -86,11 +86,12 @@ $(NIF): $(NIF_OBJECTS)
 	$(call say,LD) $(CC) -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,nodelete,--as-needed -o $@ $^ $(LIBCK) -lpthread
 	@md5sum $@ | cut -d " " -f 1 >$(@:.so=.md5)
 
-# The core and its tests in three flavours.
-c_flags_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+# The core and its tests in three flavours. With DW_TESTS, broken invariants (c_src/dw_invariant.h) can be
+# had on purpose, and others end the program; with DW_TESTS_ABORT they all do.
+c_flags_asan := -DDW_TESTS -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
                 -fno-sanitize-recover=all
-c_flags_tsan := -O1 -g -fsanitize=thread
-c_flags_plain := -O2 -g
+c_flags_tsan := -DDW_TESTS -O1 -g -fsanitize=thread
+c_flags_plain := -DDW_TESTS_ABORT -O2 -g
 
 define flavour
 _build/c/$(1)/core/%.o: c_src/%.c Makefile
@@ -253,7 +254,7 @@ suites-erl: $(SANITIZED)/priv/rabbit_delay_store.so
 
 $(SANITIZED)/priv/rabbit_delay_store.so: $(wildcard c_src/*.c c_src/*.h include/*.h) Makefile
 	@mkdir -p $(@D)
-	$(call say,CC) $(CC) $(C_NIF_FLAGS) -U_FORTIFY_SOURCE $(c_flags_asan) $(CORE_WARNINGS) -shared \
+	$(call say,CC) $(CC) $(C_NIF_FLAGS) -U_FORTIFY_SOURCE $(c_flags_asan) -UDW_TESTS $(CORE_WARNINGS) -shared \
 	    -Wl,-z,nodelete -o $@ $(wildcard c_src/*.c) $(LIBCK) -lpthread
 
 # One suite, or one test of it: TEST=test_heap CASE=many, TEST=rabbit_delay_key_tests,

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 #include "dw_store_internal.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -108,8 +107,7 @@ int dw_store_checkpoint(dw_store *store, dw_checkpoint **out) {
         return result;
     }
     if (store->checkpointing) {
-        dw_leave(store);
-        return DW_EINVAL;
+        return dw_leave(store, DW_EINVAL);
     }
     dw_unlock(store);
     result = dw_store_flush(store);
@@ -125,8 +123,11 @@ int dw_store_checkpoint(dw_store *store, dw_checkpoint **out) {
         store->checkpointing = true;
         *out = checkpoint;
     }
-    dw_leave(store);
-    if (result != DW_OK && checkpoint != NULL) {
+    result = dw_leave(store, result);
+    if (result != DW_OK && *out != NULL) {
+        dw_checkpoint_release(checkpoint);
+        *out = NULL;
+    } else if (result != DW_OK && checkpoint != NULL) {
         free_checkpoint(checkpoint);
     }
     return result;
@@ -227,6 +228,9 @@ static bool is_worth_retrying(struct dw_store *store, int result) {
 static int finish(struct dw_checkpoint *checkpoint, int dirfd, const char *snapshot_dir) {
     struct dw_store *store = checkpoint->store;
     int result = sync_items(checkpoint);
+    if (result == DW_OK && dw_broken_note() != NULL) {
+        return DW_EBROKEN;
+    }
     if (result == DW_OK && store->io->fsync(dirfd) != 0) {
         result = dw_io_error(errno);
     }
@@ -267,8 +271,7 @@ int dw_checkpoint_finish(dw_checkpoint *checkpoint, const char *snapshot_dir) {
     }
     dw_lock(store);
     dw_publish(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 void dw_checkpoint_release(dw_checkpoint *checkpoint) {

@@ -29,6 +29,8 @@ const char *dw_strerror(int error) {
         return "eclosed";
     case DW_ELATE:
         return "elate";
+    case DW_EBROKEN:
+        return "ebroken";
     }
     return "unknown";
 }

@@ -17,6 +17,7 @@ enum dw_error {
     DW_EFULL = -10,   /* a fixed limit is reached: 2^32-2 entries, 4,095 partitions */
     DW_ECLOSED = -11, /* the store was closed */
     DW_ELATE = -12,   /* the wheel has passed this due time */
+    DW_EBROKEN = -13, /* the store found itself to be wrong and was closed; the log says where */
 };
 
 /* A short English name, never NULL: "ok", "enomem", ... */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 #include "dw_files.h"
 
-#include <assert.h>
+#include "dw_invariant.h"
+
 #include <errno.h>
 #include <fcntl.h>
 
@@ -135,8 +136,8 @@ static void pin(struct dw_file *file) {
 }
 
 static void unpin(struct dw_file *file) {
-    assert(file->pins > 0);
-    if (--file->pins == 0) {
+    file->pins = DW_INVARIANT(file->pins > 0) ? file->pins - 1 : 0;
+    if (file->pins == 0) {
         pthread_cond_broadcast(&file->files->budget->changed);
     }
 }
@@ -291,6 +292,10 @@ static int pin_opened(struct dw_files *files, struct dw_file *file, int fd) {
 }
 
 int dw_files_acquire(struct dw_files *files, struct dw_file *file, const char *name, int create) {
+    if (dw_broken_note() != NULL) {
+        errno = EIO;
+        return -1;
+    }
     int fd = pin_open(files, file);
     if (fd >= 0) {
         return fd;

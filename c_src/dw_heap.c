@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 #include "dw_heap.h"
 
-#include <assert.h>
+#include "dw_invariant.h"
+
 #include <stdbool.h>
 #include <string.h>
 
@@ -160,14 +161,16 @@ uint32_t dw_heap_top(dw_heap *heap) {
 
 void dw_heap_pop(dw_heap *heap) {
     uint32_t k = dw_heap_top(heap);
-    assert(k != DW_NIL);
+    if (!DW_INVARIANT(k != DW_NIL))
+        return;
     dw_slab_at(heap->slab, k)->state = DW_TAKEN;
     take_out(heap, 0);
 }
 
 void dw_heap_cancel(dw_heap *heap, uint32_t k) {
     struct dw_entry *e = dw_slab_at(heap->slab, k);
-    assert(e->state == DW_LATE);
+    if (!DW_INVARIANT(e->state == DW_LATE))
+        return;
     e->state = DW_DEAD;
     heap->dead++;
     for (uint32_t step = 0; step < SWEEP_STEPS && heap->dead > 0; step++) {

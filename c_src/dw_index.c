@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 #include "dw_index.h"
 
+#include "dw_invariant.h"
+
 #include "dw_le.h"
 
-#include <assert.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -394,8 +395,8 @@ static void split_slots(dw_index *x, struct table *t, const struct copied *copy)
     for (unsigned i = 0; i < copy->n; i++) {
         uint64_t hash = hash_of_slot(x, t, copy->tag[i], copy->k[i]);
         int rc = chain_add(x, bucket_at(t, address(t, hash)), copy->tag[i], copy->k[i]);
-        assert(rc == DW_OK); /* two chains need no more nodes than the one has given back */
-        (void)rc;
+        /* Two chains need no more nodes than the one has given back. */
+        (void)DW_INVARIANT(rc == DW_OK);
     }
 }
 
@@ -449,8 +450,7 @@ static void merge(dw_index *x, struct table *t) {
         uint32_t k = end.k[n - 1];
         chain_remove(x, from, end, n - 1);
         int rc = chain_add(x, into, tag, k);
-        assert(rc == DW_OK);
-        (void)rc;
+        (void)DW_INVARIANT(rc == DW_OK);
     }
     t->buckets--;
     t->half = half;
@@ -587,25 +587,27 @@ static uint32_t group_form(dw_index *x, uint64_t hash, uint64_t value) {
     }
     chain_remove_value(x, b, hash, value);
     int rc = chain_add(x, b, GROUP_TAG, group);
-    assert(rc == DW_OK); /* there is room where its entries were */
-    (void)rc;
+    (void)DW_INVARIANT(rc == DW_OK); /* there is room where its entries were */
     x->table.slots++;
     x->groups++;
     return group;
 }
 
 static void group_remove(dw_index *x, uint32_t group, uint64_t hash, uint32_t k) {
-    assert(group != DW_NIL);
+    if (!DW_INVARIANT(group != DW_NIL))
+        return;
     struct table *t = cell_at(x, group)->group.table;
     uint64_t h = mix(k);
     unsigned i = 0;
     struct slots s = table_find(x, t, h, tag_of(h), k, &i);
-    assert(s.n > 0);
+    if (!DW_INVARIANT(s.n > 0))
+        return;
     table_remove(x, t, h, s, i);
     if (t->slots > 0)
         return;
     s = table_find(x, &x->table, hash, GROUP_TAG, group, &i);
-    assert(s.n > 0);
+    if (!DW_INVARIANT(s.n > 0))
+        return;
     table_remove(x, &x->table, hash, s, i);
     group_free(x, group);
     x->groups--;
@@ -662,7 +664,7 @@ void dw_index_free(dw_index *x) {
     for (uint32_t i = 0; i < x->cells_max; i++)
         release(x, x->cells[i], lines_bytes(NODES_SEGMENT * sizeof(union cell)));
     release(x, x->cells, x->cells_max * sizeof *x->cells);
-    assert(x->bytes == sizeof *x);
+    (void)DW_INVARIANT(x->bytes == sizeof *x);
     const struct dw_alloc alloc = x->alloc;
     dw_release(&alloc, x);
 }

@@ -35,6 +35,14 @@ struct directory {
     char path[];
 };
 
+/* A directory that is locked for all stores below it. */
+struct root {
+    struct root *next;
+    unsigned users; /* its claim, and the stores that are open */
+    int fd;
+    char path[];
+};
+
 struct dw_lease {
     dw_lease *next; /* of its directory */
     dw_lease *next_doomed;
@@ -45,7 +53,8 @@ struct dw_lease {
     pthread_mutex_t closing;
     atomic_bool closed;
     atomic_bool writing;
-    int lock_fd; /* -1: the file system has no locks, or it was given back */
+    int lock_fd; /* -1: the file system has no locks, it was given back, or `root` has it */
+    struct root *root;
     dw_store *store;
     void *log_ctx;
     dw_checkpoint *checkpoint; /* NULL: none is begun */
@@ -58,6 +67,9 @@ struct dw_leases {
     pthread_mutex_t lock;
     unsigned refs; /* its owners, its leases, and the thread that ends them */
     struct directory *directories;
+    dw_budget *budget;
+    struct root *root;  /* what is claimed at present */
+    struct root *roots; /* and those that stores still use */
     dw_lease *doomed;
     bool reaping;
 };
@@ -68,11 +80,19 @@ dw_leases *dw_leases_new(const struct dw_alloc *alloc) {
         return NULL;
     }
     *leases = (dw_leases){.alloc = alloc, .refs = 1};
-    if (pthread_mutex_init(&leases->lock, NULL) != 0) {
+    leases->budget = dw_budget_new(alloc, UINT32_MAX);
+    if (leases->budget == NULL || pthread_mutex_init(&leases->lock, NULL) != 0) {
+        if (leases->budget != NULL) {
+            dw_budget_drop(leases->budget);
+        }
         dw_release(alloc, leases);
         return NULL;
     }
     return leases;
+}
+
+dw_budget *dw_leases_budget(const dw_leases *leases) {
+    return leases->budget;
 }
 
 void dw_leases_keep(dw_leases *leases) {
@@ -86,6 +106,8 @@ void dw_leases_drop(dw_leases *leases) {
     bool last = --leases->refs == 0;
     pthread_mutex_unlock(&leases->lock);
     if (last) {
+        dw_leases_give_back(leases);
+        dw_budget_drop(leases->budget);
         pthread_mutex_destroy(&leases->lock);
         dw_release(leases->alloc, leases);
     }
@@ -202,6 +224,98 @@ static int directory_lock(const char *path, int *fd, int *os_error) {
     return DW_OK;
 }
 
+/* With leases->lock held: the descriptor that the caller is to close, or -1. */
+static int root_leave_locked(dw_leases *leases, struct root *root) {
+    if (--root->users > 0) {
+        return -1;
+    }
+    struct root **at = &leases->roots;
+    while (*at != root) {
+        at = &(*at)->next;
+    }
+    *at = root->next;
+    const int fd = root->fd;
+    dw_release(leases->alloc, root);
+    return fd;
+}
+
+static void root_leave(dw_leases *leases, struct root *root) {
+    pthread_mutex_lock(&leases->lock);
+    const int fd = root_leave_locked(leases, root);
+    pthread_mutex_unlock(&leases->lock);
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
+/* What is claimed, if `path` is below it; to be left. */
+static struct root *root_use(dw_leases *leases, const char *path) {
+    pthread_mutex_lock(&leases->lock);
+    struct root *root = leases->root;
+    const size_t length = root == NULL ? 0 : strlen(root->path);
+    if (root != NULL && strncmp(path, root->path, length) == 0 && path[length] == '/') {
+        root->users++;
+    } else {
+        root = NULL;
+    }
+    pthread_mutex_unlock(&leases->lock);
+    return root;
+}
+
+int dw_leases_claim(dw_leases *leases, const char *dir, int *os_error) {
+    char path[PATH_MAX];
+    if (realpath(dir, path) == NULL) {
+        *os_error = errno;
+        return dw_io_error(errno);
+    }
+    pthread_mutex_lock(&leases->lock);
+    const bool same = leases->root != NULL && strcmp(leases->root->path, path) == 0;
+    pthread_mutex_unlock(&leases->lock);
+    if (same) {
+        return DW_OK;
+    }
+    dw_leases_give_back(leases);
+    const size_t length = strlen(path) + 1;
+    struct root *root = dw_get(leases->alloc, sizeof *root + length);
+    if (root == NULL) {
+        return DW_ENOMEM;
+    }
+    *root = (struct root){.users = 1};
+    memcpy(root->path, path, length);
+    /* Stores that an earlier claim was for may still have it. */
+    pthread_mutex_lock(&leases->lock);
+    for (struct root *other = leases->roots; other != NULL; other = other->next) {
+        if (strcmp(other->path, path) == 0) {
+            other->users++;
+            leases->root = other;
+        }
+    }
+    const bool kept = leases->root != NULL;
+    pthread_mutex_unlock(&leases->lock);
+    int result = kept ? DW_OK : directory_lock(path, &root->fd, os_error);
+    if (kept || result != DW_OK) {
+        dw_release(leases->alloc, root);
+        return result;
+    }
+    pthread_mutex_lock(&leases->lock);
+    root->next = leases->roots;
+    leases->roots = root;
+    leases->root = root;
+    pthread_mutex_unlock(&leases->lock);
+    return DW_OK;
+}
+
+void dw_leases_give_back(dw_leases *leases) {
+    pthread_mutex_lock(&leases->lock);
+    struct root *root = leases->root;
+    leases->root = NULL;
+    const int fd = root == NULL ? -1 : root_leave_locked(leases, root);
+    pthread_mutex_unlock(&leases->lock);
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
 /* ----------------------------------------------------------------------- leases */
 
 dw_store *dw_lease_store(const dw_lease *lease) {
@@ -219,6 +333,10 @@ void dw_lease_close(dw_lease *lease) {
         if (lease->lock_fd >= 0) {
             close(lease->lock_fd);
             lease->lock_fd = -1;
+        }
+        if (lease->root != NULL) {
+            root_leave(lease->leases, lease->root);
+            lease->root = NULL;
         }
         atomic_store(&lease->closed, true);
     }
@@ -325,7 +443,8 @@ static int lease_make(dw_leases *leases, struct directory *d, const struct dw_co
         dw_release(leases->alloc, lease);
         return DW_ENOMEM;
     }
-    int result = directory_lock(d->path, &lease->lock_fd, os_error);
+    lease->root = root_use(leases, d->path);
+    int result = lease->root != NULL ? DW_OK : directory_lock(d->path, &lease->lock_fd, os_error);
     if (result == DW_OK) {
         result = dw_store_open(d->path, config, &lease->store, report);
         *os_error = dw_store_errno();
@@ -333,6 +452,9 @@ static int lease_make(dw_leases *leases, struct directory *d, const struct dw_co
     if (result != DW_OK) {
         if (lease->lock_fd >= 0) {
             close(lease->lock_fd);
+        }
+        if (lease->root != NULL) {
+            root_leave(leases, lease->root);
         }
         pthread_mutex_destroy(&lease->closing);
         dw_release(leases->alloc, lease);
@@ -383,13 +505,17 @@ int dw_lease_restore(dw_leases *leases, const char *dir, const char *snapshot_di
     }
     pthread_mutex_lock(&d->opening);
     directory_fence(leases, d);
-    result = directory_lock(d->path, &fd, os_error);
+    struct root *root = root_use(leases, d->path);
+    result = root != NULL ? DW_OK : directory_lock(d->path, &fd, os_error);
     if (result == DW_OK) {
         result = dw_store_restore(d->path, snapshot_dir);
         *os_error = dw_store_errno();
     }
     if (fd >= 0) {
         close(fd);
+    }
+    if (root != NULL) {
+        root_leave(leases, root);
     }
     pthread_mutex_unlock(&d->opening);
     directory_leave(leases, d);

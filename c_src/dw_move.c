@@ -3,7 +3,6 @@
 
 #include "dw_crc32c.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -414,6 +413,22 @@ static bool work_ahead(struct dw_store *store, uint64_t now_ms) {
     return more;
 }
 
+/* Frees buffers that were kept for records that did not come. */
+static void free_spares(struct dw_store *store) {
+    for (uint32_t i = 0; i < store->parts_capacity; i++) {
+        dw_lock(store);
+        struct dw_partition *partition = store->parts[i];
+        struct dw_buf *rec = NULL, *idx = NULL;
+        if (partition != NULL && !partition->retired) {
+            rec = dw_stream_tick(&partition->rec);
+            idx = dw_stream_tick(&partition->idx);
+        }
+        dw_unlock(store);
+        dw_release(store->alloc, rec);
+        dw_release(store->alloc, idx);
+    }
+}
+
 static int upkeep(struct dw_store *store, size_t max_bytes, bool *more) {
     dw_lock(store);
     tidy(store);
@@ -449,7 +464,11 @@ int dw_store_maintain(dw_store *store, uint64_t now_ms, size_t max_bytes, bool *
     }
     store->clock = now_ms;
     const bool stranded = store->stranded > 0;
+    const bool unwritten = store->write_error != 0;
     dw_unlock(store);
+    if (unwritten) {
+        (void)dw_flush_all(store);
+    }
     if (stranded) {
         result = dw_requeue_all(store, DW_STRANDED);
     }
@@ -466,11 +485,11 @@ int dw_store_maintain(dw_store *store, uint64_t now_ms, size_t max_bytes, bool *
     if (!*more) {
         /* Many stores may be idle: they do not keep files open. */
         dw_files_close_idle(&store->files, IDLE_TICKS);
+        free_spares(store);
     }
     dw_lock(store);
     dw_publish(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 /* -------------------------------------------------------------- reschedule */
@@ -608,12 +627,13 @@ static int reschedule(struct dw_store *store, uint64_t index, uint64_t id, uint6
     struct held held = {.alloc = store->alloc};
     const struct dw_sink sink = {held_body, held_done, held_corrupt, &held};
     int result = dw_store_read(store, id, &sink);
-    bool in_place = result != DW_ENOENT && result != DW_ENOMEM && result != DW_ECLOSED;
+    bool in_place =
+        result != DW_ENOENT && result != DW_ENOMEM && result != DW_ECLOSED && result != DW_EBROKEN;
     if (result == DW_OK && held.whole) {
         dw_lock(store);
         const uint64_t clock_ms = store->clock;
         const uint32_t k = dw_index_find(store->by_id, id);
-        struct dw_partition *old = store->parts[dw_slab_at(store->slab, k)->part];
+        struct dw_partition *old = dw_part_of(store, dw_slab_at(store->slab, k));
         dw_unlock(store);
         result = rewrite(store, index, clock_ms, k, old, due, &held);
         in_place = result != DW_OK && result != DW_ENOMEM;
@@ -628,8 +648,7 @@ int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t d
         return result;
     }
     if (index <= store->applied) {
-        dw_leave(store);
-        return DW_OK;
+        return dw_leave(store, DW_OK);
     }
     dw_unlock(store);
     result = reschedule(store, index, id, due < DW_DUE_MAX ? due : DW_DUE_MAX);
@@ -638,8 +657,7 @@ int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t d
         store->applied = index;
     }
     dw_publish(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_new_due *dues,
@@ -650,8 +668,7 @@ int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_ne
         return result;
     }
     if (index <= store->applied) {
-        dw_leave(store);
-        return DW_OK;
+        return dw_leave(store, DW_OK);
     }
     dw_unlock(store);
     for (size_t i = 0; i < n && result == DW_OK; i++) {
@@ -665,6 +682,5 @@ int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_ne
         store->applied = index;
     }
     dw_publish(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }

@@ -23,11 +23,13 @@
 #include <erl_nif.h>
 
 #include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -68,7 +70,8 @@ struct checkpoint_object {
 static __thread ErlNifEnv *calling;
 
 static struct {
-    ERL_NIF_TERM ok, error, undefined, none, infinity, more, done, corrupt, busy;
+    ERL_NIF_TERM ok, error, true_, false_, unknown, undefined, none, infinity, more, done, corrupt,
+        busy;
     ERL_NIF_TERM tag, info, warning, error_level;
     ERL_NIF_TERM id, due, key_hash, length, encoding, body;
 } atoms;
@@ -121,6 +124,38 @@ static void *get(void *ctx, size_t bytes) {
     return (void *)at;
 }
 
+/* Blocks that the system did not take back, as it cannot split a mapping when a process has too
+ * many: they are tried again with each that follows, and hold one page until then. */
+static struct {
+    atomic_flag busy;
+    void *first; /* begins with the next one, and its length */
+} unmapped = {.busy = ATOMIC_FLAG_INIT};
+
+struct kept_block {
+    void *next;
+    size_t mapped;
+};
+
+static void unmap(void *block, size_t mapped) {
+    const bool given = munmap(block, mapped) == 0;
+    if (given && __atomic_load_n(&unmapped.first, __ATOMIC_RELAXED) == NULL) {
+        return;
+    }
+    while (atomic_flag_test_and_set_explicit(&unmapped.busy, memory_order_acquire)) {
+    }
+    if (!given) {
+        (void)madvise(block, mapped, MADV_DONTNEED);
+        *(struct kept_block *)block = (struct kept_block){unmapped.first, mapped};
+        __atomic_store_n(&unmapped.first, block, __ATOMIC_RELAXED);
+    } else if (unmapped.first != NULL) {
+        const struct kept_block first = *(struct kept_block *)unmapped.first;
+        if (munmap(unmapped.first, first.mapped) == 0) {
+            __atomic_store_n(&unmapped.first, first.next, __ATOMIC_RELAXED);
+        }
+    }
+    atomic_flag_clear_explicit(&unmapped.busy, memory_order_release);
+}
+
 static void release(void *ctx, void *p) {
     (void)ctx;
     if (p == NULL) {
@@ -129,7 +164,7 @@ static void release(void *ctx, void *p) {
     struct origin origin;
     memcpy(&origin, (char *)p - sizeof origin, sizeof origin);
     if (origin.mapped > 0) {
-        munmap(origin.block, origin.mapped);
+        unmap(origin.block, origin.mapped);
     } else {
         enif_free(origin.block);
     }
@@ -325,7 +360,8 @@ static ERL_NIF_TERM map_of(ErlNifEnv *env, const char *const names[], ERL_NIF_TE
     return map;
 }
 
-/* open(Dir, Now, MaxRecordBytes, MaxOpenFiles, PartitionBytes, SplitBytes, LogPid | undefined) */
+/* open(Dir, Now, MaxRecordBytes, MaxOpenFiles, PartitionBytes, SplitBytes, LogPid | undefined);
+ * MaxOpenFiles 0: out of the budget that stores share. */
 static ERL_NIF_TERM store_open(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     struct module *module = enif_priv_data(env);
     char dir[PATH_MAX];
@@ -335,7 +371,8 @@ static ERL_NIF_TERM store_open(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv
     (void)argc;
     if (!get_path(env, argv[0], dir) || !get_time(env, argv[1], &now) ||
         !get_number(env, argv[2], 1, INT32_MAX, &max_record) ||
-        !get_number(env, argv[3], 8, 4096, &max_files) ||
+        !(get_number(env, argv[3], 0, 0, &max_files) ||
+          get_number(env, argv[3], 8, 4096, &max_files)) ||
         !get_number(env, argv[4], 1, PARTITION_MAX, &partition_bytes) ||
         !get_number(env, argv[5], 1, PARTITION_MAX, &split_bytes) ||
         !(logs || enif_is_identical(argv[6], atoms.undefined))) {
@@ -352,7 +389,8 @@ static ERL_NIF_TERM store_open(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv
 
     struct dw_config config = {.now_ms = now,
                                .max_record_bytes = (uint32_t)max_record,
-                               .max_open_files = (uint32_t)max_files,
+                               .max_open_files = max_files == 0 ? 8 : (uint32_t)max_files,
+                               .budget = max_files == 0 ? dw_leases_budget(module->leases) : NULL,
                                .partition_bytes = partition_bytes,
                                .split_bytes = split_bytes,
                                .alloc = ALLOCATOR};
@@ -947,18 +985,28 @@ static ERL_NIF_TERM statistics(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv
         counts[i] = number(env, s.histogram[i]);
     }
     static const char *const names[] = {
-        "pending",    "pending_bytes",      "taken",        "next_due",
-        "applied",    "buffered",           "file_bytes",   "dead_bytes",
-        "partitions", "checkpoint_applied", "memory_bytes", "corrupt_records",
-        "open_files", "histogram",          "unreadable",   "read_errors"};
-    ERL_NIF_TERM values[] = {number(env, s.pending),      number(env, s.pending_bytes),
-                             number(env, s.taken),        time_term(env, s.next_due),
-                             number(env, s.applied),      number(env, s.buffered),
-                             number(env, s.file_bytes),   number(env, s.dead_bytes),
-                             number(env, s.partitions),   number(env, s.checkpoint_applied),
-                             number(env, s.memory_bytes), number(env, s.corrupt_records),
-                             number(env, s.open_files),   enif_make_list_from_array(env, counts, N),
-                             number(env, s.unreadable),   number(env, s.read_errors)};
+        "pending",      "pending_bytes",   "taken",      "next_due",   "applied",
+        "buffered",     "file_bytes",      "dead_bytes", "partitions", "checkpoint_applied",
+        "memory_bytes", "corrupt_records", "open_files", "histogram",  "unreadable",
+        "read_errors",  "write_error",     "full"};
+    ERL_NIF_TERM values[] = {number(env, s.pending),
+                             number(env, s.pending_bytes),
+                             number(env, s.taken),
+                             time_term(env, s.next_due),
+                             number(env, s.applied),
+                             number(env, s.buffered),
+                             number(env, s.file_bytes),
+                             number(env, s.dead_bytes),
+                             number(env, s.partitions),
+                             number(env, s.checkpoint_applied),
+                             number(env, s.memory_bytes),
+                             number(env, s.corrupt_records),
+                             number(env, s.open_files),
+                             enif_make_list_from_array(env, counts, N),
+                             number(env, s.unreadable),
+                             number(env, s.read_errors),
+                             s.write_error == 0 ? atoms.none : errno_atom(env, (int)s.write_error),
+                             s.full ? atoms.true_ : atoms.false_};
     return map_of(env, names, values, sizeof names / sizeof *names);
 }
 
@@ -1194,11 +1242,88 @@ static ERL_NIF_TERM disk_free(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[
     return ok2(env, number(env, blocks * s.f_frsize));
 }
 
+/* ------------------------------------------------------------ what stores share */
+
+/* claim(Dir): see dw_leases_claim(). */
+static ERL_NIF_TERM claim(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    const struct module *module = enif_priv_data(env);
+    char dir[PATH_MAX];
+    int os_error = 0;
+    (void)argc;
+    if (!get_path(env, argv[0], dir)) {
+        return enif_make_badarg(env);
+    }
+    int result = dw_leases_claim(module->leases, dir, &os_error);
+    return result == DW_OK ? atoms.ok : failure(env, result, os_error);
+}
+
+static ERL_NIF_TERM give_back(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    const struct module *module = enif_priv_data(env);
+    (void)argc;
+    (void)argv;
+    dw_leases_give_back(module->leases);
+    return atoms.ok;
+}
+
+static ERL_NIF_TERM limit_open_files(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    const struct module *module = enif_priv_data(env);
+    uint64_t limit;
+    (void)argc;
+    if (!get_number(env, argv[0], 1, UINT32_MAX, &limit)) {
+        return enif_make_badarg(env);
+    }
+    dw_budget_limit(dw_leases_budget(module->leases), (uint32_t)limit);
+    return atoms.ok;
+}
+
+static ERL_NIF_TERM shared(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    const struct module *module = enif_priv_data(env);
+    struct dw_budget_use use;
+    (void)argc;
+    (void)argv;
+    dw_budget_use(dw_leases_budget(module->leases), &use);
+    static const char *const names[] = {"open_files", "max_open_files", "failing",
+                                        "unwritten",  "failed_writes",  "failed_syncs"};
+    ERL_NIF_TERM values[] = {number(env, use.open),          number(env, use.limit),
+                             number(env, use.failing),       number(env, use.unwritten),
+                             number(env, use.failed_writes), number(env, use.lost_on_closing)};
+    return map_of(env, names, values, sizeof names / sizeof *names);
+}
+
+/* descriptors(): {Used, Limit} of this process of the operating system, or `unknown'. */
+static ERL_NIF_TERM descriptors(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    struct rlimit limit;
+    uint64_t used = 0;
+    (void)argc;
+    (void)argv;
+    DIR *dir = opendir("/proc/self/fd");
+    if (dir == NULL) {
+        /* For want of one, all are used. */
+        const bool none = errno == EMFILE;
+        if (!none || getrlimit(RLIMIT_NOFILE, &limit) != 0) {
+            return atoms.unknown;
+        }
+        return enif_make_tuple2(env, number(env, limit.rlim_cur), number(env, limit.rlim_cur));
+    }
+    while (readdir(dir) != NULL) {
+        used++;
+    }
+    closedir(dir);
+    if (used < 3 || getrlimit(RLIMIT_NOFILE, &limit) != 0) {
+        return atoms.unknown;
+    }
+    /* ., .. and the directory's own are not counted. */
+    return enif_make_tuple2(env, number(env, used - 3), number(env, limit.rlim_cur));
+}
+
 /* --------------------------------------------------------------------- loading */
 
 static void make_atoms(ErlNifEnv *env) {
     atoms.ok = enif_make_atom(env, "ok");
     atoms.error = enif_make_atom(env, "error");
+    atoms.true_ = enif_make_atom(env, "true");
+    atoms.false_ = enif_make_atom(env, "false");
+    atoms.unknown = enif_make_atom(env, "unknown");
     atoms.undefined = enif_make_atom(env, "undefined");
     atoms.none = enif_make_atom(env, "none");
     atoms.infinity = enif_make_atom(env, "infinity");
@@ -1327,6 +1452,11 @@ static ErlNifFunc functions[] = {
     {"count", 3, count, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"count_until", 2, count_until, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"find", 3, find, ERL_NIF_DIRTY_JOB_CPU_BOUND},
+    {"claim_nif", 1, claim, ERL_NIF_DIRTY_JOB_IO_BOUND},
+    {"give_back", 0, give_back, ERL_NIF_DIRTY_JOB_IO_BOUND},
+    {"limit_open_files", 1, limit_open_files, 0},
+    {"shared", 0, shared, 0},
+    {"descriptors", 0, descriptors, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"disk_free_nif", 1, disk_free, ERL_NIF_DIRTY_JOB_IO_BOUND},
 };
 

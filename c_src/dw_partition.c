@@ -2,15 +2,15 @@
 #include "dw_partition.h"
 
 #include "dw_crc32c.h"
+#include "dw_invariant.h"
 #include "dw_le.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { VERSION = 1, BUFFER_MIN = 4096 };
+enum { VERSION = 1, BUFFER_MIN = 4096, SPARE_MAX = 2 * 1024 * 1024, SPARE_TICKS = 2 };
 
 /* ----------------------------------------------------------------- formats */
 
@@ -220,12 +220,25 @@ int dw_stream_reserve(struct dw_stream *stream, const struct dw_alloc *alloc, pt
     if (old != NULL && old->capacity - old->fill >= bytes) {
         return DW_OK;
     }
+    /* New memory is dear where it comes page by page, and a stream that is written often needs as
+     * much each time. */
+    struct dw_buf *buf = stream->spare;
+    if (old == NULL && buf != NULL && buf->capacity >= bytes) {
+        stream->spare = NULL;
+        buf->refs = 1;
+        buf->fill = 0;
+        buf->base = dw_stream_length(stream);
+        pthread_mutex_lock(lock);
+        stream->active = buf;
+        pthread_mutex_unlock(lock);
+        return DW_OK;
+    }
     size_t need = (old != NULL ? old->fill : 0) + bytes;
     size_t capacity = old != NULL ? 2 * old->capacity : BUFFER_MIN - sizeof(struct dw_buf);
     if (capacity < need) {
         capacity = need;
     }
-    struct dw_buf *buf = dw_get(alloc, sizeof *buf + capacity);
+    buf = dw_get(alloc, sizeof *buf + capacity);
     if (buf == NULL) {
         return DW_ENOMEM;
     }
@@ -251,7 +264,9 @@ int dw_stream_reserve(struct dw_stream *stream, const struct dw_alloc *alloc, pt
 
 uint8_t *dw_stream_put(struct dw_stream *stream, size_t bytes) {
     struct dw_buf *buf = stream->active;
-    assert(buf != NULL && buf->capacity - buf->fill >= bytes);
+    if (!DW_INVARIANT(buf != NULL && buf->capacity - buf->fill >= bytes)) {
+        return NULL;
+    }
     uint8_t *p = buf->bytes + buf->fill;
     buf->fill += bytes;
     return p;
@@ -259,8 +274,9 @@ uint8_t *dw_stream_put(struct dw_stream *stream, size_t bytes) {
 
 void dw_stream_truncate(struct dw_stream *stream, uint64_t length) {
     if (stream->active != NULL) {
-        assert(length >= stream->active->base);
-        stream->active->fill = (size_t)(length - stream->active->base);
+        if (DW_INVARIANT(length >= stream->active->base)) {
+            stream->active->fill = (size_t)(length - stream->active->base);
+        }
     }
 }
 
@@ -321,10 +337,25 @@ int dw_stream_flush(struct dw_stream *stream, const struct dw_alloc *alloc, stru
         stream->writing = NULL;
         bool last = dw_buf_unref(buf);
         pthread_mutex_unlock(files->lock);
+        if (last && buf->capacity <= SPARE_MAX) {
+            struct dw_buf *before = stream->spare;
+            stream->spare = buf;
+            stream->spare_ticks = 0;
+            buf = before;
+        }
         if (last) {
             dw_release(alloc, buf);
         }
     }
+}
+
+struct dw_buf *dw_stream_tick(struct dw_stream *stream) {
+    struct dw_buf *spare = stream->spare;
+    if (spare == NULL || ++stream->spare_ticks < SPARE_TICKS) {
+        return NULL;
+    }
+    stream->spare = NULL;
+    return spare;
 }
 
 /* --------------------------------------------------------------- partition */
@@ -384,11 +415,16 @@ struct dw_partition *dw_partition_named(const struct dw_alloc *alloc, uint64_t s
 static void free_buffers(const struct dw_alloc *alloc, struct dw_stream *stream) {
     dw_release(alloc, stream->writing);
     dw_release(alloc, stream->active);
+    dw_release(alloc, stream->spare);
+}
+
+void dw_partition_empty(const struct dw_alloc *alloc, struct dw_partition *partition) {
+    free_buffers(alloc, &partition->rec);
+    free_buffers(alloc, &partition->idx);
 }
 
 void dw_partition_free(const struct dw_alloc *alloc, struct dw_partition *partition) {
-    free_buffers(alloc, &partition->rec);
-    free_buffers(alloc, &partition->idx);
+    dw_partition_empty(alloc, partition);
     dw_release(alloc, partition);
 }
 
@@ -401,14 +437,23 @@ int dw_partition_reserve(struct dw_partition *partition, const struct dw_alloc *
     return result;
 }
 
+static void put_entry(struct dw_stream *idx, const struct dw_idx_entry *entry) {
+    uint8_t *p = dw_stream_put(idx, DW_IDX_ENTRY);
+    if (p != NULL) {
+        dw_idx_encode(p, entry);
+    }
+}
+
 uint32_t dw_partition_append(struct dw_partition *partition, const struct dw_rec_header *header,
                              const void *body) {
     uint32_t off = (uint32_t)(dw_stream_length(&partition->rec) / DW_REC_UNIT);
     size_t bytes = (size_t)dw_rec_bytes(header->length);
     uint8_t *p = dw_stream_put(&partition->rec, bytes);
-    dw_rec_encode(p, header);
-    memcpy(p + DW_REC_HEADER, body, header->length);
-    memset(p + DW_REC_HEADER + header->length, 0, bytes - DW_REC_HEADER - header->length);
+    if (p != NULL) {
+        dw_rec_encode(p, header);
+        memcpy(p + DW_REC_HEADER, body, header->length);
+        memset(p + DW_REC_HEADER + header->length, 0, bytes - DW_REC_HEADER - header->length);
+    }
     const struct dw_idx_entry entry = {
         .kind = DW_IDX_ADDED,
         .encoding = header->encoding,
@@ -418,7 +463,7 @@ uint32_t dw_partition_append(struct dw_partition *partition, const struct dw_rec
         .off = off,
         .length = header->length,
     };
-    dw_idx_encode(dw_stream_put(&partition->idx, DW_IDX_ENTRY), &entry);
+    put_entry(&partition->idx, &entry);
     partition->added++;
     partition->added_bytes += bytes;
     return off;
@@ -447,6 +492,9 @@ void dw_partition_dead(struct dw_partition *partition, uint32_t off) {
     /* The last entry takes it if it is one of dead records, has room, and is not yet on its way to
      * the file. */
     struct dw_buf *buf = partition->idx.active;
+    if (!DW_INVARIANT(buf != NULL)) {
+        return;
+    }
     if (buf->fill >= DW_IDX_ENTRY && buf->base + buf->fill > DW_FILE_HEADER) {
         uint8_t *last = buf->bytes + buf->fill - DW_IDX_ENTRY;
         if (last[4] == DW_IDX_DEAD && last[5] < DW_IDX_DEAD_MAX) {
@@ -457,5 +505,5 @@ void dw_partition_dead(struct dw_partition *partition, uint32_t off) {
         }
     }
     const struct dw_idx_entry entry = {.kind = DW_IDX_DEAD, .dead_count = 1, .dead = {off}};
-    dw_idx_encode(dw_stream_put(&partition->idx, DW_IDX_ENTRY), &entry);
+    put_entry(&partition->idx, &entry);
 }

@@ -163,7 +163,9 @@ struct dw_stream {
     uint64_t synced;  /* of these, durable; guarded by the lock */
     struct dw_buf *writing;
     struct dw_buf *active;
-    bool created; /* there is a file of that name; guarded by the lock */
+    struct dw_buf *spare; /* the writer's: one that was written, for the next */
+    uint32_t spare_ticks; /* since it was */
+    bool created;         /* there is a file of that name; guarded by the lock */
 };
 
 void dw_stream_init(struct dw_stream *stream);
@@ -188,6 +190,10 @@ uint64_t dw_stream_buffered(const struct dw_stream *stream);
  * 0, or an errno. */
 int dw_stream_flush(struct dw_stream *stream, const struct dw_alloc *alloc, struct dw_files *files,
                     const char *name, uint64_t *flushed);
+
+/* Writer: a tick has passed. A spare buffer that was not used lately, for the caller to free, or
+ * NULL. */
+struct dw_buf *dw_stream_tick(struct dw_stream *stream);
 
 /* Lock held: a reference to the buffer with the bytes from `off` on, NULL if they are in the
  * file. */
@@ -247,6 +253,8 @@ static inline int dw_partition_failed(const struct dw_partition *partition) {
 
 /* Frees it and its buffers; its descriptors are closed already. */
 void dw_partition_free(const struct dw_alloc *alloc, struct dw_partition *partition);
+/* Frees its buffers alone. */
+void dw_partition_empty(const struct dw_alloc *alloc, struct dw_partition *partition);
 
 /* Writer: makes room for one record of that length and its index entry. */
 int dw_partition_reserve(struct dw_partition *partition, const struct dw_alloc *alloc,

@@ -4,7 +4,6 @@
 #include "dw_crc32c.h"
 #include "dw_le.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -103,7 +102,7 @@ static void collect(struct slice *slice, uint32_t k) {
     struct dw_store *store = slice->store;
     const struct dw_entry *entry = dw_slab_at(store->slab, k);
     struct ref *ref = &slice->refs[slice->count++];
-    struct dw_partition *partition = store->parts[entry->part];
+    struct dw_partition *partition = dw_part_of(store, entry);
     const uint64_t off = (uint64_t)entry->off * DW_REC_UNIT;
     *ref = (struct ref){
         .record = {.id = entry->id,
@@ -640,8 +639,7 @@ int dw_store_take(dw_store *store, uint64_t now_ms, uint32_t max_n, uint64_t max
     dw_lock(store);
     *next_due = dw_next_due(store);
     dw_publish(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 /* -------------------------------------------------------------------- read */
@@ -674,8 +672,7 @@ int dw_store_read(dw_store *store, uint64_t id, const struct dw_sink *sink) {
     slice_free(&slice);
     dw_lock(store);
     dw_publish(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 /* Lock held: the next of the ids that are there, as far as a slice goes. */
@@ -722,8 +719,7 @@ int dw_store_read_many(dw_store *store, const uint64_t *ids, uint32_t n, uint64_
     slice_free(&slice);
     dw_lock(store);
     dw_publish(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 /* -------------------------------------------------------------- keep aside */
@@ -902,8 +898,7 @@ int dw_store_keep_aside(dw_store *store, uint64_t now_ms, const uint64_t *ids, u
         return result;
     }
     if (store->keeping) {
-        dw_leave(store);
-        return dw_io_error(EAGAIN);
+        return dw_leave(store, dw_io_error(EAGAIN));
     }
     store->keeping = true;
     dw_unlock(store);
@@ -927,8 +922,7 @@ int dw_store_keep_aside(dw_store *store, uint64_t now_ms, const uint64_t *ids, u
     dw_lock(store);
     store->keeping = false;
     dw_publish(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 /* -------------------------------------------------------------------- find */
@@ -953,8 +947,7 @@ int dw_store_find(dw_store *store, uint64_t key_hash, uint64_t *ids, uint32_t ma
     dw_unlock(store);
     dw_release(store->alloc, numbers);
     dw_lock(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 /* -------------------------------------------------------------------- page
@@ -1109,8 +1102,7 @@ static int find_page(struct dw_store *store, struct page *page, bool encodings) 
         result = page_encodings(store, page->out, page->n);
     }
     dw_lock(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
@@ -1150,8 +1142,7 @@ static int each_pending(dw_store *store, void (*see)(void *ctx, uint64_t due, ui
         }
         dw_let_others(store);
     }
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 struct range {

@@ -4,7 +4,6 @@
 #include "dw_crc32c.h"
 #include "dw_le.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -613,7 +612,7 @@ static int sort_found(struct opening *opening) {
 static int record_index(struct opening *opening, uint32_t k, uint64_t *index) {
     struct dw_store *store = opening->store;
     const struct dw_entry *entry = dw_slab_at(store->slab, k);
-    struct dw_partition *partition = store->parts[entry->part];
+    struct dw_partition *partition = dw_part_of(store, entry);
     const struct reading reading = {.opening = opening, .partition = partition};
     const uint64_t off = (uint64_t)entry->off * DW_REC_UNIT;
     char name[DW_FILE_NAME_BYTES];
@@ -717,7 +716,7 @@ static int build(struct opening *opening, uint64_t now_ms) {
         const uint32_t k = opening->found[i].k;
         const struct dw_entry *entry = dw_slab_at(store->slab, k);
         const uint64_t bytes = dw_rec_bytes(entry->len);
-        struct dw_partition *partition = store->parts[entry->part];
+        struct dw_partition *partition = dw_part_of(store, entry);
         if (dw_index_put(store->by_id, k) != DW_OK ||
             (entry->key_hash != 0 && dw_index_put(store->by_key, k) != DW_OK) ||
             dw_schedule(store, k) != DW_OK) {
@@ -850,6 +849,8 @@ static struct dw_store *new_store(const char *dir, const struct dw_config *confi
     ck_sequence_init(&store->sequence);
     dw_origins_init(&store->origins, alloc);
     dw_origins_init(&store->unread, alloc);
+    dw_stream_init(&store->nowhere.rec);
+    dw_stream_init(&store->nowhere.idx);
     const size_t bytes = strlen(dir) + 1;
     store->dir = dw_get(alloc, bytes);
     dw_budget *budget =
@@ -906,6 +907,13 @@ int dw_store_open(const char *dir, const struct dw_config *config, dw_store **ou
         result = err == 0 ? DW_OK : dw_io_error(err);
         store->dirfd = err == 0 ? -1 : store->dirfd;
     }
+    if (dw_broken_note() != NULL) {
+        dw_log(store, DW_LOG_ERROR,
+               "%s: the store is not opened, as something that must hold does not: %s", store->dir,
+               dw_broken_note());
+        dw_broken_forget();
+        result = DW_EBROKEN;
+    }
     dw_release(alloc, opening.found);
     dw_release(alloc, opening.chunk);
     dw_release(alloc, opening.window);
@@ -919,6 +927,7 @@ int dw_store_open(const char *dir, const struct dw_config *config, dw_store **ou
         if (store->dirfd >= 0) {
             store->io->close(store->dirfd);
         }
+        dw_files_close(&store->files);
         dw_store_free(store);
         return result;
     }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 #include "dw_slab.h"
 
-#include <assert.h>
+#include "dw_invariant.h"
+
 #include <string.h>
 
 /* Entries lie in segments of 65,536, but the first 65,536 in pieces of 1,024, so that a store with
@@ -25,7 +26,9 @@ struct dw_slab {
     uint32_t segments_max;
     struct dw_entry **segment; /* of the entries from SEGMENT_ENTRIES on */
     size_t bytes;
+    struct dw_entry *none; /* what an entry is taken for that is not there, as cannot be */
     struct dw_entry *piece[PIECES];
+    struct dw_entry nothing;
 };
 
 dw_slab *dw_slab_new(const struct dw_alloc *alloc) {
@@ -36,6 +39,7 @@ dw_slab *dw_slab_new(const struct dw_alloc *alloc) {
     slab->alloc = *alloc;
     slab->free = DW_NIL;
     slab->bytes = sizeof *slab;
+    slab->none = &slab->nothing;
     return slab;
 }
 
@@ -58,7 +62,10 @@ static inline struct dw_entry *at(const dw_slab *slab, uint32_t k) {
 }
 
 struct dw_entry *dw_slab_at(const dw_slab *slab, uint32_t k) {
-    assert(k < slab->limit);
+    if (!DW_INVARIANT(k < slab->limit)) {
+        *slab->none = (struct dw_entry){.state = DW_FREE, .part = DW_PART_MAX};
+        return slab->none;
+    }
     return at(slab, k);
 }
 
@@ -119,7 +126,8 @@ uint32_t dw_slab_get(dw_slab *slab) {
 
 void dw_slab_put(dw_slab *slab, uint32_t k) {
     struct dw_entry *e = dw_slab_at(slab, k);
-    assert(e->state != DW_FREE);
+    if (!DW_INVARIANT(e->state != DW_FREE))
+        return;
     e->state = DW_FREE;
     e->id = slab->free;
     slab->free = k;

@@ -4,7 +4,6 @@
 #include "dw_batch.h"
 #include "dw_crc32c.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <sched.h>
@@ -16,6 +15,8 @@ _Static_assert(sizeof(struct dw_stat) % sizeof(uint64_t) == 0, "copied word by w
 
 /* Calls that visit many entries let go of the lock after this many. */
 enum { STEP = 1024 };
+/* References that a call visits, at most, to find out what is due next. */
+enum { NEXT_BUDGET = 8192 };
 /* A partition that is empty but may be appended to again is kept while it is at most this long. */
 enum { KEEP_EMPTY_BYTES = 64 * 1024 };
 enum { SCRATCH_KEPT = 1024 * 1024, PARTS_MIN = 64 };
@@ -24,19 +25,51 @@ enum { SCRATCH_KEPT = 1024 * 1024, PARTS_MIN = 64 };
 
 int dw_enter(struct dw_store *store) {
     dw_lock(store);
-    if (store->closed) {
+    const int result = dw_closed_error(store);
+    if (result != DW_OK) {
         dw_unlock(store);
-        return DW_ECLOSED;
+        return result;
     }
     store->ops++;
     return DW_OK;
 }
 
-void dw_leave(struct dw_store *store) {
+int dw_closed_error(const struct dw_store *store) {
+    switch (ck_pr_load_uint(&store->closed)) {
+    case STORE_OPEN:
+        return DW_OK;
+    case STORE_CLOSED:
+        return DW_ECLOSED;
+    default:
+        return DW_EBROKEN;
+    }
+}
+
+/* The store is not to be used any more: what is in memory may be wrong, and what is on the disk is
+ * as it was at the last checkpoint, from which Raft's log leads on. */
+static void note_broken(struct dw_store *store) {
+    const bool first = store->closed == STORE_OPEN;
+    if (first) {
+        ck_pr_store_uint(&store->closed, STORE_BROKEN);
+        dw_unlock(store);
+        dw_log(store, DW_LOG_ERROR,
+               "%s: the store is closed, as something that must hold does not: %s", store->dir,
+               dw_broken_note());
+        dw_lock(store);
+    }
+    dw_broken_forget();
+}
+
+int dw_leave(struct dw_store *store, int result) {
+    if (dw_broken_note() != NULL) {
+        note_broken(store);
+        result = DW_EBROKEN;
+    }
     if (--store->ops == 0 && store->closed) {
         pthread_cond_broadcast(&store->idle);
     }
     dw_unlock(store);
+    return result;
 }
 
 /* A thread that has the lock most of the time would mostly be interrupted with it; so it says where
@@ -55,7 +88,9 @@ void dw_breathe(struct dw_store *store, size_t i) {
 
 void dw_store_close(dw_store *store) {
     dw_lock(store);
-    ck_pr_store_uint(&store->closed, 1);
+    if (store->closed == STORE_OPEN) {
+        ck_pr_store_uint(&store->closed, STORE_CLOSED);
+    }
     while (store->ops > 0) {
         pthread_cond_wait(&store->idle, &store->lock);
     }
@@ -87,6 +122,7 @@ void dw_store_free(struct dw_store *store) {
     }
     dw_origins_free(&store->origins);
     dw_origins_free(&store->unread);
+    dw_partition_empty(alloc, &store->nowhere);
     dw_release(alloc, store->parts);
     dw_release(alloc, store->touched);
     dw_release(alloc, store->scratch);
@@ -98,12 +134,15 @@ void dw_store_free(struct dw_store *store) {
     pthread_mutex_destroy(&store->lock);
     pthread_mutex_destroy(&store->turn);
     dw_release(alloc, store);
+    dw_broken_forget();
 }
 
 void dw_store_release(dw_store *store) {
     if (store != NULL) {
-        assert(store->closed && store->ops == 0);
-        dw_store_free(store);
+        if (DW_INVARIANT(store->closed != STORE_OPEN && store->ops == 0)) {
+            dw_store_free(store);
+        }
+        dw_broken_forget();
     }
 }
 
@@ -137,7 +176,7 @@ void *dw_scratch(struct dw_store *store, size_t bytes) {
 /* -------------------------------------------------------------- scheduling */
 
 uint64_t dw_next_due(struct dw_store *store) {
-    uint64_t due = dw_wheel_next(store->wheel);
+    uint64_t due = dw_wheel_next_within(store->wheel, NEXT_BUDGET);
     uint32_t top = dw_heap_top(store->heap);
     if (top != DW_NIL) {
         uint64_t late = dw_slab_at(store->slab, top)->due;
@@ -204,8 +243,7 @@ int dw_store_untake(dw_store *store) {
         result = dw_requeue_all(store, DW_TAKEN);
     }
     dw_lock(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 static int postpone(struct dw_store *store, uint64_t id, uint64_t until) {
@@ -238,7 +276,7 @@ int dw_store_postpone(dw_store *store, uint64_t id, uint64_t until) {
     if (result == DW_OK) {
         result = postpone(store, id, until);
         dw_publish(store);
-        dw_leave(store);
+        result = dw_leave(store, result);
     }
     return result;
 }
@@ -248,8 +286,7 @@ uint64_t dw_store_next_due(dw_store *store) {
         return DW_NEVER;
     }
     uint64_t due = dw_next_due(store);
-    dw_leave(store);
-    return due;
+    return dw_leave(store, DW_OK) == DW_OK ? due : DW_NEVER;
 }
 
 /* -------------------------------------------------------------- partitions */
@@ -258,10 +295,9 @@ int dw_grow_parts(struct dw_store *store, uint32_t capacity) {
     if (capacity <= store->parts_capacity) {
         return DW_OK;
     }
-    if (capacity < PARTS_MIN) {
-        capacity = PARTS_MIN;
-    }
-    const size_t bytes = capacity * sizeof *store->parts;
+    capacity = capacity < PARTS_MIN ? PARTS_MIN : capacity < DW_PART_MAX ? capacity : DW_PART_MAX;
+    /* And one for `nowhere'. */
+    const size_t bytes = (capacity + (size_t)1) * sizeof *store->parts;
     struct dw_partition **parts = dw_get(store->alloc, bytes);
     struct dw_partition **touched = dw_get(store->alloc, bytes);
     if (parts == NULL || touched == NULL) {
@@ -313,7 +349,7 @@ static int new_target(struct dw_store *store, uint32_t level, uint64_t slice,
     const bool full = store->parts_used == store->parts_capacity;
     dw_unlock(store);
     if (full) {
-        if (store->parts_capacity == DW_PART_MAX) {
+        if (store->parts_capacity >= DW_PART_MAX) {
             return DW_EFULL;
         }
         uint32_t capacity = 2 * store->parts_capacity;
@@ -343,6 +379,22 @@ static int new_target(struct dw_store *store, uint32_t level, uint64_t slice,
     return DW_OK;
 }
 
+/* There can be no other partition: the one that has most room, whatever its slice. Where a record
+ * lies is a matter of speed alone. */
+static struct dw_partition *find_any(struct dw_store *store) {
+    struct dw_partition *best = NULL;
+    uint64_t best_length = DW_PARTITION_BYTES_MAX - UINT32_MAX;
+    for (uint32_t i = 0; i < store->parts_capacity; i++) {
+        struct dw_partition *partition = store->parts[i];
+        if (partition != NULL && !partition->sealed &&
+            dw_stream_length(&partition->rec) < best_length) {
+            best = partition;
+            best_length = dw_stream_length(&partition->rec);
+        }
+    }
+    return best;
+}
+
 int dw_target(struct dw_store *store, uint64_t clock_ms, uint64_t due, struct dw_partition **out) {
     uint32_t level;
     uint64_t slice;
@@ -357,6 +409,12 @@ int dw_target(struct dw_store *store, uint64_t clock_ms, uint64_t due, struct dw
     if (partition == NULL) {
         *target = NULL;
         int result = new_target(store, level, slice, &partition);
+        if (result == DW_EFULL) {
+            dw_lock(store);
+            *out = find_any(store);
+            dw_unlock(store);
+            return *out != NULL ? DW_OK : DW_EFULL;
+        }
         if (result != DW_OK) {
             return result;
         }
@@ -434,7 +492,7 @@ void dw_commit(struct dw_store *store) {
 
 void dw_record_dead(struct dw_store *store, uint32_t k) {
     const struct dw_entry *entry = dw_slab_at(store->slab, k);
-    struct dw_partition *partition = store->parts[entry->part];
+    struct dw_partition *partition = dw_part_of(store, entry);
     const uint64_t bytes = dw_rec_bytes(entry->len);
     partition->live--;
     partition->live_bytes -= bytes;
@@ -459,16 +517,18 @@ int dw_reserve_doomed(struct dw_store *store) {
 /* A partition's buffers, and it, for the caller to free without the lock. */
 struct remains {
     struct dw_partition *partition; /* NULL: only the buffers */
-    struct dw_buf *buffers[4];
+    struct dw_buf *buffers[6];
 };
 
-static void take_buffers(struct dw_partition *partition, struct dw_buf *out[4]) {
+static void take_buffers(struct dw_partition *partition, struct dw_buf *out[6]) {
     struct dw_stream *streams[2] = {&partition->rec, &partition->idx};
     for (int i = 0; i < 2; i++) {
-        out[2 * i] = streams[i]->writing;
-        out[2 * i + 1] = streams[i]->active;
+        out[3 * i] = streams[i]->writing;
+        out[3 * i + 1] = streams[i]->active;
+        out[3 * i + 2] = streams[i]->spare;
         streams[i]->writing = NULL;
         streams[i]->active = NULL;
+        streams[i]->spare = NULL;
     }
 }
 
@@ -517,7 +577,7 @@ void dw_reap(struct dw_store *store) {
     dw_lock(store);
     while (next_remains(store, &number, &remains)) {
         dw_unlock(store);
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 6; i++) {
             dw_release(store->alloc, remains.buffers[i]);
         }
         if (remains.partition != NULL) {
@@ -562,8 +622,34 @@ int dw_flush_partition(struct dw_store *store, struct dw_partition *partition) {
     return result;
 }
 
+/* Says in the log when writing begins to fail and when it goes on, at most once a minute. */
+static void note_written(struct dw_store *store, int err) {
+    enum { EACH_MS = 60000 };
+    dw_lock(store);
+    const uint64_t now_ms = store->clock;
+    const uint64_t buffered = store->buffered;
+    store->write_error = err;
+    dw_unlock(store);
+    if (err != 0) {
+        dw_files_write_failed(&store->files);
+    }
+    if (err != 0 && !store->write_said &&
+        (store->write_logged == 0 || now_ms - store->write_logged >= EACH_MS)) {
+        store->write_said = true;
+        store->write_logged = now_ms;
+        dw_log(store, DW_LOG_ERROR,
+               "%s: cannot be written to: %s; what is delayed is kept in memory and in Raft's log, "
+               "and tried again",
+               store->dir, strerror(err));
+    } else if (err == 0 && store->write_said && buffered == 0) {
+        store->write_said = false;
+        dw_log(store, DW_LOG_INFO, "%s: is written to again", store->dir);
+    }
+}
+
 int dw_flush_all(struct dw_store *store) {
     int result = DW_OK;
+    int err = 0;
     store->disk_full = false;
     for (uint32_t i = 0; i < store->parts_capacity; i++) {
         dw_lock(store);
@@ -576,12 +662,14 @@ int dw_flush_all(struct dw_store *store) {
             if (failed == DW_ENOSPC) {
                 store->disk_full = true;
             }
-            if (result == DW_OK) {
+            if (result == DW_OK && failed != DW_OK) {
                 result = failed;
+                err = dw_store_errno();
             }
         }
     }
-    return result;
+    note_written(store, err);
+    return result == DW_OK ? DW_OK : dw_io_error(err);
 }
 
 int dw_store_flush(dw_store *store) {
@@ -594,8 +682,7 @@ int dw_store_flush(dw_store *store) {
     dw_reap(store);
     dw_lock(store);
     dw_publish(store);
-    dw_leave(store);
-    return result;
+    return dw_leave(store, result);
 }
 
 /* ------------------------------------------------------------------ insert */
@@ -622,7 +709,9 @@ void dw_drop_entry(struct dw_store *store, uint32_t k) {
         dw_slab_put(store->slab, k);
         break;
     default:
-        assert(dw_slab_at(store->slab, k)->state == DW_STRANDED);
+        if (!DW_INVARIANT(dw_slab_at(store->slab, k)->state == DW_STRANDED)) {
+            break;
+        }
         store->stranded--;
         dw_slab_put(store->slab, k);
         break;
@@ -715,7 +804,7 @@ static int link_all(struct dw_store *store, const struct dw_entry *staged, uint3
 
 /* Lock held: entry k is about to go. */
 static void doom(struct dw_store *store, uint32_t k) {
-    struct dw_partition *partition = store->parts[dw_slab_at(store->slab, k)->part];
+    struct dw_partition *partition = dw_part_of(store, dw_slab_at(store->slab, k));
     dw_touch(store, partition);
     partition->doomed++;
 }
@@ -838,7 +927,10 @@ static int insert_with(insert_batch *how, struct dw_store *store, uint64_t index
     dw_publish(store);
     out->inserted.next_due = dw_next_due(store);
     out->inserted.buffered = store->buffered;
-    dw_leave(store);
+    result = dw_leave(store, result);
+    if (result == DW_EBROKEN) {
+        *out = (struct dw_keyed){.inserted.next_due = DW_NEVER};
+    }
     return result;
 }
 
@@ -899,7 +991,8 @@ int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t
         }
         dw_publish(store);
     }
-    dw_leave(store);
+    result = dw_leave(store, result);
+    *removed = result == DW_OK ? *removed : 0;
     return result;
 }
 
@@ -909,7 +1002,7 @@ void dw_store_note(dw_store *store, uint64_t index) {
             store->applied = index;
             dw_publish(store);
         }
-        dw_leave(store);
+        (void)dw_leave(store, DW_OK);
     }
 }
 
@@ -939,7 +1032,11 @@ void dw_publish(struct dw_store *store) {
         .read_errors = store->read_errors,
         .partitions = store->parts_used - store->retired,
         .open_files = ck_pr_load_32(&store->files.open),
+        .write_error = (uint32_t)store->write_error,
+        .full = store->parts_used >= DW_FULL_PARTITIONS ||
+                dw_slab_used(store->slab) >= DW_FULL_MESSAGES,
     };
+    dw_files_unwritten(&store->files, store->write_error != 0, store->buffered);
     dw_wheel_histogram(store->wheel, stat.histogram);
     stat.histogram[0] += dw_heap_count(store->heap) + store->stranded;
     uint64_t words[DW_STAT_WORDS];
@@ -965,7 +1062,7 @@ static void published(struct dw_store *store, struct dw_stat *out) {
 
 int dw_store_stat(dw_store *store, struct dw_stat *out) {
     published(store, out);
-    return ck_pr_load_uint(&store->closed) ? DW_ECLOSED : DW_OK;
+    return dw_closed_error(store);
 }
 
 uint64_t dw_store_applied(dw_store *store) {
@@ -1104,6 +1201,6 @@ const char *dw_store_check(dw_store *store) {
         return NULL;
     }
     const char *wrong = check(store);
-    dw_leave(store);
+    (void)dw_leave(store, DW_OK);
     return wrong;
 }

@@ -4,6 +4,7 @@
 
 #include "dw_heap.h"
 #include "dw_index.h"
+#include "dw_invariant.h"
 #include "dw_manifest.h"
 #include "dw_origin.h"
 #include "dw_partition.h"
@@ -38,7 +39,7 @@ struct dw_store {
     pthread_mutex_t lock;
     pthread_cond_t idle; /* ops fell to 0 */
     uint32_t ops;        /* calls under way that let go of the lock */
-    unsigned closed;     /* also read without the lock */
+    unsigned closed;     /* one of STORE_..., also read without the lock */
 
     const struct dw_alloc *alloc;
     const struct dw_io *io;
@@ -60,6 +61,7 @@ struct dw_store {
     struct dw_origins unread; /* entries whose record could not be read when it was last tried */
 
     struct dw_partition **parts; /* by number, NULL: free */
+    struct dw_partition nowhere; /* where an entry is whose partition is not there, as cannot be */
     uint32_t parts_capacity;
     uint32_t parts_used;
     uint32_t retired; /* of these, waiting to be unlinked */
@@ -78,6 +80,7 @@ struct dw_store {
     uint64_t rec_bytes;   /* of records in these */
     uint64_t live_bytes;  /* of these, pending */
     uint64_t buffered;
+    int write_error; /* errno, when the buffers were last written; 0 */
 
     uint64_t checkpoint; /* number of the last one begun */
     uint64_t durable;    /* number of the last one that is durable */
@@ -90,6 +93,8 @@ struct dw_store {
     uint32_t touched_count;
     uint64_t next_serial;
     bool disk_full;              /* when the buffers were last written */
+    uint64_t write_logged;       /* when it was last said that they cannot be, ms; 0: never */
+    bool write_said;             /* and it was not yet said that they can */
     struct dw_partition *moving; /* what maintain moves records out of */
     uint64_t moving_off;
     int moving_err; /* errno of what could not be read of it */
@@ -100,10 +105,15 @@ struct dw_store {
     uint64_t published[DW_STAT_WORDS];
 };
 
-/* Takes the lock for a call: DW_OK with the lock held, or DW_ECLOSED without. */
+enum { STORE_OPEN, STORE_CLOSED, STORE_BROKEN };
+
+/* Why it cannot be used: DW_ECLOSED, DW_EBROKEN; or DW_OK. */
+int dw_closed_error(const struct dw_store *store);
+/* Takes the lock for a call: DW_OK with the lock held, or that error without. */
 int dw_enter(struct dw_store *store);
-/* Ends it: lock held before, not after. */
-void dw_leave(struct dw_store *store);
+/* Ends it: lock held before, not after. Answers `result', or DW_EBROKEN if the call met a broken
+ * invariant: then the store is of no use any more. */
+int dw_leave(struct dw_store *store, int result);
 static inline void dw_lock(struct dw_store *store) {
     pthread_mutex_lock(&store->turn);
     pthread_mutex_lock(&store->lock);
@@ -111,6 +121,14 @@ static inline void dw_lock(struct dw_store *store) {
 }
 static inline void dw_unlock(struct dw_store *store) {
     pthread_mutex_unlock(&store->lock);
+}
+
+/* Lock held: where the entry's record is. */
+static inline struct dw_partition *dw_part_of(struct dw_store *store,
+                                              const struct dw_entry *entry) {
+    struct dw_partition *partition =
+        entry->part < store->parts_capacity ? store->parts[entry->part] : NULL;
+    return DW_INVARIANT(partition != NULL) ? partition : &store->nowhere;
 }
 
 /* Lock held: shows the present numbers to dw_store_stat(). */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 #include "dw_wheel.h"
 
-#include <assert.h>
+#include "dw_invariant.h"
+
 #include <string.h>
 
 /* Levels. Time is 48 bits of milliseconds; a slot of level l is 2^(8l) of them:
@@ -39,7 +40,7 @@
  * The one bad case: many entries at the front of the far ones are cancelled, the earliest last of
  * all, with no dw_wheel_work before dw_wheel_next; that then pays for them all, about a microsecond
  * each. So it is with many that were cancelled within one millisecond of level 0, some nanoseconds
- * each.
+ * each. dw_wheel_next_within pays for some of them a call, and answers too early a time until then.
  *
  * Dead references, those of cancelled entries, are dropped wherever they are met. When they are
  * more than half as many as the live ones and DEAD_SLACK more, a sweep goes over all chunks,
@@ -409,7 +410,8 @@ static void count_out(dw_wheel *w, uint64_t due) {
         level = 1;
     while (*count_at(w, level, due) == 0) {
         level++;
-        assert(level < LEVELS);
+        if (!DW_INVARIANT(level < LEVELS))
+            return;
     }
     --*count_at(w, level, due);
 }
@@ -667,7 +669,8 @@ int dw_wheel_insert(dw_wheel *w, uint32_t k) {
 
 void dw_wheel_cancel(dw_wheel *w, uint32_t k) {
     struct dw_entry *e = dw_slab_at(w->slab, k);
-    assert(e->state == DW_WAITING);
+    if (!DW_INVARIANT(e->state == DW_WAITING))
+        return;
     e->state = DW_DEAD;
     count_out(w, e->due);
     w->live--;
@@ -717,10 +720,12 @@ enum dw_peek dw_wheel_peek(dw_wheel *w, uint64_t now_ms, uint32_t budget, uint32
 
 void dw_wheel_pop(dw_wheel *w) {
     uint32_t slot = slot_of(0, w->now);
-    assert(!is_empty(w, slot));
+    if (!DW_INVARIANT(!is_empty(w, slot)))
+        return;
     const struct chunk *chunk = chunk_at(w, w->slot[slot].head);
     struct dw_entry *e = dw_slab_at(w->slab, chunk->ref[chunk->first].k);
-    assert(e->state == DW_WAITING && e->due == w->now);
+    if (!DW_INVARIANT(e->state == DW_WAITING && e->due == w->now))
+        return;
     e->state = DW_TAKEN;
     count_out(w, w->now);
     w->live--;
@@ -739,6 +744,19 @@ bool dw_wheel_work(dw_wheel *w, uint32_t budget) {
 uint64_t dw_wheel_next(dw_wheel *w) {
     uint64_t unlimited = UINT64_MAX, due;
     find_earliest(w, &unlimited, &due);
+    return due;
+}
+
+uint64_t dw_wheel_next_within(dw_wheel *w, uint32_t budget) {
+    uint64_t left = budget > CHUNK_REFS ? budget : CHUNK_REFS, due;
+    if (w->live == 0)
+        return DW_NEVER;
+    if (find_earliest(w, &left, &due))
+        return due;
+    /* What is in a slot or a chunk is due then or later. */
+    due = find_occupied(w, 0, w->now);
+    if (w->heap_n > 0 && heap_at(w, 0)->due < due)
+        due = heap_at(w, 0)->due;
     return due;
 }
 

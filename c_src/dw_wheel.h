@@ -59,6 +59,10 @@ bool dw_wheel_work(dw_wheel *wheel, uint32_t budget);
  */
 uint64_t dw_wheel_next(dw_wheel *wheel);
 
+/* The same with work of at most `budget` references (62 at least). If it is not known by then, a
+ * time at or before it, never after: and the next call, or dw_wheel_work, goes on from there. */
+uint64_t dw_wheel_next_within(dw_wheel *wheel, uint32_t budget);
+
 uint64_t dw_wheel_count(const dw_wheel *wheel); /* live entries */
 size_t dw_wheel_bytes(const dw_wheel *wheel);   /* memory held, bytes */
 

@@ -7,7 +7,7 @@
 
 -export([data_dir/0, max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,
          in_flight_messages/1, in_flight_bytes/0, wal_size/0, snapshot_interval/0,
-         disk_free_limit/0, appending_bytes/0,
+         disk_free_limit/0, appending_bytes/0, max_open_files/1, spare_descriptors/1,
          retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1]).
 
 -define(APP, rabbitmq_delay_wheel).
@@ -16,6 +16,8 @@
 -define(MAX_DELAY_MS, 315360000000).
 -define(MAX_DELAY_LIMIT_MS, 3153600000000).
 -define(IN_FLIGHT_LIMIT, 65535).
+-define(MIN_OPEN_FILES, 16).
+-define(MAX_OPEN_FILES, 65536).
 
 %% Where the Raft log and the stores live. Absolute, or relative to the broker's data directory, of
 %% which RabbitMQ 4 deletes what it does not know by name when it moves to Khepri: hence `quorum'.
@@ -79,6 +81,18 @@ disk_free_limit() ->
 -spec appending_bytes() -> pos_integer().
 appending_bytes() ->
     max(?MIB, wal_size() div 4).
+
+%% How many file descriptors the stores may keep open, of the broker's Limit: never more than half.
+-spec max_open_files(Limit :: pos_integer()) -> pos_integer().
+max_open_files(Limit) ->
+    Default = max(?MIN_OPEN_FILES, min(?MAX_OPEN_FILES, Limit div 4)),
+    max(?MIN_OPEN_FILES, min(env(max_open_files, Default), Limit div 2)).
+
+%% With fewer file descriptors than this free of the broker's Limit, no other exchange begins to delay
+%% messages.
+-spec spare_descriptors(Limit :: pos_integer()) -> pos_integer().
+spare_descriptors(Limit) ->
+    max(64, Limit div 16).
 
 %% How long a queue that takes nothing is left alone before it is tried with one message: doubled
 %% from the first number up to the second.

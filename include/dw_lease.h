@@ -26,8 +26,18 @@ typedef struct dw_leases dw_leases; /* all leases of a process, counted as well 
 typedef struct dw_lease dw_lease;
 
 dw_leases *dw_leases_new(const struct dw_alloc *alloc); /* with one reference; NULL: no memory */
+/* The budget of descriptors for stores that are to share one; of as many as there can be, until
+ * dw_budget_limit() says otherwise. */
+dw_budget *dw_leases_budget(const dw_leases *leases);
 void dw_leases_keep(dw_leases *leases);
 void dw_leases_drop(dw_leases *leases); /* freed with the last reference and the last lease */
+
+/* flock()s `root` against other processes, for all stores below it that are opened from then on:
+ * they hold no lock, and so no descriptor, of their own. Until it is given back and these are
+ * closed. One at a time. DW_OK, DW_ENOMEM, DW_EIO, DW_EACCES; *os_error EWOULDBLOCK: another
+ * process has it. [I/O] */
+int dw_leases_claim(dw_leases *leases, const char *root, int *os_error);
+void dw_leases_give_back(dw_leases *leases);
 
 /* Opens the store in `dir`, fencing any older lease on it. As dw_store_open(); config->log_ctx, if
  * any, must come from `alloc` and is the lease's from here on, also on failure. *os_error is the

@@ -175,7 +175,8 @@ int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_ne
 void dw_store_note(dw_store *store, uint64_t index);
 
 /* Writes the buffers to the partition files (no fsync). On failure they are kept, and the next
- * call tries again. [I/O] DW_OK, DW_EIO, DW_ENOSPC, DW_EACCES, DW_ECLOSED */
+ * call tries again, as does dw_store_maintain(); dw_stat.write_error says so meanwhile, and the
+ * log, when it begins and ends. [I/O] DW_OK, DW_EIO, DW_ENOSPC, DW_EACCES, DW_ECLOSED */
 int dw_store_flush(dw_store *store);
 
 /* One step of upkeep, of at most some max_bytes of record bodies: splits a coarse partition whose
@@ -296,8 +297,15 @@ struct dw_stat {
     uint64_t read_errors;        /* such tries since the store was opened */
     uint32_t partitions;
     uint32_t open_files;
+    uint32_t write_error;   /* errno of the last try to write, if it failed; 0 */
+    uint32_t full;          /* 1: take no more messages in, a limit of the store is near; 0 */
     uint64_t histogram[48]; /* as dw_wheel_histogram() */
 };
+
+/* A store is full with this many messages or partitions, of which there can be 2^32 - 2 and 4,095:
+ * what is under way, and what is moved, still has room. */
+#define DW_FULL_MESSAGES (UINT32_MAX - (1u << 24))
+#define DW_FULL_PARTITIONS 3071u
 
 /* O(1), without the store's lock (a sequence lock over a copy that the other calls publish).
  * DW_OK, DW_ECLOSED (*out as it was last) */

@@ -98,7 +98,24 @@ filtered(Exchanges) ->
 node_figures(Callback) ->
     figure(Callback, "rabbitmq_delayed_", "up", gauge,
            "1 if delayed messages are accepted on this node, 0 if not: the log says why",
-           [{[], case rabbit_delay_system:status() of up -> 1; _ -> 0 end}]).
+           [{[], case rabbit_delay_system:status() of up -> 1; _ -> 0 end}]),
+    Shared = rabbit_delay_store:shared(),
+    lists:foreach(fun ({Key, Name, Type, Help}) ->
+                          figure(Callback, "rabbitmq_delayed_", Name, Type, Help,
+                                 [{[], maps:get(Key, Shared)}])
+                  end,
+                  [{open_files, "descriptors_open", gauge,
+                    "File descriptors that the delay stores of this node have open"},
+                   {max_open_files, "descriptors_limit", gauge,
+                    "File descriptors that they may keep open"},
+                   {failing, "stores_failing", gauge,
+                    "Exchanges to whose files the last try to write failed"},
+                   {unwritten, "stores_unwritten_bytes", gauge,
+                    "What these hold in memory instead"},
+                   {failed_writes, "store_write_failures_total", counter,
+                    "Tries to write to a delay store's files that failed"},
+                   {failed_syncs, "store_sync_failures_total", counter,
+                    "Files of delay stores that could not be made durable and were written anew"}]).
 
 %% Each exchange's, labelled.
 each(Prefix, Exchanges, Callback) ->

@@ -186,7 +186,7 @@ remove(Index, Ids, #?MODULE{store = Store} = State) ->
         {ok, Removed} ->
             offer(byte_size(Ids) div 8, byte_size(Ids), {ok, Removed}, [], State);
         {error, _} = Error ->
-            exit({delay_store, settle, Error})
+            failed(settle, Error, State)
     end.
 
 %% Records are written again where their new time belongs.
@@ -198,7 +198,7 @@ move(Index, Dues, #?MODULE{store = Store} = State) ->
             offer(byte_size(Dues) div 16, byte_size(Dues), {ok, Moved},
                   [Effect || is_integer(NextDue), Effect <- wake(NextDue, NextDue, State)], State);
         {error, _} = Error ->
-            exit({delay_store, reschedule, Error})
+            failed(reschedule, Error, State)
     end.
 
 %% The store refuses a batch only if it is malformed, which no replica would take, or if it cannot:
@@ -219,7 +219,7 @@ insert(#{index := Index, system_time := Now} = Meta, Version, Session, SeqNo, Ea
                     end,
             {noted(Index, State), {error, Reason}};
         {error, _} = Error ->
-            exit({delay_store, insert, Error})
+            failed(insert, Error, State0)
     end.
 
 used(Session, SeqNo, #?MODULE{sessions = Sessions} = State) ->
@@ -264,21 +264,31 @@ wake(Due, NextDue, #?MODULE{exchange = XName}) when is_integer(Due), Due =< Next
 wake(_, _, _) ->
     [].
 
+%% What cannot be written stays in memory and in the Raft log. The store says so in the log, tries again
+%% as it is maintained, and shows it to those who take messages in (rabbit_delay_queue).
 flush(Buffered, _) when Buffered < ?FLUSH_BYTES ->
     ok;
-flush(_, #?MODULE{store = Store, exchange = XName}) ->
-    case rabbit_delay_store:flush(Store) of
-        ok ->
-            ok;
-        {error, Reason} ->
-            ?LOG_WARNING("delayed messages of ~s: cannot write to the store's files: ~p; "
-                         "they are kept in memory and in the Raft log until it succeeds",
-                         [rabbit_misc:rs(XName), Reason], ?LOG_DOMAIN)
-    end.
+flush(_, #?MODULE{store = Store}) ->
+    _ = rabbit_delay_store:flush(Store),
+    ok.
 
 noted(Index, #?MODULE{store = Store} = State) ->
-    ok = rabbit_delay_store:note(Store, Index),
-    State.
+    case rabbit_delay_store:note(Store, Index) of
+        ok -> State;
+        {error, _} = Error -> failed(note, Error, State)
+    end.
+
+%% A store that found itself to be wrong has closed itself. This member goes no further, and is not
+%% started again before the plugin is: from the store's last checkpoint and the log. Nobody else is
+%% concerned.
+-spec failed(atom(), {error, term()}, state()) -> no_return().
+failed(Call, {error, ebroken}, #?MODULE{exchange = XName}) ->
+    ok = rabbit_delay_raft:refuse(
+           XName, "its store found itself to be wrong and was closed, the log says where; what it "
+           "holds is read again from the disk when the broker is started again"),
+    exit({store_broken, Call});
+failed(Call, Error, _) ->
+    exit({delay_store, Call, Error}).
 
 %% Offers Ra a snapshot when enough has come since the last one, by this node's settings: nothing that
 %% others see follows from it.
@@ -349,15 +359,22 @@ handle_aux(_, {call, _}, _, Aux, Log, _) ->
     {reply, {error, unknown_aux_command}, Aux, Log}.
 
 %% The store's upkeep in steps, between which commands are served. Ra sends `tick' itself.
-maintain(#?MODULE{store = Store, exchange = XName}) ->
+maintain(#?MODULE{store = Store, exchange = XName} = State) ->
     case rabbit_delay_store:maintain(Store, rabbit_delay_config:now_ms(), ?MAINTAIN_BYTES) of
         {ok, more} ->
             ra:cast_aux_command(rabbit_delay_raft:server_id(XName), maintain);
         {ok, done} ->
             ok;
+        {error, ebroken} = Error ->
+            failed(maintain, Error, State);
         {error, Reason} ->
-            ?LOG_WARNING("delayed messages of ~s: upkeep of the store failed: ~p",
-                         [rabbit_misc:rs(XName), Reason], ?LOG_DOMAIN)
+            case rabbit_delay_store:stat(Store) of
+                #{write_error := Error} when Error =/= none ->
+                    ok;
+                _ ->
+                    ?LOG_WARNING("delayed messages of ~s: upkeep of the store failed: ~p",
+                                 [rabbit_misc:rs(XName), Reason], ?LOG_DOMAIN)
+            end
     end.
 
 %% The store's handle, for ra:local_query/2: a reader beside the leader.
@@ -395,7 +412,6 @@ open_store(Dir, XName) ->
     _ = rabbit_delay_registry:take_permit(XName) orelse exit({not_permitted, XName}),
     Config = #{now => rabbit_delay_config:now_ms(),
                max_record_bytes => ?MAX_RECORD_BYTES,
-               max_open_files => 64,
                log => rabbit_delay_system:log_pid()},
     case rabbit_delay_store:open(Dir, Config) of
         {ok, Store, Report} ->

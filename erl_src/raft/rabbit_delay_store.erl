@@ -50,7 +50,7 @@
 -export([take/4, keep_aside/3, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2,
          read_many/3,
          page/3, places/4, count/3, count_until/2, find/3, record_header/5]).
--export([disk_free/1]).
+-export([disk_free/1, claim/1, give_back/0, limit_open_files/1, shared/0, descriptors/0]).
 
 -export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
               stored/0, by_key/0, error/0]).
@@ -91,8 +91,8 @@
         #{now := ms(),
           %% a larger body is refused; default 2^31-1
           max_record_bytes => 1..16#7fffffff,
-          %% default 64
-          max_open_files => 8..4096,
+          %% file descriptors of this store alone; default shared: out of one budget for all stores
+          max_open_files => 8..4096 | shared,
           %% sizes at which files are ended and split; for tests, which have less than 1 GB
           partition_bytes => pos_integer(),
           split_bytes => pos_integer(),
@@ -106,18 +106,22 @@
 -spec open(file:filename_all(), options()) ->
           {ok, store(), Report :: #{atom() => non_neg_integer()}} | error().
 open(Dir, #{now := Now} = Options) ->
-    Defaults = #{max_record_bytes => 16#7fffffff, max_open_files => 64, partition_bytes => 1 bsl 30,
+    Defaults = #{max_record_bytes => 16#7fffffff, max_open_files => shared, partition_bytes => 1 bsl 30,
                  split_bytes => 1 bsl 23, log => undefined},
     case map_size(maps:without([now | maps:keys(Defaults)], Options)) of
         0 ->
             #{max_record_bytes := MaxRecord, max_open_files := MaxFiles, log := Log,
               partition_bytes := Partition, split_bytes := Split} = maps:merge(Defaults, Options),
-            open_nif(path(Dir), Now, MaxRecord, MaxFiles, Partition, Split, Log);
+            open_nif(path(Dir), Now, MaxRecord, max_files(MaxFiles), Partition, Split, Log);
         _ ->
             error(badarg)
     end;
 open(_, _) ->
     error(badarg).
+
+max_files(shared) -> 0;
+max_files(0) -> error(badarg);
+max_files(MaxFiles) -> MaxFiles.
 
 %% Ends all use of the store, now. Any number of times, by anyone.
 -spec close(store()) -> ok.
@@ -260,9 +264,11 @@ applied(_Store) ->
 
 %% pending, pending_bytes, taken, next_due, applied, checkpoint_applied, buffered, file_bytes,
 %% dead_bytes, memory_bytes, corrupt_records, partitions, open_files, unreadable (whose record could not
-%% be read when it was last tried), read_errors (such tries since the opening), and histogram: 48
-%% counts, the I-th (from 0) of what comes due in 2^I to 2^(I+1) ms. O(1), and waits for nobody.
--spec stat(store()) -> #{atom() => non_neg_integer() | infinity | [non_neg_integer()]} | error().
+%% be read when it was last tried), read_errors (such tries since the opening), histogram: 48 counts, the
+%% I-th (from 0) of what comes due in 2^I to 2^(I+1) ms; write_error: why the last try to write failed,
+%% or `none'; and full: whether a limit of the store is near, and nothing is to be taken in that is not
+%% in Raft's log. O(1), and waits for nobody.
+-spec stat(store()) -> #{atom() => non_neg_integer() | [non_neg_integer()] | atom()} | error().
 stat(_Store) ->
     ?NOT_LOADED.
 
@@ -316,6 +322,33 @@ find(_Store, _KeyHash, _Max) ->
 disk_free(Dir) ->
     disk_free_nif(path(Dir)).
 
+%% Keeps other processes of the operating system out of all stores below Dir that are opened from now
+%% on, until it is given back and they are closed. {error, {eacces, eagain}}: another one has it.
+-spec claim(file:filename_all()) -> ok | error().
+claim(Dir) ->
+    claim_nif(path(Dir)).
+
+-spec give_back() -> ok.
+give_back() ->
+    ?NOT_LOADED.
+
+%% How many file descriptors all stores together keep open, but for those that one was opened with
+%% a number of its own for.
+-spec limit_open_files(pos_integer()) -> ok.
+limit_open_files(_Limit) ->
+    ?NOT_LOADED.
+
+%% Of those stores: open_files and max_open_files; failing: how many could not be written to at the
+%% last try, and unwritten: the bytes that these hold in memory; failed_writes and failed_syncs, ever.
+-spec shared() -> #{atom() => non_neg_integer()}.
+shared() ->
+    ?NOT_LOADED.
+
+%% The file descriptors of this process of the operating system.
+-spec descriptors() -> {Used :: non_neg_integer(), Limit :: pos_integer()} | unknown.
+descriptors() ->
+    ?NOT_LOADED.
+
 %% The header of a record of a batch (include/dw_store.h), before its body.
 -spec record_header(Bytes :: pos_integer() | 0, Flags :: 0..16#ffff, encoding(), When :: ms(),
                     key_hash()) -> <<_:192>>.
@@ -352,6 +385,9 @@ finish_nif(_Checkpoint, _SnapshotDir) ->
     ?NOT_LOADED.
 
 disk_free_nif(_Dir) ->
+    ?NOT_LOADED.
+
+claim_nif(_Dir) ->
     ?NOT_LOADED.
 
 places_nif(_Store, _From, _Back, _MaxN) ->

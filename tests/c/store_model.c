@@ -228,7 +228,7 @@ int model_insert(struct model *model, dw_store *store, uint64_t base_ms,
     for (size_t i = 0; i < n; i++) {
         add_new(model, index, i, base_ms, &records[i]);
     }
-    if (store != NULL) {
+    if (store != NULL && !model->may_break) {
         assert_int_equal(dw_store_next_due(store), model_next_due(model));
     }
     return DW_OK;
@@ -387,6 +387,9 @@ int model_take(struct model *model, dw_store *store, uint64_t now_ms, uint32_t m
     const struct dw_sink sink = collected_sink(collected);
     uint64_t next_due;
     int result = dw_store_take(store, now_ms, max_n, max_bytes, &sink, &next_due);
+    if (result == DW_EBROKEN) {
+        return result;
+    }
     uint64_t bytes = 0, last_until = 0, plain_until = 0, plain_id = 0;
     for (uint32_t i = 0; i < collected->count; i++) {
         const struct dw_record *got = &collected->records[i];
@@ -426,6 +429,9 @@ int model_take(struct model *model, dw_store *store, uint64_t now_ms, uint32_t m
 int model_postpone(struct model *model, dw_store *store, uint64_t id, uint64_t until) {
     struct model_record *record = model_find(model, id);
     int result = dw_store_postpone(store, id, until);
+    if (result == DW_EBROKEN) {
+        return result;
+    }
     if (result == DW_ENOMEM) {
         return result;
     }

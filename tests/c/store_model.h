@@ -49,6 +49,7 @@ struct model {
     struct model_change *changes;
     size_t change_count, change_capacity;
     uint64_t index; /* of the last change */
+    bool may_break; /* any call may end with DW_EBROKEN: no more are made than were asked for */
 };
 
 /* Collects what a store hands out, and checks the bodies. */

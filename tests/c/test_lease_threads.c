@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <ftw.h>
+#include <limits.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -320,6 +321,56 @@ static void another_process_is_kept_out(void **state) {
     dw_lease_drop(lease);
 }
 
+/* One lock for all stores below a directory: they hold no descriptor when they are idle, and
+ * another process gets none of them as long as any is open. */
+static void a_claim_is_for_all_below(void **state) {
+    struct fixture *f = *state;
+    enum { N = 30 };
+    dw_lease *leases[N];
+    int os_error;
+    const int before = dup(0);
+    close(before);
+    assert_int_equal(dw_leases_claim(f->leases, f->root, &os_error), DW_OK);
+    assert_int_equal(dw_leases_claim(f->leases, f->root, &os_error), DW_OK);
+    for (int i = 0; i < N; i++) {
+        char dir[PATH_MAX];
+        snprintf(dir, sizeof dir, "%s/store%d", f->root, i);
+        assert_int_equal(try_open(f, dir, &leases[i], &os_error), DW_OK);
+        for (int n = 0; n < 70; n++) {
+            bool more;
+            assert_int_equal(dw_store_maintain(dw_lease_store(leases[i]), T0, 1, &more), DW_OK);
+        }
+    }
+    const int after = dup(0);
+    close(after);
+    assert_int_equal(after, before + 1);
+    for (int give_back = 0; give_back < 3; give_back++) {
+        if (give_back == 1) {
+            dw_leases_give_back(f->leases);
+        }
+        if (give_back == 2) {
+            for (int i = 0; i < N; i++) {
+                dw_lease_close(leases[i]);
+            }
+        }
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0) {
+            /* What fork gave us is the same lock. */
+            dw_leases *mine = dw_leases_new(&dw_alloc_libc);
+            const int result = dw_leases_claim(mine, f->root, &os_error);
+            _exit(result == DW_OK ? 0 : os_error == EWOULDBLOCK ? 1 : 2);
+        }
+        int status;
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_true(WIFEXITED(status));
+        assert_int_equal(WEXITSTATUS(status), give_back == 2 ? 0 : 1);
+    }
+    for (int i = 0; i < N; i++) {
+        dw_lease_drop(leases[i]);
+    }
+}
+
 #define THREADS 6
 
 static void *open_and_write(void *arg) {
@@ -427,6 +478,7 @@ int main(void) {
         TEST(restoring_fences_too),
         TEST(writing_is_for_one),
         TEST(another_process_is_kept_out),
+        TEST(a_claim_is_for_all_below),
         TEST(many_threads_open_one_directory),
         TEST(users_meet_the_fence),
     };

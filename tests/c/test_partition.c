@@ -337,6 +337,7 @@ static void drop(struct files_fixture *x, struct dw_stream *stream) {
     dw_files_forget(&stream->file);
     dw_release(&x->f.alloc.alloc, stream->writing);
     dw_release(&x->f.alloc.alloc, stream->active);
+    dw_release(&x->f.alloc.alloc, stream->spare);
 }
 
 static void test_stream_keeps_what_cannot_be_written(void **state) {

@@ -1014,34 +1014,120 @@ static void test_long_partitions_are_followed_by_others(void **state) {
     assert_int_equal(take(w, NOW + 1000, 1000), 210);
 }
 
-/* 4,095 partitions are the most there can be. */
+/* 4,095 partitions are the most there can be. Long before that the store says that it is full, for
+ * whoever takes messages in; but what Raft's log has already is never refused. */
 static void test_no_partition_left(void **state) {
     struct world *w = *state;
     struct model_new_record records[100] = {{0}};
     w->f.config.partition_bytes = 1;
     fixture_open(&w->f);
     for (unsigned i = 0; i < 100; i++) {
-        records[i] = (struct model_new_record){.when = i, .length = 1};
+        records[i] = (struct model_new_record){.when = i * 1000000, .length = 1};
     }
-    for (unsigned i = 0; i < 40; i++) {
+    for (unsigned i = 1; i <= 45; i++) {
         assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 100), DW_OK);
+        assert_int_equal(stat_of(w).partitions, i * 100 < 4095 ? i * 100 : 4095);
+        assert_int_equal(stat_of(w).full, i * 100 >= DW_FULL_PARTITIONS);
     }
-    assert_int_equal(stat_of(w).partitions, 4000);
-    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 100), DW_EFULL);
-    assert_int_equal(stat_of(w).pending, 4000);
-    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 95), DW_OK);
-    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 1), DW_EFULL);
     assert_null(dw_store_check(w->f.store));
-    for (unsigned i = 0; i < 5; i++) {
-        settle_one(w, UINT64_C(1) << 16 | i);
-    }
-    assert_int_equal(dw_store_flush(w->f.store), DW_OK);
-    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 5), DW_OK);
-    assert_int_equal(take(w, NOW + 1000, 10000), 4095);
-    settle_taken(w);
+    /* Nothing has room of its own now, and all of it is done. */
+    assert_int_equal(model_reschedule(&w->model, w->f.store, UINT64_C(1) << 16, NOW + 100000000),
+                     DW_OK);
     checkpoint(w);
     reopen(w);
+    assert_int_equal(w->f.report.pending, 4500);
+    assert_int_equal(stat_of(w).full, 1);
+    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 100), DW_OK);
+    model_compare(&w->model, w->f.store, true);
+    assert_int_equal(take(w, NOW + 1000000000, 10000), 4600);
+    settle_taken(w);
+    checkpoint(w);
+    assert_int_equal(stat_of(w).full, 0);
+    assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, 5), DW_OK);
+    reopen(w);
     assert_int_equal(w->f.report.pending, 0);
+}
+
+/* What cannot be written is kept and tried again by the upkeep; meanwhile the store says so, and
+ * the log does once. */
+struct counting {
+    struct dw_alloc alloc;
+    const struct dw_alloc *from;
+    uint64_t large;
+};
+
+static void *count_get(void *ctx, size_t bytes) {
+    struct counting *counting = ctx;
+    counting->large += bytes >= 32768;
+    return dw_get(counting->from, bytes);
+}
+
+static void count_release(void *ctx, void *p) {
+    struct counting *counting = ctx;
+    dw_release(counting->from, p);
+}
+
+/* Large blocks are mapped one by one where the store is used: what is written is not gathered in
+ * new ones each time. And what was kept for that is given back when nothing comes. */
+static void test_buffers_are_used_again(void **state) {
+    struct world *w = *state;
+    struct counting counting = {.from = &w->f.alloc.alloc};
+    counting.alloc = (struct dw_alloc){count_get, count_release, &counting};
+    w->f.config.alloc = &counting.alloc;
+    fixture_open(&w->f);
+    uint64_t warm = 0, blocks = 0;
+    bool more;
+    for (unsigned round = 0; round < 20; round++) {
+        for (unsigned i = 0; i < 16; i++) {
+            insert_n(w, 60, 100000, 1, 1000);
+        }
+        assert_int_equal(dw_store_flush(w->f.store), DW_OK);
+        if (round == 1) {
+            warm = counting.large;
+            blocks = w->f.alloc.blocks;
+        }
+    }
+    /* 18 MB, and the entries of 17,280 messages. */
+    assert_true(counting.large - warm <= 40);
+    assert_true(w->f.alloc.blocks - blocks <= 60);
+    blocks = w->f.alloc.blocks;
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(dw_store_maintain(w->f.store, NOW, 1, &more), DW_OK);
+    }
+    assert_true(w->f.alloc.blocks < blocks);
+    fixture_close(&w->f);
+    w->f.config.alloc = &w->f.alloc.alloc;
+}
+
+static void test_failing_writes_are_told(void **state) {
+    struct world *w = *state;
+    static const int errors[] = {EIO, EACCES, EROFS, EDQUOT, ESTALE};
+    for (unsigned i = 0; i < sizeof errors / sizeof *errors; i++) {
+        w->f.config.now_ms = NOW;
+        fixture_open(&w->f);
+        model_replay(&w->model, w->f.store, UINT64_MAX);
+        const unsigned logged = w->f.logged[DW_LOG_ERROR];
+        bool more;
+        fault_io_fail(FAULT_PWRITE | FAULT_OPEN, 1, true, errors[i]);
+        for (unsigned n = 0; n < 50; n++) {
+            insert_n(w, 10, 10, 1000000, 100);
+            assert_int_not_equal(dw_store_flush(w->f.store), DW_OK);
+            (void)dw_store_maintain(w->f.store, NOW + n, 1, &more);
+            assert_int_equal(stat_of(w).write_error, errors[i]);
+        }
+        assert_true(stat_of(w).buffered > 50000);
+        assert_int_equal(w->f.logged[DW_LOG_ERROR], logged + 1);
+        assert_non_null(strstr(w->f.last_log, strerror(errors[i])));
+        fault_io_fail(0, 0, false, 0);
+        model_compare(&w->model, w->f.store, true);
+        maintain_all(w, NOW + 100);
+        assert_int_equal(stat_of(w).write_error, 0);
+        checkpoint(w);
+        fixture_close(&w->f);
+        fixture_open(&w->f);
+        model_compare(&w->model, w->f.store, true);
+        fixture_close(&w->f);
+    }
 }
 
 static void test_short_reads_and_writes(void **state) {
@@ -2150,6 +2236,8 @@ int main(void) {
         TEST_OPEN(test_a_reader_keeps_what_it_reads),
         TEST(test_long_partitions_are_followed_by_others),
         TEST(test_no_partition_left),
+        TEST(test_failing_writes_are_told),
+        TEST(test_buffers_are_used_again),
         TEST_OPEN(test_short_reads_and_writes),
         TEST(test_coarse_partitions_are_split_in_time),
         TEST(test_records_not_yet_written_are_moved),

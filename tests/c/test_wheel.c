@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 #include "dw_wheel.h"
 
+#include "dw_invariant.h"
+
 #include "fault_alloc.h"
 #include "rng.h"
 
@@ -595,6 +597,46 @@ static void next_after_half_is_cancelled(void **state) {
     free(all);
 }
 
+/* What the last of many cancels at the front costs is spread: a call visits no more than its
+ * budget, answers no later a time than the right one, and gets there. Visits are counted by the
+ * invariants that each lookup of an entry checks, where these are. */
+static void next_within_a_budget(void **state) {
+    (void)state;
+    const uint32_t n = (uint32_t)rng_size(100000, 20000), budget = 4096;
+    struct many *all = malloc(n * sizeof *all);
+    assert_non_null(all);
+    for (uint64_t reach = 1000000; reach < UINT64_C(1) << 40; reach *= 1000) {
+        struct fixture f;
+        struct rng rng = rng_of(reach);
+        begin(&f, T0);
+        for (uint32_t i = 0; i < n; i++) {
+            all[i].due = T0 + 7200000 + rng_below(&rng, reach);
+            all[i].id = insert(&f, all[i].due);
+        }
+        qsort(all, n, sizeof *all, compare_many);
+        const uint32_t cancelled = n / 5 * 2;
+        for (uint32_t i = cancelled; i-- > 0;)
+            dw_wheel_cancel(f.wheel, (uint32_t)all[i].id);
+        uint64_t before = 0, due = 0;
+        for (uint32_t calls = 0; due != all[cancelled].due; calls++) {
+#ifdef DW_TESTS
+            dw_invariant_break(0);
+#endif
+            due = dw_wheel_next_within(f.wheel, budget);
+#ifdef DW_TESTS
+            assert_in_range(dw_invariants_seen(), 0, 6 * budget); /* some for each visit */
+#endif
+            assert_true(before <= due && due <= all[cancelled].due);
+            before = due;
+            assert_true(calls <= 2 * n / budget + 2);
+        }
+        assert_true(dw_wheel_next(f.wheel) == due);
+        check(&f);
+        end(&f);
+    }
+    free(all);
+}
+
 static void the_dead_are_bounded(void **state) {
     (void)state;
     const uint64_t delays[] = {0, 1, 300, 5000, 3600000, UINT64_C(1) << 33, UINT64_C(1) << 44};
@@ -865,6 +907,7 @@ int main(void) {
         cmocka_unit_test(next_follows_cancels_of_the_earliest),
         cmocka_unit_test(next_after_many_cancels),
         cmocka_unit_test(next_after_half_is_cancelled),
+        cmocka_unit_test(next_within_a_budget),
         cmocka_unit_test(the_dead_are_bounded),
         cmocka_unit_test(the_dead_are_bounded_when_the_live_go),
         cmocka_unit_test(a_sweep_ends_with_the_last_chunk),

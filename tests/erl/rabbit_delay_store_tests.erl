@@ -667,7 +667,9 @@ ownership_test_() ->
      case_("a dead owner leaves nothing behind", fun dead_owners/0),
      case_("openings of one directory by many at once", fun many_openings/0),
      case_("one writer at a time", fun one_writer/0),
-     case_("another process of the operating system is kept out", fun foreign/0)].
+     case_("another process of the operating system is kept out", fun foreign/0),
+     case_("and of all that is below a directory", fun claimed/0),
+     case_("stores share file descriptors, and say what they cannot write", fun shared/0)].
 
 fence() ->
     with_dir(fun(Dir) ->
@@ -782,6 +784,58 @@ foreign() ->
         peer:stop(Peer),
         Mine = open(Dir),
         ok = ?S:close(Mine)
+    end).
+
+claimed() ->
+    with_dir(fun(Dir) ->
+        ok = ?S:claim(Dir),
+        ok = ?S:claim(Dir),
+        Store = open(Dir),
+        {ok, Peer, _} = peer:start(#{connection => standard_io, args => ["-pa" | code:get_path()]}),
+        Claim = fun() -> peer:call(Peer, ?S, claim, [Dir], 30000) end,
+        ?assertEqual({error, {eacces, ewouldblock_name()}}, Claim()),
+        ok = ?S:give_back(),
+        ?assertEqual({error, {eacces, ewouldblock_name()}}, Claim()),
+        ok = ?S:close(Store),
+        ?assertEqual(ok, Claim()),
+        ?assertEqual({error, {eacces, ewouldblock_name()}}, ?S:claim(Dir)),
+        peer:stop(Peer),
+        ?assertEqual({error, {eio, enoent}}, ?S:claim(filename:join(Dir, "missing")))
+    end).
+
+shared() ->
+    with_dir(fun(Dir) ->
+        #{max_open_files := Before} = ?S:shared(),
+        ok = ?S:limit_open_files(20),
+        Stores = [begin
+                      {ok, Store, _} = ?S:open(filename:join(Dir, integer_to_list(N)),
+                                               #{now => ?T0}),
+                      {ok, 1, _, _, _} = ?S:insert(Store, 1, ?T0, record(60000, <<"body">>)),
+                      ok = ?S:flush(Store),
+                      #{open_files := Open, failing := 0} = ?S:shared(),
+                      ?assert(Open =< 20),
+                      Store
+                  end || N <- lists:seq(1, 30)],
+        ?assertMatch(#{open_files := 20, max_open_files := 20, unwritten := 0}, ?S:shared()),
+        {Used, Limit} = ?S:descriptors(),
+        ?assert(Used >= 20),
+        ?assert(Used < Limit),
+        %% One is put aside under its name: what it has open goes on, what it has not fails.
+        [First | _] = Stores,
+        ?assertMatch(#{write_error := none, full := false}, ?S:stat(First)),
+        ok = file:rename(filename:join(Dir, "1"), filename:join(Dir, "aside")),
+        {ok, 1, _, _, _} = ?S:insert(First, 2, ?T0, record(600000000, <<"body">>)),
+        ?assertEqual({error, {eio, enoent}}, ?S:flush(First)),
+        #{write_error := enoent, buffered := Buffered} = ?S:stat(First),
+        ?assertMatch(#{failing := 1, unwritten := Buffered}, ?S:shared()),
+        ok = file:rename(filename:join(Dir, "aside"), filename:join(Dir, "1")),
+        {ok, _} = ?S:maintain(First, ?T0, 1000),
+        ?assertMatch(#{write_error := none, buffered := 0}, ?S:stat(First)),
+        ?assertMatch(#{failing := 0, unwritten := 0}, ?S:shared()),
+        [ok = ?S:close(Store) || Store <- Stores],
+        ?assertMatch(#{open_files := 0}, ?S:shared()),
+        [?assertError(badarg, ?S:limit_open_files(V)) || V <- [0, -1, 1 bsl 32, atom]],
+        ok = ?S:limit_open_files(Before)
     end).
 
 %% EAGAIN and EWOULDBLOCK are one number on Linux.

@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import subprocess
 import signal
 import tempfile
 import uuid
@@ -195,3 +196,29 @@ def another_client(broker):
     client = Client(broker)
     yield client
     client.close()
+
+
+@pytest.fixture
+def mountpoint(tmp_path):
+    """A small file system of its own: mount(options) mounts it, or mounts it anew; a broker with
+    mounts of its own has to be named then."""
+    path = tmp_path / "mounted"
+    path.mkdir()
+    mounted = []
+
+    def mount(options, broker=None):
+        again = ",remount" if mounted else ""
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options + again, "tmpfs", str(path)],
+                              capture_output=True, text=True, check=False)
+        if done.returncode != 0 and not mounted:
+            pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        if broker is not None and broker.chroot:
+            subprocess.run(["nsenter", "--target", str(broker.pid), "--mount", "mount", "-o",
+                            f"{options},remount,bind", broker.chroot + str(path)], check=True)
+        mounted.append(options)
+        return str(path)
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", "-l", str(path)], check=True)

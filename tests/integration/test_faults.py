@@ -436,32 +436,6 @@ def test_messages_that_cannot_be_read_are_kept_and_come_when_they_can(unreadable
 
 # ----------------------------------------------------------- the data directory itself
 
-@pytest.fixture
-def mountpoint(tmp_path):
-    """A small file system of its own: mount(options) mounts it, or mounts it anew; a broker with
-    mounts of its own has to be named then."""
-    path = tmp_path / "mounted"
-    path.mkdir()
-    mounted = []
-
-    def mount(options, broker=None):
-        again = ",remount" if mounted else ""
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options + again, "tmpfs", str(path)],
-                              capture_output=True, text=True, check=False)
-        if done.returncode != 0 and not mounted:
-            pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
-        assert done.returncode == 0, done.stderr
-        if broker is not None and broker.chroot:
-            subprocess.run(["nsenter", "--target", str(broker.pid), "--mount", "mount", "-o",
-                            f"{options},remount,bind", broker.chroot + str(path)], check=True)
-        mounted.append(options)
-        return str(path)
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-
-
 def assert_refuses_but_boots(broker, data_dir):
     """The broker serves all but delays, says why in its log, and confirms nothing that it cannot
     keep."""
