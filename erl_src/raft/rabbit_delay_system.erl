@@ -21,7 +21,9 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([create_table/0, start_link/0, status/0, ready/0, server_failed/2, check_space/0, look_at_space/0, log_pid/0]).
+-export([create_table/0, start_link/0, status/0, ready/0, server_failed/2, check_space/0,
+         look_at_space/0, log_pid/0,
+         room_for_store/0]).
 -export([shorten/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
@@ -31,11 +33,17 @@
 -define(CHECK_MS, 5000).
 %% What is refused for want of space is accepted again when the limit is exceeded by one in so many.
 -define(ACCEPT_AGAIN_PART, 20).
+%% Of the stores' lines so many are logged in so many times WATCH_MS.
+-define(MAX_LINES, 100).
+-define(LOOKS_OF_LINES, 20).
 -define(REPORT_DEPTH, 30).
 -define(START_BYTES, 4194304).
 
 -record(state, {system :: pid() | undefined,
                 generation = 0 :: non_neg_integer(),
+                %% log lines of the stores since the free space was looked at, now and then
+                lines = 0 :: non_neg_integer(),
+                looks = 0 :: non_neg_integer(),
                 pause = ?MIN_PAUSE_MS :: pos_integer(),
                 started_at = 0 :: integer()}).
 
@@ -90,6 +98,24 @@ look_at_space() ->
         _ -> ok
     end.
 
+%% Whether another exchange may begin to delay messages: its Raft member and its store will need file
+%% descriptors, and the broker is not to run out of them over it. Those that have begun go on.
+-spec room_for_store() -> ok | {error, Why :: string()}.
+room_for_store() ->
+    case rabbit_delay_store:descriptors() of
+        {Used, Limit} ->
+            case rabbit_delay_config:spare_descriptors(Limit) of
+                Spare when Limit - Used < Spare ->
+                    {error, format("~b of the ~b file descriptors that the broker may have open are in "
+                                   "use, and fewer than ~b left; exchanges that delay messages "
+                                   "already go on", [Used, Limit, Spare])};
+                _ ->
+                    ok
+            end;
+        unknown ->
+            ok
+    end.
+
 -spec log_pid() -> pid().
 log_pid() ->
     case whereis(?MODULE) of
@@ -136,10 +162,10 @@ handle_info(start, #state{system = undefined} = State) ->
     {noreply, start(State)};
 handle_info(watch, State) ->
     watch(),
-    {noreply, check_space(State)};
-handle_info({rabbit_delay_store, Level, Message}, State) ->
-    log(Level, Message),
-    {noreply, State};
+    {noreply, check_space(count_lines(State))};
+handle_info({rabbit_delay_store, Level, Message}, #state{lines = Lines} = State) ->
+    _ = Lines < ?MAX_LINES andalso log(Level, Message),
+    {noreply, State#state{lines = Lines + 1}};
 handle_info(_, State) ->
     {noreply, State}.
 
@@ -147,10 +173,11 @@ handle_info(_, State) ->
 terminate(_, #state{system = System}) ->
     set_status({down, "the plugin is stopping"}),
     _ = logger:remove_primary_filter(?MODULE),
-    case System of
-        undefined -> ok;
-        _ -> stop_system(System)
-    end.
+    ok = case System of
+             undefined -> ok;
+             _ -> stop_system(System)
+         end,
+    rabbit_delay_store:give_back().
 
 stop_system(System) ->
     Ref = monitor(process, System),
@@ -162,6 +189,7 @@ start(#state{generation = Generation} = State) ->
     Dir = rabbit_delay_config:data_dir(),
     case first_error([fun library/0, fun () -> usable(Dir) end]) of
         ok ->
+            ok = limit_open_files(),
             Config = rabbit_delay_raft:system_config(),
             ok = ra_system:store(Config),
             try
@@ -196,6 +224,15 @@ library() ->
                            [filename:join(code:priv_dir(rabbitmq_delay_wheel),
                                           "rabbit_delay_store.so")])}
     end.
+
+%% A disk that fails, fails for thousands of exchanges.
+count_lines(#state{looks = Looks} = State) when Looks < ?LOOKS_OF_LINES ->
+    State#state{looks = Looks + 1};
+count_lines(#state{lines = Lines} = State) ->
+    _ = Lines > ?MAX_LINES andalso
+        ?LOG_WARNING("delayed messages: ~b more lines of the stores' are left out",
+                     [Lines - ?MAX_LINES], ?LOG_DOMAIN),
+    State#state{lines = 0, looks = 0}.
 
 watch() ->
     _ = erlang:send_after(?WATCH_MS, self(), watch),
@@ -234,6 +271,14 @@ retry(Why, #state{pause = Pause0, started_at = StartedAt} = State) ->
     _ = erlang:send_after(Pause, self(), start),
     State#state{pause = min(Pause * 2, ?MAX_PAUSE_MS)}.
 
+limit_open_files() ->
+    case rabbit_delay_store:descriptors() of
+        {_, Limit} ->
+            rabbit_delay_store:limit_open_files(rabbit_delay_config:max_open_files(Limit));
+        unknown ->
+            ok
+    end.
+
 %% Found out by doing it: permissions, a read-only file system, a file in the place.
 usable(Dir) ->
     Probe = filename:join(Dir, "writable.probe"),
@@ -242,10 +287,23 @@ usable(Dir) ->
              fun () -> file:delete(Probe) end],
     case first_error(Steps) of
         ok ->
-            enough_space(Dir);
+            first_error([fun () -> claim(Dir) end, fun () -> enough_space(Dir) end]);
         {error, Reason} ->
             {error, format("data directory ~ts (delayed_message.data_dir) cannot be used: ~ts",
                            [Dir, file:format_error(Reason)])}
+    end.
+
+%% One lock for all stores, so that idle ones need none. It is held until this process ends.
+claim(Dir) ->
+    case rabbit_delay_store:claim(Dir) of
+        ok ->
+            ok;
+        {error, {eacces, eagain}} ->
+            {error, format("data directory ~ts (delayed_message.data_dir) is in use by another "
+                           "process", [Dir])};
+        {error, Reason} ->
+            {error, format("data directory ~ts (delayed_message.data_dir) cannot be locked: ~0p",
+                           [Dir, Reason])}
     end.
 
 %% Reading the WAL of the last run may write all of it again, to segments, before it is deleted.
