@@ -80,6 +80,8 @@ init([]) ->
     {ok, {#{strategy => one_for_one, intensity => 10, period => 10},
           [#{id => rabbit_delay_topic,
              start => {rabbit_delay_topic, start_link, []}},
+           #{id => rabbit_delay_budget,
+             start => {rabbit_delay_budget, start_link, []}},
            #{id => rabbit_delay_system,
              start => {rabbit_delay_system, start_link, []},
              shutdown => 60000},

@@ -4,8 +4,9 @@
 %% An adapter includes it behind its own attributes, with rabbit.hrl and rabbit_framing.hrl before it,
 %% and has SERIES, is_alive/1, internal/2, delete_queue/1 and decode/3.
 
--export([is_booted/0, exchange_name/1, exchange_arguments/1, is_durable/1, is_delayed/1,
-         lookup_exchange/1, may_forward/2, is_permitted/3]).
+-export([is_booted/0, exchange_name/1, exchange_type/1, exchange_arguments/1, binding_key/1,
+         is_durable/1, is_delayed/1, lookup_exchange/1, may_forward/2, is_permitted/3,
+         channel_user/0]).
 -export([decode/2, keeps_unrouted/0, delivery/1, confirm/3, reject/3, ack_credit/2]).
 -export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, sends_again/1,
          count_published/3, uncount_published/4]).
@@ -43,8 +44,14 @@ is_booted() -> rabbit:is_booted().
 -spec exchange_name(exchange()) -> rabbit_exchange:name().
 exchange_name(#exchange{name = Name}) -> Name.
 
+-spec exchange_type(exchange()) -> atom().
+exchange_type(#exchange{type = Type}) -> Type.
+
 -spec exchange_arguments(exchange()) -> rabbit_framing:amqp_table().
 exchange_arguments(#exchange{arguments = Args}) -> Args.
+
+-spec binding_key(rabbit_types:binding()) -> binary().
+binding_key(#binding{key = Key}) -> Key.
 
 -spec is_durable(exchange()) -> boolean().
 is_durable(#exchange{durable = Durable}) -> Durable.
@@ -73,6 +80,19 @@ may_forward(#exchange{name = XName, options = #{user := Username}}, Name) ->
     end;
 may_forward(_, _) ->
     false.
+
+%% The user of the channel whose process this is.
+-spec channel_user() -> {ok, rabbit_types:username()} | unknown.
+channel_user() ->
+    case is_channel() andalso ets:lookup(channel_created, self()) of
+        [{_, Infos}] ->
+            case lists:keyfind(user, 1, Infos) of
+                {user, Username} when is_binary(Username) -> {ok, Username};
+                _ -> unknown
+            end;
+        _ ->
+            unknown
+    end.
 
 -spec is_permitted(rabbit_types:user(), rabbit_types:r(exchange | queue), configure | write | read) ->
           boolean().

@@ -11,9 +11,9 @@
 -include("rabbit_delay.hrl").
 
 -export([dispatcher/0, web_ui/0]).
--export([init/2, variances/2, allowed_methods/2, content_types_provided/2,
-         content_types_accepted/2, is_authorized/2, forbidden/2, resource_exists/2, to_json/2,
-         accept/2]).
+-export([init/2, variances/2, known_methods/2, allowed_methods/2, valid_content_headers/2,
+         content_types_provided/2, content_types_accepted/2, is_authorized/2, forbidden/2,
+         resource_exists/2, to_json/2, accept/2]).
 
 -type reply() :: {term(), cowboy_req:req(), #context{}}.
 
@@ -26,6 +26,15 @@ init(Req, [Resource]) ->
 variances(Req, Context) ->
     {[<<"accept-encoding">>, <<"origin">>], Req, Context}.
 
+%% What a resource does not allow is answered with 405, be it TRACE.
+-spec known_methods(cowboy_req:req(), #context{}) -> reply().
+known_methods(Req, Context) ->
+    {[cowboy_req:method(Req)], Req, Context}.
+
+-spec valid_content_headers(cowboy_req:req(), #context{}) -> reply().
+valid_content_headers(Req, Context) ->
+    rabbit_delay_mgmt:check_content(Req, Context).
+
 -spec content_types_provided(cowboy_req:req(), #context{}) -> reply().
 content_types_provided(Req, Context) ->
     {[{<<"application/json">>, to_json}], Req, Context}.
@@ -36,7 +45,12 @@ content_types_accepted(Req, Context) ->
 
 -spec resource_exists(cowboy_req:req(), #context{}) -> reply().
 resource_exists(Req, Context) ->
-    {rabbit_mgmt_util:vhost(Req) =/= not_found, Req, Context}.
+    case rabbit_mgmt_util:vhost(Req) of
+        not_found ->
+            rabbit_delay_mgmt:refuse(404, not_found, <<"there is no such vhost">>, Req, Context);
+        _ ->
+            {true, Req, Context}
+    end.
 
 text(Format, Args) ->
-    unicode:characters_to_binary(io_lib:format(Format, Args)).
+    rabbit_delay_text:printable(io_lib:format(Format, Args)).

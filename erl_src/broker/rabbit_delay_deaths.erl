@@ -143,7 +143,7 @@ sentence(N, #{queue := Queue} = Death) ->
 reason(#{reason := <<"rejected">>}) ->
     "a consumer rejected it without giving it back";
 reason(#{reason := <<"expired">>, expiration := Ms}) ->
-    ["its own TTL of ", printable(Ms), " ms had passed"];
+    ["its own TTL of ", rabbit_delay_text:escaped(Ms), " ms had passed"];
 reason(#{reason := <<"expired">>}) ->
     "it expired, by the TTL of the queue or its own";
 reason(#{reason := <<"maxlen">>}) ->
@@ -214,15 +214,4 @@ redriven_text(Headers) ->
 now_in(undefined) -> [];
 now_in(Queue) -> [["Now it is in queue ", name(Queue), "."]].
 
-name(Name) -> [$", printable(Name), $"].
-
-%% Without what would act on a terminal.
-printable(Name) ->
-    Text = case unicode:characters_to_list(Name) of
-               List when is_list(List) -> List;
-               _ -> binary_to_list(Name)
-           end,
-    [case C of
-         _ when C < 32; C >= 127, C < 160 -> $?;
-         _ -> C
-     end || C <- Text].
+name(Name) -> [$", rabbit_delay_text:escaped(Name), $"].

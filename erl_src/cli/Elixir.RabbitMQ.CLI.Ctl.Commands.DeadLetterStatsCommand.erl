@@ -48,10 +48,16 @@ validate(_, _) -> {validation_failure, too_many_args}.
 -spec run([binary()], options()) -> term().
 run([Queue], #{node := Node, vhost := VHost, limit := Limit, timeout := Timeout}) ->
     case rpc:call(Node, rabbit_delay_redrive, stats, [VHost, Queue, Limit], Timeout) of
-        {ok, Rows} -> Rows;
+        {ok, Rows, Truncated} ->
+            _ = Truncated andalso io:put_chars(standard_error,
+                                               "Looking took too long: there are more.\n"),
+            [[{Name, text(Value)} || {Name, Value} <- Row] || Row <- Rows];
         {badrpc, _} = Failed -> {error, Failed};
-        {error, _} = Error -> Error
+        {error, {_, Why}} -> {error, Why}
     end.
+
+text(Name) when is_binary(Name) -> rabbit_delay_text:escaped(Name);
+text(Number) -> Number.
 
 -spec output(term(), options()) -> term().
 output(Result, _Options) -> ?DEFAULT_OUTPUT:output(Result).

@@ -59,7 +59,8 @@ run([], #{file := File}) ->
 run([Queue], #{node := Node, vhost := VHost, position := Position, timeout := Timeout}) ->
     case rpc:call(Node, rabbit_delay_redrive, explain, [VHost, Queue, Position], Timeout) of
         {badrpc, _} = Failed -> {error, Failed};
-        Result -> Result
+        {error, {_, Why}} -> {error, Why};
+        {ok, Sentences, _} -> {ok, Sentences}
     end.
 
 of_json({ok, #{<<"properties">> := #{<<"headers">> := #{} = Headers}}}) -> explained(Headers);

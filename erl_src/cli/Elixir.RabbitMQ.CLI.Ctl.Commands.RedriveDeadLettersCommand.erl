@@ -107,7 +107,7 @@ request(Queue, #{vhost := VHost, preview := Preview} = Options) ->
                   _ ->
                       Filters0
               end,
-    maps:merge(#{vhost => VHost, queue => Queue, to => To,
+    maps:merge(#{vhost => VHost, queue => Queue, to => To, by => <<"rabbitmqctl">>,
                  limit => maps:get(limit, Options, infinity),
                  rate => maps:get(rate, Options, infinity), dry_run => Preview,
                  keep_x_death => maps:get(keep_x_death, Options, false)}, Filters).
@@ -117,9 +117,16 @@ await(Pid, Monitor, Shown, Began) ->
         {redrive, Pid, progress, Counts} ->
             _ = Shown andalso progress(Counts, erlang:monotonic_time(millisecond) - Began),
             await(Pid, Monitor, Shown, Began);
+        {redrive, Pid, targets, Targets} ->
+            _ = Shown andalso io:put_chars(standard_error,
+                                           ["To be redriven:", targets(Targets), $\n]),
+            await(Pid, Monitor, Shown, Began);
         {redrive, Pid, done, Result} ->
             _ = Shown andalso io:put_chars(standard_error, "\r\e[K"),
-            Result;
+            case Result of
+                {error, {_, Why}} -> {error, Why};
+                _ -> Result
+            end;
         {'DOWN', Monitor, process, _, Reason} ->
             {error, unicode:characters_to_binary(
                       io_lib:format("the broker went away (~0P). What was not moved is in the queue "
@@ -155,8 +162,11 @@ text(#{redriven := Redriven, skipped := Skipped, examined := Examined, targets :
                                             true -> "would be redriven";
                                             false -> "redriven"
                                         end, Skipped]),
-     [["\n  to ", Target, ": ", integer_to_binary(N)]
-      || {Target, N} <- lists:sort(maps:to_list(Targets))]].
+     targets(Targets)].
+
+targets(Targets) ->
+    [["\n  to ", rabbit_delay_text:escaped(Target), ": ", integer_to_binary(N)]
+     || {Target, N} <- lists:sort(maps:to_list(Targets))].
 
 %% What was asked for and did not happen.
 left(#{stopped := Stopped} = Counts) ->

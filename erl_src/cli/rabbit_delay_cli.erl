@@ -231,7 +231,7 @@ is_json(_) -> false.
 %% A value of an item, for people: one line, and nothing that a terminal would act on.
 -spec text(term()) -> binary().
 text(Value) ->
-    unicode:characters_to_binary(escaped(written(Value))).
+    rabbit_delay_text:escaped(written(Value)).
 
 written(Value) when is_binary(Value) -> Value;
 written(Value) when is_integer(Value) -> integer_to_binary(Value);
@@ -247,12 +247,6 @@ name(Name) -> Name.
 
 quoted(Value) when is_binary(Value) -> [$", Value, $"];
 quoted(Value) -> written(Value).
-
-escaped(Chars) ->
-    [case C of
-         _ when C < 32; C >= 127, C < 160 -> io_lib:format("\\u~4.16.0b", [C]);
-         _ -> C
-     end || C <- unicode:characters_to_list(Chars)].
 
 format(Format, Args) ->
     unicode:characters_to_binary(io_lib:format(Format, Args)).

@@ -9,19 +9,24 @@
 
 -include_lib("amqp_client/include/amqp_client.hrl").
 
--export([fold/5, usual_max/2, connect/2, close/1]).
+-export([fold/5, usual_max/2, no_queue/2, connect/2, close/1]).
 
 %% Each message of a quorum queue is looked for from the queue's head on, in the queue's own process: so
 %% many take 1 s or 2, ten times as many a hundred times as long.
 -define(QUORUM_MAX, 3000).
 -define(CLASSIC_MAX, 100000).
 
--export_type([message/0, connection/0]).
+%% It ends after so long, wherever it is.
+-define(LOOK_MS, 20000).
+
+-export_type([message/0, connection/0, error/0]).
 
 -type message() :: #{exchange := binary(), key := binary(), table := undefined | list(),
                      headers := rabbit_delay_deaths:headers(), payload := binary()}.
 
 -type connection() :: {pid(), pid()}.
+
+-type error() :: {error, {bad_request | forbidden | not_found | unavailable, Why :: binary()}}.
 
 %% As many messages as it is wise to look at in such a queue.
 -spec usual_max(rabbit_types:vhost(), Queue :: binary()) -> pos_integer().
@@ -36,44 +41,62 @@ usual_max(VHost, Queue) ->
             ?CLASSIC_MAX
     end.
 
-%% Over no more than Max messages, from the head. Fails for a queue that cannot be looked at.
+%% Over no more than Max messages, from the head. Truncated: the time was over before. Fails for a queue
+%% that cannot be looked at, and where the node has enough to do with others' looking.
 -spec fold(rabbit_types:vhost(), Queue :: binary(), Max :: pos_integer(),
-           fun((message(), Acc) -> Acc), Acc) -> {ok, Acc} | {error, iodata()}.
+           fun((message(), Acc) -> Acc), Acc) -> {ok, Acc, Truncated :: boolean()} | error().
 fold(VHost, Queue, Max, Fun, Acc) ->
+    Deadline = erlang:monotonic_time(millisecond) + ?LOOK_MS,
     case rabbit_amqqueue:lookup(rabbit_misc:r(VHost, queue, Queue)) of
         {ok, Q} ->
             case amqqueue:get_type(Q) of
-                rabbit_quorum_queue -> peek(amqqueue:get_pid(Q), 1, Max, Fun, Acc);
-                rabbit_classic_queue -> get_all(VHost, Queue, Max, Fun, Acc);
-                Type -> {error, io_lib:format("a ~s cannot be browsed", [Type])}
+                rabbit_quorum_queue ->
+                    rabbit_delay_budget:with(
+                      looks, 1, fun () -> peek(amqqueue:get_pid(Q), 1, Max, Deadline, Fun, Acc) end);
+                rabbit_classic_queue ->
+                    rabbit_delay_budget:with(
+                      looks, 1, fun () -> get_all(VHost, Queue, Max, Deadline, Fun, Acc) end);
+                Type ->
+                    {error, {bad_request, iolist_to_binary(
+                                            io_lib:format("a ~s cannot be browsed", [Type]))}}
             end;
         {error, _} ->
-            {error, ["there is no queue \"", Queue, "\" in vhost \"", VHost, "\""]}
+            no_queue(VHost, Queue)
     end.
 
-peek(_, Pos, Max, _, Acc) when Pos > Max ->
-    {ok, Acc};
-peek(Leader, Pos, Max, Fun, Acc) ->
-    case ra:aux_command(Leader, {peek, Pos}) of
+-spec no_queue(rabbit_types:vhost(), Queue :: binary()) -> error().
+no_queue(VHost, Queue) ->
+    {error, {not_found, <<"there is no ",
+                          (rabbit_delay_text:rs(rabbit_misc:r(VHost, queue, Queue)))/binary>>}}.
+
+peek(Leader, Pos, Max, Deadline, Fun, Acc) ->
+    case Pos > Max orelse is_late(Deadline) orelse ra:aux_command(Leader, {peek, Pos}) of
+        true ->
+            {ok, Acc, Pos =< Max};
         {ok, {_, Message}} ->
             #{exchange := X, routing_keys := Keys, headers := Table, payload := Payload} =
                 rabbit_delay_broker:content(Message),
             Key = case Keys of [First | _] -> First; [] -> <<>> end,
-            peek(Leader, Pos + 1, Max, Fun,
+            peek(Leader, Pos + 1, Max, Deadline, Fun,
                  Fun(message(X, Key, Table, iolist_to_binary(Payload)), Acc));
         {error, no_message_at_pos} ->
-            {ok, Acc};
+            {ok, Acc, false};
         Other ->
-            {error, io_lib:format("the quorum queue's leader does not answer: ~0P", [Other, 10])}
+            unavailable("the quorum queue's leader does not answer: ~0P", [Other, 10])
     end.
 
-get_all(VHost, Queue, Max, Fun, Acc) ->
+is_late(Deadline) -> erlang:monotonic_time(millisecond) > Deadline.
+
+unavailable(Format, Args) ->
+    {error, {unavailable, unicode:characters_to_binary(io_lib:format(Format, Args))}}.
+
+get_all(VHost, Queue, Max, Deadline, Fun, Acc) ->
     case connect(VHost, <<"browse ", Queue/binary>>) of
         {ok, {_, Channel} = Connection} ->
             try
-                {ok, get_each(Channel, Queue, Max, Fun, Acc)}
+                get_each(Channel, Queue, Max, Deadline, Fun, Acc)
             catch
-                exit:Reason -> {error, io_lib:format("~0P", [Reason, 12])}
+                exit:Reason -> unavailable("the queue cannot be looked at: ~0P", [Reason, 12])
             after
                 %% What was fetched goes back to its place.
                 close(Connection)
@@ -82,15 +105,18 @@ get_all(VHost, Queue, Max, Fun, Acc) ->
             Error
     end.
 
-get_each(_, _, 0, _, Acc) ->
-    Acc;
-get_each(Channel, Queue, Left, Fun, Acc) ->
-    case amqp_channel:call(Channel, #'basic.get'{queue = Queue}) of
+get_each(_, _, 0, _, _, Acc) ->
+    {ok, Acc, false};
+get_each(Channel, Queue, Left, Deadline, Fun, Acc) ->
+    case is_late(Deadline) orelse amqp_channel:call(Channel, #'basic.get'{queue = Queue}) of
+        true ->
+            {ok, Acc, true};
         {#'basic.get_ok'{exchange = X, routing_key = Key},
          #amqp_msg{props = #'P_basic'{headers = Table}, payload = Payload}} ->
-            get_each(Channel, Queue, Left - 1, Fun, Fun(message(X, Key, Table, Payload), Acc));
+            get_each(Channel, Queue, Left - 1, Deadline, Fun,
+                     Fun(message(X, Key, Table, Payload), Acc));
         #'basic.get_empty'{} ->
-            Acc
+            {ok, Acc, false}
     end.
 
 message(X, Key, Table, Payload) ->
@@ -99,7 +125,7 @@ message(X, Key, Table, Payload) ->
 
 %% A connection and channel of the broker's own client, within the broker; rabbitmqctl list_connections
 %% shows it by that name.
--spec connect(rabbit_types:vhost(), Name :: binary()) -> {ok, connection()} | {error, iodata()}.
+-spec connect(rabbit_types:vhost(), Name :: binary()) -> {ok, connection()} | error().
 connect(VHost, Name) ->
     Parameters = #amqp_params_direct{
                     virtual_host = VHost,
@@ -118,7 +144,7 @@ connect(VHost, Name) ->
     end.
 
 failed(Error) ->
-    {error, io_lib:format("no connection to the broker from within it: ~0P", [Error, 10])}.
+    unavailable("no connection to the broker from within it: ~0P", [Error, 10]).
 
 -spec close(connection()) -> ok.
 close({Connection, Channel}) ->

@@ -14,12 +14,12 @@
 
 -include("rabbit_delay_mgmt.hrl").
 
-%% Messages that are looked at, and moved, in a request.
--define(MAX_STATS, 1000000).
+%% Messages that are moved in a request.
 -define(LIMIT, 1000).
 -define(MAX_LIMIT, 100000).
 -define(MAX_RATE, 1000000).
 -define(MAX_S, 16#ffffffff).
+-define(MAX_TARGETS, 1000).
 %% A request for longer would be given up by the client, or by the HTTP server.
 -define(REDRIVE_MS, 20000).
 
@@ -60,15 +60,10 @@ forbidden(Req, Context) ->
     {false, Req, Context}.
 
 -spec to_json(cowboy_req:req(), #context{}) -> reply().
-to_json(Req, #context{impl = check, user = User} = Context) ->
-    found(rabbit_mgmt_util:list_visible_vhosts_names(User), Req, Context);
-to_json(Req, #context{impl = check_vhost} = Context) ->
-    found([rabbit_mgmt_util:vhost(Req)], Req, Context);
-to_json(Req, #context{impl = graph} = Context) ->
-    case rabbit_delay_doctor:live_graph(rabbit_mgmt_util:vhost(Req)) of
-        {ok, Graph} ->
-            rabbit_delay_mgmt:with_json(rabbit_delay_doctor_report:graph_json(Graph), Req, Context);
-        {error, _} -> gone(Req, Context)
+to_json(Req, #context{impl = Resource} = Context) when Resource =/= stats, Resource =/= explanation ->
+    case rabbit_delay_mgmt:parameters(Req, []) of
+        {ok, _} -> checked(Req, Context);
+        {error, Why} -> bad_request(Why, Req, Context)
     end;
 to_json(Req, #context{impl = stats} = Context) ->
     VHost = rabbit_mgmt_util:vhost(Req),
@@ -76,24 +71,40 @@ to_json(Req, #context{impl = stats} = Context) ->
     case max_looked_at(VHost, Queue, Req) of
         {ok, Max} ->
             looked(rabbit_delay_redrive:stats(VHost, Queue, Max),
-                   fun (Rows) ->
-                           #{max => Max, groups => [maps:from_list([{Key, printable(Value)}
-                                                                    || {Key, Value} <- Row])
-                                                    || Row <- Rows]}
+                   fun (Rows, Truncated) ->
+                           #{max => Max, truncated => Truncated,
+                             groups => [maps:from_list([{Key, printable(Value)}
+                                                        || {Key, Value} <- Row]) || Row <- Rows]}
                    end, Req, Context);
         {error, Why} ->
             bad_request(Why, Req, Context)
     end;
 to_json(Req, #context{impl = explanation} = Context) ->
-    case rabbit_delay_mgmt:integer(position, #{position => rabbit_mgmt_util:id(position, Req)}, 1, 1,
-                                   ?MAX_STATS) of
-        {ok, Position} ->
-            looked(rabbit_delay_redrive:explain(rabbit_mgmt_util:vhost(Req),
-                                                rabbit_mgmt_util:id(queue, Req), Position),
-                   fun (Sentences) -> #{sentences => [printable(S) || S <- Sentences]} end,
+    VHost = rabbit_mgmt_util:vhost(Req),
+    Queue = rabbit_mgmt_util:id(queue, Req),
+    Position = rabbit_mgmt_util:id(position, Req),
+    case {rabbit_delay_mgmt:integer(position, #{position => Position}, 1, 1,
+                                    rabbit_delay_browse:usual_max(VHost, Queue)),
+          rabbit_delay_mgmt:parameters(Req, [])} of
+        {{ok, N}, {ok, _}} ->
+            looked(rabbit_delay_redrive:explain(VHost, Queue, N),
+                   fun (Sentences, _) -> #{sentences => [printable(S) || S <- Sentences]} end,
                    Req, Context);
-        {error, Why} ->
+        {{error, Why}, _} ->
+            bad_request(Why, Req, Context);
+        {_, {error, Why}} ->
             bad_request(Why, Req, Context)
+    end.
+
+checked(Req, #context{impl = check, user = User} = Context) ->
+    found(rabbit_mgmt_util:list_visible_vhosts_names(User), Req, Context);
+checked(Req, #context{impl = check_vhost} = Context) ->
+    found([rabbit_mgmt_util:vhost(Req)], Req, Context);
+checked(Req, #context{impl = graph} = Context) ->
+    case rabbit_delay_doctor:live_graph(rabbit_mgmt_util:vhost(Req)) of
+        {ok, Graph} ->
+            rabbit_delay_mgmt:with_json(rabbit_delay_doctor_report:graph_json(Graph), Req, Context);
+        {error, _} -> gone(Req, Context)
     end.
 
 found(VHosts, Req, Context) ->
@@ -110,43 +121,54 @@ gone(Req, Context) ->
 max_looked_at(VHost, Queue, Req) ->
     case rabbit_delay_mgmt:parameters(Req, [max]) of
         {ok, Words} ->
-            rabbit_delay_mgmt:integer(max, Words, rabbit_delay_browse:usual_max(VHost, Queue), 1,
-                                      ?MAX_STATS);
+            Most = rabbit_delay_browse:usual_max(VHost, Queue),
+            rabbit_delay_mgmt:integer(max, Words, Most, 1, Most);
         Error ->
             Error
     end.
 
-looked({ok, Result}, Shown, Req, Context) ->
-    rabbit_delay_mgmt:with_json(rabbit_json:encode(Shown(Result)), Req, Context);
-looked({error, Why}, _, Req, Context) ->
-    rabbit_delay_mgmt:refuse(404, not_found, Why, Req, Context).
+looked({ok, Result, Truncated}, Shown, Req, Context) ->
+    rabbit_delay_mgmt:with_json(rabbit_json:encode(Shown(Result, Truncated)), Req, Context);
+looked({error, Failure}, _, Req, Context) ->
+    failed(Failure, Req, Context).
 
-printable(Text) when is_binary(Text) -> rabbit_delay_doctor_report:printable(Text);
+failed({Kind, Why}, Req, Context) ->
+    Status = case Kind of
+                 bad_request -> 400;
+                 forbidden -> 403;
+                 not_found -> 404;
+                 unavailable -> 503
+             end,
+    rabbit_delay_mgmt:refuse(Status, Kind, Why, Req, Context).
+
+printable(Text) when is_binary(Text) -> rabbit_delay_text:printable(Text);
 printable(Number) -> Number.
 
 %% ----------------------------------------------------------------------------------- redrive
 
 -spec accept(cowboy_req:req(), #context{}) -> reply().
-accept(Req0, #context{user = User} = Context) ->
+accept(Req, Context) ->
+    case rabbit_delay_mgmt:parameters(Req, []) of
+        {ok, _} -> accept_body(Req, Context);
+        {error, Why} -> bad_request(Why, Req, Context)
+    end.
+
+accept_body(Req0, #context{user = #user{username = Username} = User} = Context) ->
     case rabbit_delay_mgmt:body(Req0) of
         {ok, Json, Req} ->
             VHost = rabbit_mgmt_util:vhost(Req),
-            Queue = rabbit_mgmt_util:id(queue, Req),
             case request(Json) of
                 {ok, Options} ->
-                    Request = Options#{vhost => VHost, queue => Queue, time => ?REDRIVE_MS,
-                                       may_publish => may_publish(User, VHost)},
+                    Request = Options#{vhost => VHost, queue => rabbit_mgmt_util:id(queue, Req),
+                                       time => ?REDRIVE_MS, may_publish => may_publish(User, VHost),
+                                       by => text("user '~ts' over HTTP",
+                                                  [rabbit_delay_text:escaped(Username)])},
                     case redrive(Request) of
                         {ok, Counts} ->
-                            #user{username = Username} = User,
-                            ?LOG_INFO("dead letters of ~ts: ~b of ~b redriven by user '~ts' over HTTP",
-                                      [rabbit_misc:rs(rabbit_misc:r(VHost, queue, Queue)),
-                                       maps:get(redriven, Counts), maps:get(examined, Counts),
-                                       Username], ?LOG_DOMAIN),
                             rabbit_delay_mgmt:reply(200, rabbit_delay_redrive:json(Counts), Req,
                                                     Context);
-                        {error, Why} ->
-                            bad_request(Why, Req, Context)
+                        {error, Failure} ->
+                            failed(Failure, Req, Context)
                     end;
                 {error, Why} ->
                     bad_request(Why, Req, Context)
@@ -155,12 +177,15 @@ accept(Req0, #context{user = User} = Context) ->
             bad_request(Why, Req0, Context)
     end.
 
+%% As the broker asks of a publisher.
 may_publish(User, VHost) ->
-    May = fun (X) ->
-                  rabbit_delay_broker:is_permitted(User, rabbit_misc:r(VHost, exchange, X), write)
-          end,
-    fun (<<>>) -> May(<<"amq.default">>);
-        (X) -> May(X)
+    fun (<<>>, _) ->
+            rabbit_delay_broker:is_permitted(User, rabbit_misc:r(VHost, exchange, <<"amq.default">>),
+                                             write);
+        (X, Key) ->
+            Resource = rabbit_misc:r(VHost, exchange, X),
+            rabbit_delay_broker:is_permitted(User, Resource, write)
+                andalso rabbit_delay_topic_permissions:is_permitted(User, Resource, Key, write)
     end.
 
 %% It ends with this process.
@@ -171,26 +196,26 @@ redrive(Request) ->
 
 await(Pid, Monitor) ->
     receive
-        {redrive, Pid, progress, _} ->
+        {redrive, Pid, What, _} when What =/= done ->
             await(Pid, Monitor);
         {redrive, Pid, done, Result} ->
             true = demonitor(Monitor, [flush]),
             Result;
         {'DOWN', Monitor, process, _, Reason} ->
-            {error, text("the redrive failed: ~0P", [Reason, 10])}
+            {error, {unavailable, text("the redrive failed: ~0P", [Reason, 10])}}
     end.
 
 request(Json) ->
     Members = [to_queue, to_exchange, routing_key, to_original_exchange, reason, origin, header,
-               older_than, newer_than, limit, rate, dry_run, keep_x_death],
-    case rabbit_delay_mgmt:known([{Name, Value} || {Name, Value} <- maps:to_list(Json),
-                                                   Value =/= null], Members) of
+               older_than, newer_than, limit, rate, dry_run, keep_x_death, targets],
+    case rabbit_delay_mgmt:known(maps:to_list(Json), Members) of
         {ok, Words} ->
             rabbit_delay_mgmt:all(
               [{to, to(Words)},
                {reason, optional(reason, fun is_text/1, Words)},
                {origin, optional(origin, fun is_text/1, Words)},
                {header, header(Words)},
+               {targets, optional(targets, fun is_texts/1, Words)},
                {older_than, optional(older_than, fun is_seconds/1, Words)},
                {newer_than, optional(newer_than, fun is_seconds/1, Words)},
                {limit, number(limit, ?LIMIT, ?MAX_LIMIT, Words)},
@@ -229,6 +254,10 @@ target(Given, Target) ->
     end.
 
 is_text(Value) -> is_binary(Value) andalso byte_size(Value) =< 255.
+
+is_texts(Values) ->
+    is_list(Values) andalso length(Values) =< ?MAX_TARGETS
+        andalso lists:all(fun is_binary/1, Values).
 
 is_seconds(N) -> is_integer(N) andalso N >= 0 andalso N =< ?MAX_S.
 

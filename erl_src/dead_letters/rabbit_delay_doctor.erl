@@ -5,7 +5,7 @@
 -module(rabbit_delay_doctor).
 
 -export([check/1, live/1, live_graph/1, rules/0, severity_rank/1]).
--export([settings/2, at_once/1, reaches_at_once/3]).
+-export([settings/2, at_once/1, reaches_at_once/3, feeders/2]).
 
 -export_type([finding/0, rule/0, severity/0, context/0]).
 
@@ -120,6 +120,19 @@ at_once(#{exchanges := Exchanges} = Objects) ->
 reaches_at_once(X, Key, Index) ->
     Graph = rabbit_delay_dead_letter_routes:explore([{routing, X, {key, Key}}], Index),
     maps:from_list([{Name, true} || {queue, Name} <- maps:keys(Graph)]).
+
+%% The queues whose dead letters can come to this one, without passing through another.
+-spec feeders(binary(), rabbit_delay_topology:vhost()) -> #{Queue :: binary() => true}.
+feeders(Queue, #{queues := Queues} = Objects) ->
+    {Qs, _} = settle_policies(Objects),
+    {Sources, _, Graph} = dead_lettering(Qs, retrying(Objects), Objects),
+    Max = map_size(Queues) + 1,
+    maps:filter(fun (Name, _) ->
+                        lists:any(fun (Node) ->
+                                          lists:member(Queue, rabbit_delay_dead_letter_routes:targets(
+                                                                Node, Graph, Max))
+                                  end, maps:get({queue, Name}, Graph))
+                end, maps:map(fun (_, _) -> true end, Sources)).
 
 %% The queues that dead-letter to an exchange that is there, and where that leads.
 dead_lettering(Qs, Retrying, Objects) ->

@@ -3,7 +3,7 @@
 %% The doctor's findings as text for people and as JSON for programs.
 -module(rabbit_delay_doctor_report).
 
--export([text/1, json/1, graph_json/1, summary/1, worst/1, printable/1]).
+-export([text/1, json/1, graph_json/1, summary/1, worst/1]).
 
 %% A drawing of more is of no use.
 -define(MAX_NODES, 2000).
@@ -17,9 +17,10 @@ text(Findings) ->
 text_of(#{rule := Rule, severity := Severity, vhost := VHost, kind := Kind, name := Name,
           why := Why, mend := Mend, commands := Commands}) ->
     [io_lib:format("~s ~s: ~s \"~ts\" in vhost \"~ts\"~n",
-                   [Severity, Rule, Kind, printable(Name), printable(VHost)]),
-     "  ", printable(Why), "\n  ", printable(Mend), $\n,
-     [["    ", printable(Command), $\n] || Command <- Commands]].
+                   [Severity, Rule, Kind, rabbit_delay_text:escaped(Name),
+                    rabbit_delay_text:escaped(VHost)]),
+     "  ", rabbit_delay_text:escaped(Why), "\n  ", rabbit_delay_text:escaped(Mend), $\n,
+     [["    ", rabbit_delay_text:escaped(Command), $\n] || Command <- Commands]].
 
 %% One object: how many findings of each severity, and the findings. Shapes: docs/dead-letters.md.
 -spec json([rabbit_delay_doctor:finding()]) -> binary().
@@ -56,24 +57,25 @@ beyond(Nodes, Graph) ->
                               end || Node <- Nodes])).
 
 node_json({queue, Name}) ->
-    #{<<"kind">> => <<"queue">>, <<"name">> => printable(Name)};
+    #{<<"kind">> => <<"queue">>, <<"name">> => rabbit_delay_text:printable(Name)};
 node_json({missing, X}) ->
-    #{<<"kind">> => <<"missing_exchange">>, <<"name">> => printable(X)};
+    #{<<"kind">> => <<"missing_exchange">>, <<"name">> => rabbit_delay_text:printable(X)};
 node_json({routing, X, Keys}) ->
-    #{<<"kind">> => <<"exchange">>, <<"name">> => printable(X),
+    #{<<"kind">> => <<"exchange">>, <<"name">> => rabbit_delay_text:printable(X),
       <<"key">> => case Keys of
-                       {key, Key} -> printable(Key);
-                       {pattern, Words} -> printable(lists:join($., Words));
+                       {key, Key} -> rabbit_delay_text:printable(Key);
+                       {pattern, Words} -> rabbit_delay_text:printable(lists:join($., Words));
                        any -> null
                    end}.
 
 json_of(Finding) ->
     maps:fold(fun (commands, Commands, Acc) ->
-                      Acc#{<<"commands">> => [printable(Command) || Command <- Commands]};
+                      Acc#{<<"commands">> => [rabbit_delay_text:printable(Command)
+                                              || Command <- Commands]};
                   (Key, Value, Acc) when is_atom(Value) ->
                       Acc#{atom_to_binary(Key, utf8) => atom_to_binary(Value, utf8)};
                   (Key, Value, Acc) ->
-                      Acc#{atom_to_binary(Key, utf8) => printable(Value)}
+                      Acc#{atom_to_binary(Key, utf8) => rabbit_delay_text:printable(Value)}
               end, #{}, Finding).
 
 counts(Findings) ->
@@ -91,11 +93,3 @@ summary(Findings) ->
 -spec worst([rabbit_delay_doctor:finding()]) -> 0..3.
 worst(Findings) ->
     lists:max([0 | [rabbit_delay_doctor:severity_rank(S) || #{severity := S} <- Findings]]).
-
-%% Names may be any bytes.
--spec printable(unicode:chardata()) -> binary().
-printable(Text) ->
-    case unicode:characters_to_binary(Text) of
-        Valid when is_binary(Valid) -> Valid;
-        _ -> unicode:characters_to_binary(Text, latin1)
-    end.

@@ -2,13 +2,16 @@
 
 %% Moves the dead letters of a queue back to where they are to be worked on. A message is published
 %% with a confirm and acknowledged after that, so that whatever ends this process loses none, and
-%% repeats at most those that were in flight.
+%% repeats at most those that were in flight. If the broker is killed, a classic queue also has again
+%% what it had been acknowledged and had not written yet.
 %%
 %% It takes what was in the queue when it started. What it does not move it holds until the end and
 %% gives back then, in its place.
 -module(rabbit_delay_redrive).
 
 -include_lib("amqp_client/include/amqp_client.hrl").
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
 
 -export([start/2, stats/3, explain/3, json/1]).
 
@@ -35,8 +38,12 @@
                      older_than => non_neg_integer(), newer_than => non_neg_integer(),
                      %% it ends after so long, ms
                      time => pos_integer(),
-                     %% to which exchanges; all, if not given
-                     may_publish => fun((Exchange :: binary()) -> boolean())}.
+                     %% to which exchanges with which keys; all, if not given
+                     may_publish => fun((Exchange :: binary(), Key :: binary()) -> boolean()),
+                     %% no other than these, as result() names them
+                     targets => [binary()],
+                     %% who asks
+                     by := binary()}.
 
 %% Messages by what became of them: redriven; skipped by a filter; without a target in their history;
 %% not published as they would come back at once; routed to no queue; refused by the target, or for
@@ -57,12 +64,18 @@
 -define(IDLE_MS, 1000).
 -define(CONFIRM_MS, 60000).
 -define(SETTLED_MS, 1000).
+-define(LOGGED_TARGETS, 20).
 -define(TAG, <<"redrive_dead_letters">>).
 
 -record(s, {options :: options(),
             watcher :: pid(),
-            channel :: pid(),
+            %% none: it is closed, and nothing comes of it any more
+            channel :: pid() | none,
             index :: rabbit_delay_dead_letter_routes:index(),
+            %% queues whose dead letters come here
+            feeders :: #{binary() => true},
+            %% exchanges that nobody may publish to
+            internal :: #{binary() => true},
             %% of a queue that drops what is given back more often
             delivery_limit :: non_neg_integer() | infinity,
             routes = #{} :: #{{binary(), binary()} => ok | would_loop | unroutable | refused},
@@ -83,7 +96,7 @@
             ends_at :: integer() | infinity}).
 
 %% Runs until it is done or the watcher ends. The watcher gets {redrive, Pid, progress, result()} now
-%% and then, and at the end {redrive, Pid, done, {ok, result()} | {error, binary()}}.
+%% and then, and at the end {redrive, Pid, done, {ok, result()} | rabbit_delay_browse:error()}.
 -spec start(options(), Watcher :: pid()) -> pid().
 start(Options, Watcher) ->
     spawn(fun () ->
@@ -93,10 +106,14 @@ start(Options, Watcher) ->
 
 run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
     try
-        {Version, Objects, Index} = topology(VHost, Queue),
+        {Version, #{exchanges := Exchanges} = Objects, Index} = topology(VHost, Queue),
         Limit = delivery_limit(Queue, Objects, Version),
+        Feeders = rabbit_delay_doctor:feeders(Queue, Objects),
+        Internal = maps:map(fun (_, _) -> true end,
+                            maps:filter(fun (_, X) -> maps:get(internal, X, false) end, Exchanges)),
         Prepared = fun (Channel) ->
-                           #s{options = Options, watcher = Watcher, channel = Channel, index = Index,
+                           #s{options = Options, watcher = Watcher, channel = Channel, index = Index, internal = Internal,
+                              feeders = Feeders,
                               delivery_limit = Limit, counts = counts(), next_at = now_us(),
                               progress_at = now_ms() + ?PROGRESS_MS,
                               ends_at = case Options of
@@ -107,28 +124,30 @@ run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
         ok = check_target(Options, Prepared(self())),
         case Options of
             #{dry_run := true} -> dry_run(Options, Prepared(self()));
-            _ -> redrive(Prepared, Options, Monitor)
+            _ -> redrive_to_shown(Prepared, Options, Watcher, Monitor)
         end
     catch
-        throw:{refused, Why} -> {error, unicode:characters_to_binary(Why)}
+        throw:{refused, Kind, Why} -> {error, {Kind, rabbit_delay_text:printable(Why)}}
     end.
 
--spec refuse(iodata()) -> no_return().
-refuse(Why) -> throw({refused, Why}).
+-spec refuse(bad_request | forbidden | not_found | unavailable, iodata()) -> no_return().
+refuse(Kind, Why) -> throw({refused, Kind, Why}).
 
 topology(VHost, Queue) ->
     case rabbit_vhost:exists(VHost) of
-        false -> refuse(["there is no vhost \"", VHost, "\""]);
+        false -> refuse(not_found, ["there is no vhost ", name(VHost)]);
         true -> ok
     end,
     #{version := Version, vhosts := #{VHost := #{queues := Queues} = Objects}} =
         rabbit_delay_topology:live([VHost]),
     case Queues of
         #{Queue := #{type := Type}} when Type =:= classic; Type =:= quorum -> ok;
-        #{Queue := _} -> refuse(["\"", Queue, "\" is neither a classic nor a quorum queue"]);
-        _ -> refuse(["there is no queue \"", Queue, "\" in vhost \"", VHost, "\""])
+        #{Queue := _} -> refuse(bad_request, [name(Queue), " is neither a classic nor a quorum queue"]);
+        _ -> {error, {Kind, Why}} = rabbit_delay_browse:no_queue(VHost, Queue), refuse(Kind, Why)
     end,
     {Version, Objects, rabbit_delay_doctor:at_once(Objects)}.
+
+name(Name) -> [$", rabbit_delay_text:escaped(Name), $"].
 
 delivery_limit(Queue, #{queues := Queues} = Objects, Version) ->
     case {maps:get(Queue, Queues), rabbit_delay_doctor:settings(Queue, Objects)} of
@@ -145,15 +164,22 @@ counts() ->
 
 %% A target that is the same for all is looked at before anything is taken.
 check_target(#{to := {queue, Target}}, S) -> check_route(<<>>, Target, S);
+check_target(#{to := {exchange, X, _}}, #s{internal = Internal}) when is_map_key(X, Internal) ->
+    refuse(bad_request, ["exchange ", name(X), " is internal: nobody publishes to it"]);
 check_target(#{to := {exchange, X, Key}}, S) when Key =/= undefined -> check_route(X, Key, S);
 check_target(_, _) -> ok.
 
 check_route(X, Key, #s{options = #{queue := Queue}} = S) ->
     case route(X, Key, S) of
-        {ok, _} -> ok;
-        {would_loop, _} -> refuse(["messages would come back to \"", Queue, "\" at once"]);
-        {unroutable, _} -> refuse(["no queue is there for exchange \"", X, "\" and key \"", Key, "\""]);
-        {refused, _} -> refuse(["no permission to publish to exchange \"", X, "\""])
+        {ok, _} ->
+            ok;
+        {would_loop, _} ->
+            refuse(bad_request, ["messages would come back to ", name(Queue), " at once"]);
+        {unroutable, _} ->
+            refuse(bad_request, ["no queue is there for exchange ", name(X), " and key ", name(Key)]);
+        {refused, _} ->
+            refuse(forbidden, ["no permission to publish to exchange ", name(X), " with key ",
+                               name(Key)])
     end.
 
 route(X, Key, #s{routes = Routes, index = Index, options = #{queue := Queue} = Options} = S) ->
@@ -163,12 +189,13 @@ route(X, Key, #s{routes = Routes, index = Index, options = #{queue := Queue} = O
         _ ->
             Reached = rabbit_delay_doctor:reaches_at_once(X, Key, Index),
             Route = case Reached of
+                        _ when is_map_key(X, S#s.internal) -> refused;
                         #{Queue := _} -> would_loop;
                         _ when map_size(Reached) =:= 0 -> unroutable;
                         _ ->
                             case Options of
                                 #{may_publish := May} ->
-                                    case May(X) of
+                                    case May(X, Key) of
                                         true -> ok;
                                         false -> refused
                                     end;
@@ -188,16 +215,48 @@ decide(#{headers := Headers} = Message, #s{options = #{to := To} = Options} = S0
         false ->
             {skipped, S0};
         true ->
-            case target(To, Deaths, Message) of
+            case believed(To, target(To, Deaths, Message), Deaths, Message, S0) of
                 {X, Key} ->
                     case route(X, Key, S0) of
-                        {ok, S} -> {{X, Key}, S};
+                        {ok, S} -> {shown(X, Key, Options), S};
                         {Not, S} -> {Not, S}
                     end;
                 none ->
                     {no_target, S0}
             end
     end.
+
+%% Clients can write a history. Where the broker does not vouch for it, it must be one that can be true:
+%% what dies in that queue comes here, and what is published to that exchange with that key gets to the
+%% queue where it died first.
+believed(To, Target, Deaths, Message, #s{feeders = Feeders, index = Index})
+  when To =:= origin; To =:= original_exchange ->
+    case {Target, maps:get(proven, Message, unknown)} of
+        {none, _} -> none;
+        {_, true} -> Target;
+        {_, false} -> none;
+        {{X, Key}, unknown} ->
+            [#{queue := Last} | _] = Deaths,
+            #{queue := First} = lists:last(Deaths),
+            #{queues := Queues} = Index,
+            %% A queue that is not there is unroutable, whoever names it.
+            case (is_map_key(Last, Feeders) orelse not is_map_key(Last, Queues))
+                andalso (To =:= origin orelse
+                         is_map_key(First, rabbit_delay_doctor:reaches_at_once(X, Key, Index))) of
+                true -> Target;
+                false -> none
+            end
+    end;
+believed(_, Target, _, _, _) ->
+    Target.
+
+shown(X, Key, #{targets := Targets}) ->
+    case lists:member(target_text(X, Key), Targets) of
+        true -> {X, Key};
+        false -> no_target
+    end;
+shown(X, Key, _) ->
+    {X, Key}.
 
 matches(Options, Deaths, Headers) ->
     Last = last(Deaths),
@@ -250,8 +309,8 @@ count(Key, N, Counts, S) -> S#s{counts = maps:update_with(Key, fun (Old) -> Old 
 count_target(Target, #s{counts = #{targets := Targets} = Counts} = S) ->
     S#s{counts = Counts#{targets := maps:update_with(Target, fun (N) -> N + 1 end, 1, Targets)}}.
 
-target_text(<<>>, Key) -> <<"queue ", Key/binary>>;
-target_text(X, Key) -> <<"exchange ", X/binary, " key ", Key/binary>>.
+target_text(<<>>, Key) -> rabbit_delay_text:printable(["queue ", Key]);
+target_text(X, Key) -> rabbit_delay_text:printable(["exchange ", X, " key ", Key]).
 
 dry_run(#{vhost := VHost, queue := Queue, limit := Limit}, S) ->
     Look = fun (Message, Acc0) ->
@@ -265,20 +324,55 @@ dry_run(#{vhost := VHost, queue := Queue, limit := Limit}, S) ->
            end,
     Max = rabbit_delay_browse:usual_max(VHost, Queue),
     case rabbit_delay_browse:fold(VHost, Queue, Max, Look, S) of
-        {ok, #s{counts = #{examined := Max} = Counts}} ->
+        {ok, #s{counts = #{examined := N} = Counts}, Truncated} when N =:= Max; Truncated ->
             {ok, Counts#{stopped := iolist_to_binary(
                                       io_lib:format("only the first ~b messages were looked at",
-                                                    [Max]))}};
-        {ok, #s{counts = Counts}} -> {ok, Counts};
-        {error, Why} -> refuse(Why)
+                                                    [N]))}};
+        {ok, #s{counts = Counts}, _} -> {ok, Counts};
+        {error, {Kind, Why}} -> refuse(Kind, Why)
     end.
 
 taken(#s{taken = N} = S) -> S#s{taken = N + 1}.
 
 %% ------------------------------------------------------------------------------------- the work
 
+%% A message's history can be forged, on a broker that keeps it in a header, and is long on any: where
+%% each is to go by its own, it is found out first where that would be, and the watcher and the log are
+%% told before any is moved. What would go elsewhere stays.
+redrive_to_shown(Prepared, #{to := To} = Options, Watcher, Monitor)
+  when To =:= origin; To =:= original_exchange ->
+    {ok, #{targets := Targets}} = dry_run(Options, Prepared(self())),
+    Watcher ! {redrive, self(), targets, Targets},
+    Allowed = case Options of
+                  #{targets := Given} -> [T || T <- Given, is_map_key(T, Targets)];
+                  _ -> maps:keys(Targets)
+              end,
+    redrive_audited(Prepared, Options#{targets => Allowed}, Allowed, Monitor);
+redrive_to_shown(Prepared, #{to := {queue, Queue}} = Options, _, Monitor) ->
+    redrive_audited(Prepared, Options, [target_text(<<>>, Queue)], Monitor);
+redrive_to_shown(Prepared, #{to := {exchange, X, _}} = Options, _, Monitor) ->
+    redrive_audited(Prepared, Options, [<<"exchange ", X/binary>>], Monitor).
+
+redrive_audited(Prepared, #{vhost := VHost, queue := Queue, by := By} = Options, Targets, Monitor) ->
+    QName = rabbit_delay_text:rs(rabbit_misc:r(VHost, queue, Queue)),
+    ?LOG_INFO("dead letters of ~ts: to be redriven to ~ts, asked for by ~ts",
+              [QName, case Targets of
+                          [] -> <<"nowhere">>;
+                          _ -> lists:join(", ", [rabbit_delay_text:escaped(T)
+                                                 || T <- lists:sublist(Targets, ?LOGGED_TARGETS)])
+                      end, By], ?LOG_DOMAIN),
+    Result = redrive(Prepared, Options, Monitor),
+    case Result of
+        {ok, #{redriven := Redriven, examined := Examined}} ->
+            ?LOG_INFO("dead letters of ~ts: ~b of ~b redriven by ~ts", [QName, Redriven, Examined, By],
+                      ?LOG_DOMAIN);
+        _ ->
+            ok
+    end,
+    Result.
+
 redrive(Prepared, #{vhost := VHost, queue := Queue}, Monitor) ->
-    Name = <<"redrive ", Queue/binary>>,
+    Name = <<"redrive ", (rabbit_delay_text:escaped(Queue))/binary>>,
     case rabbit_delay_browse:connect(VHost, Name) of
         {ok, {_, Channel} = Connection} ->
             ChannelMonitor = monitor(process, Channel),
@@ -295,14 +389,15 @@ redrive(Prepared, #{vhost := VHost, queue := Queue}, Monitor) ->
                     _ -> loop(consume(?WINDOW, S), {Monitor, ChannelMonitor})
                 end
             catch
-                exit:Reason -> refuse(io_lib:format("the queue cannot be consumed: ~0P", [Reason, 15]))
+                exit:Reason ->
+                    refuse(unavailable, io_lib:format("the queue cannot be consumed: ~0P", [Reason, 15]))
             after
                 ok = await_acknowledged(rabbit_misc:r(VHost, queue, Queue)),
                 %% What was not acknowledged goes back to its place.
                 rabbit_delay_browse:close(Connection)
             end;
-        {error, Why} ->
-            refuse(Why)
+        {error, {Kind, Why}} ->
+            refuse(Kind, Why)
     end.
 
 %% A channel sends acknowledgements to a quorum queue as fast as that takes them, and forgets the rest
@@ -360,7 +455,8 @@ ended(#s{counts = Counts, in_flight = InFlight}) ->
     Counts#{unconfirmed := map_size(InFlight)}.
 
 %% Only the confirms of what is in flight are awaited still.
-drain(#s{in_flight = InFlight} = S, _) when map_size(InFlight) =:= 0 ->
+drain(#s{in_flight = InFlight, channel = Channel} = S, _)
+  when map_size(InFlight) =:= 0; Channel =:= none ->
     {ok, ended(S)};
 drain(S, {_, Channel} = Monitors) ->
     receive
@@ -411,7 +507,8 @@ await(#s{waiting = Waiting, next_at = Next} = S, {Watcher, Channel}) ->
             stop(<<"the command was interrupted">>, S);
         {'DOWN', Channel, process, _, Reason} ->
             stop(unicode:characters_to_binary(
-                   io_lib:format("the broker closed the channel: ~0P", [Reason, 15])), S)
+                   io_lib:format("the broker closed the channel: ~0P", [Reason, 15])),
+                 S#s{channel = none})
     after Timeout ->
             idle(S)
     end.
@@ -546,7 +643,7 @@ json(#{targets := Targets, stopped := Stopped} = Counts) ->
 %% What lies in a queue, no more than Max messages of it: by first queue, last reason, exchange and
 %% key, with the ages of the oldest and the newest death in s.
 -spec stats(rabbit_types:vhost(), Queue :: binary(), Max :: pos_integer() | usual) ->
-          {ok, [[{atom(), term()}]]} | {error, binary()}.
+          {ok, [[{atom(), term()}]], Truncated :: boolean()} | rabbit_delay_browse:error().
 stats(VHost, Queue, usual) ->
     stats(VHost, Queue, rabbit_delay_browse:usual_max(VHost, Queue));
 stats(VHost, Queue, Max) ->
@@ -559,13 +656,14 @@ stats(VHost, Queue, Max) ->
                                    {1, Age, Age}, Groups)
           end,
     case rabbit_delay_browse:fold(VHost, Queue, Max, Add, #{}) of
-        {ok, Groups} ->
+        {ok, Groups, Truncated} ->
             Rows = [{N, Group, Oldest, Newest} || {Group, {N, Oldest, Newest}} <- maps:to_list(Groups)],
             {ok, [[{first_queue, First}, {reason, Reason}, {exchange, X}, {routing_key, Key},
                    {messages, N}, {oldest_s, Oldest}, {newest_s, Newest}]
-                  || {N, {First, Reason, X, Key}, Oldest, Newest} <- lists:reverse(lists:sort(Rows))]};
-        {error, Why} ->
-            {error, unicode:characters_to_binary(Why)}
+                  || {N, {First, Reason, X, Key}, Oldest, Newest} <- lists:reverse(lists:sort(Rows))],
+             Truncated};
+        {error, _} = Error ->
+            Error
     end.
 
 group(Headers, #{exchange := X} = Message, Now) ->
@@ -578,11 +676,17 @@ group(Headers, #{exchange := X} = Message, Now) ->
 
 %% The history of the message at a position, from 1, in sentences.
 -spec explain(rabbit_types:vhost(), Queue :: binary(), Position :: pos_integer()) ->
-          {ok, [binary()]} | {error, binary()}.
+          {ok, [binary()], false} | rabbit_delay_browse:error().
 explain(VHost, Queue, Position) ->
     Last = fun (#{headers := Headers}, {N, _}) -> {N + 1, Headers} end,
     case rabbit_delay_browse:fold(VHost, Queue, Position, Last, {0, none}) of
-        {ok, {Position, Headers}} -> {ok, rabbit_delay_deaths:explain(Headers, Queue)};
-        {ok, {N, _}} -> {error, iolist_to_binary(io_lib:format("the queue has ~b messages", [N]))};
-        {error, Why} -> {error, unicode:characters_to_binary(Why)}
+        {ok, {Position, Headers}, _} ->
+            {ok, rabbit_delay_deaths:explain(Headers, Queue), false};
+        {ok, {N, _}, false} ->
+            {error, {not_found, iolist_to_binary(io_lib:format("the queue has ~b messages", [N]))}};
+        {ok, {N, _}, true} ->
+            {error, {unavailable, iolist_to_binary(
+                                    io_lib:format("looking took too long, and ended at ~b", [N]))}};
+        {error, _} = Error ->
+            Error
     end.

@@ -32,6 +32,7 @@
                    consumers := non_neg_integer() | unknown}.
 
 -type exchange() :: #{name := binary(), type := binary(), durable := boolean(),
+                      internal => boolean(),
                       arguments := #{binary() => term()}}.
 
 -type binding() :: #{source := binary(), destination := {queue | exchange, binary()},
@@ -285,9 +286,10 @@ consumers(Q) ->
     end.
 
 live_exchange(X) ->
-    [{name, #resource{name = Name}}, {type, Type}, {durable, Durable}, {arguments, Arguments}] =
-        rabbit_exchange:info(X, [name, type, durable, arguments]),
-    #{name => Name, type => atom_to_binary(Type, utf8), durable => Durable,
+    [{name, #resource{name = Name}}, {type, Type}, {durable, Durable}, {internal, Internal},
+     {arguments, Arguments}] =
+        rabbit_exchange:info(X, [name, type, durable, internal, arguments]),
+    #{name => Name, type => atom_to_binary(Type, utf8), durable => Durable, internal => Internal,
       arguments => rabbit_delay_deaths:plain(Arguments)}.
 
 live_binding(B) ->

@@ -619,8 +619,8 @@ take(Messages, Bytes, #state{store = Store, exchange = XName} = State0) ->
         {error, eclosed} ->
             attach_later(State0);
         {error, Reason} ->
-            State = warn(unreadable, "delayed messages of ~s: the store cannot be read: ~0p; it is "
-                         "tried again", [rabbit_misc:rs(XName), Reason], State0),
+            State = warn(unreadable, "delayed messages of ~ts: the store cannot be read: ~0p; it is "
+                         "tried again", [rabbit_delay_text:rs(XName), Reason], State0),
             sleep_until(Now + ?STORE_RETRY_MS, State)
     end.
 
@@ -734,9 +734,9 @@ keep_aside(Taken, #state{ids = InFlight, held = Held, store = Store, exchange = 
                         {Some, Now, State0};
                     {error, Reason} ->
                         {[], Now + ?STORE_RETRY_MS,
-                         warn(unreadable, "delayed messages of ~s: ~b damaged records cannot be kept "
+                         warn(unreadable, "delayed messages of ~ts: ~b damaged records cannot be kept "
                               "aside: ~0p; it is tried again",
-                              [rabbit_misc:rs(XName), length(Ids), Reason], State0)}
+                              [rabbit_delay_text:rs(XName), length(Ids), Reason], State0)}
                 end,
             Others = Ids -- Kept,
             lists:foreach(fun (Id) -> _ = rabbit_delay_store:postpone(Store, Id, Until) end, Others),
@@ -780,7 +780,7 @@ attempt(Fun, Item, {State, Routed} = Acc) ->
     catch
         Class:Reason:Stack ->
             {failed(Item, warn(failed, "a message of ~s cannot be released for now: ~p:~0P ~0P",
-                               [rabbit_misc:rs(State#state.exchange), Class, Reason, 20, Stack, 20],
+                               [rabbit_delay_text:rs(State#state.exchange), Class, Reason, 20, Stack, 20],
                                State)), Routed}
     end.
 
@@ -835,9 +835,9 @@ release_one({Id, Due, Encoding, Body}, X, {State0, Routed}) ->
                                places = Places}, State1, Routed);
         {error, {unknown_encoding, Number, Series}} ->
             State = warn(unknown_encoding,
-                         "delayed message ~b of ~s is kept and not released: a later version of the "
+                         "delayed message ~b of ~ts is kept and not released: a later version of the "
                          "plugin or of RabbitMQ stored it (encoding ~b, series ~b)",
-                         [Id, rabbit_misc:rs(State0#state.exchange), Number, Series], State0),
+                         [Id, rabbit_delay_text:rs(State0#state.exchange), Number, Series], State0),
             {put_back(Id, 0, ?UNKNOWN_RETRY_MS, hold(Id, 0, State)), Routed};
         {error, Reason} ->
             {lost(Id, "it cannot be decoded: ~0p", [Reason], State0), Routed}
@@ -882,8 +882,8 @@ hold(Id, Size, #state{ids = Ids, ids_bytes = IdsBytes, bytes = Bytes} = State) -
 
 lost(Id, Format, Args, #state{exchange = XName, counters = Counters} = State0) ->
     rabbit_delay_counters:add(Counters, corrupt, 1),
-    done(Id, 0, hold(Id, 0, warn(lost, "delayed message ~b of ~s is lost: " ++ Format,
-                                 [Id, rabbit_misc:rs(XName) | Args], State0))).
+    done(Id, 0, hold(Id, 0, warn(lost, "delayed message ~b of ~ts is lost: " ++ Format,
+                                 [Id, rabbit_delay_text:rs(XName) | Args], State0))).
 
 %% To the queues that it is routed to, but those of Already, which have it.
 publish(Message0, Already, X, SeqNo, #in_flight{how = returned} = InFlight, State, Routed) ->
@@ -980,13 +980,15 @@ park(Why, Message0, Already, X, SeqNo, #in_flight{due = Due} = InFlight0,
             publish_to([], Message0, Already, SeqNo, InFlight,
                        warn(dropped, "a dead letter of queue '~ts' is dropped by ~ts (~s): the "
                             "exchange has no parking exchange and no dead-letter exchange",
-                            [Queue, rabbit_misc:rs(XName), Why], State), Routed);
+                            [rabbit_delay_text:escaped(Queue), rabbit_delay_text:rs(XName), Why],
+                            State), Routed);
         none when Already =:= [] ->
             {Place, _} = hd(Places),
             {keep(InFlight,
                   warn(kept, "a dead letter of queue '~ts' cannot be parked by ~ts (~s) and is "
                        "kept: exchange '~ts' has no queue for it",
-                       [Queue, rabbit_misc:rs(XName), Why, Place], State)), Routed};
+                       [rabbit_delay_text:escaped(Queue), rabbit_delay_text:rs(XName), Why,
+                        rabbit_delay_text:escaped(Place)], State)), Routed};
         none ->
             publish_to([], Message0, Already, SeqNo, InFlight, State, Routed)
     end.
@@ -1142,8 +1144,8 @@ pause(Name, Why, #state{targets = Targets0, exchange = XName} = State) ->
             _ = erlang:send_after(Ms, self(), {resume, Name}),
             Paused = ticking(State#state{targets = Targets}),
             case is_queue(Name) of
-                true -> warn(stuck, "~s takes no delayed messages of ~s for now (~0P), they wait",
-                             [rabbit_misc:rs(Name), rabbit_misc:rs(XName), Why, 10], Paused);
+                true -> warn(stuck, "~ts takes no delayed messages of ~ts for now (~0P), they wait",
+                             [rabbit_delay_text:rs(Name), rabbit_delay_text:rs(XName), Why, 10], Paused);
                 false -> Paused
             end
     end.
@@ -1401,7 +1403,7 @@ tick(#state{targets = Targets0, exchange = XName} = State0) ->
     {Slow, Targets1} = rabbit_delay_targets:tick(Now, Targets0),
     State1 = lists:foldl(fun (QName, S) ->
                                  warn(slow, "~s has not confirmed delayed messages of ~s for a while",
-                                      [rabbit_misc:rs(QName), rabbit_misc:rs(XName)], S)
+                                      [rabbit_delay_text:rs(QName), rabbit_delay_text:rs(XName)], S)
                          end, State0#state{targets = Targets1}, Slow),
     State2 = silent(Now, within_bounds(State1)),
     Before = case map_size(State2#state.publishers) > ?MANY_PUBLISHERS of
@@ -1443,7 +1445,7 @@ report(Now, #state{targets = Targets, exchange = XName} = State) ->
     case {rabbit_delay_targets:stuck(Targets), rabbit_delay_targets:waiting(Targets)} of
         {[_ | _] = Stuck, Waiting} when Waiting > 0 ->
             ?LOG_WARNING("~b delayed messages of ~s are due and wait for ~b queues: ~ts",
-                         [Waiting, rabbit_misc:rs(XName), length(Stuck),
+                         [Waiting, rabbit_delay_text:rs(XName), length(Stuck),
                           lists:join(", ", [shown(Name) || Name <- lists:sublist(Stuck, 5)])],
                          ?LOG_DOMAIN);
         _ ->
@@ -1451,7 +1453,7 @@ report(Now, #state{targets = Targets, exchange = XName} = State) ->
     end,
     State#state{reported = Now}.
 
-shown(#resource{} = QName) -> rabbit_misc:rs(QName);
+shown(#resource{} = QName) -> rabbit_delay_text:rs(QName);
 shown(parking) -> "a place for dead letters that are not retried";
 shown(failing) -> "what they cannot be routed without".
 

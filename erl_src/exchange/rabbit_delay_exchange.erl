@@ -15,7 +15,7 @@
 -export([description/0, serialise_events/0, route/2, route/3, validate/1, validate_binding/2,
          create/2, delete/2, delete/3, policy_changed/2, add_binding/3, remove_bindings/3,
          assert_args_equivalence/2, info/1, info/2]).
--export([underlying_type/1, while_releasing/1, list/2, list/3]).
+-export([underlying_type/1, while_releasing/1, list/2, list_in/2, show/2]).
 
 -rabbit_boot_step(
    {rabbit_delay_exchange,
@@ -120,23 +120,60 @@ while_releasing(Fun) ->
 
 route_or_delay(X, Delivery, Options) ->
     Message = rabbit_delay_broker:message_of(Delivery),
-    case rabbit_delay_broker:is_dead_letter(Message)
-        andalso rabbit_delay_retry:is_sent_to(rabbit_delay_broker:exchange_name(X), Message)
-        andalso rabbit_delay_policy:retry(X) =/= none of
-        true -> dead_letter(X, Delivery, Message);
-        false -> route_or_delay(X, Delivery, Options, Message)
+    IsSentHere = rabbit_delay_retry:is_sent_to(rabbit_delay_broker:exchange_name(X), Message),
+    case IsSentHere andalso rabbit_delay_broker:is_dead_letter(Message) of
+        true ->
+            case rabbit_delay_policy:retry(X) of
+                none -> introduced(X, route_or_delay(X, Delivery, Options, Message, ignored));
+                _ -> dead_letter(X, Delivery, Message)
+            end;
+        false when IsSentHere ->
+            {_, RoutingKeys} = rabbit_delay_broker:routing(Message),
+            ok = rabbit_delay_topic_permissions:check(X, RoutingKeys, write),
+            route_or_delay(X, Delivery, Options, Message, counts);
+        false ->
+            route_or_delay(X, Delivery, Options, Message, ignored)
     end.
 
 %% Whether it comes back or is parked is found out when it is stored, and again when it is due.
 dead_letter(X, Delivery, Message) ->
-    QNames = delay(X, Delivery, Message),
-    _ = QNames =/= []
-        andalso rabbit_delay_queue:introduce(rabbit_delay_broker:exchange_name(X)),
-    rabbit_delay_broker:dead_letter_to(QNames, Delivery).
+    rabbit_delay_broker:dead_letter_to(introduced(X, delay(X, Delivery, Message)), Delivery).
 
-route_or_delay(X, Delivery, Options, Message) ->
+%% The queue process is told of who sends dead letters, before it gets one.
+introduced(X, QNames) ->
+    XName = rabbit_delay_broker:exchange_name(X),
+    _ = lists:member(rabbit_delay_registry:queue_name(XName), QNames)
+        andalso rabbit_delay_queue:introduce(XName),
+    QNames.
+
+route_or_delay(X, Delivery, Options, Message, Keys) ->
     Headers = rabbit_delay_broker:headers(Message),
     Args = rabbit_delay_broker:exchange_arguments(X),
+    case Keys =:= counts orelse rabbit_delay_policy:keys_from(X) =:= anyone
+        orelse ignore_keys(X, Headers) of
+        true -> by_key(X, Delivery, Options, Message, Headers, Args);
+        false -> route_or_delay(X, Delivery, Options, Message, Headers, Args)
+    end.
+
+ignore_keys(X, Headers) ->
+    _ = rabbit_delay_key:asks(Headers) andalso tell_ignored(rabbit_delay_broker:exchange_name(X)),
+    false.
+
+tell_ignored(XName) ->
+    Counters = rabbit_delay_registry:counters(XName),
+    ok = rabbit_delay_counters:add(Counters, keys_ignored, 1),
+    case rabbit_delay_counters:may_tell(Counters, erlang:monotonic_time(second)) of
+        true ->
+            ?LOG_WARNING("delayed messages of ~ts: headers about keys do not count in what comes by a "
+                         "binding, as an alternate exchange's or as a dead letter; ~b such messages "
+                         "until now (a policy with delay-keys-from can make them count)",
+                         [rabbit_delay_text:rs(XName),
+                          rabbit_delay_counters:get(Counters, keys_ignored)], ?LOG_DOMAIN);
+        false ->
+            ok
+    end.
+
+by_key(X, Delivery, Options, Message, Headers, Args) ->
     case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message)) of
         {cancel, _} ->
             delay(X, Delivery, Message);
@@ -167,18 +204,18 @@ route_or_delay(X, Delivery, Options, Message, Headers, Args) ->
 
 %% A client is told; anyone else, a queue that dead-letters for instance, must not fail over it.
 refuse_unusable(X, Header, Value, Why) ->
-    XName = rabbit_misc:rs(rabbit_delay_broker:exchange_name(X)),
+    XName = rabbit_delay_text:rs(rabbit_delay_broker:exchange_name(X)),
     case Why of
         not_a_number ->
             rabbit_delay_broker:raise_to_client(
               precondition_failed,
-              "cannot delay a message published to ~s: header '~s' is ~0P, which is not a number of "
+              "cannot delay a message published to ~ts: header '~s' is ~0P, which is not a number of "
               "milliseconds",
               [XName, Header, Value, 20]);
         {beyond, MaxDelay} ->
             rabbit_delay_broker:raise_to_client(
               precondition_failed,
-              "cannot delay a message published to ~s: header '~s' is ~0P, more than the maximum "
+              "cannot delay a message published to ~ts: header '~s' is ~0P, more than the maximum "
               "delay of ~b ms",
               [XName, Header, Value, 20, MaxDelay])
     end.
@@ -187,8 +224,8 @@ refuse_unusable(X, Header, Value, Why) ->
 refuse_key(X, Header, Value, Why) ->
     rabbit_delay_broker:raise_to_client(
       precondition_failed,
-      "cannot take a message published to ~s: header '~s' ~s; it is ~s",
-      [rabbit_misc:rs(rabbit_delay_broker:exchange_name(X)), Header, Why, shown(Value)]).
+      "cannot take a message published to ~ts: header '~s' ~s; it is ~s",
+      [rabbit_delay_text:rs(rabbit_delay_broker:exchange_name(X)), Header, Why, shown(Value)]).
 
 shown(undefined) ->
     "null";
@@ -221,7 +258,7 @@ refuse_if_unavailable(Delivery, XName) ->
             _ = rabbit_delay_broker:confirms(Delivery) =:= false
                 andalso rabbit_delay_broker:raise_to_client(
                           resource_error, "cannot delay a message published to ~ts: ~ts",
-                          [rabbit_misc:rs(XName), Why]),
+                          [rabbit_delay_text:rs(XName), Why]),
             ok;
         _ ->
             ok
@@ -229,14 +266,14 @@ refuse_if_unavailable(Delivery, XName) ->
 
 refuse(ErrorName, Format, Args, XName) ->
     no_client = rabbit_delay_broker:raise_to_client(
-                  ErrorName, "cannot delay a message published to ~s: " ++ Format,
-                  [rabbit_misc:rs(XName) | Args]),
+                  ErrorName, "cannot delay a message published to ~ts: " ++ Format,
+                  [rabbit_delay_text:rs(XName) | Args]),
     ok = case rabbit_delay_broker:keeps_unrouted() of
              true ->
                  ok;
              false ->
                  ok = rabbit_delay_registry:dropped(XName),
-                 say_dropped(Format, [rabbit_misc:rs(XName) | Args])
+                 say_dropped(Format, [rabbit_delay_text:rs(XName) | Args])
          end,
     [].
 
@@ -272,13 +309,13 @@ underlying_type_name(Args) ->
         {longstr, TypeName} ->
             case rabbit_registry:binary_to_type(TypeName) of
                 {error, not_found} ->
-                    {error, "argument '~s': unknown exchange type '~s'", [?DELAYED_TYPE, TypeName]};
+                    {error, "argument '~s': unknown exchange type '~ts'", [?DELAYED_TYPE, TypeName]};
                 Type ->
                     case rabbit_registry:lookup_module(exchange, Type) of
                         {ok, Module} ->
                             {ok, Type, Module};
                         {error, not_found} ->
-                            {error, "argument '~s': unknown exchange type '~s'",
+                            {error, "argument '~s': unknown exchange type '~ts'",
                              [?DELAYED_TYPE, TypeName]}
                     end
             end;
@@ -313,21 +350,22 @@ validate_parking(X, Parking) ->
         true ->
             ok;
         false ->
-            rabbit_misc:protocol_error(
+            rabbit_delay_broker:protocol_error(
               access_refused,
-              "cannot declare ~s with a parking exchange: that takes read permission for it and "
-              "write permission for ~s, by a user whom the broker can look up; a policy can name it, too",
-              [rabbit_misc:rs(XName), rabbit_misc:rs(XName#resource{name = Parking})])
+              "cannot declare ~ts with a parking exchange: that takes read permission for it and "
+              "write permission for ~ts, by a user whom the broker can look up; a policy can name it, too",
+              [rabbit_delay_text:rs(XName), rabbit_delay_text:rs(XName#resource{name = Parking})])
     end.
 
 -spec invalid_declaration(rabbit_delay_broker:exchange(), string(), [term()]) -> no_return().
 invalid_declaration(X, Format, Args) ->
-    rabbit_misc:protocol_error(precondition_failed, "invalid declaration of ~s: " ++ Format,
-                               [rabbit_misc:rs(rabbit_delay_broker:exchange_name(X)) | Args]).
+    rabbit_delay_broker:protocol_error(precondition_failed, "invalid declaration of ~ts: " ++ Format,
+                               [rabbit_delay_text:rs(rabbit_delay_broker:exchange_name(X)) | Args]).
 
 -spec validate_binding(rabbit_delay_broker:exchange(), rabbit_types:binding()) ->
           rabbit_types:ok_or_error({binding_invalid, string(), [any()]}).
 validate_binding(X, Binding) ->
+    ok = rabbit_delay_topic_permissions:check(X, [rabbit_delay_broker:binding_key(Binding)], read),
     (underlying_type(X)):validate_binding(X, Binding).
 
 -spec create(transaction | none | pos_integer(), rabbit_delay_broker:exchange()) -> ok.
@@ -379,19 +417,35 @@ info(X, Items) ->
 %% The delayed exchanges of a vhost, for operators: these items of each.
 -spec list(rabbit_types:vhost(), [atom()]) -> [[{atom(), term()}]].
 list(VHost, Items) ->
-    list(VHost, all, Items).
+    list_in([VHost], Items).
 
-%% The same, of one of them.
--spec list(rabbit_types:vhost(), Name :: binary() | all, [atom()]) -> [[{atom(), term()}]].
-list(VHost, Which, Items) ->
-    [begin
-         Stat = rabbit_delay_registry:stat(XName),
-         [{Item, list_item(Item, X, XName, Stat)} || Item <- Items]
-     end || X <- rabbit_delay_broker:delayed_exchanges(),
-            #resource{virtual_host = V, name = Name} = XName
-                <- [rabbit_delay_broker:exchange_name(X)],
-            V =:= VHost, Which =:= all orelse Which =:= Name].
+%% The same, of several.
+-spec list_in([rabbit_types:vhost()], [atom()]) -> [[{atom(), term()}]].
+list_in(VHosts, Items) ->
+    Wanted = maps:from_list([{VHost, true} || VHost <- VHosts]),
+    [items(X, XName, Items)
+     || X <- rabbit_delay_broker:delayed_exchanges(),
+        #resource{virtual_host = VHost} = XName <- [rabbit_delay_broker:exchange_name(X)],
+        is_map_key(VHost, Wanted)].
 
+%% The same, of one exchange.
+-spec show(rabbit_exchange:name(), [atom()]) -> {ok, [{atom(), term()}]} | {error, not_found}.
+show(XName, Items) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} ->
+            case rabbit_delay_broker:is_delayed(X) of
+                true -> {ok, items(X, XName, Items)};
+                false -> {error, not_found}
+            end;
+        {error, not_found} ->
+            {error, not_found}
+    end.
+
+items(X, XName, Items) ->
+    Stat = rabbit_delay_registry:stat(XName),
+    [{Item, list_item(Item, X, XName, Stat)} || Item <- Items].
+
+list_item(vhost, _, #resource{virtual_host = VHost}, _) -> VHost;
 list_item(name, _, #resource{name = Name}, _) -> Name;
 list_item(type, X, _, _) ->
     {_, Type} = rabbit_misc:table_lookup(rabbit_delay_broker:exchange_arguments(X), ?DELAYED_TYPE),
@@ -403,7 +457,7 @@ list_item(next_due, _, _, #{next_due := Ms}) -> Ms;
 list_item(in_flight, _, _, #{taken := N}) -> N;
 list_item(waiting, _, _, #{waiting := N}) -> N;
 list_item(stuck_queues, _, _, #{stuck_queues := N}) -> N;
-list_item(overdue, _, XName, _) -> rabbit_delay_registry:overdue(XName);
+list_item(overdue, _, XName, Stat) -> rabbit_delay_registry:overdue(XName, Stat);
 list_item(unreadable, _, _, Stat) -> maps:get(unreadable, Stat, 0);
 list_item(paused, _, XName, _) -> rabbit_delay_registry:is_paused(XName);
 list_item(publish_rate, _, XName, _) -> rate(published, XName);

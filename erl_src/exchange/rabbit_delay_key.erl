@@ -9,6 +9,12 @@
 %%   x-delay-cancel        a key, 1 to 255 bytes: what is pending under it goes. The message itself
 %%                         has no other effect, whatever else it says
 %%
+%% They count where a publisher published the message to the exchange itself, which takes `write'
+%% permission for it. What comes by a binding, as an alternate exchange's or as a dead letter may be of
+%% somebody who has none: it has no key and does nothing to others' messages, unless the policy
+%% delay-keys-from says "anyone". A dead letter that comes back to be retried still has the key with
+%% which it was published here.
+%%
 %% In the store and in the Raft log a key is a 64-bit number: the first 8 bytes of SHA-256 over the
 %% exchange's salt (rabbit_delay_raft:key_salt/1) and the key, little-endian; 0 means no key, and 1
 %% is used in its place. Two keys with the same number are one key. Among N keys that are pending
@@ -17,7 +23,7 @@
 %% which is random, can make two such keys.
 -module(rabbit_delay_key).
 
--export([asked/2, of_message/2, hash/2, names/0]).
+-export([asked/2, asks/1, of_message/2, hash/2, names/0]).
 
 -export_type([use/0, key/0, on_duplicate/0, salt/0]).
 
@@ -40,6 +46,11 @@
 %% The headers that are understood.
 -spec names() -> [binary()].
 names() -> [?KEY, ?ON_DUPLICATE, ?CANCEL].
+
+%% Whether some header is there that says something of keys.
+-spec asks(rabbit_delay_header:headers()) -> boolean().
+asks(undefined) -> false;
+asks(Headers) -> lists:any(fun (Name) -> lists:keymember(Name, 1, Headers) end, names()).
 
 %% A null value counts as absent, but for a cancel: what was meant to cancel must not be routed.
 -spec asked(rabbit_delay_header:headers(), MessageId :: binary() | undefined) -> use().

@@ -22,6 +22,9 @@
 %%                                  dropped for overflow, or overdue, where that says "dead-letter"
 %%                                  (without this: delivered)
 %%   delay-dead-letter-routing-key  with this key instead of their own
+%%   delay-keys-from                whose headers about keys count (rabbit_delay_key): those of
+%%                                  "publishers" to this exchange (the default), or of "anyone" whose
+%%                                  messages come here, by whatever way
 %%
 %% An operator policy may set the two limits; where a policy does as well, the lower one counts.
 -module(rabbit_delay_policy).
@@ -31,7 +34,7 @@
 
 -export([register/0, unregister/0, validate_policy/1, merge_policy_value/3]).
 -export([validate_arguments/1, default_delay/1, limits/1, overflow/1,
-         release_rate/1, overdue/1, dead_letter_exchange/1, retry/1]).
+         release_rate/1, overdue/1, dead_letter_exchange/1, retry/1, keys_from/1]).
 
 -export_type([overdue/0]).
 
@@ -56,6 +59,7 @@
 
 -define(DEAD_LETTER_EXCHANGE, <<"delay-dead-letter-exchange">>).
 -define(DEAD_LETTER_KEY, <<"delay-dead-letter-routing-key">>).
+-define(KEYS_FROM, <<"delay-keys-from">>).
 
 -spec names() -> [binary()].
 names() ->
@@ -63,7 +67,7 @@ names() ->
      <<"delay-overdue-after">>, ?OVERFLOW | ?LIMITS] ++ rabbit_delay_retry:names().
 
 entries() ->
-    [{policy_validator, Name} || Name <- [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY | names()]]
+    [{policy_validator, Name} || Name <- [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY, ?KEYS_FROM | names()]]
         ++ [{Class, Name} || Class <- [operator_policy_validator, policy_merge_strategy],
                              Name <- ?LIMITS].
 
@@ -116,6 +120,10 @@ check(<<"delay-overdue">>, _, <<"drop">>) -> ok;
 check(<<"delay-overdue">>, _, <<"dead-letter">>) -> ok;
 check(<<"delay-overdue">>, Shown, Value) ->
     {error, "~s must be \"deliver\", \"drop\" or \"dead-letter\", not ~p", [Shown, Value]};
+check(?KEYS_FROM, _, <<"publishers">>) -> ok;
+check(?KEYS_FROM, _, <<"anyone">>) -> ok;
+check(?KEYS_FROM, Shown, Value) ->
+    {error, "~s must be \"publishers\" or \"anyone\", not ~p", [Shown, Value]};
 check(<<"delay-retry", _/binary>> = Name, Shown, Value) ->
     rabbit_delay_retry:check(Name, Shown, Value);
 check(Name, _, Value) when (Name =:= ?DEAD_LETTER_EXCHANGE orelse Name =:= ?DEAD_LETTER_KEY),
@@ -182,6 +190,14 @@ dead_letter_exchange(X) ->
     case usable(?DEAD_LETTER_EXCHANGE, rabbit_policy:get(?DEAD_LETTER_EXCHANGE, X), none) of
         none -> none;
         Name -> {Name, usable(?DEAD_LETTER_KEY, rabbit_policy:get(?DEAD_LETTER_KEY, X), undefined)}
+    end.
+
+%% Whose headers about keys count.
+-spec keys_from(rabbit_delay_broker:exchange()) -> publishers | anyone.
+keys_from(X) ->
+    case usable(?KEYS_FROM, rabbit_policy:get(?KEYS_FROM, X), <<"publishers">>) of
+        <<"publishers">> -> publishers;
+        <<"anyone">> -> anyone
     end.
 
 %% What becomes of dead letters, if they are to come back.

@@ -218,7 +218,7 @@ say_lost(Waiting, #state{exchange = XName, counters = Counters}) ->
             rabbit_delay_counters:add(Counters, dropped, Left),
             ?LOG_ERROR("delayed messages of ~ts: ~b dead letters, or messages whose publisher awaits no "
                        "confirm, waited for a Raft leader and are lost, as their process ends",
-                       [rabbit_misc:rs(XName), Left], ?LOG_DOMAIN);
+                       [rabbit_delay_text:rs(XName), Left], ?LOG_DOMAIN);
         _ ->
             ok
     end.
@@ -282,8 +282,8 @@ handle_info({member, not_leader}, State) ->
 handle_info({member, {error, refused}}, State) ->
     start_member_later(State);
 handle_info({member, {error, Reason}}, State) ->
-    ?LOG_ERROR("delayed messages of ~s: the Raft server does not start: ~0P",
-               [rabbit_misc:rs(State#state.exchange), Reason, 20], ?LOG_DOMAIN),
+    ?LOG_ERROR("delayed messages of ~ts: the Raft server does not start: ~0P",
+               [rabbit_delay_text:rs(State#state.exchange), Reason, 20], ?LOG_DOMAIN),
     start_member_later(State);
 handle_info({'DOWN', Ref, process, _, normal}, #state{starter = Ref} = State) ->
     State#state{starter = undefined};
@@ -306,7 +306,7 @@ handle_info(append, State) ->
 handle_info(give_up, #state{leader = undefined, rejectable = Rejectable} = State)
   when Rejectable > 0 ->
     ?LOG_ERROR("delayed messages of ~ts: rejecting ~b messages that no Raft leader took for ~b ms",
-               [rabbit_misc:rs(State#state.exchange), Rejectable, ?MAX_WAITING_MS], ?LOG_DOMAIN),
+               [rabbit_delay_text:rs(State#state.exchange), Rejectable, ?MAX_WAITING_MS], ?LOG_DOMAIN),
     reject_waiting(State#state{give_up_timer = undefined});
 handle_info(say_dropped, #state{dropped = Dropped} = State) ->
     _ = case Dropped of
@@ -414,8 +414,8 @@ applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := 
     rabbit_delay_counters:add(Counters, deduplicated, Dropped),
     applied({SeqNo, ok}, State);
 applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
-    ?LOG_ERROR("delayed messages of ~s: a batch was refused by the store: ~p",
-               [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
+    ?LOG_ERROR("delayed messages of ~ts: a batch was refused by the store: ~p",
+               [rabbit_delay_text:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
     ok = count_refused(SeqNo, State),
     answered(SeqNo, {error, Reason},
              fun (Sender, SeqNos) -> reject_all(Sender, QName, SeqNos) end, State);
@@ -559,7 +559,7 @@ drop(Why, N, #state{dropped = Dropped, counters = Counters} = State) ->
 
 say_dropped(Why, N, #state{exchange = XName}) ->
     ?LOG_ERROR("delayed messages of ~ts: dropped ~b dead letters, or messages whose publisher awaits "
-               "no confirm: ~ts", [rabbit_misc:rs(XName), N, Why], ?LOG_DOMAIN).
+               "no confirm: ~ts", [rabbit_delay_text:rs(XName), N, Why], ?LOG_DOMAIN).
 
 %% What cannot be rejected waits on.
 reject_waiting(#state{rejectable = 0} = State) ->
@@ -594,7 +594,7 @@ refill(#state{waiting = Waiting0} = State) ->
             drop("the file that they waited in is damaged", N, State#state{waiting = Waiting});
         {error, Reason, Waiting} ->
             ?LOG_ERROR("delayed messages of ~ts: those that wait in a file cannot be read, which is "
-                       "tried again: ~0p", [rabbit_misc:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
+                       "tried again: ~0p", [rabbit_delay_text:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
             State#state{waiting = Waiting}
     end.
 
@@ -631,7 +631,9 @@ append_some(#state{exchange = XName} = State0) ->
                     append_later(State0);
                 Room ->
                     {Ws, State} = next_batch(0, 0, [], State0#state{drop_beyond = DropBeyond}),
-                    append(Ws, Room, {rabbit_delay_policy:default_delay(X), retry(X)}, State)
+                    append(Ws, Room,
+                           {rabbit_delay_policy:default_delay(X), retry(X),
+                            rabbit_delay_policy:keys_from(X)}, State)
             end;
         {error, not_found} ->
             %% It is being deleted, and this process with it.
@@ -794,6 +796,8 @@ next_batch(_, _, Acc, State) ->
                    room :: #room{},
                    default :: pos_integer() | none,
                    retry :: {rabbit_delay_retry:plan(), HasPlace :: boolean()} | none,
+                   %% whose headers about keys count
+                   keys_from :: publishers | anyone,
                    exchange :: rabbit_exchange:name(),
                    salt :: rabbit_delay_key:salt(),
                    counters :: rabbit_delay_counters:ref(),
@@ -808,10 +812,11 @@ next_batch(_, _, Acc, State) ->
 %% The Raft entry for these messages, in the store's batch format (include/dw_store.h); those that
 %% are too large for it, or for which there is no room; and those, from one of them on, of which that
 %% is not known yet.
-batch(Ws, Room, {Default, Retry}, #state{exchange = XName, salt = Salt, counters = Counters}) ->
+batch(Ws, Room, {Default, Retry, KeysFrom}, #state{exchange = XName, salt = Salt, counters = Counters}) ->
     {B, Left} = add_all(Ws, #building{now = rabbit_delay_config:now_ms(),
                                       limit = rabbit_delay_config:max_message_size(),
                                       room = Room, default = Default, retry = Retry,
+                                      keys_from = KeysFrom,
                                       exchange = XName, salt = Salt,
                                       counters = Counters}),
     #building{version = Version, records = Records, messages = Messages, earliest = Earliest,
@@ -834,7 +839,7 @@ add(#waiting{message = Message} = W, B) ->
     Parsed = rabbit_delay_broker:parsed(Message),
     Headers = rabbit_delay_broker:headers(Parsed),
     Deaths = deaths(W, Parsed, B),
-    case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Parsed)) of
+    case use_of_key(W, Parsed, Headers, Deaths, B) of
         {cancel, Key} when Deaths =:= [] ->
             add_record(W, on_key(cancel), 0, 0, rabbit_delay_key:hash(B#building.salt, Key), <<>>,
                        B#building{version = 2});
@@ -847,6 +852,21 @@ add(#waiting{message = Message} = W, B) ->
                 unknown -> no_room
             end
     end.
+
+%% As route/2 has judged it: only of what a publisher published to the exchange itself. A dead letter
+%% that is retried was, if it had gone to this exchange before it died.
+use_of_key(_, Message, Headers, _, #building{keys_from = anyone}) ->
+    rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message));
+use_of_key(#waiting{dead_letter = true}, Message, Headers,
+           [#{exchange := Name} | _], #building{exchange = #resource{name = Name}}) ->
+    rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message));
+use_of_key(#waiting{dead_letter = false}, Message, Headers, _, #building{exchange = XName}) ->
+    case rabbit_delay_retry:is_sent_to(XName, Message) of
+        true -> rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message));
+        false -> none
+    end;
+use_of_key(_, _, _, _, _) ->
+    none.
 
 fits(Size, #building{limit = Limit}) when Size > Limit -> false;
 fits(Size, #building{room = #room{messages = Messages, bytes = Bytes}})
@@ -956,8 +976,8 @@ answer(purge, _) ->
 %% The record is removed with the exchange, never alone: delayed messages would be routed to nothing
 %% and confirmed. Deleting a vhost deletes its queues first, so this must not fail.
 answer({delete, _IfUnused, _IfEmpty, User}, #state{name = QName}) ->
-    ?LOG_INFO("~s belongs to its exchange and is deleted with it: ignoring its deletion by ~ts",
-              [rabbit_misc:rs(QName), User], ?LOG_DOMAIN),
+    ?LOG_INFO("~ts belongs to its exchange and is deleted with it: ignoring its deletion by ~ts",
+              [rabbit_delay_text:rs(QName), User], ?LOG_DOMAIN),
     {ok, 0};
 answer(_, _) ->
     {error, not_supported}.

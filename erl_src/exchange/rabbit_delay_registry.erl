@@ -19,7 +19,7 @@
 -include("rabbit_delay.hrl").
 
 -export([create_table/0, start_link/0, recover/0, withdraw/0, system_up/0]).
--export([ensure/1, delete/1, leader/2, leader/3, queue_name/1, pending/1, stat/1, overdue/1,
+-export([ensure/1, delete/1, leader/2, leader/3, queue_name/1, pending/1, stat/1, overdue/2,
          register_queue/2, register_dispatcher/2, register_store/2, register_paused/2, queue/1,
          dispatcher/1, store/1, is_paused/1,
          counters/1, known_counters/1, dropped/1, all_counters/0, gone_counters/0, samples/1,
@@ -31,6 +31,7 @@
 -define(RECOVERED, {?MODULE, recovered}).
 -define(GONE_COUNTERS, {?MODULE, gone_counters}).
 -define(HEAL_MS, 1000).
+-define(COUNTED, 10000).
 %% The pauses between attempts to start an exchange's processes again.
 -define(RESTART_MS, 1000).
 -define(MAX_RESTART_MS, 30000).
@@ -180,7 +181,7 @@ delete_record(XName) ->
         Class:Reason ->
             ?LOG_WARNING("delayed messages of ~ts: the record of its internal queue cannot be "
                          "deleted at present, and stays: ~0P",
-                         [rabbit_misc:rs(XName), {Class, Reason}, 20], ?LOG_DOMAIN)
+                         [rabbit_delay_text:rs(XName), {Class, Reason}, 20], ?LOG_DOMAIN)
     end.
 
 rows() ->
@@ -318,17 +319,22 @@ stat(XName) ->
               next_due => infinity}
     end.
 
-%% How many messages should have been released by now and are not in flight. Looks at every message.
--spec overdue(rabbit_exchange:name()) -> non_neg_integer().
-overdue(XName) ->
+%% Of an exchange whose store says that of itself, how many messages should have been released by now
+%% and are not in flight. Where something is overdue that is counted among so many messages; among more
+%% of them it is estimated.
+-spec overdue(rabbit_exchange:name(), map()) -> non_neg_integer().
+overdue(XName, #{taken := Taken, next_due := NextDue, pending := Pending} = Stat) ->
+    Now = rabbit_delay_config:now_ms(),
     case lookup(XName, #row.store) of
-        undefined ->
-            0;
-        Store ->
-            case {rabbit_delay_store:count(Store, 0, rabbit_delay_config:now_ms()), stat(XName)} of
-                {{ok, Due, _}, #{taken := Taken}} -> max(Due - Taken, 0);
-                {{error, _}, _} -> 0
-            end
+        Store when Store =/= undefined, NextDue =< Now, Pending =< ?COUNTED ->
+            case rabbit_delay_store:count(Store, 0, Now) of
+                {ok, Due, _} -> max(Due - Taken, 0);
+                {error, _} -> 0
+            end;
+        Store when Store =/= undefined, NextDue =< Now ->
+            rabbit_delay_counters:overdue(Stat, Now) - Taken;
+        _ ->
+            0
     end.
 
 -spec register_queue(rabbit_exchange:name(), pid()) -> ok.
@@ -475,7 +481,7 @@ handle_info({'DOWN', Ref, process, Sup, Reason}, #state{monitors = Monitors,
     case maps:take(Ref, Monitors) of
         {XName, Rest} ->
             ?LOG_WARNING("delayed messages of ~ts: stopped (~0P), will be started again",
-                         [rabbit_misc:rs(XName), Reason, 10], ?LOG_DOMAIN),
+                         [rabbit_delay_text:rs(XName), Reason, 10], ?LOG_DOMAIN),
             Others = maps:filter(fun (_, Pid) -> Pid =/= Sup end, Exchanges),
             {noreply, start_again(XName, State#state{monitors = Rest, exchanges = Others})};
         error ->
@@ -528,7 +534,7 @@ ended(XName, Reason, #state{jobs = Jobs, background = N} = State0) ->
     Took = now_ms() - Began,
     _ = Took > ?WAIT_MS
         andalso ?LOG_WARNING("delayed messages of ~ts: ~s took ~b ms",
-                             [rabbit_misc:rs(XName), described(What), Took], ?LOG_DOMAIN),
+                             [rabbit_delay_text:rs(XName), described(What), Took], ?LOG_DOMAIN),
     State1 = State0#state{jobs = Rest, background = case Background of
                                                         true -> N - 1;
                                                         false -> N
@@ -562,7 +568,7 @@ outcome(What, XName, Reason, State) ->
     %% noproc: it ended while there was no registry.
     _ = Reason =/= noproc
         andalso ?LOG_ERROR("delayed messages of ~ts: ~s failed: ~0P",
-                           [rabbit_misc:rs(XName), described(What), Reason, 20], ?LOG_DOMAIN),
+                           [rabbit_delay_text:rs(XName), described(What), Reason, 20], ?LOG_DOMAIN),
     case What of
         ensure ->
             {{error, "its delay queue cannot be started, see the broker's log"},
@@ -699,7 +705,7 @@ start(XName, Registry) ->
                     declare(XName);
                 {error, Reason} ->
                     ?LOG_ERROR("delayed messages of ~ts: cannot be started: ~0P",
-                               [rabbit_misc:rs(XName), Reason, 20], ?LOG_DOMAIN),
+                               [rabbit_delay_text:rs(XName), Reason, 20], ?LOG_DOMAIN),
                     {error, "its delay queue cannot be started, see the broker's log"}
             end;
         {error, not_found} ->
@@ -716,7 +722,7 @@ declare(XName) ->
             catch
                 Class:Reason ->
                     ?LOG_ERROR("delayed messages of ~ts: its internal queue cannot be declared: ~0P",
-                               [rabbit_misc:rs(XName), {Class, Reason}, 20], ?LOG_DOMAIN),
+                               [rabbit_delay_text:rs(XName), {Class, Reason}, 20], ?LOG_DOMAIN),
                     {error, "the broker's metadata store does not take the record of its delay queue"}
             end;
         undefined ->
@@ -742,8 +748,8 @@ has_home({XName, IsDurable, Uid}, Durable) ->
             false;
         {error, not_found} ->
             Result = rabbit_delay_raft:quarantine_member(Uid),
-            ?LOG_WARNING("delayed messages of ~s, which does not exist any more, are put aside: "
+            ?LOG_WARNING("delayed messages of ~ts, which does not exist any more, are put aside: "
                          "~0p. Delete that directory to be rid of them.",
-                         [rabbit_misc:rs(XName), Result], ?LOG_DOMAIN),
+                         [rabbit_delay_text:rs(XName), Result], ?LOG_DOMAIN),
             false
     end.

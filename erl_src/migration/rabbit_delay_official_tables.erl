@@ -305,7 +305,7 @@ started(XName, Deadline) ->
 
 started_later(XName, Deadline, Why) ->
     _ = erlang:monotonic_time(millisecond) < Deadline orelse
-        throw({unavailable, [rabbit_misc:rs(XName), ": ", Why]}),
+        throw({unavailable, [rabbit_delay_text:rs(XName), ": ", Why]}),
     timer:sleep(?RETRY_MS),
     started(XName, Deadline).
 
@@ -483,13 +483,13 @@ append({_, Pid, Ready, Place}) ->
 await(Ref, {XName, _, Ready, Place} = Batch, Deadline) ->
     Again = fun (Why) ->
                     _ = erlang:monotonic_time(millisecond) < Deadline orelse
-                        throw({unavailable, [rabbit_misc:rs(XName), ": ", Why]}),
+                        throw({unavailable, [rabbit_delay_text:rs(XName), ": ", Why]}),
                     timer:sleep(?RETRY_MS),
                     case find_target(XName) of
                         {ok, Pid, _} ->
                             await(append({XName, Pid, Ready, Place}), Batch, Deadline);
                         _ ->
-                            throw({unavailable, [rabbit_misc:rs(XName), " has gone meanwhile"]})
+                            throw({unavailable, [rabbit_delay_text:rs(XName), " has gone meanwhile"]})
                     end
             end,
     receive
@@ -498,8 +498,8 @@ await(Ref, {XName, _, Ready, Place} = Batch, Deadline) ->
         {Ref, {gap, _} = Gap} -> Gap;
         {Ref, not_ready} -> Again("it has no leader");
         {Ref, {unavailable, Why}} -> throw({unavailable, Why});
-        {Ref, {error, Why}} -> throw({unavailable, io_lib:format("~s: the store refuses a batch: ~p",
-                                                                 [rabbit_misc:rs(XName), Why])})
+        {Ref, {error, Why}} -> throw({unavailable, io_lib:format("~ts: the store refuses a batch: ~p",
+                                                                 [rabbit_delay_text:rs(XName), Why])})
     after ?ANSWER_MS ->
         Again("it does not answer")
     end.
@@ -594,8 +594,8 @@ last_seq_no(XName, Session, Deadline) ->
             SeqNo;
         {error, Reason} ->
             _ = erlang:monotonic_time(millisecond) < Deadline orelse
-                throw({unavailable, io_lib:format("~s does not answer: ~0P",
-                                                  [rabbit_misc:rs(XName), Reason, 10])}),
+                throw({unavailable, io_lib:format("~ts does not answer: ~0P",
+                                                  [rabbit_delay_text:rs(XName), Reason, 10])}),
             timer:sleep(?RETRY_MS),
             last_seq_no(XName, Session, Deadline)
     end.

@@ -17,6 +17,8 @@
 %%   dead_lettered messages that went to the dead-letter exchange, for one of these reasons
 %%   returned      dead letters that came back to be tried again
 %%   parked        dead letters that were not, and went to the parking or the dead-letter exchange
+%%   keys_ignored  messages whose headers about keys did not count, as nobody published them to the
+%%                 exchange itself
 %%   corrupt       messages lost to damage of the store's files
 %%   dropped       dead letters, and messages whose publisher awaits no confirm, that could be neither
 %%                 taken nor kept waiting
@@ -25,7 +27,7 @@
 %% released if their queues take them.
 -module(rabbit_delay_counters).
 
--export([new/0, add/3, get/2, delay/2, lateness/2, checkpoint/3, waiting/1, waiting/4, move/2, read/1,
+-export([new/0, may_tell/2, add/3, get/2, delay/2, lateness/2, checkpoint/3, waiting/1, waiting/4, move/2, read/1,
          sum/1, overdue/2]).
 
 -export_type([ref/0, name/0, histogram/0, values/0]).
@@ -33,7 +35,7 @@
 -opaque ref() :: counters:counters_ref().
 
 %% In two, as dialyzer takes a longer list for any atom.
--type name() :: count() | returned | parked | dropped.
+-type name() :: count() | returned | parked | dropped | keys_ignored.
 -type count() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
                | retried | expired | overflowed | dead_lettered | corrupt.
 
@@ -43,7 +45,7 @@
 
 -type values() :: #{count() => non_neg_integer(),
                     returned := non_neg_integer(), parked := non_neg_integer(),
-                    dropped := non_neg_integer(),
+                    dropped := non_neg_integer(), keys_ignored := non_neg_integer(),
                     %% as asked for by publishers
                     delay := histogram(),
                     %% from the due time to the last queue's confirm, of released messages
@@ -65,6 +67,8 @@
 -define(STUCK, 59).
 -define(IN_FLIGHT, 60).
 -define(SIZE, 64).
+-define(TOLD_AT, 61).
+-define(TELL_S, 60).
 
 %% ms: 100 ms, 1 s, 10 s, 1 min, 10 min, 1 h, 6 h, 1 d, 7 d, 30 d, 1 year
 -define(DELAY_BOUNDS, [100, 1000, 10000, 60000, 600000, 3600000, 21600000, 86400000, 604800000,
@@ -96,7 +100,8 @@ index(corrupt) -> 11;
 index(overflowed) -> 50;
 index(returned) -> 51;
 index(parked) -> 52;
-index(dropped) -> 53.
+index(dropped) -> 53;
+index(keys_ignored) -> 60.
 
 -spec delay(ref(), Ms :: integer()) -> ok.
 delay(Ref, Ms) -> observe(Ref, ?DELAY, ?DELAY_BOUNDS, max(Ms, 0)).
@@ -118,6 +123,17 @@ checkpoint(Ref, At, Ms) ->
     counters:put(Ref, ?CHECKPOINT_AT, At),
     counters:put(Ref, ?CHECKPOINT_MS, Ms).
 
+%% Whether it is time to say again that keys are ignored, given the time in s: once a minute.
+-spec may_tell(ref(), Now :: integer()) -> boolean().
+may_tell(Ref, Now) ->
+    case counters:get(Ref, ?TOLD_AT) of
+        At when At =:= 0; Now - At >= ?TELL_S; Now < At ->
+            counters:put(Ref, ?TOLD_AT, Now),
+            true;
+        _ ->
+            false
+    end.
+
 %% At most so many messages are due and wait for so many queues; besides so many are in flight.
 -spec waiting(ref(), Waiting :: non_neg_integer(), Queues :: non_neg_integer(),
               InFlight :: non_neg_integer()) -> ok.
@@ -136,7 +152,7 @@ waiting(Ref) ->
 move(From, To) ->
     lists:foreach(fun (I) -> counters:add(To, I, counters:get(From, I)) end,
                   lists:seq(1, ?SIZE) -- [?CHECKPOINT_AT, ?CHECKPOINT_MS, ?WAITING, ?STUCK,
-                                              ?IN_FLIGHT]).
+                                              ?IN_FLIGHT, ?TOLD_AT]).
 
 -spec read(ref()) -> values().
 read(Ref) ->
@@ -144,6 +160,7 @@ read(Ref) ->
     Counts#{returned => counters:get(Ref, index(returned)),
             parked => counters:get(Ref, index(parked)),
             dropped => counters:get(Ref, index(dropped)),
+            keys_ignored => counters:get(Ref, index(keys_ignored)),
             delay => histogram(Ref, ?DELAY, ?DELAY_BOUNDS),
             lateness => histogram(Ref, ?LATENESS, ?LATENESS_BOUNDS),
             checkpoint => {counters:get(Ref, ?CHECKPOINT_AT), counters:get(Ref, ?CHECKPOINT_MS)}}.

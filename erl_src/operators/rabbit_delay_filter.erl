@@ -8,7 +8,7 @@
 -include("rabbit_delay.hrl").
 
 -export([parse/2, is_empty/1, due_range/1, key/1, needs_content/1, matches/2, time/2, offset/1,
-         id/1]).
+         id/1, number/1, text/1]).
 
 -export_type([filter/0, words/0]).
 
@@ -41,10 +41,22 @@ parse(header, Word, _, Filter) when is_binary(Word) ->
     end;
 parse(key, <<>>, _, _) ->
     {error, <<"key: not a string of 1 to 255 bytes">>};
-parse(Key, Word, _, Filter) when is_binary(Word), byte_size(Word) =< 255 ->
-    {ok, Filter#{Key => Word}};
+parse(Key, Word, _, Filter) when is_binary(Word) ->
+    case is_short(Word) of
+        true -> {ok, Filter#{Key => Word}};
+        false -> {error, text("~s: not a string of at most 255 characters", [Key])}
+    end;
 parse(Key, _, _, _) ->
-    {error, text("~s: not a string of at most 255 bytes", [Key])}.
+    {error, text("~s: not a string of at most 255 characters", [Key])}.
+
+%% Of those of more bytes there are none, which is no reason to refuse them.
+is_short(Word) when byte_size(Word) =< 255 -> true;
+is_short(Word) when byte_size(Word) =< 4 * 255 ->
+    case unicode:characters_to_list(Word) of
+        Chars when is_list(Chars) -> length(Chars) =< 255;
+        _ -> false
+    end;
+is_short(_) -> false.
 
 in_order({ok, #{due_from := From, due_to := To}}) when From > To ->
     {error, text("due_from (~b) is after due_to (~b)", [From, To])};
@@ -167,16 +179,44 @@ unit(_) -> 1.
 %% Reads an id as items show it.
 -spec id(binary()) -> {ok, rabbit_delay_store:id()} | {error, Why :: binary()}.
 id(Word) ->
-    try binary_to_integer(Word) of
-        Id when Id >= 0, Id =< ?MAX_ID -> {ok, Id};
+    case number(Word) of
+        {ok, Id} when Id =< ?MAX_ID -> {ok, Id};
         _ -> {error, text("~ts is not the id of a message", [shown(Word)])}
-    catch
-        error:badarg -> {error, text("~ts is not the id of a message", [shown(Word)])}
     end.
+
+%% A number as integer_to_binary/1 writes it, not negative.
+-spec number(binary()) -> {ok, non_neg_integer()} | error.
+number(Word) when byte_size(Word) =< 20 ->
+    try binary_to_integer(Word) of
+        N when N >= 0 ->
+            case integer_to_binary(N) of
+                Word -> {ok, N};
+                _ -> error
+            end;
+        _ ->
+            error
+    catch
+        error:badarg -> error
+    end;
+number(_) ->
+    error.
+
+%% In words, for the log.
+-spec text(filter()) -> binary().
+text(Filter) when map_size(Filter) =:= 0 ->
+    <<"all messages">>;
+text(Filter) ->
+    Value = fun (Text) when is_binary(Text) -> [$', rabbit_delay_text:escaped(Text), $'];
+                (Ms) when is_integer(Ms) -> integer_to_binary(Ms);
+                ({Name, Text}) -> [$', rabbit_delay_text:escaped([Name, $=, Text]), $']
+            end,
+    iolist_to_binary(["messages with ",
+                      lists:join(" and ", [[atom_to_binary(Name, utf8), $\s, Value(Wanted)]
+                                           || {Name, Wanted} <- maps:to_list(Filter)])]).
 
 shown(Word) when is_binary(Word), byte_size(Word) =< 100 ->
     case unicode:characters_to_list(Word) of
-        Chars when is_list(Chars) -> [$', Chars, $'];
+        Chars when is_list(Chars) -> [$', rabbit_delay_text:escaped(Chars), $'];
         _ -> io_lib:format("~0p", [Word])
     end;
 shown(Word) ->

@@ -58,6 +58,9 @@
 
 %% A page of items ends at about so many bytes of them, and any request goes on later after so long.
 -define(PAGE_BYTES, 8388608).
+%% What a request that reads messages takes of rabbit_delay_budget: a page as it is and as it is sent,
+%% and the record that is being read.
+-define(READING_BYTES, 33554432).
 -define(PAGE_MS, 5000).
 
 %% What is read from the store at a time, where most of it is passed over: finding a page means a walk
@@ -103,11 +106,16 @@ list(XName, Filter, #{limit := Limit} = Options) ->
                                             true -> max(Limit, batch(Store));
                                             false -> Limit
                                         end},
-                      collect(Position, Limit, ?PAGE_BYTES, [], Scan);
+                      reading(Scan, fun () -> collect(Position, Limit, ?PAGE_BYTES, [], Scan) end);
                   Error ->
                       Error
               end
       end).
+
+%% Records are read whole, as their checksums cover all of it; what is shown is copied out of them, so
+%% that no more than one is held.
+reading(#{read := true}, Fun) -> rabbit_delay_budget:with(bytes, ?READING_BYTES, Fun);
+reading(#{read := false}, Fun) -> Fun().
 
 reads(Filter, Options) ->
     rabbit_delay_filter:needs_content(Filter) orelse maps:get(content, Options, false)
@@ -197,8 +205,9 @@ item(Record, Rest, #{filter := Filter, options := Options} = Scan0) ->
          {ok, #{length := Size}, Message} ->
              case rabbit_delay_filter:matches(Filter, Message) of
                  true ->
-                     Item = maps:merge(bare(Record), described(Message, Options)),
-                     {ok, Item, 300 + min(Size, shown_bytes(Size, Options))};
+                     #{payload_bytes := Body} = Described = described(Message, Options),
+                     {ok, maps:merge(bare(Record), Described),
+                      300 + max(0, Size - Body) + min(Body, maps:get(body, Options, 0))};
                  false ->
                      skip
              end;
@@ -212,11 +221,6 @@ item(Record, Rest, #{filter := Filter, options := Options} = Scan0) ->
          {error, _} = Error ->
              Error
      end, Scan}.
-
-%% What of a stored message goes into an item: all but what is cut from the body.
-shown_bytes(Size, #{body := Body}) when Body < Size -> Body;
-shown_bytes(Size, #{body := _}) -> Size;
-shown_bytes(_, _) -> 1000.
 
 bare({Due, Id, Size}) ->
     #{id => integer_to_binary(Id), due => Due, size => Size}.
@@ -274,17 +278,21 @@ show(XName, Id, Options) ->
       fun (none, _) ->
               no_message(Id);
           (Store, _) ->
-              case read(Store, Id) of
-                  {ok, #{due := Due, length := Size}, Message} ->
-                      {ok, maps:merge(bare({Due, Id, Size}), described(Message, Options))};
-                  {damaged, Where} ->
-                      {ok, #{id => integer_to_binary(Id), damaged => Where}};
-                  gone ->
-                      no_message(Id);
-                  {error, _} = Error ->
-                      Error
-              end
+              rabbit_delay_budget:with(bytes, ?READING_BYTES,
+                                       fun () -> show_stored(Store, Id, Options) end)
       end).
+
+show_stored(Store, Id, Options) ->
+    case read(Store, Id) of
+        {ok, #{due := Due, length := Size}, Message} ->
+            {ok, maps:merge(bare({Due, Id, Size}), described(Message, Options))};
+        {damaged, Where} ->
+            {ok, #{id => integer_to_binary(Id), damaged => Where}};
+        gone ->
+            no_message(Id);
+        {error, _} = Error ->
+            Error
+    end.
 
 no_message(Id) ->
     {error, {not_found, text("no message with id ~b is pending there", [Id])}}.
@@ -307,7 +315,7 @@ described(Message, Options) ->
                   payload_bytes => Size},
     case Options of
         #{body := Most} ->
-            Payload = binary:part(iolist_to_binary(Payload0), 0, min(Size, Most)),
+            Payload = binary:copy(binary:part(iolist_to_binary(Payload0), 0, min(Size, Most))),
             {Encoding, Text} = case readable(Payload) of
                                    #{base64 := Base64} -> {base64, Base64};
                                    _ -> {string, Payload}
@@ -333,7 +341,7 @@ value(_, Value) -> text("~0tp", [Value]).
 
 readable(Binary) when is_binary(Binary) ->
     case unicode:characters_to_binary(Binary) of
-        Binary -> Binary;
+        Binary -> binary:copy(Binary);
         _ -> #{base64 => base64:encode(Binary)}
     end;
 readable(Value) ->
@@ -352,6 +360,7 @@ change_ids(XName, Operation, Ids0, By) ->
       fun (none, _) ->
               {ok, [{Id, not_found} || Id <- Ids]};
           (Store, Dispatcher) ->
+              ok = asked(XName, Operation, text("messages ~w", [Ids]), By),
               Now = rabbit_delay_config:now_ms(),
               case change_each(Ids, Operation, Now, Store, Dispatcher, []) of
                   {ok, Outcomes} ->
@@ -432,7 +441,9 @@ change_matching(XName, Operation, Filter, #{by := By} = Options) ->
                                              _ -> Bounds
                                          end,
                                batch => batch(Store), deadline => deadline(), ahead => #{}},
-                      case walk(Position, None, Walk) of
+                      _ = maps:get(dry_run, Walk)
+                          orelse asked(XName, Operation, rabbit_delay_filter:text(Filter), By),
+                      case reading(Walk, fun () -> walk(Position, None, Walk) end) of
                           {ok, #{changed := Changed}} = Result ->
                               log(XName, Operation, Changed, By),
                               Result;
@@ -566,17 +577,21 @@ new_due(release, _, Now) -> Now;
 new_due({reschedule_to, Time}, _, _) -> Time;
 new_due({reschedule_by, Ms}, Due, _) -> min(max(Due + Ms, 0), ?MAX_MS).
 
+%% Before it is done: whatever becomes of it, it is known who asked for what.
+asked(XName, Operation, Which, By) ->
+    ?LOG_INFO("delayed messages of ~ts: ~ts are to be ~ts, asked for by ~ts",
+              [rabbit_delay_text:rs(XName), Which, what(Operation), By], ?LOG_DOMAIN).
+
 log(_, _, 0, _) ->
     ok;
 log(XName, Operation, Count, By) ->
-    What = case Operation of
-               cancel -> <<"cancelled">>;
-               release -> <<"released before their time">>;
-               {reschedule_to, Time} -> text("rescheduled to ~b", [Time]);
-               {reschedule_by, Ms} -> text("rescheduled by ~b ms", [Ms])
-           end,
-    ?LOG_INFO("delayed messages of ~ts: ~b ~ts by ~ts", [rabbit_misc:rs(XName), Count, What, By],
-              ?LOG_DOMAIN).
+    ?LOG_INFO("delayed messages of ~ts: ~b ~ts by ~ts",
+              [rabbit_delay_text:rs(XName), Count, what(Operation), By], ?LOG_DOMAIN).
+
+what(cancel) -> <<"cancelled">>;
+what(release) -> <<"released before their time">>;
+what({reschedule_to, Time}) -> text("rescheduled to ~b", [Time]);
+what({reschedule_by, Ms}) -> text("rescheduled by ~b ms", [Ms]).
 
 %% Holds back what comes due, until resume/2. What is in flight is not affected. Survives a restart.
 -spec pause(rabbit_exchange:name(), By :: binary()) -> ok | error().
@@ -589,6 +604,8 @@ switch(XName, Change, By) ->
     with_exchange(
       XName,
       fun (_) ->
+              ?LOG_NOTICE("delayed messages of ~ts: to be ~sd, asked for by ~ts",
+                          [rabbit_delay_text:rs(XName), Change, By], ?LOG_DOMAIN),
               case rabbit_delay_registry:ensure(XName) of
                   {ok, _} ->
                       with_dispatcher(
@@ -597,7 +614,7 @@ switch(XName, Change, By) ->
                                 case rabbit_delay_dispatcher:change(Dispatcher, Change) of
                                     {ok, _, _} ->
                                         ?LOG_NOTICE("delayed messages of ~ts: ~sd by ~ts",
-                                                    [rabbit_misc:rs(XName), Change, By],
+                                                    [rabbit_delay_text:rs(XName), Change, By],
                                                     ?LOG_DOMAIN),
                                         ok;
                                     Error ->
@@ -678,10 +695,10 @@ with_exchange(XName, Fun) ->
             case rabbit_delay_broker:is_delayed(X) of
                 true -> Fun(X);
                 false -> {error, {not_found, text("~ts is not of type ~s",
-                                                  [rabbit_misc:rs(XName), ?EXCHANGE_TYPE])}}
+                                                  [rabbit_delay_text:rs(XName), ?EXCHANGE_TYPE])}}
             end;
         {error, not_found} ->
-            {error, {not_found, text("there is no ~ts", [rabbit_misc:rs(XName)])}}
+            {error, {not_found, text("there is no ~ts", [rabbit_delay_text:rs(XName)])}}
     end.
 
 with_dispatcher(XName, Fun) ->
@@ -702,7 +719,7 @@ with_dispatcher(XName, Fun) ->
 
 not_ready(XName) ->
     {error, {unavailable, text("the delayed messages of ~ts are not available at present: see the "
-                               "broker's log", [rabbit_misc:rs(XName)])}}.
+                               "broker's log", [rabbit_delay_text:rs(XName)])}}.
 
 unavailable({error, Reason}) ->
     {error, {unavailable, text("the store cannot be read: ~0p", [Reason])}}.

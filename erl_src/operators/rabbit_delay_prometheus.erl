@@ -246,6 +246,8 @@ counter_figures() ->
      {returned, "messages_returned_total", "Dead letters that came back to be tried again"},
      {parked, "messages_parked_total",
       "Dead letters that were not tried again, and were parked or dead-lettered"},
+     {keys_ignored, "messages_keys_ignored_total",
+      "Messages not published to the delayed exchange itself, whose headers about keys did not count"},
      {corrupt, "messages_corrupt_total",
       "Delayed messages lost to damage of the delay store's files"},
      {dropped, "messages_dropped_total",

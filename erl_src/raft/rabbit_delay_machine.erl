@@ -372,8 +372,8 @@ maintain(#?MODULE{store = Store, exchange = XName} = State) ->
                 #{write_error := Error} when Error =/= none ->
                     ok;
                 _ ->
-                    ?LOG_WARNING("delayed messages of ~s: upkeep of the store failed: ~p",
-                                 [rabbit_misc:rs(XName), Reason], ?LOG_DOMAIN)
+                    ?LOG_WARNING("delayed messages of ~ts: upkeep of the store failed: ~p",
+                                 [rabbit_delay_text:rs(XName), Reason], ?LOG_DOMAIN)
             end
     end.
 
@@ -415,8 +415,8 @@ open_store(Dir, XName) ->
                log => rabbit_delay_system:log_pid()},
     case rabbit_delay_store:open(Dir, Config) of
         {ok, Store, Report} ->
-            ?LOG_DEBUG("delayed messages of ~s: store opened: ~p",
-                       [rabbit_misc:rs(XName), Report], ?LOG_DOMAIN),
+            ?LOG_DEBUG("delayed messages of ~ts: store opened: ~p",
+                       [rabbit_delay_text:rs(XName), Report], ?LOG_DOMAIN),
             Store;
         {error, Reason} ->
             exit({delay_store, open, Dir, Reason})

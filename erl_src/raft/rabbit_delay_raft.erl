@@ -204,7 +204,7 @@ start_member(XName, Durable, Uid, Salt) ->
 %% so, once.
 -spec refuse(rabbit_exchange:name(), Why :: string()) -> ok.
 refuse(XName, Why) ->
-    ?LOG_ERROR("delayed messages of ~s are unavailable: ~ts", [rabbit_misc:rs(XName), Why],
+    ?LOG_ERROR("delayed messages of ~ts are unavailable: ~ts", [rabbit_delay_text:rs(XName), Why],
                ?LOG_DOMAIN),
     rabbit_delay_registry:refuse(XName, Why).
 
@@ -337,7 +337,7 @@ mark_deleted(XName) ->
                 {error, Reason} ->
                     ?LOG_WARNING("delayed messages of ~ts, which is deleted, cannot be marked so "
                                  "before they are removed: ~0p",
-                                 [rabbit_misc:rs(XName), Reason], ?LOG_DOMAIN)
+                                 [rabbit_delay_text:rs(XName), Reason], ?LOG_DOMAIN)
             end,
             {ok, Uid};
         none ->

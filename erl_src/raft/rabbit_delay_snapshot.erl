@@ -148,9 +148,9 @@ ensure_live(Live, Dir, Index, XName) ->
         {ok, Applied} when Applied >= Index ->
             ok;
         Other ->
-            ?LOG_NOTICE("delayed messages of ~s: the store is restored from the snapshot at "
+            ?LOG_NOTICE("delayed messages of ~ts: the store is restored from the snapshot at "
                         "index ~b (it was found at ~p)",
-                        [rabbit_misc:rs(XName), Index, Other], ?LOG_DOMAIN),
+                        [rabbit_delay_text:rs(XName), Index, Other], ?LOG_DOMAIN),
             rabbit_delay_store:restore(Live, Dir)
     end.
 

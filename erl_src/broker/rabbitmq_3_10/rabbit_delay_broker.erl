@@ -16,7 +16,7 @@
          exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
--export([raise_to_client/3]).
+-export([raise_to_client/3, protocol_error/3]).
 -export([delete_queue/1, queue_pid/1]).
 -export([route/2, publish/4, handle_event/3, handle_down/2]).
 
@@ -313,17 +313,29 @@ negated(_) ->
 %% Raises an error that closes the channel whose message this process routes; every protocol is
 %% served by channels. Returns where it is not a channel: in a queue that dead-letters to us for
 %% example, where an error would end a process that other messages depend on.
--spec raise_to_client(precondition_failed | resource_error, io:format(), [term()]) -> no_client.
+-spec raise_to_client(access_refused | precondition_failed | resource_error, io:format(), [term()]) -> no_client.
 raise_to_client(Name, Format, Args) ->
     case get(process_name) of
-        {rabbit_channel, _} -> rabbit_misc:protocol_error(Name, Format, Args);
+        {rabbit_channel, _} -> protocol_error(Name, Format, Args);
         _ -> no_client
     end.
+
+%% Of a channel that declares for example. What is sent are this text's elements as bytes.
+-spec protocol_error(atom(), io:format(), [term()]) -> no_return().
+protocol_error(Name, Format, Args) ->
+    Text = binary_to_list(rabbit_delay_text:escaped(io_lib:format(Format, Args))),
+    rabbit_misc:protocol_error(Name, "~s", [Text]).
 
 %% ------------------------------------------------------------- the internal queue's record
 
 %% A record as we declare it, marked as the broker's own where it knows such.
 internal(Q, _) -> Q.
+
+is_channel() ->
+    case get(process_name) of
+        {rabbit_channel, _} -> true;
+        _ -> false
+    end.
 
 is_alive(Pid) -> rabbit_mnesia:is_process_alive(Pid).
 

@@ -20,7 +20,7 @@
          exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
--export([raise_to_client/3]).
+-export([raise_to_client/3, protocol_error/3]).
 -export([delete_queue/1, queue_pid/1]).
 -export([route/2, publish/4, handle_event/3, handle_down/2]).
 
@@ -408,25 +408,40 @@ as_annotation(Number) -> trunc(Number).
 %% (MQTT, whose clients are not told why: the log is) of the client whose message this process routes.
 %% Returns where it is not a client's: in a queue that dead-letters to us for example, where an error
 %% would end a process that other messages depend on.
--spec raise_to_client(precondition_failed | resource_error, io:format(), [term()]) -> no_client.
+-spec raise_to_client(access_refused | precondition_failed | resource_error, io:format(), [term()]) -> no_client.
 raise_to_client(Name, Format, Args) ->
     case get('$initial_call') of
         {rabbit_channel, init, _} ->
-            rabbit_misc:protocol_error(Name, Format, Args);
+            protocol_error(Name, Format, Args);
         {rabbit_amqp_session, init, _} ->
-            rabbit_amqp_util:protocol_error(amqp10_condition(Name), Format, Args);
+            rabbit_amqp_util:protocol_error(amqp10_condition(Name), "~ts",
+                                            [client_text(Format, Args)]);
         {Reader, init, _} when Reader =:= rabbit_mqtt_reader; Reader =:= rabbit_web_mqtt_handler ->
-            Why = lists:flatten(io_lib:format(Format, Args)),
+            Why = client_text(Format, Args),
             ?LOG_ERROR("~ts", [Why], ?LOG_DOMAIN),
             exit({Name, Why});
         _ ->
             no_client
     end.
 
+amqp10_condition(access_refused) -> ?V_1_0_AMQP_ERROR_UNAUTHORIZED_ACCESS;
 amqp10_condition(precondition_failed) -> ?V_1_0_AMQP_ERROR_PRECONDITION_FAILED;
 amqp10_condition(resource_error) -> ?V_1_0_AMQP_ERROR_RESOURCE_LIMIT_EXCEEDED.
 
+%% Of a channel or session that declares for example.
+-spec protocol_error(atom(), io:format(), [term()]) -> no_return().
+protocol_error(Name, Format, Args) ->
+    rabbit_misc:protocol_error(Name, "~ts", [client_text(Format, Args)]).
+
+client_text(Format, Args) -> rabbit_delay_text:escaped(io_lib:format(Format, Args)).
+
 %% ------------------------------------------------------------- the internal queue's record
+
+is_channel() ->
+    case get('$initial_call') of
+        {rabbit_channel, init, _} -> true;
+        _ -> false
+    end.
 
 is_alive(Pid) -> rabbit_process:is_process_alive(Pid).
 

@@ -1,0 +1,55 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Names and values that users chose, as text for logs, terminals, errors and answers: valid UTF-8, and
+%% on one line, with nothing in it that a terminal would act on or that would look like another line
+%% of a log. Of bytes that are not UTF-8 each is taken for a character of Latin 1.
+-module(rabbit_delay_text).
+
+-export([printable/1, escaped/1, rs/1]).
+
+-type chars() :: unicode:chardata().
+
+%% Valid UTF-8, whatever it was.
+-spec printable(chars()) -> binary().
+printable(Text) when is_binary(Text) ->
+    case unicode:characters_to_binary(Text) of
+        Text -> Text;
+        _ -> unicode:characters_to_binary(Text, latin1)
+    end;
+printable(Text) when is_list(Text) ->
+    try unicode:characters_to_binary(Text) of
+        Valid when is_binary(Valid) -> Valid;
+        _ -> parts(Text)
+    catch
+        error:badarg -> parts(Text)
+    end.
+
+parts([]) -> <<>>;
+parts(Text) when is_binary(Text) -> printable(Text);
+parts(Char) when is_integer(Char) -> unicode:characters_to_binary([Char]);
+parts([Part | Rest]) -> <<(parts(Part))/binary, (parts(Rest))/binary>>.
+
+%% The same, with control characters, the separators of lines, and what changes the direction of
+%% text, as \uXXXX.
+-spec escaped(chars()) -> binary().
+escaped(Text) ->
+    Printable = printable(Text),
+    case is_plain(Printable) of
+        true -> Printable;
+        false -> << <<(escape(C))/binary>> || <<C/utf8>> <= Printable >>
+    end.
+
+is_plain(<<C, Rest/binary>>) when C >= 32, C < 127 -> is_plain(Rest);
+is_plain(<<>>) -> true;
+is_plain(_) -> false.
+
+escape(C) when C < 32; C >= 127, C < 160; C >= 16#2028, C =< 16#202e; C >= 16#2066, C =< 16#2069 ->
+    iolist_to_binary(io_lib:format("\\u~4.16.0b", [C]));
+escape(C) ->
+    <<C/utf8>>.
+
+%% What rabbit_misc:rs/1 says of a queue, an exchange and so on.
+-spec rs(rabbit_types:r(atom())) -> binary().
+rs({resource, VHost, Kind, Name}) ->
+    <<(atom_to_binary(Kind, utf8))/binary, " '", (escaped(Name))/binary, "' in vhost '",
+      (escaped(VHost))/binary, "'">>.
