@@ -35,7 +35,7 @@ export LC_ALL := C.UTF-8
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1) $@" &&)
 
-.PHONY: deps deps-build deps-demo deps-bench build nif erl $(SERIES:%=erl-%) demo demo-stop bench-core screenshots format clean \
+.PHONY: soak-api deps deps-build deps-demo deps-bench build nif erl $(SERIES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static $(SERIES:%=check-%) \
         suites-c suites-erl suites-integration suites-static c-tests soak-faults
@@ -290,6 +290,11 @@ suites-static:
 	@$(RUN) static-rebuild -- tests/static/rebuild $(EZ)
 	@$(RUN) static-xref -- $(REBAR3) xref
 	@$(RUN) static-dialyzer -- $(REBAR3) dialyzer
+
+# What the HTTP API says, tried out at length.
+soak-api: deps dist-$(BROKER_SERIES)
+	SCHEMATHESIS_EXAMPLES=300 SCHEMATHESIS_SECONDS=1800 \
+	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_openapi.py
 
 # Reference screenshots of the management pages, in tests/ui/screenshots.
 screenshots: deps dist-3.10 dist-4.0

@@ -101,7 +101,7 @@ index(overflowed) -> 50;
 index(returned) -> 51;
 index(parked) -> 52;
 index(dropped) -> 53;
-index(keys_ignored) -> 60.
+index(keys_ignored) -> 62.
 
 -spec delay(ref(), Ms :: integer()) -> ok.
 delay(Ref, Ms) -> observe(Ref, ?DELAY, ?DELAY_BOUNDS, max(Ms, 0)).

@@ -58,7 +58,7 @@ control_characters_test() ->
     [Sentence | _] = rabbit_delay_deaths:explain(
                        #{<<"x-death">> => [#{<<"queue">> => <<"a\e[2J", 255>>,
                                              <<"reason">> => <<"rejected">>}]}, undefined),
-    ?assertEqual(<<"First it died in queue \"a?[2J\x{c3}\x{bf}\": a consumer rejected it without giving it "
+    ?assertEqual(<<"First it died in queue \"a\\u001b[2J\x{c3}\x{bf}\": a consumer rejected it without giving it "
                    "back.">>, Sentence).
 
 put_aside_by_a_delayed_exchange_test_() ->

@@ -299,7 +299,7 @@ def test_many_messages_are_changed_in_steps(client, api):
     ("body_bytes=16777217", "body_bytes"), ("due_from=tomorrow", "due_from"),
     ("due_from=10&due_to=9", "is after"), ("due_to=281474976710656", "out of range"),
     ("due_from=1e3", "not a time"), ("header=x", "name=value"), ("header=%3Dx", "name=value"),
-    ("routing_key=" + "k" * 256, "255"), ("cursor=00", "cursor"), ("cursor=%ff", "cursor"),
+    ("routing_key=" + "k" * 256, "255"), ("limit=", "limit"), ("body=", "body"), ("limit=%2B5", "limit"), ("cursor=00", "cursor"), ("cursor=%ff", "cursor"),
     ("filter=x", "unknown parameter"), ("limit=1&limit=2", "twice"),
 ])
 def test_absurd_queries_are_refused_with_a_reason(api, query, wanted):

@@ -110,7 +110,7 @@ def test_what_became_of_each_message_is_counted_once(client, broker):
         "messages_replaced_total": 3, "messages_deduplicated_total": 2,
         "messages_rejected_total": 0, "messages_retried_total": 0, "messages_expired_total": 0,
         "messages_overflowed_total": 0, "messages_dead_lettered_total": 0,
-        "messages_returned_total": 0, "messages_parked_total": 0, "messages_corrupt_total": 0,
+        "messages_returned_total": 0, "messages_parked_total": 0, "messages_keys_ignored_total": 0, "messages_corrupt_total": 0,
         "messages_dropped_total": 0}
     gone = 7 + 3 + 5 + 3 + 2
     assert figures["messages_pending"] == figures["messages_published_total"] - gone == 2

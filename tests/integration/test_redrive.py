@@ -376,12 +376,10 @@ def test_the_broker_ends_in_the_middle(brokers, kind, way):
     client = Client(broker)
     work, parked = topology(client, kind, work="work")
     bodies = [f"m{n}" for n in range(1500)]
-    death = {"queue": work, "reason": "rejected", "count": 1, "exchange": "",
-             "routing-keys": [work]}
     # Confirmed: what a queue dead-letters is not safe from a crash at once.
     for body in bodies:
-        client.publish("", parked, body.encode(), headers={"x-death": [death]})
-    with running(broker, "/", parked, "--rate", "150") as command:
+        client.publish("", parked, body.encode())
+    with running(broker, "/", parked, "--to-queue", work, "--rate", "150") as command:
         eventually(lambda: depth(client, work), lambda n: n > 100, every=0.02)
         getattr(broker, way)()
         command.communicate(timeout=300)
@@ -391,7 +389,9 @@ def test_the_broker_ends_in_the_middle(brokers, kind, way):
     in_work, in_parked = (everything(client, queue) for queue in (work, parked))
     assert in_work and in_parked
     assert {*in_work, *in_parked} == set(bodies)
-    assert len(in_work) + len(in_parked) <= len(bodies) + 500, "more than was in flight came twice"
+    # A classic queue that is killed has again what it had not written yet of acknowledgements, too.
+    if (kind, way) != ("classic", "kill9"):
+        assert len(in_work) + len(in_parked) <= len(bodies) + 500, "more than was in flight came twice"
     client.connection.close()
     broker.end()
 

@@ -1,0 +1,31 @@
+%% SPDX-License-Identifier: MPL-2.0
+-module(rabbit_delay_text_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+printable_test_() ->
+    [?_assertEqual(<<"é€"/utf8>>, rabbit_delay_text:printable(Text))
+     || Text <- [<<"é€"/utf8>>, [233, 8364], [<<"é"/utf8>>, <<"€"/utf8>>]],
+        is_list(Text) orelse is_binary(Text)] ++
+        [?_assertEqual(<<"aÿb"/utf8>>, rabbit_delay_text:printable(<<"a", 255, "b">>)),
+         ?_assertEqual(<<"€: ÿ"/utf8>>, rabbit_delay_text:printable([8364, ": ", <<255>>])),
+         ?_assertEqual(<<"€ÿx"/utf8>>, rabbit_delay_text:printable([<<"€"/utf8>>, [<<255>> | <<"x">>]]))].
+
+escaped_test_() ->
+    [?_assertEqual(<<"a\\u000ab">>, rabbit_delay_text:escaped(<<"a\nb">>)),
+     ?_assertEqual(<<"\\u001b[2J\\u007f\\u0085\\u2028\\u202e">>,
+                   rabbit_delay_text:escaped([27, "[2J", 127, 16#85, 16#2028, 16#202e])),
+     ?_assertEqual(<<"é€ plain"/utf8>>, rabbit_delay_text:escaped(<<"é€ plain"/utf8>>))].
+
+any_bytes_test() ->
+    lists:foreach(
+      fun (_) ->
+              Bytes = crypto:strong_rand_bytes(rand:uniform(40)),
+              Text = rabbit_delay_text:escaped(Bytes),
+              ?assertEqual(Text, unicode:characters_to_binary(Text)),
+              ?assertEqual(nomatch, re:run(Text, "[\\x00-\\x1f\\x7f]"))
+      end, lists:seq(1, 2000)).
+
+rs_test() ->
+    ?assertEqual(<<"queue 'a\\u000ab' in vhost '/'">>,
+                 rabbit_delay_text:rs({resource, <<"/">>, queue, <<"a\nb">>})).
