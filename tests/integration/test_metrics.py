@@ -25,7 +25,8 @@ SOMETIMES = {"next_due_timestamp_seconds", "store_checkpoint_timestamp_seconds",
              "store_checkpoint_duration_seconds"}
 COUNTERS = {f"messages_{what}_total" for what in (
     "published", "released", "unroutable", "cancelled", "replaced", "deduplicated", "rejected",
-    "retried", "expired", "overflowed", "dead_lettered", "returned", "parked", "corrupt", "dropped")}
+    "retried", "expired", "overflowed", "dead_lettered", "returned", "parked",
+    "keys_ignored", "corrupt", "dropped")}
 NODE_GAUGES = {"descriptors_open", "descriptors_limit", "stores_failing", "stores_unwritten_bytes"}
 NODE_COUNTERS = {"store_write_failures_total", "store_sync_failures_total"}
 HISTOGRAMS = {"release_lateness_seconds", "message_delay_seconds"}
