@@ -46,16 +46,16 @@ def assert_refused(node, exchange, words, said_before):
             Client(node).publish(exchange, body=b"new", delay=HOUR_MS)
         except pika.exceptions.NackError:
             return None
-        except pika.exceptions.ConnectionClosedByBroker as closed:
+        except pika.exceptions.ChannelClosedByBroker as closed:
             return closed.reply_code, closed.reply_text
         raise AssertionError("it was confirmed")
 
     code, text = eventually(refusal, bool, within=60)
-    assert code == 506 and "of a later version of the plugin" in text and words in text, text
+    assert code == 406 and "of a later version of the plugin" in text and words in text, text
     said = f"delayed messages of exchange '{exchange}' in vhost '/' are unavailable: "
     eventually(lambda: node.log()[said_before:].count(said), lambda n: n == 1)
     for _ in range(3):
-        assert refusal()[0] == 506
+        assert refusal()[0] == 406
     assert node.log()[said_before:].count(said) == 1
 
 
