@@ -158,4 +158,4 @@ def test_a_message_of_a_later_series_is_kept(node):
     # They do not hold up others.
     client.publish(exchange, body=b"another", delay=1)
     assert client.texts(queue, 1) == ["another"]
-    assert Management(node).messages_delayed(exchange) == 2
+    eventually(lambda: Management(node).messages_delayed(exchange), lambda n: n == 2)
