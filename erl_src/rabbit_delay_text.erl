@@ -5,9 +5,13 @@
 %% of a log. Of bytes that are not UTF-8 each is taken for a character of Latin 1.
 -module(rabbit_delay_text).
 
--export([printable/1, escaped/1, rs/1]).
+-export([printable/1, escaped/1, reply/1, rs/1]).
 
 -type chars() :: unicode:chardata().
+
+%% Of the 255 bytes that AMQP 0-9-1 has for an error's text the broker puts the error's name before
+%% ours, and a longer one closes the connection on some series.
+-define(REPLY_BYTES, 230).
 
 %% Valid UTF-8, whatever it was.
 -spec printable(chars()) -> binary().
@@ -47,6 +51,19 @@ escape(C) when C < 32; C >= 127, C < 160; C >= 16#2028, C =< 16#202e; C >= 16#20
     iolist_to_binary(io_lib:format("\\u~4.16.0b", [C]));
 escape(C) ->
     <<C/utf8>>.
+
+%% The text of an AMQP 0-9-1 error, cut between two characters.
+-spec reply(chars()) -> binary().
+reply(Text) ->
+    case escaped(Text) of
+        <<Start:(?REPLY_BYTES - 3)/binary, Rest/binary>> when byte_size(Rest) > 3 ->
+            case unicode:characters_to_binary(Start) of
+                {incomplete, Whole, _} -> <<Whole/binary, "...">>;
+                Start -> <<Start/binary, "...">>
+            end;
+        Short ->
+            Short
+    end.
 
 %% What rabbit_misc:rs/1 says of a queue, an exchange and so on.
 -spec rs(rabbit_types:r(atom())) -> binary().

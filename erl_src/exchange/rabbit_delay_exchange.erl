@@ -194,31 +194,20 @@ route_or_delay(X, Delivery, Options, Message, Headers, Args) ->
                 none -> route_now(X, Delivery, Options);
                 _ -> delay(X, Delivery, Message)
             end;
-        {unusable, Header, Value, Why} ->
+        {unusable, _, _, _} = Unusable ->
             _ = rabbit_delay_config:unusable_delay(Args) =:= reject
-                andalso refuse_unusable(X, Header, Value, Why),
+                andalso refuse_unusable(X, Unusable, Message),
             route_now(X, Delivery, Options);
         _ ->
             delay(X, Delivery, Message)
     end.
 
 %% A client is told; anyone else, a queue that dead-letters for instance, must not fail over it.
-refuse_unusable(X, Header, Value, Why) ->
-    XName = rabbit_delay_text:rs(rabbit_delay_broker:exchange_name(X)),
-    case Why of
-        not_a_number ->
-            rabbit_delay_broker:raise_to_client(
-              precondition_failed,
-              "cannot delay a message published to ~ts: header '~s' is ~0P, which is not a number of "
-              "milliseconds",
-              [XName, Header, Value, 20]);
-        {beyond, MaxDelay} ->
-            rabbit_delay_broker:raise_to_client(
-              precondition_failed,
-              "cannot delay a message published to ~ts: header '~s' is ~0P, more than the maximum "
-              "delay of ~b ms",
-              [XName, Header, Value, 20, MaxDelay])
-    end.
+refuse_unusable(X, Unusable, Message) ->
+    rabbit_delay_broker:raise_to_client(
+      precondition_failed, "cannot delay a message published to ~ts: ~ts",
+      [rabbit_delay_text:rs(rabbit_delay_broker:exchange_name(X)),
+       rabbit_delay_header:explain(Unusable, rabbit_delay_broker:field_word(Message))]).
 
 %% As above. For anyone but a client the message is one without a key.
 refuse_key(X, Header, Value, Why) ->

@@ -20,20 +20,36 @@ every_integer_type_is_a_delay_test() ->
     [?assertEqual({delay, 100}, due([{<<"x-delay">>, Type, 100}]))
      || Type <- [signedint, long, byte, short, unsignedbyte, unsignedshort, unsignedint]].
 
-fractions_are_cut_test() ->
-    ?assertEqual({delay, 1500}, due([{<<"x-delay">>, double, 1500.99}])),
-    ?assertEqual({delay, 1500}, due([{<<"x-delay">>, float, 1500.5}])),
-    ?assertEqual({delay, 15}, due([{<<"x-delay">>, decimal, {2, 1599}}])),
-    ?assertEqual(now, due([{<<"x-delay">>, double, 0.9}])).
+a_fraction_counts_as_a_whole_test() ->
+    ?assertEqual({delay, 1501}, due([{<<"x-delay">>, double, 1500.01}])),
+    ?assertEqual({delay, 1501}, due([{<<"x-delay">>, float, 1500.5}])),
+    ?assertEqual({delay, 16}, due([{<<"x-delay">>, decimal, {2, 1501}}])),
+    ?assertEqual({delay, 15}, due([{<<"x-delay">>, decimal, {2, 1500}}])),
+    ?assertEqual({delay, 1}, due([{<<"x-delay">>, double, 0.1}])),
+    ?assertEqual(now, due([{<<"x-delay">>, double, -0.9}])).
+
+a_decimal_is_signed_test() ->
+    [?assertEqual(now, due([{<<"x-delay">>, decimal, {0, N}}]))
+     || N <- [16#ffffffff, 16#80000000, 16#ffffffff - 4999]],
+    ?assertMatch({unusable, _, _, {beyond, ?MAX}}, due([{<<"x-delay">>, decimal, {0, 16#7fffffff}}])).
 
 text_that_is_a_number_is_a_delay_test() ->
     [?assertEqual({delay, 5000}, due([{<<"x-delay">>, longstr, Text}]))
-     || Text <- [<<"5000">>, <<" 5000 ">>, <<"+5000">>, <<"5000.7">>, <<"5.0e3">>]],
+     || Text <- [<<"5000">>, <<" 5000 ">>, <<"+5000">>, <<"4999.7">>, <<"5.0e3">>, <<"5e3">>,
+                 <<"5E+3">>, <<".5e4">>, <<"50000e-1">>, <<"5000.">>, <<"\t5000\r\n">>, <<"005000">>]],
+    ?assertEqual({delay, 1}, due([{<<"x-delay">>, longstr, <<".5">>}])),
+    ?assertEqual({delay, 1}, due([{<<"x-delay">>, longstr, <<"1e-99">>}])),
+    ?assertEqual(now, due([{<<"x-delay">>, longstr, <<"-1e-99">>}])),
     ?assertEqual({delay, 5000}, due([{<<"x-delay">>, binary, <<"5000">>}])).
 
 what_is_not_a_number_is_unusable_test() ->
-    [?assertMatch({unusable, <<"x-delay">>, Value, not_a_number}, due([{<<"x-delay">>, Type, Value}]))
+    [?assertMatch({unusable, <<"x-delay">>, {Type, Value}, not_a_number},
+                  due([{<<"x-delay">>, Type, Value}]))
      || {Type, Value} <- [{longstr, <<"soon">>}, {longstr, <<>>}, {longstr, <<"12 apples">>},
+                          {longstr, <<"2,500">>}, {longstr, <<"2 500">>}, {longstr, <<"1_000">>},
+                          {longstr, <<"e3">>}, {longstr, <<".">>}, {longstr, <<"--5">>},
+                          {longstr, <<"0x10">>}, {longstr, <<"1e400">>}, {longstr, <<"NaN">>},
+                          {longstr, <<"   ">>}, {longstr, <<"5m">>}, {longstr, <<"5\n\n;">>},
                           {bool, true}, {table, []}, {array, []}, {timestamp, 5},
                           {longstr, binary:copy(<<"9">>, 33)}]].
 
@@ -47,7 +63,7 @@ null_counts_as_absent_test() ->
 
 the_maximum_is_inclusive_test() ->
     ?assertEqual({delay, ?MAX}, due([{<<"x-delay">>, long, ?MAX}])),
-    ?assertEqual({unusable, <<"x-delay">>, ?MAX + 1, {beyond, ?MAX}},
+    ?assertEqual({unusable, <<"x-delay">>, {long, ?MAX + 1}, {beyond, ?MAX}},
                  due([{<<"x-delay">>, long, ?MAX + 1}])),
     ?assertEqual({time, ?NOW + ?MAX}, due([{<<"x-opt-delivery-time">>, long, ?NOW + ?MAX}])),
     ?assertMatch({unusable, <<"x-opt-delivery-time">>, _, {beyond, ?MAX}},
@@ -67,18 +83,27 @@ an_amqp_timestamp_counts_in_seconds_test() ->
     ?assertEqual({time, ?NOW + 1000},
                  due([{<<"x-opt-delivery-time">>, timestamp, ?NOW div 1000 + 1}])).
 
-negated_keeps_the_type_that_can_hold_it_test() ->
+what_cannot_be_meant_as_a_time_is_refused_test() ->
+    Time = fun (Type, Value) -> due([{<<"x-opt-delivery-time">>, Type, Value}]) end,
+    [?assertMatch({unusable, _, {Type, Value}, seconds}, Time(Type, Value))
+     || {Type, Value} <- [{long, ?NOW div 1000}, {signedint, 1}, {longstr, <<"1700000000">>},
+                          {double, 1.7e9}, {long, 99999999999}]],
+    [?assertMatch({unusable, _, {float, _}, imprecise}, Time(float, F)) || F <- [1.7e12, 1.7e9, 1.0]],
+    [?assertEqual(now, Time(Type, Value))
+     || {Type, Value} <- [{long, 100000000000}, {long, 0}, {long, -1}, {float, 0.0}, {timestamp, 1},
+                          {double, 1.6e12}]].
+
+every_number_comes_back_as_a_64_bit_integer_test() ->
     Negated = fun (Type, Value) ->
                       [{_, T, V}] = rabbit_delay_header:negate([{<<"x-delay">>, Type, Value}]),
                       {T, V}
               end,
-    [?assertEqual({Type, -100}, Negated(Type, 100)) || Type <- [signedint, long, short, byte]],
-    [?assertEqual({signedint, -100}, Negated(Type, 100))
-     || Type <- [unsignedbyte, unsignedshort, unsignedint]],
+    [?assertEqual({long, -100}, Negated(Type, 100))
+     || Type <- [signedint, long, short, byte, unsignedbyte, unsignedshort, unsignedint]],
     ?assertEqual({long, -16#ffffffff}, Negated(unsignedint, 16#ffffffff)),
     ?assertEqual({longstr, <<"-5000">>}, Negated(longstr, <<"5000">>)),
-    ?assertEqual({double, -5000.0}, Negated(double, 5000.5)),
-    ?assertEqual({signedint, -15}, Negated(decimal, {2, 1599})).
+    ?assertEqual({long, -5001}, Negated(double, 5000.5)),
+    ?assertEqual({long, -16}, Negated(decimal, {2, 1599})).
 
 negating_leaves_everything_else_alone_test() ->
     Others = [{<<"a">>, longstr, <<"b">>}, {<<"x-opt-delivery-delay">>, long, 5}],
@@ -116,7 +141,7 @@ values_of_amqp_1_0_are_delays_test() ->
      || Tag <- [ulong, uint, ushort, ubyte, long, int, short, byte]],
     [?assertEqual({delay, 100}, Due(<<"x-opt-delivery-delay">>, {Tag, <<"100">>}))
      || Tag <- [utf8, symbol, binary]],
-    ?assertEqual({delay, 100}, Due(<<"x-delay">>, {double, 100.5})),
+    ?assertEqual({delay, 101}, Due(<<"x-delay">>, {double, 100.5})),
     ?assertEqual({time, ?NOW + 5}, Due(<<"x-opt-delivery-time">>, {timestamp, ?NOW + 5})),
     ?assertEqual(now, Due(<<"x-delay">>, null)),
     ?assertEqual(now, Due(<<"x-delay">>, undefined)),
@@ -124,9 +149,56 @@ values_of_amqp_1_0_are_delays_test() ->
      || Value <- [{boolean, true}, {list, []}, {map, []}, {timestamp, 100}, {utf8, <<"soon">>},
                   {as_is, 16#94, <<1>>}]].
 
-negated_they_keep_their_type_where_it_has_negative_values_test() ->
+negated_they_are_64_bit_integers_too_test() ->
     [?assertEqual(Negated, rabbit_delay_header:to_amqp10(Field))
      || {Value, Negated} <- [{{long, 5}, {long, -5}}, {{uint, 5}, {long, -5}}, {{int, 5}, {long, -5}},
-                             {{utf8, <<"5">>}, {utf8, <<"-5">>}}, {{double, 5.5}, {double, -5.0}}],
+                             {{utf8, <<"5">>}, {utf8, <<"-5">>}}, {{double, 5.5}, {long, -6}}],
         Field <- rabbit_delay_header:negate(
                    rabbit_delay_header:from_amqp10(<<"x-delay">>, Value))].
+
+%% What a sender is told: one line, his own notation, nothing of Erlang's.
+explained(Type, Value) ->
+    explained(<<"x-delay">>, Type, Value).
+
+explained(Header, Type, Value) ->
+    {unusable, _, _, _} = Unusable = due([{Header, Type, Value}]),
+    unicode:characters_to_list(rabbit_delay_header:explain(Unusable, "header")).
+
+what_is_unusable_is_told_in_the_senders_words_test_() ->
+    [?_assertEqual("header x-delay is " ++ Told, explained(Type, Value))
+     || {Type, Value, Told} <-
+            [{longstr, <<"5m">>, "the string \"5m\", not a number of milliseconds"},
+             {longstr, <<"a\"b">>, "the string \"a\\\"b\", not a number of milliseconds"},
+             {longstr, <<"f\x{fc}nf"/utf8>>, "the string \"f\x{fc}nf\", not a number of milliseconds"},
+             {longstr, <<255, 10, 27>>, "the string \"\\xff\\x0a\\x1b\", not a number of milliseconds"},
+             {longstr, <<>>, "the string \"\", not a number of milliseconds"},
+             {binary, <<0, 255>>, "the byte array 0x00ff, not a number of milliseconds"},
+             {bool, true, "the boolean true, not a number of milliseconds"},
+             {array, [{signedint, 300}], "the array [300], not a number of milliseconds"},
+             {table, [{<<"ms">>, signedint, 5000}],
+              "the table {\"ms\": 5000}, not a number of milliseconds"},
+             {timestamp, 1795790497,
+              "the timestamp 1795790497, not a number of milliseconds; a time of delivery is written "
+              "as x-opt-delivery-time"},
+             {long, ?MAX + 1, "the 64-bit integer 1000001, more than the maximum delay of 1000000 ms"},
+             {decimal, {1, 99999999},
+              "the decimal 99999999e-1, more than the maximum delay of 1000000 ms"},
+             {as_is, {132, <<1>>}, "of a type that is no number, not a number of milliseconds"}]]
+    ++ [?_assertEqual("header x-opt-delivery-time is the 64-bit integer 1700000000, which are seconds; "
+                      "it takes milliseconds since the epoch",
+                      explained(<<"x-opt-delivery-time">>, long, 1700000000))].
+
+no_value_makes_a_long_or_an_odd_text_test() ->
+    ?assert(proper:quickcheck(prop_text_is_short_and_printable(), [{to_file, user}, {numtests, 1000}])).
+
+prop_text_is_short_and_printable() ->
+    ?FORALL({Type, Value}, oneof([{longstr, binary()}, {longstr, ?LET(S, string(), unicode:characters_to_binary(S))},
+                                  {binary, binary()}, {longstr, binary(2000)}, {binary, binary(2000)},
+                                  {array, list({longstr, binary()})},
+                                  {table, list({binary(), longstr, binary()})},
+                                  {array, list({array, list({signedint, integer()})})}]),
+            begin
+                Text = unicode:characters_to_list(rabbit_delay_header:shown(Type, Value)),
+                length(Text) =< 100
+                    andalso lists:all(fun (C) -> C >= 32 andalso (C < 127 orelse C >= 160) end, Text)
+            end).

@@ -26,6 +26,23 @@ any_bytes_test() ->
               ?assertEqual(nomatch, re:run(Text, "[\\x00-\\x1f\\x7f]"))
       end, lists:seq(1, 2000)).
 
+reply_is_cut_between_characters_test() ->
+    ?assertEqual(<<"short">>, rabbit_delay_text:reply("short")),
+    lists:foreach(
+      fun ({Length, Char}) ->
+              Whole = unicode:characters_to_binary(["a" | lists:duplicate(Length, Char)]),
+              Reply = rabbit_delay_text:reply(Whole),
+              ?assert(byte_size(Reply) =< 230),
+              ?assertEqual(Reply, unicode:characters_to_binary(Reply)),
+              case byte_size(Whole) =< 230 of
+                  true -> ?assertEqual(Whole, Reply);
+                  false -> ?assertMatch(nomatch, string:prefix(Whole, Reply)),
+                           ?assertNotEqual(nomatch,
+                                           string:prefix(Whole, binary:part(Reply, 0, byte_size(Reply) - 3)))
+              end
+      end, [{Length, Char} || Length <- [56, 57, 58, 76, 77, 113, 114, 115, 228, 229, 230, 1000],
+                              Char <- [$b, 16#fc, 16#20ac, 16#1f600]]).
+
 rs_test() ->
     ?assertEqual(<<"queue 'a\\u000ab' in vhost '/'">>,
                  rabbit_delay_text:rs({resource, <<"/">>, queue, <<"a\nb">>})).

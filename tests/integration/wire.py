@@ -48,8 +48,12 @@ timestamp = _packed(b"T", ">Q")
 boolean = _packed(b"t", ">B")
 
 
+class Long(int):
+    """An integer that came as AMQP's signed 64-bit one (l), which every client reads as signed."""
+
+
 def decimal(unscaled, scale):
-    return Field(b"D", struct.pack(">BI", scale, unscaled))
+    return Field(b"D", struct.pack(">Bi", scale, unscaled))
 
 
 def byte_array(value):
@@ -84,7 +88,7 @@ def _decode(encoded, offset):
     if kind in _NUMBERS:
         layout = _NUMBERS[kind]
         value = struct.unpack_from(layout, encoded, offset + 1)[0]
-        return value, offset + 1 + struct.calcsize(layout)
+        return Long(value) if kind == b"l" else value, offset + 1 + struct.calcsize(layout)
     if kind == b"D":
         scale, unscaled = struct.unpack_from(">BI", encoded, offset + 1)
         return Decimal(unscaled).scaleb(-scale), offset + 6

@@ -12,7 +12,7 @@
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
--export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
+-export([message_of/1, confirms/1, parsed/1, headers/1, field_word/1, message_id/1, payload_size/1,
          exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
@@ -162,6 +162,14 @@ amqp10_annotations(Headers) ->
             end;
         _ ->
             []
+    end.
+
+%% What its protocol calls such a field.
+-spec field_word(message()) -> string().
+field_word(#basic_message{content = Content}) ->
+    case amqp10_annotations(rabbit_basic:extract_headers(Content)) of
+        [] -> "header";
+        _ -> "annotation"
     end.
 
 -spec message_id(message()) -> binary() | undefined.
@@ -323,8 +331,8 @@ raise_to_client(Name, Format, Args) ->
 %% Of a channel that declares for example. What is sent are this text's elements as bytes.
 -spec protocol_error(atom(), io:format(), [term()]) -> no_return().
 protocol_error(Name, Format, Args) ->
-    Text = binary_to_list(rabbit_delay_text:escaped(io_lib:format(Format, Args))),
-    rabbit_misc:protocol_error(Name, "~s", [Text]).
+    Text = rabbit_delay_text:reply(io_lib:format(Format, Args)),
+    rabbit_misc:protocol_error(Name, "~s", [binary_to_list(Text)]).
 
 %% ------------------------------------------------------------- the internal queue's record
 

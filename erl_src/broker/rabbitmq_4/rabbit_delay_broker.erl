@@ -16,7 +16,7 @@
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
--export([message_of/1, confirms/1, parsed/1, headers/1, message_id/1, payload_size/1,
+-export([message_of/1, confirms/1, parsed/1, headers/1, field_word/1, message_id/1, payload_size/1,
          exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
@@ -207,6 +207,11 @@ headers(Message) ->
     lists:flatmap(
       fun (Name) -> rabbit_delay_header:from_amqp10(Name, mc:x_header(Name, Message)) end,
       rabbit_delay_header:names() ++ rabbit_delay_key:names()).
+
+%% What its protocol calls such a field.
+-spec field_word(message()) -> string().
+field_word(?CONTAINER(mc_amqp, _, _)) -> "annotation";
+field_word(_) -> "header".
 
 %% As text, if it is not text: a number in decimal, a UUID as a URN.
 -spec message_id(message()) -> binary() | undefined.
@@ -431,7 +436,7 @@ amqp10_condition(resource_error) -> ?V_1_0_AMQP_ERROR_RESOURCE_LIMIT_EXCEEDED.
 %% Of a channel or session that declares for example.
 -spec protocol_error(atom(), io:format(), [term()]) -> no_return().
 protocol_error(Name, Format, Args) ->
-    rabbit_misc:protocol_error(Name, "~ts", [client_text(Format, Args)]).
+    rabbit_misc:protocol_error(Name, "~ts", [rabbit_delay_text:reply(io_lib:format(Format, Args))]).
 
 client_text(Format, Args) -> rabbit_delay_text:escaped(io_lib:format(Format, Args)).
 
