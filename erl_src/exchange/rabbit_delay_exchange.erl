@@ -242,16 +242,18 @@ delay(X, Delivery, Message) ->
 %% A publisher that awaits a confirm gets a nack from the queue; another one has to be told here,
 %% where the broker lets us know which it is. Dead letters wait.
 refuse_if_unavailable(Delivery, XName) ->
-    case rabbit_delay_system:status() of
-        {_, Why} ->
-            _ = rabbit_delay_broker:confirms(Delivery) =:= false
-                andalso rabbit_delay_broker:raise_to_client(
-                          resource_error, "cannot delay a message published to ~ts: ~ts",
-                          [rabbit_delay_text:rs(XName), Why]),
-            ok;
-        _ ->
-            ok
+    case {rabbit_delay_system:status(), rabbit_delay_registry:unable(XName)} of
+        {{_, Why}, _} -> refuse_who_awaits_nothing(Delivery, XName, Why);
+        {_, none} -> ok;
+        {_, Why} -> refuse_who_awaits_nothing(Delivery, XName, Why)
     end.
+
+refuse_who_awaits_nothing(Delivery, XName, Why) ->
+    _ = rabbit_delay_broker:confirms(Delivery) =:= false
+        andalso rabbit_delay_broker:raise_to_client(
+                  resource_error, "cannot delay a message published to ~ts: ~ts",
+                  [rabbit_delay_text:rs(XName), Why]),
+    ok.
 
 refuse(ErrorName, Format, Args, XName) ->
     no_client = rabbit_delay_broker:raise_to_client(

@@ -52,6 +52,12 @@
 -define(BEYOND_MESSAGES, 65536).
 -define(BEYOND_BYTES, 67108864).
 
+%% How much an exchange's store may hold in memory that it cannot write, and all of the node's together,
+%% before messages are rejected; and how often the store is looked at then.
+-define(MAX_UNWRITTEN_BYTES, 16777216).
+-define(MAX_UNWRITTEN_BYTES_OF_ALL, 67108864).
+-define(LOOK_AT_STORE_MS, 500).
+
 -define(MEMBER_RETRY_MS, 1000).
 -define(STORE_RETRY_MS, 50).
 -define(RESEND_MS, 50).
@@ -115,6 +121,8 @@
          max_batches_bytes :: pos_integer(),
          resend_timer :: undefined | reference(),
          append_timer :: undefined | reference(),
+         %% why the store can take no more
+         unable = none :: none | string(),
          %% beyond which messages are dropped, if they are, and bytes
          drop_beyond = none :: none | {non_neg_integer() | infinity, non_neg_integer() | infinity},
          %% not yet appended
@@ -301,6 +309,11 @@ handle_info(start_member, #state{leader = undefined, starter = undefined} = Stat
     end;
 handle_info(resend, State) ->
     send_all_again(State#state{resend_timer = undefined});
+handle_info(look_at_store, #state{unable = none} = State) ->
+    State;
+handle_info(look_at_store, State) ->
+    _ = erlang:send_after(?LOOK_AT_STORE_MS, self(), look_at_store),
+    look_at_store(State);
 handle_info(append, State) ->
     State#state{append_timer = undefined};
 handle_info(give_up, #state{leader = undefined, rejectable = Rejectable} = State)
@@ -618,9 +631,48 @@ append_held(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when
     State;
 append_held(State) ->
     case rabbit_delay_system:status() of
-        {_, _} -> reject_waiting(State);
-        _ -> append_some(State)
+        {_, _} ->
+            reject_waiting(State);
+        _ ->
+            case look_at_store(State) of
+                #state{unable = none} = Looked -> append_some(Looked);
+                Looked -> reject_waiting(Looked)
+            end
     end.
+
+%% What the store cannot write stays in memory: beyond a bound no more is taken in, until it can. Nor
+%% is anything when a limit of the store itself is near, since what is in the log must be applied.
+look_at_store(#state{unable = Before, exchange = XName} = State) ->
+    case unable(rabbit_delay_registry:stat(XName)) of
+        Before ->
+            State;
+        none ->
+            ?LOG_NOTICE("delayed messages of ~ts are accepted again", [rabbit_delay_text:rs(XName)],
+                        ?LOG_DOMAIN),
+            ok = rabbit_delay_registry:register_unable(XName, none),
+            State#state{unable = none};
+        Why ->
+            ?LOG_ERROR("delayed messages of ~ts are refused: ~ts", [rabbit_delay_text:rs(XName), Why],
+                       ?LOG_DOMAIN),
+            ok = rabbit_delay_registry:register_unable(XName, Why),
+            _ = erlang:send_after(?LOOK_AT_STORE_MS, self(), look_at_store),
+            State#state{unable = Why}
+    end.
+
+unable(#{write_error := none, full := false}) ->
+    none;
+unable(#{full := true}) ->
+    "its store is full: there are as many messages, or files of them, as it can have";
+unable(#{write_error := Error, buffered := Buffered}) ->
+    Beyond = Buffered > ?MAX_UNWRITTEN_BYTES orelse
+        maps:get(unwritten, rabbit_delay_store:shared()) > ?MAX_UNWRITTEN_BYTES_OF_ALL,
+    case Beyond of
+        true -> lists:flatten(io_lib:format("its files cannot be written to (~ts)", [Error]));
+        false -> none
+    end;
+unable(_) ->
+    %% The store is not open yet.
+    none.
 
 append_some(#state{exchange = XName} = State0) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
@@ -648,7 +700,8 @@ retry(X) ->
         Plan -> {Plan, true}
     end.
 
-append_imported(Ref, #batch{entry = {_, _, Bytes}, from = Pid} = Batch, State) ->
+append_imported(Ref, #batch{entry = {_, _, Bytes}, from = Pid} = Batch, State0) ->
+    State = look_at_store(State0),
     case admitted(Batch, State) of
         ok ->
             ok = send(Ref, Batch, State),
@@ -668,6 +721,8 @@ admitted(#batch{messages = N, entry = {_, _, Records}}, #state{exchange = XName}
     case rabbit_delay_system:status() of
         {_, Why} ->
             {unavailable, Why};
+        _ when State#state.unable =/= none ->
+            {unavailable, State#state.unable};
         _ ->
             %% The limits count bodies, and Records has a header for each.
             Size = byte_size(Records) - N * ?RECORD_HEADER_BYTES,

@@ -23,7 +23,8 @@
          register_queue/2, register_dispatcher/2, register_store/2, register_paused/2, queue/1,
          dispatcher/1, store/1, is_paused/1,
          counters/1, known_counters/1, dropped/1, all_counters/0, gone_counters/0, samples/1,
-         checkpointed/2, permit_start/1, take_permit/1, refuse/2, refusal/1]).
+         checkpointed/2, permit_start/1, take_permit/1, refuse/2, refusal/1,
+         register_unable/2, unable/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 %% The queue names of clients cannot begin with "amq.".
@@ -57,6 +58,8 @@
               permit = false :: boolean(),
               %% why it is not to be started, and its exchange delays nothing
               refusal :: string() | undefined,
+              %% why its store can take no more, as long as it cannot
+              unable = none :: none | string(),
               %% what is being done: it outlives this process
               job :: {what(), pid()} | undefined,
               %% until when nobody waits for that, monotonic ms
@@ -367,6 +370,17 @@ refuse(XName, Why) -> update(XName, {#row.refusal, Why}).
 
 -spec refusal(rabbit_exchange:name()) -> string() | undefined.
 refusal(XName) -> lookup(XName, #row.refusal).
+
+-spec register_unable(rabbit_exchange:name(), none | string()) -> ok.
+register_unable(XName, Why) -> update(XName, {#row.unable, Why}).
+
+%% Why the exchange's store can take no more.
+-spec unable(rabbit_exchange:name()) -> none | string().
+unable(XName) ->
+    case lookup(XName, #row.unable) of
+        undefined -> none;
+        Why -> Why
+    end.
 
 -spec queue(rabbit_exchange:name()) -> pid() | undefined.
 queue(XName) -> lookup(XName, #row.queue).
@@ -695,7 +709,18 @@ do(delete, XName, _) ->
                                                            C =/= undefined],
     ok.
 
+%% One that has to wait until there are file descriptors is tried again.
 start(XName, Registry) ->
+    case rabbit_delay_system:room_for_store() of
+        ok ->
+            start_processes(XName, Registry);
+        {error, Why} = Error ->
+            ?LOG_ERROR("delayed messages of ~ts: not started: ~ts", [rabbit_delay_text:rs(XName), Why],
+                       ?LOG_DOMAIN),
+            Error
+    end.
+
+start_processes(XName, Registry) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, X} ->
             Durable = rabbit_delay_broker:is_durable(X),
