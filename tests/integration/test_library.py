@@ -92,7 +92,7 @@ def test_with_a_damaged_library_all_else_works_and_delays_are_refused_in_words(b
         for _ in range(3):
             with pytest.raises((pika.exceptions.NackError, pika.exceptions.ChannelClosedByBroker)):
                 client.publish(exchange, body=b"refused", delay=1000)
-        assert "rabbit_delay_store.so cannot be loaded" in broker.log()
+        eventually(broker.log, lambda log: "rabbit_delay_store.so cannot be loaded" in log)
         assert evaluate(broker, 'length(rabbit_delay_exchange:list(<<"/">>, [name])).') == "1"
         assert Management(broker).messages_delayed(exchange) == 0
         assert Metrics(broker).get("rabbitmq_delayed_up") == 0
