@@ -3,14 +3,14 @@
 %% What a dispatcher knows of the queues that it publishes to: how much each may be sent, and what
 %% waits for it. Data only; who calls tells the time (ms, monotonic) and runs the processes.
 %%
-%% A queue is sent no more than its part of what may be in flight. What it rejects, and what is due
-%% while it takes nothing, waits: of such a message only its place is kept here, 16 bytes, in order,
+%% What a queue rejects, and what is due while it takes nothing, waits: of such a message only its place is kept here, 16 bytes, in order,
 %% and its record stays taken out of the store. There is a bound for that too, beyond which a message
 %% is left where it is and only counted: it is found again when all that is taken is handed out anew.
 %%
 %% A queue that does not confirm within a second is slow. What only slow queues have not confirmed
-%% does not count as in flight, so that the others go on, but has a limit of its own: each queue may
-%% be sent at most half of what is left of that. A queue that rejects is left alone for a pause, which
+%% does not count as in flight, so that the others go on, but has a limit of its own, twice that of
+%% what is in flight: each queue may be sent at most half of what is left of that, which is all that
+%% may be in flight while none is slow. A queue that rejects is left alone for a pause, which
 %% doubles while it goes on, and then gets one message, two, four and so on.
 %%
 %% Not only queues are waited for: any other term may be a name, and is never sent anything.
@@ -131,10 +131,10 @@ room_of(#target{unconfirmed = Unconfirmed, bytes = Bytes, window = Window}, Ts) 
     end.
 
 limit(#targets{messages = Max, slow_messages = Slow}) ->
-    max(min(?LEAST, Max), (Max - Slow) div 2).
+    max(min(?LEAST, Max), (2 * Max - Slow) div 2).
 
 limit_bytes(#targets{bytes = Max, slow_bytes = Slow}) ->
-    max(1, (Max - Slow) div 2).
+    max(1, (2 * Max - Slow) div 2).
 
 %% As many messages as are worth reading: if they went to the queue that has the least room of those
 %% that confirm in time, none would have to wait. None if that one should be waited for first.
@@ -448,7 +448,7 @@ has_slow(#targets{slow_messages = N}) -> N > 0.
 %% If several slow queues hold more than they may in all, the one that has been slow for longest.
 -spec beyond(targets()) -> none | name().
 beyond(#targets{messages = Max, bytes = MaxBytes, slow_messages = M, slow_bytes = B})
-  when M =< Max + ?MORE_SLOW, B =< 2 * MaxBytes ->
+  when M =< 2 * Max + ?MORE_SLOW, B =< 3 * MaxBytes ->
     none;
 beyond(#targets{by_name = ByName}) ->
     case lists:sort([{At, Name}

@@ -16,7 +16,7 @@ from private_broker import default_series
 
 MANY = 8000
 # What may be in flight, and what slow queues may have unconfirmed besides.
-IN_FLIGHT, SLOW = 4000, 4256
+IN_FLIGHT, SLOW = 4000, 8256
 CLASSIC, QUORUM = {}, {"x-queue-type": "quorum"}
 TYPES = [pytest.param(CLASSIC, id="classic"), pytest.param(QUORUM, id="quorum")]
 
@@ -79,13 +79,13 @@ def test_a_stalled_queue_holds_up_no_other_and_gets_all_when_it_goes_on(client, 
         now = eventually(lambda: counters(broker, exchange),
                          lambda now: now["waiting"] + now["in_flight"] == MANY, within=60)
         assert now["pending"] == MANY and now["stuck"] == 1 and now["unroutable"] == 0
-        assert now["in_flight"] <= IN_FLIGHT // 2 and now["waiting"] >= MANY - IN_FLIGHT // 2
+        assert now["in_flight"] <= IN_FLIGHT and now["waiting"] >= MANY - IN_FLIGHT
         # And more for the others still goes at once.
         publish(broker, exchange, [f"classic {n}" for n in range(500)], delay=1)
         assert len(client.collect(live[0], 500, within=60)) == 500
         shown = figures(broker, exchange)
-        assert shown["messages_waiting"] >= MANY - IN_FLIGHT // 2 and shown["stuck_queues"] == 1
-        assert shown["messages_in_flight"] <= IN_FLIGHT // 2
+        assert shown["messages_waiting"] >= MANY - IN_FLIGHT and shown["stuck_queues"] == 1
+        assert shown["messages_in_flight"] <= IN_FLIGHT
     finally:
         evaluate(broker, resumed(stalled))
     assert client.texts(stalled, MANY, within=90) == wanted["stalled"]
@@ -106,7 +106,7 @@ def test_what_others_have_goes_only_to_the_one_that_stalled(client, broker, argu
         assert client.texts(live, MANY, within=60) == texts
         now = eventually(lambda: counters(broker, exchange),
                          lambda now: now["waiting"] + now["in_flight"] == MANY, within=60)
-        assert now["in_flight"] <= IN_FLIGHT // 2
+        assert now["in_flight"] <= IN_FLIGHT
     finally:
         evaluate(broker, resumed(stalled))
     assert client.texts(stalled, MANY, within=90) == texts
@@ -145,7 +145,7 @@ def test_what_waits_for_a_queue_can_be_cancelled_and_is_routed_anew(client, brok
     now = eventually(lambda: counters(broker, exchange),
                      lambda now: now["waiting"] + now["in_flight"] == 5000, within=60)
     waiting = now["waiting"]
-    assert waiting >= 3000
+    assert waiting >= 1000
     broker.ctl("purge_delayed_messages", exchange)
     now = eventually(lambda: counters(broker, exchange), lambda now: now["pending"] < 5000)
     assert now["pending"] == now["in_flight"] == 5000 - waiting
