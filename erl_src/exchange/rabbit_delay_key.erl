@@ -13,7 +13,7 @@
 %% permission for it. What comes by a binding, as an alternate exchange's or as a dead letter may be of
 %% somebody who has none: it has no key and does nothing to others' messages, unless the policy
 %% delay-keys-from says "anyone". A dead letter that comes back to be retried still has the key with
-%% which it was published here.
+%% which it was published here, or, if it was published elsewhere, its message_id.
 %%
 %% In the store and in the Raft log a key is a 64-bit number: the first 8 bytes of SHA-256 over the
 %% exchange's salt (rabbit_delay_raft:key_salt/1) and the key, little-endian; 0 means no key, and 1

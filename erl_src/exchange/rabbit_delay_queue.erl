@@ -909,7 +909,8 @@ add(#waiting{message = Message} = W, B) ->
     end.
 
 %% As route/2 has judged it: only of what a publisher published to the exchange itself. A dead letter
-%% that is retried was, if it had gone to this exchange before it died.
+%% that is retried was, if it had gone to this exchange before it died; another is known, for being
+%% cancelled while it waits, by its message_id.
 use_of_key(_, Message, Headers, _, #building{keys_from = anyone}) ->
     rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message));
 use_of_key(#waiting{dead_letter = true}, Message, Headers,
@@ -920,6 +921,8 @@ use_of_key(#waiting{dead_letter = false}, Message, Headers, _, #building{exchang
         true -> rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message));
         false -> none
     end;
+use_of_key(#waiting{dead_letter = true}, Message, _, [_ | _], _) ->
+    rabbit_delay_key:asked(undefined, rabbit_delay_broker:message_id(Message));
 use_of_key(_, _, _, _, _) ->
     none.
 
