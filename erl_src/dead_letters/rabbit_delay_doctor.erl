@@ -19,10 +19,10 @@
                 delivery_limit_without_dlx | parking_unwatched | x_death_growth | priority_ttl |
                 ttl_zero | policy_tie | policy_shadowed | policy_not_applicable |
                 argument_over_policy | policy_unusable | unusable_value | delay_ladder |
-                retry_parking_missing.
+                retry_parking_missing | topic_permissions_unchecked.
 
 -type finding() :: #{rule := rule(), severity := severity(), vhost := binary(),
-                     kind := queue | policy, name := binary(),
+                     kind := queue | policy | exchange, name := binary(),
                      %% why it bites
                      why := binary(),
                      %% what to do about it, in words and as shell commands that do it
@@ -94,7 +94,7 @@ rules() ->
      at_least_once_drop_head, at_least_once_unavailable, delivery_limit_without_dlx,
      parking_unwatched, x_death_growth, priority_ttl, ttl_zero, policy_tie, policy_shadowed,
      policy_not_applicable, argument_over_policy, policy_unusable, unusable_value, delay_ladder,
-     retry_parking_missing].
+     retry_parking_missing, topic_permissions_unchecked].
 
 %% What holds for one queue of a vhost.
 -spec settings(binary(), rabbit_delay_topology:vhost()) ->
@@ -154,7 +154,8 @@ check_vhost(Topology, VHost, #{queues := Queues} = Objects) ->
                 cyclic => cyclic(Graph)},
     lists:append([lists:append([rabbit_delay_doctor_queues:check(Q, Context) || Q <- Qs]),
                   rabbit_delay_doctor_graph:check(Context),
-                  rabbit_delay_doctor_policies:check(Qs, Unusable, Context)]).
+                  rabbit_delay_doctor_policies:check(Qs, Unusable, Context),
+                  rabbit_delay_doctor_exchanges:check(Context)]).
 
 %% Where what dies in a queue goes for good. A delayed exchange that retries gives it back, so often
 %% and no more, and then parks it: not by its bindings, and in no cycle.

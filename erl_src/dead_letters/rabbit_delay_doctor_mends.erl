@@ -5,7 +5,7 @@
 
 -include("rabbit_delay_doctor.hrl").
 
--export([finding/7, policy_finding/7]).
+-export([finding/7, policy_finding/7, exchange_finding/7]).
 -export([ms/1, names/1, more/1, exchange_text/1]).
 -export([to_parking/3, replacement/2, set/3, set_policy/2, recreate/4, put_queue/3, put_exchange/4,
          bind/5, command/1, sh/1]).
@@ -28,6 +28,13 @@ finding(Rule, Severity, #q{name = Name}, Context, Why, Mend, Commands) ->
                      Commands :: list()) -> rabbit_delay_doctor:finding().
 policy_finding(Rule, Severity, Name, Context, Why, Mend, Commands) ->
     finding(Rule, Severity, policy, Name, Context, Why, Mend, Commands).
+
+%% Of an exchange.
+-spec exchange_finding(rabbit_delay_doctor:rule(), rabbit_delay_doctor:severity(), binary(),
+                       rabbit_delay_doctor:context(), Why :: iodata(), Mend :: iodata(),
+                       Commands :: list()) -> rabbit_delay_doctor:finding().
+exchange_finding(Rule, Severity, Name, Context, Why, Mend, Commands) ->
+    finding(Rule, Severity, exchange, Name, Context, Why, Mend, Commands).
 
 finding(Rule, Severity, Kind, Name, #{vhost := VHost}, Why, Mend, Commands) ->
     #{rule => Rule, severity => Severity, vhost => VHost, kind => Kind, name => Name,

@@ -24,7 +24,9 @@
                    exchanges := #{binary() => exchange()},
                    bindings := [binding()],
                    policies := [policy()],
-                   operator_policies := [policy()]}.
+                   operator_policies := [policy()],
+                   %% the exchanges that have some
+                   topic_permissions := [binary()]}.
 
 -type queue() :: #{name := binary(), type := classic | quorum | stream | other,
                    durable := boolean(),
@@ -95,7 +97,9 @@ read(Definitions, DefaultVHost) ->
                          || P <- entries(<<"policies">>, Definitions)]},
              {operator_policies, [read_operator_policy(P, DefaultVHost)
                                   || {_, #{<<"component">> := <<"operator_policy">>}} = P
-                                         <- entries(<<"parameters">>, Definitions)]}],
+                                         <- entries(<<"parameters">>, Definitions)]},
+             {topic_permissions, [read_topic_permission(P, DefaultVHost)
+                                  || P <- entries(<<"topic_permissions">>, Definitions)]}],
     VHosts = case maps:keys(Types) of
                  [] -> [DefaultVHost];
                  Names -> Names
@@ -121,7 +125,8 @@ vhost(Objects) ->
     #{queues => by_name(Objects(queues)),
       exchanges => maps:merge(predeclared(), by_name(Objects(exchanges))),
       bindings => Objects(bindings), policies => Objects(policies),
-      operator_policies => Objects(operator_policies)}.
+      operator_policies => Objects(operator_policies),
+      topic_permissions => Objects(topic_permissions)}.
 
 by_name(Objects) -> maps:from_list([{Name, Object} || #{name := Name} = Object <- Objects]).
 
@@ -210,6 +215,9 @@ read_operator_policy({Where, Entry}, DefaultVHost) ->
      policy(text(<<"name">>, Entry, Where), object(<<"value">>, Entry, Where),
             [Where, ".value"])}.
 
+read_topic_permission({Where, Entry}, DefaultVHost) ->
+    {vhost_of(Where, Entry, DefaultVHost), text(<<"exchange">>, Entry, Where)}.
+
 policy(Name, Entry, Where) ->
     #{name => Name, pattern => text(<<"pattern">>, Entry, Where),
       apply_to => first([<<"apply-to">>], Entry, <<"all">>),
@@ -267,7 +275,10 @@ live_vhost(VHost) ->
                               #{source := Source} = Binding <- [live_binding(B)],
                               Source =/= <<>>],
       policies => [live_policy(P) || P <- rabbit_policy:list(VHost)],
-      operator_policies => [live_policy(P) || P <- rabbit_policy:list_op(VHost)]}.
+      operator_policies => [live_policy(P) || P <- rabbit_policy:list_op(VHost)],
+      topic_permissions => [proplists:get_value(exchange, P)
+                            || P <- rabbit_auth_backend_internal:list_vhost_topic_permissions(
+                                      VHost)]}.
 
 live_queue(Q) ->
     #resource{name = Name} = amqqueue:get_name(Q),

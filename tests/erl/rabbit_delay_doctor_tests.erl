@@ -261,10 +261,20 @@ cases() ->
      {unusable_value, error, <<"work">>,
       #{queues => [queue(<<"work">>, #{<<"x-message-ttl">> => <<"soon">>})]},
       #{queues => [queue(<<"work">>, #{<<"x-message-ttl">> => 9})]}},
+     {topic_permissions_unchecked, warning, <<"dlx">>,
+      Sound#{exchanges := [(Delayed(#{}))#{<<"arguments">> := #{<<"x-delayed-type">> => <<"topic">>}}],
+             topic_permissions => [topic_permission(<<"dlx">>)]},
+      Sound#{exchanges := [Dlx, exchange(<<"t">>, <<"topic">>)],
+             topic_permissions => [topic_permission(<<"dlx">>), topic_permission(<<"t">>),
+                                   topic_permission(<<"gone">>)]}},
      {delay_ladder, info, <<"wait1">>, #{queues => ladder([1000, 5000, 60000])},
       #{queues => ladder([1000, 1000, 1000])}},
      %% binary levels, each into the next
      {delay_ladder, info, <<"level0">>, levels(5), levels(2)}].
+
+topic_permission(X) ->
+    #{<<"user">> => <<"app">>, <<"vhost">> => <<"/">>, <<"exchange">> => X, <<"write">> => <<"^a">>,
+      <<"read">> => <<"^a">>}.
 
 queue(Name, Arguments) ->
     #{<<"name">> => Name, <<"vhost">> => <<"/">>, <<"durable">> => true, <<"auto_delete">> => false,
@@ -318,6 +328,7 @@ definitions(Case) ->
       <<"queues">> => maps:get(queues, Case, []), <<"exchanges">> => maps:get(exchanges, Case, []),
       <<"bindings">> => maps:get(bindings, Case, []),
       <<"policies">> => maps:get(policies, Case, []),
+      <<"topic_permissions">> => maps:get(topic_permissions, Case, []),
       <<"parameters">> => [#{<<"component">> => <<"operator_policy">>, <<"vhost">> => <<"/">>,
                              <<"name">> => Name, <<"value">> => Policy}
                            || #{<<"name">> := Name} = Policy <- maps:get(operator, Case, [])]}.
@@ -375,6 +386,7 @@ malformed_test_() ->
                                                <<"destination_type">> => <<"other">>,
                                                <<"routing_key">> => <<>>}]},
                         #{<<"policies">> => [#{<<"name">> => <<"p">>}]},
+                        #{<<"topic_permissions">> => [#{<<"user">> => <<"u">>}]},
                         #{<<"exchanges">> => [#{<<"name">> => <<"x">>, <<"type">> => null}]}]].
 
 %% An export of one vhost names none.

@@ -451,6 +451,16 @@ def test_argument_over_policy(local, rule, management, vhost):
     assert is_empty(local, by_policy)
 
 
+def test_topic_permissions_unchecked(local, rule, broker, vhost):
+    """Named without the users whose they are, and gone with the permissions."""
+    exchange = local.delayed("topic")
+    broker.ctl("set_topic_permissions", "-p", vhost, "guest", exchange, "^a", "^a")
+    rule("topic_permissions_unchecked", exchange)
+    assert "guest" not in the(broker, vhost, "topic_permissions_unchecked", exchange)["why"]
+    broker.ctl("clear_topic_permissions", "-p", vhost, "guest", exchange)
+    assert not {f["rule"] for f in findings(broker, vhost)} & {"topic_permissions_unchecked"}
+
+
 def test_what_the_broker_refuses_itself(local, management, vhost):
     """policy_unusable and unusable_value are about files: a broker takes neither."""
     status, _ = management.request("PUT", f"policies/{quoted(vhost)}/bad",
