@@ -359,6 +359,7 @@ static void a_claim_is_for_all_below(void **state) {
             /* What fork gave us is the same lock. */
             dw_leases *mine = dw_leases_new(&dw_alloc_libc);
             const int result = dw_leases_claim(mine, f->root, &os_error);
+            dw_leases_drop(mine);
             _exit(result == DW_OK ? 0 : os_error == EWOULDBLOCK ? 1 : 2);
         }
         int status;
