@@ -391,6 +391,7 @@ follow_leader(Pid, #state{leader = Old} = State) ->
 
 %% Found by listing a directory with that of every other exchange in it: that is garbage in a process
 %% that ends, not in one that may do nothing for long.
+-dialyzer({nowarn_function, key_salt/1}).
 key_salt(XName) ->
     {_, Ref} = spawn_monitor(fun () -> exit({salt, rabbit_delay_raft:key_salt(XName)}) end),
     receive

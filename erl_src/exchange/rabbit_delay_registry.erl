@@ -524,6 +524,7 @@ then(What, From, [{What, Froms}]) -> [{What, [From | Froms]}];
 then(What, From, [First | Rest]) -> [First | then(What, From, Rest)].
 
 %% It begins when the table says so: another registry must find it.
+-dialyzer({nowarn_function, begin_job/4}).
 begin_job(XName, #job{what = What} = Job, Pause, State) ->
     Registry = self(),
     Pid = spawn(fun () ->
@@ -680,6 +681,7 @@ sample_all() ->
       end, rows()).
 
 %% Exchanges that hold something are started.
+-dialyzer({nowarn_function, look_for_members/1}).
 look_for_members(#state{looking = undefined} = State) ->
     {_, Ref} = spawn_monitor(fun () -> exit({done, put_aside_homeless()}) end),
     State#state{looking = {Ref, false}};

@@ -204,8 +204,8 @@ publish(VHost, Messages, Exchange) ->
             after
                 rabbit_delay_browse:close(Connection)
             end;
-        {error, Why} ->
-            unavailable(Why)
+        {error, {unavailable, _}} = Error ->
+            Error
     end.
 
 unavailable(Why) -> {error, {unavailable, unicode:characters_to_binary(Why)}}.

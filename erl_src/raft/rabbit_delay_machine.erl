@@ -109,7 +109,7 @@
                       sessions := [{pos_integer(), non_neg_integer()}],
                       paused => boolean()}.
 
--spec version() -> ra_machine:version().
+-spec version() -> pos_integer().
 version() -> ?VERSION.
 
 %% One module reads all versions up to its own. Ra asks for a later one if a snapshot is of that.

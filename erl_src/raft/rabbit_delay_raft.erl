@@ -49,17 +49,16 @@
 -spec system_config() -> ra_system:config().
 system_config() ->
     Dir = rabbit_delay_config:data_dir(),
-    Defaults = ra_system:default_config(),
+    WalSize = rabbit_delay_config:wal_size(),
+    Defaults = maps:merge(ra_system:default_config(), rabbit_delay_broker:segment_config(WalSize)),
     maps:remove(wal_max_entries,
                 Defaults#{name => ?RA_SYSTEM,
                           names => ra_system:derive_names(?RA_SYSTEM),
                           data_dir => Dir,
                           wal_data_dir => Dir,
-                          wal_max_size_bytes => rabbit_delay_config:wal_size(),
-                          %% The last segment stays, even if all in it is in a snapshot. (The second
-                          %% is heeded from Ra 3 on.)
+                          wal_max_size_bytes => WalSize,
+                          %% The last segment stays, even if all in it is in a snapshot.
                           segment_max_entries => 1024,
-                          segment_max_size_bytes => rabbit_delay_config:wal_size(),
                           wal_sync_method => datasync,
                           wal_write_strategy => default}).
 

@@ -12,7 +12,7 @@
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 -include("rabbit_delay.hrl").
 
--export([series/0, data_dir/0, machine_state/1, raft_overview/2]).
+-export([series/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2]).
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
@@ -64,6 +64,10 @@ series() -> "4.0".
 %% The directory that holds this node's data.
 -spec data_dir() -> file:filename().
 data_dir() -> rabbit:data_dir().
+
+%% What this series' Ra is told of the size of a segment, bytes, beside its number of entries.
+-spec segment_config(pos_integer()) -> map().
+segment_config(MaxBytes) -> #{segment_max_size_bytes => MaxBytes}.
 
 %% The machine's state, of what Ra gives to handle_aux/5.
 -spec machine_state(ra_aux:internal_state()) -> term().
