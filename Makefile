@@ -228,9 +228,10 @@ $(SERIES:%=check-%): check-%: deps broker-%
 	@$(MAKE) --no-print-directory $(if $(filter 3.10,$*),,suite-series-$*) suite-integration-$*
 	@$(SUM) series-$* dist-$* integration-$*
 
-# Every place and every errno of tests/c/test_store_faults.c, of which make check draws some.
-soak-faults: _build/c/plain/test_store_faults
-	DW_TEST_ROUNDS=10 $<
+# Every place and every errno of tests/c/test_store_faults.c, of which make check draws some, and ten
+# times as many power cuts and broken invariants.
+soak-faults: _build/c/plain/test_store_faults _build/c/asan/test_store_crash _build/c/asan/test_store_broken
+	@for t in $^; do DW_TEST_ROUNDS=10 $$t || exit; done
 
 suites-c:
 	@$(RUN) c-compile -- $(MAKE) --no-print-directory -k c-tests

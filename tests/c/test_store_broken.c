@@ -265,7 +265,7 @@ static void test_each_invariant(void **state) {
     unsigned long n = 1, broken = 0;
     while (break_one(n, other.store)) {
         broken++;
-        n += n < 300 ? 1 : 1 + n / (2 * fixture_rounds(100));
+        n += n < 120 ? 1 : 1 + n / fixture_rounds(40);
     }
     print_message("%lu of %lu\n", broken, n);
     assert_true(broken > 100);

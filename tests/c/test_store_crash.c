@@ -221,7 +221,7 @@ static void power_cuts(uint64_t seed) {
 
 static void test_power_cuts(void **state) {
     (void)state;
-    const unsigned rounds = fixture_rounds(20);
+    const unsigned rounds = fixture_rounds(8);
     const char *seed = getenv("DW_TEST_SEED");
     for (unsigned i = 0; i < rounds; i++) {
         power_cuts(seed != NULL ? strtoull(seed, NULL, 10) : i);
