@@ -125,7 +125,8 @@ message(X, Key, Table, Payload) ->
 
 %% A connection and channel of the broker's own client, within the broker; rabbitmqctl list_connections
 %% shows it by that name.
--spec connect(rabbit_types:vhost(), Name :: binary()) -> {ok, connection()} | error().
+-spec connect(rabbit_types:vhost(), Name :: binary()) ->
+          {ok, connection()} | {error, {unavailable, Why :: binary()}}.
 connect(VHost, Name) ->
     Parameters = #amqp_params_direct{
                     virtual_host = VHost,
