@@ -19,7 +19,7 @@
 %% not milliseconds), and a 32-bit float, which counts times of today in steps of two minutes.
 -module(rabbit_delay_header).
 
--export([due/3, due/4, find/2, negate/1, explain/2, shown/2, from_amqp10/2, to_amqp10/1, names/0]).
+-export([due/3, due/4, at/1, find/2, negate/1, explain/2, shown/2, from_amqp10/2, to_amqp10/1, names/0]).
 
 -export_type([due/0, unusable/0, headers/0]).
 
@@ -75,6 +75,10 @@ due(Headers, Now, MaxDelay, NotGiven) ->
         Field ->
             time(Field, Now, MaxDelay)
     end.
+
+%% The header that says: at that time. A time before the least that is taken for one has long passed.
+-spec at(non_neg_integer()) -> {binary(), long, pos_integer()}.
+at(Ms) -> {?TIME, long, max(Ms, ?LEAST_TIME_MS)}.
 
 %% The headers that a message carries after its delay: x-delay negated, so that it is not delayed
 %% again when it is published again, and a consumer still sees how long it waited.

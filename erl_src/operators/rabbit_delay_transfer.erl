@@ -24,7 +24,6 @@
 -define(FORMAT, 1).
 -define(PAGE_BYTES, 4194304).
 -define(CONFIRM_SECONDS, 30).
--define(TIME, <<"x-opt-delivery-time">>).
 
 -type cursor() :: {rabbit_delay_store:ms(), rabbit_delay_store:id()}.
 
@@ -223,7 +222,8 @@ refused(Reason) ->
 publish_one(Channel, #{due := Due, keys := [Key | Keys], payload := Payload,
                        properties := #'P_basic'{headers = Headers0} = Properties} = Message, Exchange) ->
     Copies = Keys -- copies(Headers0),
-    Headers = [{?TIME, long, Due} | lists:keydelete(?TIME, 1, rabbit_delay_header:negate(Headers0))]
+    {Name, _, _} = At = rabbit_delay_header:at(Due),
+    Headers = [At | lists:keydelete(Name, 1, rabbit_delay_header:negate(Headers0))]
         ++ [{<<"BCC">>, array, [{longstr, Copy} || Copy <- Copies]} || Copies =/= []],
     ok = amqp_channel:call(Channel, #'basic.publish'{exchange = target(Message, Exchange),
                                                      routing_key = Key},

@@ -93,6 +93,10 @@ what_cannot_be_meant_as_a_time_is_refused_test() ->
      || {Type, Value} <- [{long, 100000000000}, {long, 0}, {long, -1}, {float, 0.0}, {timestamp, 1},
                           {double, 1.6e12}]].
 
+any_time_can_be_written_test() ->
+    [?assertEqual(now, due([rabbit_delay_header:at(Ms)])) || Ms <- [0, 1, 1000, 99999999999, ?NOW]],
+    ?assertEqual({time, ?NOW + 1}, due([rabbit_delay_header:at(?NOW + 1)])).
+
 every_number_comes_back_as_a_64_bit_integer_test() ->
     Negated = fun (Type, Value) ->
                       [{_, T, V}] = rabbit_delay_header:negate([{<<"x-delay">>, Type, Value}]),
