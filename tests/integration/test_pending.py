@@ -40,8 +40,9 @@ def payloads(broker, exchange, *arguments):
 
 def counted(broker, exchange, column):
     """A column of list_delayed_exchanges, without the command-line tool's start."""
-    answer = evaluate(broker, f'rabbit_delay_exchange:list(<<"/">>, <<"{exchange}">>, [{column}]).')
-    value = re.fullmatch(rf"\[\[{{{column},\s*(\w+)}}\]\]", answer).group(1)
+    answer = evaluate(broker, 'rabbit_delay_exchange:show(rabbit_misc:r(<<"/">>, exchange, '
+                      f'<<"{exchange}">>), [{column}]).')
+    value = re.fullmatch(rf"{{ok,\s*\[{{{column},\s*(\w+)}}\]}}", answer).group(1)
     return {"true": True, "false": False}[value] if value.isalpha() else int(value)
 
 
