@@ -99,7 +99,12 @@ node_figures(Callback) ->
     figure(Callback, "rabbitmq_delayed_", "up", gauge,
            "1 if delayed messages are accepted on this node, 0 if not: the log says why",
            [{[], case rabbit_delay_system:status() of up -> 1; _ -> 0 end}]),
-    Shared = rabbit_delay_store:shared(),
+    %% Not where the library could not be loaded.
+    _ = erlang:function_exported(rabbit_delay_store, shared, 0)
+        andalso store_figures(rabbit_delay_store:shared(), Callback),
+    ok.
+
+store_figures(Shared, Callback) ->
     lists:foreach(fun ({Key, Name, Type, Help}) ->
                           figure(Callback, "rabbitmq_delayed_", Name, Type, Help,
                                  [{[], maps:get(Key, Shared)}])
