@@ -54,7 +54,7 @@ assert.equal(delayed.splice(delayed.findIndex((arrival) => arrival.body === 'now
 assert.deepEqual(delayed.map((arrival) => arrival.body), [...delays.keys()]);
 for (const { at, body, message } of delayed) {
   const given = delays.get(body);
-  const delay = Math.trunc(Number(given.value ?? given));
+  const delay = Math.ceil(Number(given.value ?? given));
   assert.ok(at - published.get(body) >= delay, `${body} came early`);
   assert.equal(Math.trunc(Number(message.properties.headers['x-delay'])), -delay, body);
 }
