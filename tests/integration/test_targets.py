@@ -191,6 +191,8 @@ def test_after_leaderships_that_went_by_all_that_was_in_flight_is_released_again
 @pytest.fixture(scope="module")
 def cluster(brokers):
     """Three nodes that know each other; the delayed messages are on the first."""
+    if default_series() != "3.10":
+        pytest.skip("these nodes do not find each other on 4.x, which forms clusters otherwise")
     first, *others = nodes = [brokers(f"node{n}", enable=(PLUGIN,), start=False) for n in range(3)]
     for node in nodes:
         node.conf = [*QUICK_STATISTICS,
