@@ -118,7 +118,6 @@ from_amqp10(Name, Value) -> [{Name, unknown, Value}].
 %% A header of ours as another protocol's annotation.
 -spec to_amqp10({binary(), atom(), term()}) -> amqp10_value().
 to_amqp10({_, longstr, Text}) -> {utf8, Text};
-to_amqp10({_, signedint, N}) -> {int, N};
 to_amqp10({_, Tag, Value}) -> {Tag, Value}.
 
 %% The header of that name; one that is void counts as none.
