@@ -13,6 +13,7 @@ start([Port]) ->
     Dir = unpacked(Tool),
     ok = code:add_pathsa([Dir | filelib:wildcard(filename:join([Dir, "*", "ebin"]))]),
     {ok, _} = application:ensure_all_started(rabbitmqctl),
+    {module, _} = code:ensure_loaded('Elixir.RabbitMQCtl'),
     true = unregister(standard_error),
     {ok, Socket} = gen_tcp:connect({127, 0, 0, 1}, list_to_integer(atom_to_list(Port)),
                                    [binary, {packet, 4}, {active, false}]),
@@ -47,7 +48,7 @@ run(Arguments) ->
     true = register(standard_error, Errors),
     {Pid, Ref} = spawn_monitor(fun () ->
                                        true = group_leader(Output, self()),
-                                       'Elixir.RabbitMQCtl':main(Arguments)
+                                       main(Arguments)
                                end),
     Code = receive
                {'DOWN', Ref, process, Pid, {shutdown, N}} ->
@@ -62,3 +63,14 @@ run(Arguments) ->
     {ok, {_, Out}} = 'Elixir.StringIO':close(Output),
     {ok, {_, Err}} = 'Elixir.StringIO':close(Errors),
     <<Code:32, (byte_size(Out)):32, Out/binary, Err/binary>>.
+
+%% From 4.3 on main/1 ends the VM after main1/1, which does what it did before.
+main(Arguments) ->
+    case erlang:function_exported('Elixir.RabbitMQCtl', main1, 1) of
+        true ->
+            Words = [unicode:characters_to_binary(Argument) || Argument <- Arguments],
+            ok = 'Elixir.System':argv(Words),
+            'Elixir.RabbitMQCtl':main1(Words);
+        false ->
+            'Elixir.RabbitMQCtl':main(Arguments)
+    end.

@@ -11,9 +11,6 @@ import struct
 import subprocess
 import threading
 
-# The tool of 4.3 ends its VM itself.
-SERIES = ("3.10", "4.0")
-
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 

@@ -462,7 +462,7 @@ class PrivateBroker:
 
     def keep_rabbitmqctl(self, directory):
         """From now on ctl() keeps the tool's VM as long as the broker and its plugins stay as they
-        are, where that can be done. `directory`: kept_rabbitmqctl.compile_into()'s."""
+        are. `directory`: kept_rabbitmqctl.compile_into()'s."""
         self._kept = kept_rabbitmqctl.KeptRabbitmqctl(directory, self)
 
     def _end_kept(self):
@@ -470,7 +470,7 @@ class PrivateBroker:
             self._kept.end()
 
     def ctl(self, *arguments, check=True, timeout=300):
-        if self._kept is None or self.series not in kept_rabbitmqctl.SERIES:
+        if self._kept is None:
             return self.tool("rabbitmqctl", *arguments, check=check, timeout=timeout)
         return self._done(self._kept.run(arguments, timeout), "rabbitmqctl", arguments, check)
 

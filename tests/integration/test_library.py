@@ -95,7 +95,8 @@ def test_with_a_damaged_library_all_else_works_and_delays_are_refused_in_words(b
         eventually(broker.log, lambda log: "rabbit_delay_store.so cannot be loaded" in log)
         assert evaluate(broker, 'length(rabbit_delay_exchange:list(<<"/">>, [name])).') == "1"
         assert Management(broker).messages_delayed(exchange) == 0
-        assert Metrics(broker).get("rabbitmq_delayed_up") == 0
+        # The collector is registered a little after the plugins are there.
+        eventually(lambda: Metrics(broker).get("rabbitmq_delayed_up"), lambda up: up == 0)
         other = client.delayed()
         client.channel.exchange_delete(other)
         replacement = path.with_name("mended")
