@@ -24,15 +24,18 @@ class KeptRabbitmqctl:
 
     def __init__(self, directory, broker):
         self._directory, self._broker = directory, broker
-        self._env = self._process = self._socket = None
+        self._for = self._process = self._socket = None
         self._lock = threading.Lock()
 
     def run(self, arguments, timeout):
         """As subprocess.run() of the tool does with captured output."""
         env = self._broker.environment()
+        # It finds the commands of plugins once.
+        wanted = env, self._broker.plugin_files()
         with self._lock:
-            if self._process is None or env != self._env:
+            if self._process is None or wanted != self._for:
                 self.end()
+                self._for = wanted
                 self._start(env)
             try:
                 request = b"".join(argument.encode() + b"\0" for argument in arguments)
@@ -49,7 +52,6 @@ class KeptRabbitmqctl:
         return subprocess.CompletedProcess(arguments, code, said[:n].decode(), said[n:].decode())
 
     def _start(self, env):
-        self._env = env
         with socket.create_server(("127.0.0.1", 0)) as server, \
                 open(self._broker.path("log", "rabbitmqctl.log"), "ab") as log:
             flags = f"-pa {self._directory} -s kept_rabbitmqctl start {server.getsockname()[1]}"

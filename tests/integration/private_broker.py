@@ -330,6 +330,18 @@ class PrivateBroker:
             json.dump(saved, f, indent=1)
         os.replace(new, self.path("broker.json"))
 
+    def plugin_files(self):
+        """What the tools see of plugins: which are enabled, and the files that there are."""
+        try:
+            with open(self.path("etc", "enabled_plugins"), encoding="utf-8") as f:
+                enabled = f.read()
+        except FileNotFoundError:
+            enabled = None
+        files = [(entry.path, entry.stat().st_mtime_ns, entry.stat().st_ino)
+                 for directory in self.plugin_dirs if os.path.isdir(directory)
+                 for entry in os.scandir(directory)]
+        return enabled, sorted(files)
+
     # ------------------------------------------------------------ start and stop
 
     def running(self):
@@ -340,7 +352,6 @@ class PrivateBroker:
         if self.running():
             raise BrokerFailed(f"{self.nodename} runs already")
         began = time.monotonic()
-        self._end_kept()
         self.configure()
         env = self.environment()
         if self._epmd is None or not self._epmd.alive():
@@ -379,7 +390,7 @@ class PrivateBroker:
         """Stops it in an orderly way, and its epmd. Fails if it had to be killed."""
         if self._beam is not None:
             self._beam.signal(signal.SIGTERM)
-        self.end(timeout)
+        self._end_node(timeout)
 
     def kill9(self):
         """Ends the Erlang VM as a crash would. Its epmd stays, for the next start()."""
@@ -397,6 +408,9 @@ class PrivateBroker:
     def end(self, timeout=0):
         """Leaves nothing running: waits `timeout` seconds for the VM, then kills it."""
         self._end_kept()
+        self._end_node(timeout)
+
+    def _end_node(self, timeout):
         forced = self._beam is not None and not self._beam.wait(timeout)
         if forced:
             self._beam.signal(signal.SIGKILL)
@@ -461,8 +475,8 @@ class PrivateBroker:
         return done.stdout
 
     def keep_rabbitmqctl(self, directory):
-        """From now on ctl() keeps the tool's VM as long as the broker and its plugins stay as they
-        are. `directory`: kept_rabbitmqctl.compile_into()'s."""
+        """From now on ctl() keeps the tool's VM as long as the plugins stay as they are.
+        `directory`: kept_rabbitmqctl.compile_into()'s."""
         self._kept = kept_rabbitmqctl.KeptRabbitmqctl(directory, self)
 
     def _end_kept(self):
@@ -475,7 +489,6 @@ class PrivateBroker:
         return self._done(self._kept.run(arguments, timeout), "rabbitmqctl", arguments, check)
 
     def plugins(self, *arguments, **options):
-        self._end_kept()
         return self.tool("rabbitmq-plugins", *arguments, **options)
 
     def eval(self, expression, **options):
