@@ -1,0 +1,290 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% How a delay queue appends what waits in it to the Raft log: many messages in an entry, as far as the
+%% exchange's limits, its store and what is under way already leave room; and what an import brings,
+%% as it is.
+%%
+%% In the delay queue's process, which never waits here: the machine's answers come to it later. Only
+%% so many entries are under way, and only so many bytes in them; whatever hinders the next one is
+%% looked at again when an answer comes, or after a while.
+-module(rabbit_delay_append).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+-include("rabbit_delay_queue.hrl").
+
+-export([append/1, import/3, send/3, give_up/1]).
+-export([room_now/1, look_at_store/1, look_at_store_again/1, look_at_limits/1, drop_beyond/1]).
+-export([why_unable/2]).
+
+%% How many batches may be under way, and how large one may be.
+-define(MAX_BATCHES, 16).
+-define(MAX_MESSAGES, 4096).
+-define(MAX_BYTES, 1048576).
+
+%% How long what can be rejected waits for a leader.
+-define(MAX_WAITING_MS, 15000).
+
+%% How much an exchange's store may hold in memory that it cannot write, and all of the node's together,
+%% before messages are rejected; and how often the store is looked at then.
+-define(MAX_UNWRITTEN_BYTES, 16777216).
+-define(MAX_UNWRITTEN_BYTES_OF_ALL, 67108864).
+-define(LOOK_AT_STORE_MS, 500).
+
+-define(STORE_RETRY_MS, 50).
+
+%% Of each record of a batch (include/dw_store.h).
+-define(RECORD_HEADER_BYTES, 24).
+
+-spec append(#state{}) -> #state{}.
+append(State) ->
+    append_waiting(rabbit_delay_intake:refill(State)).
+
+append_waiting(#state{waiting = Waiting} = State) ->
+    case rabbit_delay_waiting:is_empty(Waiting) of
+        true -> State;
+        false -> append_held(State)
+    end.
+
+append_held(#state{leader = undefined, give_up_timer = undefined, rejectable = Rejectable} = State)
+  when Rejectable > 0 ->
+    State#state{give_up_timer = erlang:send_after(?MAX_WAITING_MS, self(), give_up)};
+append_held(#state{leader = undefined} = State) ->
+    State;
+append_held(#state{batches = Batches} = State) when map_size(Batches) >= ?MAX_BATCHES ->
+    State;
+append_held(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when Bytes >= Max ->
+    State;
+append_held(State) ->
+    case rabbit_delay_system:status() of
+        {_, _} ->
+            rabbit_delay_intake:reject_waiting(State);
+        _ ->
+            case look_at_store(State) of
+                #state{unable = none} = Looked -> append_some(Looked);
+                Looked -> rabbit_delay_intake:reject_waiting(Looked)
+            end
+    end.
+
+%% No leader has come.
+-spec give_up(#state{}) -> #state{}.
+give_up(#state{leader = undefined, rejectable = Rejectable, exchange = XName} = State)
+  when Rejectable > 0 ->
+    ?LOG_ERROR("delayed messages of ~ts: rejecting ~b messages that no Raft leader took for ~b ms",
+               [rabbit_delay_text:rs(XName), Rejectable, ?MAX_WAITING_MS], ?LOG_DOMAIN),
+    rabbit_delay_intake:reject_waiting(State#state{give_up_timer = undefined});
+give_up(State) ->
+    State#state{give_up_timer = undefined}.
+
+append_some(#state{exchange = XName} = State0) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} ->
+            {Limits, DropBeyond} = limits(X),
+            case room(Limits, State0) of
+                unknown ->
+                    append_later(State0);
+                Room ->
+                    {Ws, State} = rabbit_delay_intake:next(?MAX_MESSAGES, ?MAX_BYTES,
+                                                           State0#state{drop_beyond = DropBeyond}),
+                    append_batch(Ws, rabbit_delay_batch:build(Ws, Room, settings(X, State)), State)
+            end;
+        {error, not_found} ->
+            %% It is being deleted, and this process with it.
+            State0
+    end.
+
+settings(X, #state{exchange = XName, salt = Salt, counters = Counters}) ->
+    #{exchange => XName, salt => Salt, counters => Counters, now => rabbit_delay_config:now_ms(),
+      limit => rabbit_delay_config:max_message_size(),
+      default => rabbit_delay_policy:default_delay(X), retry => retry(X),
+      keys_from => rabbit_delay_policy:keys_from(X)}.
+
+%% How long dead letters wait, and whether there is a place for those that do not come back.
+retry(X) ->
+    case rabbit_delay_policy:retry(X) of
+        none -> none;
+        #{parking := none} = Plan -> {Plan, rabbit_delay_policy:dead_letter_exchange(X) =/= none};
+        Plan -> {Plan, true}
+    end.
+
+append_later(#state{append_timer = undefined} = State) ->
+    State#state{append_timer = erlang:send_after(?STORE_RETRY_MS, self(), append)};
+append_later(State) ->
+    State.
+
+append_batch(Ws, {Batch, Rejected, Left}, State0) ->
+    SeqNo = State0#state.last_seq_no + 1,
+    ok = uncount(lists:sublist(Ws, length(Ws) - length(Left)), State0),
+    State1 = lists:foldl(fun rabbit_delay_intake:reject/2, State0, Rejected),
+    State2 = rabbit_delay_intake:drop("the exchange is full, or they are too large",
+                                      untold(Rejected), State1),
+    append_next(SeqNo, Batch, Left, rabbit_delay_intake:put_back(Left, State2)).
+
+untold(Ws) -> length([W || #waiting{seq_no = undefined} = W <- Ws]).
+
+append_next(SeqNo, Batch, Left, State) ->
+    case Batch of
+        none when Left =:= [] ->
+            append(State);
+        none ->
+            %% When what is under way has been applied, there is room or there is none.
+            State;
+        #batch{} ->
+            append(under_way(SeqNo, Batch, State#state{last_seq_no = SeqNo}))
+    end.
+
+under_way(Key, #batch{entry = {_, _, Bytes}} = Batch,
+          #state{batches = Batches, batches_bytes = BatchesBytes} = State) ->
+    ok = send(Key, Batch, State),
+    watch_space(byte_size(Bytes), State#state{batches = Batches#{Key => Batch},
+                                              batches_bytes = BatchesBytes + byte_size(Bytes)}).
+
+%% To the leader, if it is one: else it is sent again when there is one.
+-spec send(rabbit_delay_queue:batch_key(), #batch{}, #state{}) -> ok.
+send(Ref, #batch{entry = Entry, place = {Session, SeqNo}}, #state{server_id = ServerId}) ->
+    rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, Ref);
+send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
+    rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, SeqNo).
+
+watch_space(Bytes, #state{appended = Appended} = State)
+  when Appended + Bytes < ?LOOK_AT_SPACE_BYTES ->
+    State#state{appended = Appended + Bytes};
+watch_space(_, State) ->
+    ok = rabbit_delay_system:check_space(),
+    State#state{appended = 0}.
+
+%% The channels have counted these as published into a queue; that comes when they are due.
+uncount(Ws, #state{name = QName, exchange = XName}) ->
+    Counts = lists:foldl(fun (#waiting{message = Message, sender = Sender}, Acc) ->
+                                 Via = rabbit_delay_broker:exchange_of(Message, XName),
+                                 maps:update_with({Sender, Via}, fun (N) -> N + 1 end, 1, Acc)
+                         end, #{}, Ws),
+    maps:foreach(fun ({Sender, Via}, N) ->
+                         rabbit_delay_broker:uncount_published(Sender, Via, QName, N)
+                 end, Counts).
+
+%% ---------------------------------------------------------------------------------- import
+
+%% A batch of a session that is not this process's: its sender hears what becomes of it.
+-spec import(reference(), #batch{}, #state{}) -> #state{}.
+import(Ref, #batch{from = Pid} = Batch, State0) ->
+    State = look_at_store(State0),
+    case admitted(Batch, State) of
+        ok ->
+            under_way(Ref, Batch, State);
+        Refusal ->
+            Pid ! {Ref, Refusal},
+            State
+    end.
+
+admitted(_, #state{leader = undefined}) ->
+    not_ready;
+admitted(_, #state{batches = Batches}) when map_size(Batches) >= ?MAX_BATCHES ->
+    not_ready;
+admitted(#batch{messages = N, entry = {_, _, Records}}, State) ->
+    case rabbit_delay_system:status() of
+        {_, Why} ->
+            {unavailable, Why};
+        _ when State#state.unable =/= none ->
+            {unavailable, State#state.unable};
+        _ ->
+            %% The limits count bodies, and Records has a header for each.
+            Size = byte_size(Records) - N * ?RECORD_HEADER_BYTES,
+            case room_now(State) of
+                unknown ->
+                    not_ready;
+                Room ->
+                    case rabbit_delay_room:admits(N, Size, Room) of
+                        true -> ok;
+                        false -> full;
+                        unknown -> not_ready
+                    end
+            end
+    end.
+
+%% --------------------------------------------------------------------------------- limits
+
+%% What may be added, by the exchange's settings as they are now.
+-spec room_now(#state{}) -> rabbit_delay_room:room() | unknown.
+room_now(#state{exchange = XName} = State) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} -> room(element(1, limits(X)), State);
+        {error, not_found} -> unknown
+    end.
+
+limits(X) ->
+    rabbit_delay_room:limits(rabbit_delay_policy:limits(X), rabbit_delay_policy:overflow(X)).
+
+room({infinity, infinity} = Limits, _) ->
+    rabbit_delay_room:room(Limits, #{}, none);
+room(Limits, #state{exchange = XName, batches = Batches, batches_bytes = Bytes}) ->
+    UnderWay = case map_size(Batches) of
+                   0 -> none;
+                   _ -> {maps:fold(fun (_, #batch{messages = N}, Acc) -> N + Acc end, 0, Batches),
+                         Bytes}
+               end,
+    rabbit_delay_room:room(Limits, rabbit_delay_registry:stat(XName), UnderWay).
+
+%% Policies may have changed.
+-spec look_at_limits(#state{}) -> #state{}.
+look_at_limits(#state{exchange = XName} = State) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} -> State#state{drop_beyond = element(2, limits(X))};
+        {error, not_found} -> State
+    end.
+
+%% Has what is too much dropped.
+-spec drop_beyond(#state{}) -> ok.
+drop_beyond(#state{drop_beyond = none}) ->
+    ok;
+drop_beyond(#state{drop_beyond = Limits, exchange = XName}) ->
+    case rabbit_delay_room:is_beyond(Limits, rabbit_delay_registry:stat(XName)) of
+        true -> rabbit_delay_dispatcher:overflow(XName);
+        false -> ok
+    end.
+
+%% What the store cannot write stays in memory: beyond a bound no more is taken in, until it can. Nor
+%% is anything when a limit of the store itself is near, since what is in the log must be applied.
+-spec look_at_store(#state{}) -> #state{}.
+look_at_store(#state{unable = Before, exchange = XName} = State) ->
+    case why_unable(rabbit_delay_registry:stat(XName), fun unwritten_of_all/0) of
+        Before ->
+            State;
+        none ->
+            ?LOG_NOTICE("delayed messages of ~ts are accepted again", [rabbit_delay_text:rs(XName)],
+                        ?LOG_DOMAIN),
+            ok = rabbit_delay_registry:register_unable(XName, none),
+            State#state{unable = none};
+        Why ->
+            ?LOG_ERROR("delayed messages of ~ts are refused: ~ts", [rabbit_delay_text:rs(XName), Why],
+                       ?LOG_DOMAIN),
+            ok = rabbit_delay_registry:register_unable(XName, Why),
+            _ = erlang:send_after(?LOOK_AT_STORE_MS, self(), look_at_store),
+            State#state{unable = Why}
+    end.
+
+%% Until it can take more.
+-spec look_at_store_again(#state{}) -> #state{}.
+look_at_store_again(#state{unable = none} = State) ->
+    State;
+look_at_store_again(State) ->
+    _ = erlang:send_after(?LOOK_AT_STORE_MS, self(), look_at_store),
+    look_at_store(State).
+
+unwritten_of_all() -> maps:get(unwritten, rabbit_delay_store:shared()).
+
+%% Why a store that says that of itself can take no more, if it cannot. A file that cannot be written
+%% is no reason as long as there is little to be written.
+-spec why_unable(Stat :: map(), UnwrittenOfAll :: fun(() -> non_neg_integer())) -> none | string().
+why_unable(#{write_error := none, full := false}, _) ->
+    none;
+why_unable(#{full := true}, _) ->
+    "its store is full: there are as many messages, or files of them, as it can have";
+why_unable(#{write_error := Error, buffered := Buffered}, UnwrittenOfAll) ->
+    case Buffered > ?MAX_UNWRITTEN_BYTES orelse UnwrittenOfAll() > ?MAX_UNWRITTEN_BYTES_OF_ALL of
+        true -> lists:flatten(io_lib:format("its files cannot be written to (~ts)", [Error]));
+        false -> none
+    end;
+why_unable(_, _) ->
+    %% The store is not open yet.
+    none.

@@ -1,0 +1,62 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% What a delay queue's process knows, for the modules that do its work in it: rabbit_delay_queue,
+%% rabbit_delay_intake, rabbit_delay_append and, of what it takes in, rabbit_delay_batch.
+
+%% A burst can use up the disk's space between two looks at it.
+-define(LOOK_AT_SPACE_BYTES, 1048576).
+
+-record(waiting, {message :: rabbit_delay_broker:message(),
+                  %% of its payload, bytes
+                  size = 0 :: non_neg_integer(),
+                  %% of an exchange that retries, when it was sent
+                  dead_letter = false :: boolean(),
+                  sender :: pid(),
+                  seq_no :: undefined | pos_integer(),
+                  flow :: flow | noflow}).
+
+-record(batch, {entry :: rabbit_delay_batch:entry(),
+                messages :: non_neg_integer(),
+                confirms = #{} :: #{Sender :: pid() => [pos_integer()]},
+                %% of an import: who is told what the machine answers, and its place in its session
+                from :: undefined | pid(),
+                place :: undefined | rabbit_delay_queue:place()}).
+
+-record(state,
+        {exchange :: rabbit_exchange:name(),
+         name :: rabbit_amqqueue:name(),
+         durable :: boolean(),
+         server_id :: ra:server_id(),
+         %% the Raft server, while it leads, our monitor of it, and the generation of the Ra system
+         %% that it belongs to
+         leader :: undefined | {pid(), reference()},
+         generation = 0 :: non_neg_integer(),
+         %% what has been appended since the free space was looked at, bytes
+         appended = 0 :: non_neg_integer(),
+         %% the process that starts the member
+         starter :: undefined | reference(),
+         %% what keys are hashed with, once there is a member
+         salt :: undefined | rabbit_delay_key:salt(),
+         counters :: rabbit_delay_counters:ref(),
+         session :: pos_integer(),
+         last_seq_no = 0 :: non_neg_integer(),
+         %% under way, by sequence number
+         batches = #{} :: #{rabbit_delay_queue:batch_key() => #batch{}},
+         batches_bytes = 0 :: non_neg_integer(),
+         max_batches_bytes :: pos_integer(),
+         resend_timer :: undefined | reference(),
+         append_timer :: undefined | reference(),
+         %% why the store can take no more
+         unable = none :: none | string(),
+         %% beyond which messages are dropped, if they are, and bytes
+         drop_beyond = none :: none | rabbit_delay_room:limits(),
+         %% not yet appended
+         waiting :: rabbit_delay_waiting:waiting(),
+         %% how many of those in memory can be rejected
+         rejectable = 0 :: non_neg_integer(),
+         %% that could be neither rejected nor kept: why the last one, and how many since the log
+         %% said so
+         dropped = none :: none | {Why :: string(), non_neg_integer()},
+         %% who sends dead letters
+         dead_letterers = #{} :: #{pid() => reference()},
+         give_up_timer :: undefined | reference()}).
