@@ -55,7 +55,7 @@ deps-bench:
 	@scripts/deps demo $(BENCH_DEPS)
 
 # ---------------------------------------------------------------------------- C
-C_CORE := $(filter-out c_src/dw_nif.c,$(wildcard c_src/*.c))
+C_CORE := $(filter-out c_src/dw_nif%.c,$(sort $(wildcard c_src/*.c)))
 C_ALL := $(wildcard c_src/*.c c_src/*.h include/*.h tests/c/*.c tests/c/*.h tests/bench/*.c)
 # Programs of one module's tests each; what has no main is support for them.
 C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
@@ -74,7 +74,7 @@ C_NIF_FLAGS = $(C_STANDARD) -O2 -g -fPIC -fvisibility=hidden $(C_HARDENED) \
                -ffile-prefix-map=$(CURDIR)=. -I$(or $(ERL_INCLUDE),/usr/lib/erlang/usr/include)
 LIBCK := $(firstword $(wildcard /usr/lib/*/libck.a /usr/lib/libck.a))
 
-NIF_OBJECTS := $(patsubst c_src/%.c,_build/c/nif/%.o,$(C_CORE) c_src/dw_nif.c)
+NIF_OBJECTS := $(patsubst c_src/%.c,_build/c/nif/%.o,$(sort $(wildcard c_src/*.c)))
 
 nif: $(NIF)
 
