@@ -12,15 +12,11 @@
  * Its partitions are pinned, and stay on disk until a later checkpoint that does without them is
  * durable: dw_partition.named says which one was the last to name it. */
 
-struct item {
-    struct dw_partition *partition;
-};
-
 struct dw_checkpoint {
     struct dw_store *store;
     uint64_t number;
     struct dw_manifest manifest;
-    struct item *items; /* beside manifest.parts */
+    struct dw_partition **partitions; /* beside manifest.parts */
 };
 
 static bool is_named(const struct dw_partition *partition) {
@@ -28,19 +24,19 @@ static bool is_named(const struct dw_partition *partition) {
 }
 
 /* By serial number, as the manifest has them. There are some hundreds, and mostly in order. */
-static void sort_items(struct item *items, uint32_t count) {
+static void sort_by_serial(struct dw_partition **partitions, uint32_t count) {
     for (uint32_t i = 1; i < count; i++) {
-        struct item item = items[i];
+        struct dw_partition *partition = partitions[i];
         uint32_t j = i;
-        for (; j > 0 && items[j - 1].partition->serial > item.partition->serial; j--) {
-            items[j] = items[j - 1];
+        for (; j > 0 && partitions[j - 1]->serial > partition->serial; j--) {
+            partitions[j] = partitions[j - 1];
         }
-        items[j] = item;
+        partitions[j] = partition;
     }
 }
 
 /* Lock held, by the writer. */
-static int capture(struct dw_store *store, struct dw_checkpoint *checkpoint) {
+static int capture_locked(struct dw_store *store, struct dw_checkpoint *checkpoint) {
     uint32_t count = 0;
     for (uint32_t i = 0; i < store->parts_capacity; i++) {
         struct dw_partition *partition = store->parts[i];
@@ -50,16 +46,16 @@ static int capture(struct dw_store *store, struct dw_checkpoint *checkpoint) {
             if (partition->suspect || dw_partition_failed(partition) != 0) {
                 return dw_io_error(EIO);
             }
-            checkpoint->items[count++] = (struct item){.partition = partition};
+            checkpoint->partitions[count++] = partition;
         }
     }
-    sort_items(checkpoint->items, count);
+    sort_by_serial(checkpoint->partitions, count);
     checkpoint->number = ++store->checkpoint;
     checkpoint->manifest.applied = store->applied;
     checkpoint->manifest.next_serial = store->next_serial;
     checkpoint->manifest.count = count;
     for (uint32_t i = 0; i < count; i++) {
-        struct dw_partition *partition = checkpoint->items[i].partition;
+        struct dw_partition *partition = checkpoint->partitions[i];
         partition->pins++;
         partition->named = checkpoint->number;
         checkpoint->manifest.parts[i] = (struct dw_manifest_part){
@@ -77,7 +73,7 @@ static int capture(struct dw_store *store, struct dw_checkpoint *checkpoint) {
 
 static void free_checkpoint(struct dw_checkpoint *checkpoint) {
     const struct dw_alloc *alloc = checkpoint->store->alloc;
-    dw_release(alloc, checkpoint->items);
+    dw_release(alloc, checkpoint->partitions);
     dw_release(alloc, checkpoint->manifest.parts);
     dw_release(alloc, checkpoint);
 }
@@ -90,10 +86,10 @@ static struct dw_checkpoint *new_checkpoint(struct dw_store *store) {
     const size_t most = store->parts_capacity;
     *checkpoint = (struct dw_checkpoint){
         .store = store,
-        .items = dw_get(store->alloc, most * sizeof(struct item)),
+        .partitions = dw_get(store->alloc, most * sizeof(struct dw_partition *)),
         .manifest.parts = dw_get(store->alloc, most * sizeof(struct dw_manifest_part)),
     };
-    if (checkpoint->items == NULL || checkpoint->manifest.parts == NULL) {
+    if (checkpoint->partitions == NULL || checkpoint->manifest.parts == NULL) {
         free_checkpoint(checkpoint);
         return NULL;
     }
@@ -117,7 +113,7 @@ int dw_store_checkpoint(dw_store *store, dw_checkpoint **out) {
     }
     dw_lock(store);
     if (result == DW_OK) {
-        result = capture(store, checkpoint);
+        result = capture_locked(store, checkpoint);
     }
     if (result == DW_OK) {
         store->checkpointing = true;
@@ -162,10 +158,10 @@ static int sync_stream(struct dw_store *store, struct dw_partition *partition,
     return dw_io_error(err);
 }
 
-static int sync_items(struct dw_checkpoint *checkpoint) {
+static int sync_files(struct dw_checkpoint *checkpoint) {
     struct dw_store *store = checkpoint->store;
     for (uint32_t i = 0; i < checkpoint->manifest.count; i++) {
-        struct dw_partition *partition = checkpoint->items[i].partition;
+        struct dw_partition *partition = checkpoint->partitions[i];
         const struct dw_manifest_part *part = &checkpoint->manifest.parts[i];
         int result = sync_stream(store, partition, &partition->rec, DW_FILE_REC, part->rec_bytes);
         if (result == DW_OK) {
@@ -178,8 +174,8 @@ static int sync_items(struct dw_checkpoint *checkpoint) {
     return DW_OK;
 }
 
-static int link_item(struct dw_checkpoint *checkpoint, int from, int to,
-                     const struct dw_manifest_part *part) {
+static int link_files(struct dw_checkpoint *checkpoint, int from, int to,
+                      const struct dw_manifest_part *part) {
     struct dw_store *store = checkpoint->store;
     static const enum dw_file_kind kinds[2] = {DW_FILE_REC, DW_FILE_IDX};
     for (int i = 0; i < 2; i++) {
@@ -199,7 +195,7 @@ static int fill_snapshot(struct dw_checkpoint *checkpoint, int from, int to) {
     struct dw_store *store = checkpoint->store;
     int result = DW_OK;
     for (uint32_t i = 0; result == DW_OK && i < checkpoint->manifest.count; i++) {
-        result = link_item(checkpoint, from, to, &checkpoint->manifest.parts[i]);
+        result = link_files(checkpoint, from, to, &checkpoint->manifest.parts[i]);
     }
     if (result == DW_OK && store->io->fsync(to) != 0) {
         result = dw_io_error(errno);
@@ -227,7 +223,7 @@ static bool is_worth_retrying(struct dw_store *store, int result) {
 
 static int finish(struct dw_checkpoint *checkpoint, int dirfd, const char *snapshot_dir) {
     struct dw_store *store = checkpoint->store;
-    int result = sync_items(checkpoint);
+    int result = sync_files(checkpoint);
     if (result == DW_OK && dw_broken_note() != NULL) {
         return DW_EBROKEN;
     }
@@ -270,7 +266,7 @@ int dw_checkpoint_finish(dw_checkpoint *checkpoint, const char *snapshot_dir) {
         dw_files_release(&store->files.dir);
     }
     dw_lock(store);
-    dw_publish(store);
+    dw_publish_locked(store);
     return dw_leave(store, result);
 }
 
@@ -281,7 +277,7 @@ void dw_checkpoint_release(dw_checkpoint *checkpoint) {
     struct dw_store *store = checkpoint->store;
     dw_lock(store);
     for (uint32_t i = 0; i < checkpoint->manifest.count; i++) {
-        checkpoint->items[i].partition->pins--;
+        checkpoint->partitions[i]->pins--;
     }
     store->checkpointing = false;
     dw_unlock(store);

@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* How a lease ends. `refs` counts who can name it. At 0 it is doomed: put on a list that a thread
+/* How a lease ends. `refs` counts who can name it. At 0 it is ending: put on a list that a thread
  * of its own works through, closing the store and then, if still nobody names it, taking the lease
  * off its directory and freeing it. Until then the directory's list still shows it, so that an
  * opening which comes meanwhile finds it, takes a reference (refs may go from 0 to 1: what is
@@ -45,11 +45,11 @@ struct root {
 
 struct dw_lease {
     dw_lease *next; /* of its directory */
-    dw_lease *next_doomed;
+    dw_lease *next_ending;
     dw_leases *leases;
     struct directory *directory;
     unsigned refs;
-    bool doomed;
+    bool ending;
     pthread_mutex_t closing;
     atomic_bool closed;
     atomic_bool writing;
@@ -70,7 +70,7 @@ struct dw_leases {
     dw_budget *budget;
     struct root *root;  /* what is claimed at present */
     struct root *roots; /* and those that stores still use */
-    dw_lease *doomed;
+    dw_lease *ending;
     bool reaping;
 };
 
@@ -358,10 +358,10 @@ static void lease_free(dw_lease *lease) {
 static void *reap(void *arg) {
     dw_leases *leases = arg;
     pthread_mutex_lock(&leases->lock);
-    while (leases->doomed != NULL) {
-        dw_lease *lease = leases->doomed;
-        leases->doomed = lease->next_doomed;
-        lease->doomed = false;
+    while (leases->ending != NULL) {
+        dw_lease *lease = leases->ending;
+        leases->ending = lease->next_ending;
+        lease->ending = false;
         ++lease->refs;
         pthread_mutex_unlock(&leases->lock);
 
@@ -369,7 +369,7 @@ static void *reap(void *arg) {
 
         pthread_mutex_lock(&leases->lock);
         if (--lease->refs > 0) {
-            continue; /* an opening has it; its drop dooms it again */
+            continue; /* an opening has it; its drop puts it there again */
         }
         dw_lease **at = &lease->directory->open;
         while (*at != lease) {
@@ -415,10 +415,10 @@ void dw_lease_drop(dw_lease *lease) {
     dw_leases *leases = lease->leases;
     bool start = false;
     pthread_mutex_lock(&leases->lock);
-    if (--lease->refs == 0 && !lease->doomed) {
-        lease->doomed = true;
-        lease->next_doomed = leases->doomed;
-        leases->doomed = lease;
+    if (--lease->refs == 0 && !lease->ending) {
+        lease->ending = true;
+        lease->next_ending = leases->ending;
+        leases->ending = lease;
         if (!leases->reaping) {
             leases->reaping = start = true;
             ++leases->refs;

@@ -210,7 +210,7 @@ uint64_t dw_stream_length(const struct dw_stream *stream) {
     return last != NULL ? last->base + last->fill : stream->written;
 }
 
-bool dw_buf_unref(struct dw_buf *buf) {
+bool dw_buf_unref_locked(struct dw_buf *buf) {
     return --buf->refs == 0;
 }
 
@@ -254,7 +254,7 @@ int dw_stream_reserve(struct dw_stream *stream, const struct dw_alloc *alloc, pt
     }
     pthread_mutex_lock(lock);
     stream->active = buf;
-    bool last = old != NULL && dw_buf_unref(old);
+    bool last = old != NULL && dw_buf_unref_locked(old);
     pthread_mutex_unlock(lock);
     if (last) {
         dw_release(alloc, old);
@@ -284,7 +284,7 @@ uint64_t dw_stream_buffered(const struct dw_stream *stream) {
     return dw_stream_length(stream) - stream->written;
 }
 
-struct dw_buf *dw_stream_buf(const struct dw_stream *stream, uint64_t off) {
+struct dw_buf *dw_stream_buf_locked(const struct dw_stream *stream, uint64_t off) {
     struct dw_buf *buf = NULL;
     if (stream->active != NULL && off >= stream->active->base) {
         buf = stream->active;
@@ -335,7 +335,7 @@ int dw_stream_flush(struct dw_stream *stream, const struct dw_alloc *alloc, stru
         stream->written += buf->fill;
         *flushed += buf->fill;
         stream->writing = NULL;
-        bool last = dw_buf_unref(buf);
+        bool last = dw_buf_unref_locked(buf);
         pthread_mutex_unlock(files->lock);
         if (last && buf->capacity <= SPARE_MAX) {
             struct dw_buf *before = stream->spare;

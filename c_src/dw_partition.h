@@ -197,10 +197,10 @@ struct dw_buf *dw_stream_tick(struct dw_stream *stream);
 
 /* Lock held: a reference to the buffer with the bytes from `off` on, NULL if they are in the
  * file. */
-struct dw_buf *dw_stream_buf(const struct dw_stream *stream, uint64_t off);
+struct dw_buf *dw_stream_buf_locked(const struct dw_stream *stream, uint64_t off);
 
 /* Lock held: gives up a reference; true if it was the last, and the caller is to free it. */
-bool dw_buf_unref(struct dw_buf *buf);
+bool dw_buf_unref_locked(struct dw_buf *buf);
 
 /* --------------------------------------------------------------- partition */
 
@@ -228,8 +228,8 @@ struct dw_partition {
     uint64_t rec_mark, idx_mark; /* lengths to go back to if the present call fails */
     uint64_t added;              /* records appended by the present call */
     uint64_t added_bytes;
-    uint32_t doomed;        /* records that the present call makes dead */
-    bool touched;           /* by the present call */
+    uint32_t dead_expected; /* records that the present call makes dead */
+    bool marked;            /* by the present call */
     bool sealed;            /* nothing more is appended to .rec */
     bool rewrite;           /* its files are damaged: move what is live out of it */
     bool stuck;             /* moving was tried, and left what is damaged */

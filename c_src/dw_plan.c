@@ -51,22 +51,22 @@ static void clear(struct planning *planning, struct slot *slot, enum dw_on_key b
 }
 
 /* Lock held. */
-static bool is_pending(const struct planning *planning, const struct slot *slot) {
+static bool is_pending_locked(const struct planning *planning, const struct slot *slot) {
     return slot->last != NO_RECORD ||
            (slot->clears_by == DW_KEEP &&
             dw_index_find(planning->store->by_key, slot->key_hash) != DW_NIL);
 }
 
 /* Lock held. */
-static void plan_record(struct planning *planning, uint32_t i,
-                        const struct dw_batch_record *record) {
+static void plan_record_locked(struct planning *planning, uint32_t i,
+                               const struct dw_batch_record *record) {
     struct slot *slot = slot_of(planning, record->key_hash);
     if (record->on_key == DW_REPLACE || record->on_key == DW_CANCEL) {
         clear(planning, slot, record->on_key);
     }
     if (record->on_key == DW_CANCEL) {
         planning->plan->out[i] = 1;
-    } else if (record->on_key == DW_DROP && is_pending(planning, slot)) {
+    } else if (record->on_key == DW_DROP && is_pending_locked(planning, slot)) {
         planning->plan->out[i] = 1;
         planning->plan->in_batch.dropped++;
     } else {
@@ -76,7 +76,8 @@ static void plan_record(struct planning *planning, uint32_t i,
 }
 
 /* Lock held: what the store has under keys that are cleared by `by` goes: counted, or noted. */
-static size_t collect(struct planning *planning, enum dw_on_key by, uint32_t *gone, size_t max) {
+static size_t find_gone_locked(struct planning *planning, enum dw_on_key by, uint32_t *gone,
+                               size_t max) {
     size_t n = 0;
     for (uint32_t i = 0; i <= planning->mask; i++) {
         const struct slot *slot = &planning->slots[i];
@@ -84,17 +85,17 @@ static size_t collect(struct planning *planning, enum dw_on_key by, uint32_t *go
             n += dw_index_all(planning->store->by_key, slot->key_hash,
                               gone == NULL ? NULL : gone + n, gone == NULL ? 0 : max - n);
         }
-        dw_breathe(planning->store, i);
+        dw_yield_each_locked(planning->store, i);
     }
     return n;
 }
 
-static int collect_all(struct planning *planning) {
+static int find_all_gone(struct planning *planning) {
     struct dw_store *store = planning->store;
     struct dw_plan *plan = planning->plan;
     dw_lock(store);
-    const size_t replaced = collect(planning, DW_REPLACE, NULL, 0);
-    const size_t n = replaced + collect(planning, DW_CANCEL, NULL, 0);
+    const size_t replaced = find_gone_locked(planning, DW_REPLACE, NULL, 0);
+    const size_t n = replaced + find_gone_locked(planning, DW_CANCEL, NULL, 0);
     dw_unlock(store);
     if (n == 0) {
         return DW_OK;
@@ -105,8 +106,8 @@ static int collect_all(struct planning *planning) {
     }
     /* Only the writer, which this is, changes what is in the index. */
     dw_lock(store);
-    collect(planning, DW_REPLACE, plan->gone, replaced);
-    collect(planning, DW_CANCEL, plan->gone + replaced, n - replaced);
+    find_gone_locked(planning, DW_REPLACE, plan->gone, replaced);
+    find_gone_locked(planning, DW_CANCEL, plan->gone + replaced, n - replaced);
     dw_unlock(store);
     plan->replaced_count = replaced;
     plan->gone_count = n;
@@ -120,9 +121,9 @@ static void plan_records(struct planning *planning, const void *batch, uint32_t 
         struct dw_batch_record record;
         dw_batch_next(batch, &pos, 0, &record);
         if (record.key_hash != 0) {
-            plan_record(planning, i, &record);
+            plan_record_locked(planning, i, &record);
         }
-        dw_breathe(planning->store, i);
+        dw_yield_each_locked(planning->store, i);
     }
     dw_unlock(planning->store);
 }
@@ -142,7 +143,7 @@ int dw_plan_make(struct dw_store *store, const void *batch, uint32_t count, stru
         memset(planning.slots, 0, slots * sizeof *planning.slots);
         memset(plan->out, 0, count);
         plan_records(&planning, batch, count);
-        result = collect_all(&planning);
+        result = find_all_gone(&planning);
     }
     dw_release(store->alloc, planning.slots);
     dw_release(store->alloc, planning.before);

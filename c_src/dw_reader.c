@@ -102,7 +102,7 @@ static void collect(struct slice *slice, uint32_t k) {
     struct dw_store *store = slice->store;
     const struct dw_entry *entry = dw_slab_at(store->slab, k);
     struct ref *ref = &slice->refs[slice->count++];
-    struct dw_partition *partition = dw_part_of(store, entry);
+    struct dw_partition *partition = dw_part_of_locked(store, entry);
     const uint64_t off = (uint64_t)entry->off * DW_REC_UNIT;
     *ref = (struct ref){
         .record = {.id = entry->id,
@@ -110,7 +110,7 @@ static void collect(struct slice *slice, uint32_t k) {
                    .key_hash = entry->key_hash,
                    .length = entry->len},
         .partition = partition,
-        .buf = dw_stream_buf(&partition->rec, off),
+        .buf = dw_stream_buf_locked(&partition->rec, off),
         .off = off,
     };
     partition->pins++;
@@ -131,7 +131,7 @@ static void let_go(struct slice *slice) {
     for (uint32_t i = 0; i < slice->count; i++) {
         struct ref *ref = &slice->refs[i];
         ref->partition->pins--;
-        if (ref->buf != NULL && dw_buf_unref(ref->buf)) {
+        if (ref->buf != NULL && dw_buf_unref_locked(ref->buf)) {
             slice->refs[spare++].buf = ref->buf;
         }
     }
@@ -477,7 +477,7 @@ static void put_back(struct dw_store *store, uint64_t id, uint64_t until) {
     if (until != DW_NEVER && dw_origin_note(&store->origins, k, entry->due) == DW_OK) {
         entry->due = (until < DW_DUE_MAX ? until : DW_DUE_MAX) & DW_DUE_MAX;
     }
-    if (dw_requeue(store, k) != DW_OK) {
+    if (dw_requeue_locked(store, k) != DW_OK) {
         /* Tried again by the next take. */
         if (store->stranded == 0 || entry->due < store->stranded_due) {
             store->stranded_due = entry->due;
@@ -594,7 +594,7 @@ static int take_slices(struct slice *slice, struct take *take, const struct dw_s
     while (result == DW_OK && !take->over) {
         dw_lock(store);
         collect_due(slice, take);
-        dw_publish(store);
+        dw_publish_locked(store);
         dw_unlock(store);
         if (slice->count > 0) {
             result = read_slice(slice);
@@ -619,7 +619,7 @@ int dw_store_take(dw_store *store, uint64_t now_ms, uint32_t max_n, uint64_t max
     }
     store->clock = now_ms;
     const bool stranded = store->stranded > 0;
-    const bool any = max_n > 0 && dw_next_due(store) <= now_ms;
+    const bool any = max_n > 0 && dw_next_due_locked(store) <= now_ms;
     dw_unlock(store);
     if (stranded) {
         result = dw_requeue_all(store, DW_STRANDED);
@@ -637,8 +637,8 @@ int dw_store_take(dw_store *store, uint64_t now_ms, uint32_t max_n, uint64_t max
         slice_free(&slice);
     }
     dw_lock(store);
-    *next_due = dw_next_due(store);
-    dw_publish(store);
+    *next_due = dw_next_due_locked(store);
+    dw_publish_locked(store);
     return dw_leave(store, result);
 }
 
@@ -671,7 +671,7 @@ int dw_store_read(dw_store *store, uint64_t id, const struct dw_sink *sink) {
     }
     slice_free(&slice);
     dw_lock(store);
-    dw_publish(store);
+    dw_publish_locked(store);
     return dw_leave(store, result);
 }
 
@@ -718,7 +718,7 @@ int dw_store_read_many(dw_store *store, const uint64_t *ids, uint32_t n, uint64_
     }
     slice_free(&slice);
     dw_lock(store);
-    dw_publish(store);
+    dw_publish_locked(store);
     return dw_leave(store, result);
 }
 
@@ -921,7 +921,7 @@ int dw_store_keep_aside(dw_store *store, uint64_t now_ms, const uint64_t *ids, u
     }
     dw_lock(store);
     store->keeping = false;
-    dw_publish(store);
+    dw_publish_locked(store);
     return dw_leave(store, result);
 }
 
@@ -1094,7 +1094,7 @@ static int find_page(struct dw_store *store, struct page *page, bool encodings) 
         const uint32_t to = limit - k < PAGE_STEP ? limit : k + PAGE_STEP;
         page_step(store, k, to, page);
         k = to;
-        dw_let_others(store);
+        dw_yield_locked(store);
     }
     dw_unlock(store);
     page_sort(page);
@@ -1140,7 +1140,7 @@ static int each_pending(dw_store *store, void (*see)(void *ctx, uint64_t due, ui
                 see(ctx, dw_origin_get(&store->origins, k, entry->due), entry->len);
             }
         }
-        dw_let_others(store);
+        dw_yield_locked(store);
     }
     return dw_leave(store, result);
 }

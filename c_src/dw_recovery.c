@@ -612,7 +612,7 @@ static int sort_found(struct opening *opening) {
 static int record_index(struct opening *opening, uint32_t k, uint64_t *index) {
     struct dw_store *store = opening->store;
     const struct dw_entry *entry = dw_slab_at(store->slab, k);
-    struct dw_partition *partition = dw_part_of(store, entry);
+    struct dw_partition *partition = dw_part_of_locked(store, entry);
     const struct reading reading = {.opening = opening, .partition = partition};
     const uint64_t off = (uint64_t)entry->off * DW_REC_UNIT;
     char name[DW_FILE_NAME_BYTES];
@@ -716,10 +716,10 @@ static int build(struct opening *opening, uint64_t now_ms) {
         const uint32_t k = opening->found[i].k;
         const struct dw_entry *entry = dw_slab_at(store->slab, k);
         const uint64_t bytes = dw_rec_bytes(entry->len);
-        struct dw_partition *partition = dw_part_of(store, entry);
+        struct dw_partition *partition = dw_part_of_locked(store, entry);
         if (dw_index_put(store->by_id, k) != DW_OK ||
             (entry->key_hash != 0 && dw_index_put(store->by_key, k) != DW_OK) ||
-            dw_schedule(store, k) != DW_OK) {
+            dw_schedule_locked(store, k) != DW_OK) {
             return DW_ENOMEM;
         }
         partition->live++;
@@ -730,7 +730,7 @@ static int build(struct opening *opening, uint64_t now_ms) {
     }
     for (uint32_t i = 0; i < store->parts_capacity; i++) {
         if (store->parts[i] != NULL) {
-            dw_retire_if_empty(store, store->parts[i]);
+            dw_retire_if_empty_locked(store, store->parts[i]);
         }
     }
     return DW_OK;
@@ -935,7 +935,7 @@ int dw_store_open(const char *dir, const struct dw_config *config, dw_store **ou
     opening.report.pending = store->pending;
     opening.report.partitions = store->parts_used - store->retired;
     *report = opening.report;
-    dw_publish(store);
+    dw_publish_locked(store);
     *out = store;
     return DW_OK;
 }

@@ -14,13 +14,26 @@
 #include <ck_sequence.h>
 #include <errno.h>
 
-/* What the parts of the store share: dw_store.c (life, insert, settle, statistics), dw_plan.c
- * (keyed batches), dw_recovery.c (open, restore), dw_checkpoint.c, dw_reader.c (take, read, page,
- * find), dw_move.c (reschedule, maintain).
+/* What the parts of the store share.
+ *
+ *   dw_store.c            life, lock, figures
+ *   dw_entries.c          what is pending: into and out of indexes, wheel and heap
+ *   dw_partition_table.c  which partitions there are, and where a record goes
+ *   dw_writer.c           insert, settle          dw_plan.c  what a keyed batch comes to
+ *   dw_reschedule.c       another due time
+ *   dw_flush.c            buffers to files        dw_checkpoint.c
+ *   dw_move.c             upkeep
+ *   dw_recovery.c         opening
+ *   dw_reader.c           take, read, page, find
+ *   dw_store_check.c      does it all agree
  *
  * The lock guards everything but what is marked as the writer's. The indexes and the partitions'
  * appending ends are changed by the writer alone, under the lock where others look at them, so the
- * writer itself may read those without it. */
+ * writer itself may read those without it. What ends in _locked is called with the lock held, and
+ * returns with it; while a store is being opened nobody else has it, and no lock is needed. */
+
+/* Calls that visit many entries let go of the lock after this many. */
+#define DW_LOCK_STEP 1024u
 
 /* An entry that was taken, is to be handed out again, and for whose queueing there was no memory:
  * a state beside those of enum dw_state. */
@@ -89,8 +102,8 @@ struct dw_store {
 
     /* The writer's. */
     struct dw_partition *target[DW_LEVELS][DW_TARGETS]; /* where records are appended, by slice */
-    struct dw_partition **touched;                      /* by the present call */
-    uint32_t touched_count;
+    struct dw_partition **marked;                       /* by the present call */
+    uint32_t marked_count;
     uint64_t next_serial;
     bool disk_full;              /* when the buffers were last written */
     uint64_t write_logged;       /* when it was last said that they cannot be, ms; 0: never */
@@ -107,6 +120,8 @@ struct dw_store {
 
 enum { STORE_OPEN, STORE_CLOSED, STORE_BROKEN };
 
+/* ------------------------------------------------------------------ dw_store.c */
+
 /* Why it cannot be used: DW_ECLOSED, DW_EBROKEN; or DW_OK. */
 int dw_closed_error(const struct dw_store *store);
 /* Takes the lock for a call: DW_OK with the lock held, or that error without. */
@@ -122,64 +137,86 @@ static inline void dw_lock(struct dw_store *store) {
 static inline void dw_unlock(struct dw_store *store) {
     pthread_mutex_unlock(&store->lock);
 }
+/* Lets go of the lock for a moment. */
+void dw_yield_locked(struct dw_store *store);
+/* Does that now and then; i counts what was done. */
+void dw_yield_each_locked(struct dw_store *store, size_t i);
 
-/* Lock held: where the entry's record is. */
-static inline struct dw_partition *dw_part_of(struct dw_store *store,
-                                              const struct dw_entry *entry) {
-    struct dw_partition *partition =
-        entry->part < store->parts_capacity ? store->parts[entry->part] : NULL;
-    return DW_INVARIANT(partition != NULL) ? partition : &store->nowhere;
-}
-
-/* Lock held: shows the present numbers to dw_store_stat(). */
-void dw_publish(struct dw_store *store);
+/* Shows the present numbers to dw_store_stat(). */
+void dw_publish_locked(struct dw_store *store);
 
 void dw_log(const struct dw_store *store, enum dw_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Lock held. */
-uint64_t dw_next_due(struct dw_store *store);
-/* Lock held: puts entry k, in neither, into the wheel or the heap. DW_OK, DW_ENOMEM */
-int dw_schedule(struct dw_store *store, uint32_t k);
-/* Lock held: makes an entry like that one, with what it says of the record, in the indexes and in
- * wheel or heap. DW_OK, DW_ENOMEM, DW_EFULL */
-int dw_link_entry(struct dw_store *store, const struct dw_entry *like);
-/* Lock held: takes entry k out of the indexes. */
-void dw_unlink_entry(struct dw_store *store, uint32_t k);
-/* Lock held: lets go of an entry in no index, whatever its state. */
-void dw_drop_entry(struct dw_store *store, uint32_t k);
-/* Lock held: lets go of it for a moment. */
-void dw_let_others(struct dw_store *store);
-/* Lock held: does that now and then; i counts what was done. */
-void dw_breathe(struct dw_store *store, size_t i);
-/* Lock held: a taken entry is handed out again at its due time. DW_OK, DW_ENOMEM */
-int dw_requeue(struct dw_store *store, uint32_t k);
+/* Writer: memory of at least that size until the next such call, NULL if there is none. */
+void *dw_scratch(struct dw_store *store, size_t bytes);
+
+/* Frees a store whose descriptors are closed. */
+void dw_store_free(struct dw_store *store);
+
 /* Is this errno one of the process or the system being short of something? */
 static inline bool dw_is_scarcity(int err) {
     return err == EMFILE || err == ENFILE || err == ENOMEM;
 }
 
+/* ---------------------------------------------------------------- dw_entries.c */
+
+uint64_t dw_next_due_locked(struct dw_store *store);
+/* Puts entry k, in neither, into the wheel or the heap. DW_OK, DW_ENOMEM */
+int dw_schedule_locked(struct dw_store *store, uint32_t k);
+/* Makes an entry like that one, with what it says of the record, in the indexes and in wheel or
+ * heap. DW_OK, DW_ENOMEM, DW_EFULL */
+int dw_link_entry_locked(struct dw_store *store, const struct dw_entry *like);
+/* Takes entry k out of the indexes. */
+void dw_unlink_entry_locked(struct dw_store *store, uint32_t k);
+/* Lets go of an entry in no index, whatever its state. */
+void dw_drop_entry_locked(struct dw_store *store, uint32_t k);
+/* A taken entry is handed out again at its due time. DW_OK, DW_ENOMEM */
+int dw_requeue_locked(struct dw_store *store, uint32_t k);
 /* Lock not held: the same for all entries in that state, a step at a time. */
 int dw_requeue_all(struct dw_store *store, uint32_t state);
 
+/* -------------------------------------------------------- dw_partition_table.c */
+
+/* Where the entry's record is. */
+static inline struct dw_partition *dw_part_of_locked(struct dw_store *store,
+                                                     const struct dw_entry *entry) {
+    struct dw_partition *partition =
+        entry->part < store->parts_capacity ? store->parts[entry->part] : NULL;
+    return DW_INVARIANT(partition != NULL) ? partition : &store->nowhere;
+}
+
+/* Writer: a table of partitions with room for `capacity`. DW_OK, DW_ENOMEM */
+int dw_grow_parts(struct dw_store *store, uint32_t capacity);
 /* Writer, lock not held: the partition where a record goes, made if need be. DW_OK, DW_ENOMEM,
  * DW_EFULL */
-int dw_target(struct dw_store *store, uint64_t clock_ms, uint64_t due, struct dw_partition **out);
-/* Writer: the partition is about to be appended to. */
-void dw_touch(struct dw_store *store, struct dw_partition *partition);
-/* Writer, lock held: what was appended counts, and partitions left empty are retired. */
-void dw_commit(struct dw_store *store);
-/* Writer: takes back what was appended since. */
+int dw_find_target(struct dw_store *store, uint64_t clock_ms, uint64_t due,
+                   struct dw_partition **out);
+/* Writer: the partition is about to be appended to; notes what to go back to. */
+void dw_mark_partition(struct dw_store *store, struct dw_partition *partition);
+/* Writer, lock not held: room for the notes of all records that marked partitions expect to become
+ * dead. DW_OK, DW_ENOMEM */
+int dw_reserve_dead(struct dw_store *store);
+/* Writer: the record of entry k is no longer live where it is now; there is room to note it. Only
+ * the partition's side of it. */
+void dw_record_dead_locked(struct dw_store *store, uint32_t k);
+/* Writer: what was appended counts, and partitions left empty are retired. */
+void dw_commit_locked(struct dw_store *store);
+/* Writer: takes back what was appended since they were marked. */
 void dw_rollback(struct dw_store *store);
-/* Writer, lock held: retires it if nothing is live in it and it is not worth keeping. */
-void dw_retire_if_empty(struct dw_store *store, struct dw_partition *partition);
-/* Writer, lock held: the record of entry k is no longer live where it is now; there is room to
- * note it. Only the partition's side of it. */
-void dw_record_dead(struct dw_store *store, uint32_t k);
-/* Writer, lock not held: room for all that touched partitions have as doomed. DW_OK, DW_ENOMEM */
-int dw_reserve_doomed(struct dw_store *store);
-/* Writer: memory of at least that size until the next such call, NULL if there is none. */
-void *dw_scratch(struct dw_store *store, size_t bytes);
+/* Writer: retires it if nothing is live in it and it is not worth keeping. */
+void dw_retire_if_empty_locked(struct dw_store *store, struct dw_partition *partition);
+/* Lock not held, between enter and leave: unlinks what no manifest needs. */
+void dw_reap(struct dw_store *store);
+
+/* ------------------------------------------------------------------ dw_flush.c */
+
+/* Writer, lock not held: writes the buffers of one partition. DW_OK or the first error. */
+int dw_flush_partition(struct dw_store *store, struct dw_partition *partition);
+/* Writer, lock not held: the same for all; DW_OK or the first error. */
+int dw_flush_all(struct dw_store *store);
+
+/* ------------------------------------------------------------------- dw_plan.c */
 
 /* What a keyed batch comes to. */
 struct dw_plan {
@@ -193,23 +230,12 @@ struct dw_plan {
 int dw_plan_make(struct dw_store *store, const void *batch, uint32_t count, struct dw_plan *plan);
 void dw_plan_free(struct dw_store *store, struct dw_plan *plan);
 
-/* Writer, lock not held: writes the buffers of one partition. DW_OK or the first error. */
-int dw_flush_partition(struct dw_store *store, struct dw_partition *partition);
-/* Writer, lock not held: the same for all; DW_OK or the first error. */
-int dw_flush_all(struct dw_store *store);
-/* Lock not held, between enter and leave: unlinks what no manifest needs. */
-void dw_reap(struct dw_store *store);
-
-/* A table of partitions with room for `capacity`; writer. DW_OK, DW_ENOMEM */
-int dw_grow_parts(struct dw_store *store, uint32_t capacity);
+/* --------------------------------------------------------------- dw_recovery.c */
 
 /* dw_store_restore() and dw_store_validate() with the given system calls and allocator. */
 int dw_restore_with(const char *dir, const char *snapshot_dir, const struct dw_io *io,
                     const struct dw_alloc *alloc);
 int dw_validate_with(const char *snapshot_dir, uint64_t *applied, const struct dw_io *io,
                      const struct dw_alloc *alloc);
-
-/* Frees a store whose descriptors are closed. */
-void dw_store_free(struct dw_store *store);
 
 #endif

@@ -375,7 +375,7 @@ static void test_stream_readers_keep_buffers(void **state) {
     uint64_t flushed;
     dw_stream_init(&stream);
     put(x, &stream, 'a', 100);
-    struct dw_buf *first = dw_stream_buf(&stream, 50);
+    struct dw_buf *first = dw_stream_buf_locked(&stream, 50);
     assert_non_null(first);
     /* It grows, so it moves: the reader's stays as it was. */
     put(x, &stream, 'b', 100000);
@@ -384,17 +384,17 @@ static void test_stream_readers_keep_buffers(void **state) {
     fault_io_fail(FAULT_PWRITE, 1, false, EIO);
     assert_int_equal(flush(x, &stream, &flushed), EIO);
     put(x, &stream, 'c', 10);
-    struct dw_buf *writing = dw_stream_buf(&stream, 100);
-    struct dw_buf *active = dw_stream_buf(&stream, 100100);
+    struct dw_buf *writing = dw_stream_buf_locked(&stream, 100);
+    struct dw_buf *active = dw_stream_buf_locked(&stream, 100100);
     assert_ptr_equal(writing, stream.writing);
     assert_ptr_equal(active, stream.active);
     assert_int_equal(flush(x, &stream, &flushed), 0);
-    assert_null(dw_stream_buf(&stream, 100));
+    assert_null(dw_stream_buf_locked(&stream, 100));
     assert_int_equal(writing->bytes[100], 'b');
     assert_int_equal(active->bytes[0], 'c');
     struct dw_buf *all[3] = {first, writing, active};
     for (int i = 0; i < 3; i++) {
-        assert_true(dw_buf_unref(all[i]));
+        assert_true(dw_buf_unref_locked(all[i]));
         dw_release(&x->f.alloc.alloc, all[i]);
     }
     drop(x, &stream);
