@@ -20,7 +20,7 @@ struct dw_checkpoint {
 };
 
 static bool is_named(const struct dw_partition *partition) {
-    return partition != NULL && !partition->retired && partition->live > 0;
+    return partition != NULL && !dw_partition_is_retired(partition) && partition->live > 0;
 }
 
 /* By serial number, as the manifest has them. There are some hundreds, and mostly in order. */
@@ -43,7 +43,7 @@ static int capture_locked(struct dw_store *store, struct dw_checkpoint *checkpoi
         if (is_named(partition)) {
             /* Of a file whose fsync failed nobody knows what is on the disk. Raft's log has it, and
              * is not to be cut until it was written again, from there if it cannot be read. */
-            if (partition->suspect || dw_partition_failed(partition) != 0) {
+            if (dw_partition_is_suspect(partition) || dw_partition_failed(partition) != 0) {
                 return dw_io_error(EIO);
             }
             checkpoint->partitions[count++] = partition;

@@ -20,12 +20,9 @@ int dw_flush_partition(struct dw_store *store, struct dw_partition *partition) {
         dw_lock(store);
         store->buffered -= flushed;
         if (err == EIO) {
-            partition->suspect = true;
+            dw_partition_note_locked(partition, DW_PARTITION_FAIL_WRITE);
         }
         dw_unlock(store);
-        if (err == EIO) {
-            partition->sealed = true;
-        }
         if (err != 0 && result == DW_OK) {
             result = dw_io_error(err);
         }
@@ -65,7 +62,7 @@ int dw_flush_all(struct dw_store *store) {
     for (uint32_t i = 0; i < store->parts_capacity; i++) {
         dw_lock(store);
         struct dw_partition *partition = store->parts[i];
-        bool skip = partition == NULL || partition->retired;
+        bool skip = partition == NULL || dw_partition_is_retired(partition);
         dw_unlock(store);
         if (!skip &&
             (dw_stream_buffered(&partition->rec) > 0 || dw_stream_buffered(&partition->idx) > 0)) {

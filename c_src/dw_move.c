@@ -279,6 +279,9 @@ static void give_up(struct dw_store *store, struct dw_partition *partition) {
     dw_lock(store);
     const uint64_t live = partition->live;
     const uint64_t clock_ms = store->clock;
+    if (store->moving_err == 0) {
+        dw_partition_note_locked(partition, DW_PARTITION_GIVE_UP);
+    }
     dw_unlock(store);
     if (store->moving_err != 0) {
         const uint32_t longer = 2 * partition->move_pause_ms;
@@ -291,7 +294,6 @@ static void give_up(struct dw_store *store, struct dw_partition *partition) {
                partition->serial, live, strerror(store->moving_err));
         return;
     }
-    partition->stuck = true;
     dw_log(store, DW_LOG_WARNING, "%s: partition %" PRIu64 ": %" PRIu64 " records cannot be moved",
            store->dir, partition->serial, live);
 }
@@ -341,13 +343,14 @@ enum reason { LET_BE, MERGE, SHRINK, SPLIT, SAVE };
 static enum reason reason_to_move(const struct dw_store *store,
                                   const struct dw_partition *partition) {
     const uint64_t clock_ms = store->clock;
-    if (partition->retired || partition->stuck || partition->live == 0) {
+    if (dw_partition_is_retired(partition) || dw_partition_is_stuck(partition) ||
+        partition->live == 0) {
         return LET_BE;
     }
     if (partition->move_after > clock_ms && partition->move_after <= clock_ms + PAUSE_MAX_MS) {
         return LET_BE;
     }
-    if (partition->suspect || partition->rewrite || dw_partition_failed(partition) != 0) {
+    if (dw_partition_must_move(partition) || dw_partition_failed(partition) != 0) {
         return SAVE;
     }
     const bool past = dw_slice_is_past(clock_ms, partition->level, partition->slice);
@@ -387,13 +390,13 @@ static struct dw_partition *choose(struct dw_store *store) {
 static void tidy(struct dw_store *store) {
     for (uint32_t i = 0; i < store->parts_capacity; i++) {
         struct dw_partition *partition = store->parts[i];
-        if (partition == NULL || partition->retired) {
+        if (partition == NULL || dw_partition_is_retired(partition)) {
             continue;
         }
         dw_retire_if_empty_locked(store, partition);
-        if (!partition->sealed && is_mostly_garbage(store, partition) &&
+        if (dw_partition_is_open(partition) && is_mostly_garbage(store, partition) &&
             garbage(partition) > 2 * store->split_bytes) {
-            partition->sealed = true;
+            dw_partition_note_locked(partition, DW_PARTITION_SEAL);
         }
     }
 }
@@ -419,7 +422,7 @@ static void free_spares(struct dw_store *store) {
         dw_lock(store);
         struct dw_partition *partition = store->parts[i];
         struct dw_buf *rec = NULL, *idx = NULL;
-        if (partition != NULL && !partition->retired) {
+        if (partition != NULL && !dw_partition_is_retired(partition)) {
             rec = dw_stream_tick(&partition->rec);
             idx = dw_stream_tick(&partition->idx);
         }
@@ -433,7 +436,7 @@ static int upkeep(struct dw_store *store, size_t max_bytes, bool *more) {
     dw_lock(store);
     tidy(store);
     if (store->moving == NULL && (store->moving = choose(store)) != NULL) {
-        store->moving->sealed = true;
+        dw_partition_note_locked(store->moving, DW_PARTITION_SEAL);
         store->moving_off = DW_FILE_HEADER;
         store->moving_err = 0;
     }

@@ -358,6 +358,34 @@ struct dw_buf *dw_stream_tick(struct dw_stream *stream) {
     return spare;
 }
 
+/* ------------------------------------------------------------------ states */
+
+enum dw_partition_state dw_partition_after(enum dw_partition_state state,
+                                           enum dw_partition_event event) {
+    enum {
+        OPEN = DW_PARTITION_OPEN,
+        SEALED = DW_PARTITION_SEALED,
+        DAMAGED = DW_PARTITION_DAMAGED,
+        SUSPECT = DW_PARTITION_SUSPECT,
+        STUCK = DW_PARTITION_STUCK,
+        STUCK_SUSPECT = DW_PARTITION_STUCK_SUSPECT,
+        RETIRED = DW_PARTITION_RETIRED,
+    };
+    /* Nothing is ever opened again. A failed write weighs more than damage, as it keeps checkpoints
+     * from being taken; and what moving left behind stays. By event: seal, find damage, fail to
+     * write, give up, retire. */
+    static const uint8_t after[DW_PARTITION_STATES][DW_PARTITION_EVENTS] = {
+        [OPEN] = {SEALED, DAMAGED, SUSPECT, STUCK, RETIRED},
+        [SEALED] = {SEALED, DAMAGED, SUSPECT, STUCK, RETIRED},
+        [DAMAGED] = {DAMAGED, DAMAGED, SUSPECT, STUCK, RETIRED},
+        [SUSPECT] = {SUSPECT, SUSPECT, SUSPECT, STUCK_SUSPECT, RETIRED},
+        [STUCK] = {STUCK, STUCK, STUCK_SUSPECT, STUCK, RETIRED},
+        [STUCK_SUSPECT] = {STUCK_SUSPECT, STUCK_SUSPECT, STUCK_SUSPECT, STUCK_SUSPECT, RETIRED},
+        [RETIRED] = {RETIRED, RETIRED, RETIRED, RETIRED, RETIRED},
+    };
+    return (enum dw_partition_state)after[state][event];
+}
+
 /* --------------------------------------------------------------- partition */
 
 static struct dw_partition *partition_new(const struct dw_alloc *alloc, uint64_t serial,

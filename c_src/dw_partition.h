@@ -202,6 +202,34 @@ struct dw_buf *dw_stream_buf_locked(const struct dw_stream *stream, uint64_t off
 /* Lock held: gives up a reference; true if it was the last, and the caller is to free it. */
 bool dw_buf_unref_locked(struct dw_buf *buf);
 
+/* ------------------------------------------------------------------ states */
+
+enum dw_partition_state {
+    DW_PARTITION_OPEN,    /* records are appended to it until it is full */
+    DW_PARTITION_SEALED,  /* no more are: it is moved, is to empty itself, or is not whole */
+    DW_PARTITION_DAMAGED, /* sealed, and its files are damaged: move what is live out of it */
+    DW_PARTITION_SUSPECT, /* sealed, and a write to it failed: what the disk has of it is unknown.
+                             Move what is live out of it; no checkpoint names it */
+    DW_PARTITION_STUCK,   /* sealed, and moving left what is damaged: not to be moved again */
+    DW_PARTITION_STUCK_SUSPECT, /* both */
+    DW_PARTITION_RETIRED,       /* nothing is live in it: to be unlinked */
+};
+#define DW_PARTITION_STATES 7
+
+/* What happens to a partition. */
+enum dw_partition_event {
+    DW_PARTITION_SEAL,
+    DW_PARTITION_FIND_DAMAGE,
+    DW_PARTITION_FAIL_WRITE,
+    DW_PARTITION_GIVE_UP, /* moving */
+    DW_PARTITION_RETIRE,
+};
+#define DW_PARTITION_EVENTS 5
+
+/* The state that comes after; the table of them is in dw_partition.c. */
+enum dw_partition_state dw_partition_after(enum dw_partition_state state,
+                                           enum dw_partition_event event);
+
 /* --------------------------------------------------------------- partition */
 
 struct dw_partition {
@@ -213,6 +241,9 @@ struct dw_partition {
     struct dw_stream rec;
     struct dw_stream idx;
 
+    /* Guarded by the store's lock; the writer alone changes it. */
+    enum dw_partition_state state;
+
     /* Guarded by the store's lock. */
     uint64_t live;       /* records */
     uint64_t live_bytes; /* of these in .rec */
@@ -221,8 +252,6 @@ struct dw_partition {
     uint32_t corrupt;    /* records that could not be read, so that the log is not flooded */
     uint32_t pause_ms;   /* until what could not be read is tried again; doubles, */
     uint64_t pause_end;  /* and when that is */
-    bool retired;        /* nothing is live in it, and nothing more is appended */
-    bool suspect;        /* a write to it failed: what the disk has of it is unknown */
 
     /* The writer's. */
     uint64_t rec_mark, idx_mark; /* lengths to go back to if the present call fails */
@@ -230,9 +259,6 @@ struct dw_partition {
     uint64_t added_bytes;
     uint32_t dead_expected; /* records that the present call makes dead */
     bool marked;            /* by the present call */
-    bool sealed;            /* nothing more is appended to .rec */
-    bool rewrite;           /* its files are damaged: move what is live out of it */
-    bool stuck;             /* moving was tried, and left what is damaged */
     uint32_t move_pause_ms; /* what could not be read when it was moved is tried again, */
     uint64_t move_after;    /* and when */
 };
@@ -249,6 +275,31 @@ struct dw_partition *dw_partition_named(const struct dw_alloc *alloc, uint64_t s
 static inline int dw_partition_failed(const struct dw_partition *partition) {
     const int failed = dw_file_failed(&partition->rec.file);
     return failed != 0 ? failed : dw_file_failed(&partition->idx.file);
+}
+
+/* Writer, lock held: something has happened to it. */
+static inline void dw_partition_note_locked(struct dw_partition *partition,
+                                            enum dw_partition_event event) {
+    partition->state = dw_partition_after(partition->state, event);
+}
+
+/* These: writer, or lock held. */
+static inline bool dw_partition_is_open(const struct dw_partition *partition) {
+    return partition->state == DW_PARTITION_OPEN;
+}
+static inline bool dw_partition_is_retired(const struct dw_partition *partition) {
+    return partition->state == DW_PARTITION_RETIRED;
+}
+static inline bool dw_partition_is_suspect(const struct dw_partition *partition) {
+    return partition->state == DW_PARTITION_SUSPECT ||
+           partition->state == DW_PARTITION_STUCK_SUSPECT;
+}
+static inline bool dw_partition_is_stuck(const struct dw_partition *partition) {
+    return partition->state == DW_PARTITION_STUCK || partition->state == DW_PARTITION_STUCK_SUSPECT;
+}
+/* Must what is live be moved out of it, as its files are not to be relied on? */
+static inline bool dw_partition_must_move(const struct dw_partition *partition) {
+    return partition->state == DW_PARTITION_DAMAGED || partition->state == DW_PARTITION_SUSPECT;
 }
 
 /* Frees it and its buffers; its descriptors are closed already. */

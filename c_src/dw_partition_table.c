@@ -53,7 +53,8 @@ int dw_grow_parts(struct dw_store *store, uint32_t capacity) {
 
 static bool takes_more(const struct dw_store *store, const struct dw_partition *partition) {
     const uint64_t length = dw_stream_length(&partition->rec);
-    return !partition->sealed && (length == DW_FILE_HEADER || length < store->partition_bytes);
+    return dw_partition_is_open(partition) &&
+           (length == DW_FILE_HEADER || length < store->partition_bytes);
 }
 
 static struct dw_partition *find_open_locked(struct dw_store *store, uint32_t level,
@@ -113,7 +114,7 @@ static struct dw_partition *find_any_locked(struct dw_store *store) {
     uint64_t best_length = DW_PARTITION_BYTES_MAX - UINT32_MAX;
     for (uint32_t i = 0; i < store->parts_capacity; i++) {
         struct dw_partition *partition = store->parts[i];
-        if (partition != NULL && !partition->sealed &&
+        if (partition != NULL && dw_partition_is_open(partition) &&
             dw_stream_length(&partition->rec) < best_length) {
             best = partition;
             best_length = dw_stream_length(&partition->rec);
@@ -175,8 +176,7 @@ void dw_rollback(struct dw_store *store) {
 }
 
 static void retire_locked(struct dw_store *store, struct dw_partition *partition) {
-    partition->retired = true;
-    partition->sealed = true;
+    dw_partition_note_locked(partition, DW_PARTITION_RETIRE);
     store->retired++;
     if (store->moving == partition) {
         store->moving = NULL;
@@ -194,7 +194,7 @@ static void retire_locked(struct dw_store *store, struct dw_partition *partition
 }
 
 void dw_retire_if_empty_locked(struct dw_store *store, struct dw_partition *partition) {
-    if (partition->live == 0 && !partition->retired &&
+    if (partition->live == 0 && !dw_partition_is_retired(partition) &&
         (!takes_more(store, partition) || dw_stream_length(&partition->rec) > KEEP_EMPTY_BYTES ||
          dw_slice_is_past(store->clock, partition->level, partition->slice))) {
         retire_locked(store, partition);
@@ -264,7 +264,7 @@ static void take_buffers(struct dw_partition *partition, struct dw_buf *out[6]) 
 static bool next_remains_locked(struct dw_store *store, uint32_t *number, struct remains *out) {
     for (; store->retired > 0 && *number < store->parts_capacity; (*number)++) {
         struct dw_partition *partition = store->parts[*number];
-        if (partition == NULL || !partition->retired || partition->pins > 0) {
+        if (partition == NULL || !dw_partition_is_retired(partition) || partition->pins > 0) {
             continue;
         }
         *out = (struct remains){.partition = NULL};

@@ -419,7 +419,7 @@ static int rebuild_index(struct reading *reading) {
            store->dir, name_of(reading, DW_FILE_IDX, name), reading->first_bad);
     opening->report.rebuilt_indexes++;
     opening->damaged = true;
-    partition->rewrite = true;
+    dw_partition_note_locked(partition, DW_PARTITION_FIND_DAMAGE);
     return walk_records(reading);
 }
 
@@ -455,10 +455,11 @@ static int read_index(struct reading *reading) {
 }
 
 /* What is there is what the manifest says, or it is said what is missing of a damaged one. */
-static int judge(struct reading *reading, uint64_t named, uint64_t found) {
+static int check_partition(struct reading *reading, uint64_t named, uint64_t found) {
     struct dw_store *store = reading->opening->store;
     struct dw_partition *partition = reading->partition;
-    if (!partition->rewrite && found != named) {
+    const bool damaged = partition->state == DW_PARTITION_DAMAGED;
+    if (!damaged && found != named) {
         char name[DW_FILE_NAME_BYTES];
         dw_log(store, DW_LOG_ERROR,
                "%s/%s: it has %" PRIu64 " records, not %" PRIu64 " as the manifest says. "
@@ -467,10 +468,7 @@ static int judge(struct reading *reading, uint64_t named, uint64_t found) {
                store->dir, name_of(reading, DW_FILE_IDX, name), found, named);
         return DW_ECORRUPT;
     }
-    if (partition->rewrite) {
-        partition->sealed = true;
-    }
-    if (partition->rewrite && found < named) {
+    if (damaged && found < named) {
         reading->opening->report.corrupt_records += named - found;
         dw_log(store, DW_LOG_ERROR,
                "%s: partition %" PRIu64 ": %" PRIu64 " of its %" PRIu64 " records are lost",
@@ -488,14 +486,16 @@ static int open_record_file(struct reading *reading, uint64_t named, bool listed
         result = result == DW_ECORRUPT ? DW_OK : result;
     }
     if (result == DW_OK || result == DW_EVERSION) {
-        reading->partition->sealed = reading->rec_fd < 0 || reading->rec_there < named;
+        if (reading->rec_fd < 0 || reading->rec_there < named) {
+            dw_partition_note_locked(reading->partition, DW_PARTITION_SEAL);
+        }
         return result;
     }
     /* All that is in it is known from the index, and is tried again when it is due. */
     reading->rec_result = result;
     reading->rec_errno = dw_store_errno();
     reading->rec_there = named;
-    reading->partition->sealed = true;
+    dw_partition_note_locked(reading->partition, DW_PARTITION_SEAL);
     return DW_OK;
 }
 
@@ -520,7 +520,7 @@ static int read_partition(struct opening *opening, const struct dw_manifest_part
         result = read_index(&reading);
     }
     if (result == DW_OK) {
-        result = judge(&reading, named->live, opening->count - before - reading.again);
+        result = check_partition(&reading, named->live, opening->count - before - reading.again);
     }
     dw_release(store->alloc, reading.dead);
     dw_release(store->alloc, reading.seen);

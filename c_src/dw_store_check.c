@@ -35,7 +35,7 @@ static const char *check_entry_locked(struct dw_store *store, uint32_t k, struct
     tally->live_bytes += dw_rec_bytes(entry->len);
     struct dw_partition *partition =
         entry->part < store->parts_capacity ? store->parts[entry->part] : NULL;
-    if (partition == NULL || partition->retired) {
+    if (partition == NULL || dw_partition_is_retired(partition)) {
         return "an entry is in no partition";
     }
     if (entry->off * (uint64_t)DW_REC_UNIT < DW_FILE_HEADER) {
@@ -80,7 +80,7 @@ static const char *check_partitions_locked(struct dw_store *store) {
             continue;
         }
         used++;
-        retired += partition->retired;
+        retired += dw_partition_is_retired(partition);
         if (partition->number != i || partition->marked) {
             return "a partition is not where it belongs";
         }
@@ -88,7 +88,7 @@ static const char *check_partitions_locked(struct dw_store *store) {
             partition->live_bytes != partition->added_bytes) {
             return "a partition counts other records";
         }
-        const bool gone = partition->retired;
+        const bool gone = dw_partition_is_retired(partition);
         const uint64_t rec_length =
             gone ? partition->rec.written : dw_stream_length(&partition->rec);
         const uint64_t idx_length =

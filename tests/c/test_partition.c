@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MPL-2.0 */
-/* Formats of the partition files, slices of due time, the cache of descriptors, buffered streams.
- */
+/* Formats of the partition files, slices of due time, the cache of descriptors, buffered streams,
+ * states. */
 #include "dw_partition.h"
 #include "fault_io.h"
 #include "store_fixture.h"
@@ -466,6 +466,39 @@ static void test_no_memory_for_a_partition(void **state) {
     dw_partition_free(&x->f.alloc.alloc, partition);
 }
 
+/* ------------------------------------------------------------------ states */
+
+/* Each sequence of events, against what has happened in it at all: nothing that has is forgotten,
+ * whatever comes after. */
+static void test_states_forget_nothing(void **state) {
+    enum { LONGEST = 6 };
+    unsigned sequences = 1;
+    (void)state;
+    for (unsigned length = 0; length <= LONGEST; length++, sequences *= DW_PARTITION_EVENTS) {
+        for (unsigned sequence = 0; sequence < sequences; sequence++) {
+            struct dw_partition partition = {.state = DW_PARTITION_OPEN};
+            bool happened[DW_PARTITION_EVENTS] = {false};
+            unsigned rest = sequence;
+            for (unsigned i = 0; i < length; i++, rest /= DW_PARTITION_EVENTS) {
+                const enum dw_partition_event event =
+                    (enum dw_partition_event)(rest % DW_PARTITION_EVENTS);
+                dw_partition_note_locked(&partition, event);
+                happened[event] = true;
+            }
+            const bool retired = happened[DW_PARTITION_RETIRE];
+            const bool failed = happened[DW_PARTITION_FAIL_WRITE];
+            const bool given_up = happened[DW_PARTITION_GIVE_UP];
+            const bool damaged = happened[DW_PARTITION_FIND_DAMAGE];
+            assert_int_equal(dw_partition_is_open(&partition), length == 0);
+            assert_int_equal(dw_partition_is_retired(&partition), retired);
+            assert_int_equal(dw_partition_is_suspect(&partition), failed && !retired);
+            assert_int_equal(dw_partition_is_stuck(&partition), given_up && !retired);
+            assert_int_equal(dw_partition_must_move(&partition),
+                             (failed || damaged) && !given_up && !retired);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_record_header),
@@ -476,6 +509,7 @@ int main(void) {
         cmocka_unit_test(test_place),
         cmocka_unit_test(test_place_is_bounded),
         cmocka_unit_test(test_place_gets_finer),
+        cmocka_unit_test(test_states_forget_nothing),
         cmocka_unit_test_setup_teardown(test_files_are_closed_by_last_use, files_setup,
                                         files_teardown),
         cmocka_unit_test_setup_teardown(test_files_failing_to_open, files_setup, files_teardown),
