@@ -152,7 +152,7 @@ static int sync_stream(struct dw_store *store, struct dw_partition *partition,
         return DW_OK;
     }
     char name[DW_FILE_NAME_BYTES];
-    dw_file_name(name, kind, partition->serial, partition->level, partition->slice);
+    dw_partition_file_name(partition, kind, name);
     dw_log(store, DW_LOG_ERROR, "%s/%s: cannot be made durable: %s", store->dir, name,
            strerror(err));
     return dw_io_error(err);

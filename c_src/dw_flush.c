@@ -13,8 +13,7 @@ int dw_flush_partition(struct dw_store *store, struct dw_partition *partition) {
     int result = DW_OK;
     for (int i = 0; i < 2; i++) {
         char name[DW_FILE_NAME_BYTES];
-        dw_file_name(name, i == 0 ? DW_FILE_REC : DW_FILE_IDX, partition->serial, partition->level,
-                     partition->slice);
+        dw_partition_file_name(partition, i == 0 ? DW_FILE_REC : DW_FILE_IDX, name);
         uint64_t flushed;
         int err = dw_stream_flush(streams[i], store->alloc, &store->files, name, &flushed);
         dw_lock(store);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MPL-2.0 */
-#include "dw_store_internal.h"
+#include "dw_fetch.h"
 
 #include "dw_crc32c.h"
 
@@ -27,7 +27,6 @@ enum {
     IDLE_TICKS = 60,          /* calls after which a file that was not used is closed */
     PAUSE_MIN_MS = 60 * 1000, /* until what could not be read is tried again; doubles */
     PAUSE_MAX_MS = 60 * 60 * 1000,
-    TOO_SHORT = -1, /* no errno: the file ends before */
 };
 
 /* ------------------------------------------------------------------ moving */
@@ -52,22 +51,17 @@ struct window {
     uint32_t records;
 };
 
-/* The file's part of the window: 0, an errno, or TOO_SHORT. From the disk if it is read `again`. */
+/* The file's part of the window: 0, an errno, or DW_TOO_SHORT. From the disk if it is read `again`.
+ */
 static int read_file(struct dw_store *store, struct dw_partition *partition, uint8_t *to,
                      size_t bytes, uint64_t from, bool again) {
-    char name[DW_FILE_NAME_BYTES];
-    dw_file_name(name, DW_FILE_REC, partition->serial, partition->level, partition->slice);
-    int fd = dw_files_acquire(&store->files, &partition->rec.file, name, 0);
+    const int fd = dw_rec_file_acquire(store, partition);
     if (fd < 0) {
         return errno;
     }
-    if (again) {
-        dw_io_forget(store->io, fd, from, bytes);
-    }
-    ssize_t n = dw_io_read(store->io, fd, to, bytes, from);
-    const int err = n < 0 ? errno : 0;
+    const int err = dw_rec_file_read(store, fd, to, bytes, from, again);
     dw_files_release(&partition->rec.file);
-    return err == 0 && (size_t)n < bytes ? TOO_SHORT : err;
+    return err;
 }
 
 /* Copies what a buffer has of the window. */

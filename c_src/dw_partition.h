@@ -302,6 +302,14 @@ static inline bool dw_partition_must_move(const struct dw_partition *partition) 
     return partition->state == DW_PARTITION_DAMAGED || partition->state == DW_PARTITION_SUSPECT;
 }
 
+/* The name of one of its files: `name', filled in. */
+static inline const char *dw_partition_file_name(const struct dw_partition *partition,
+                                                 enum dw_file_kind kind,
+                                                 char name[DW_FILE_NAME_BYTES]) {
+    dw_file_name(name, kind, partition->serial, partition->level, partition->slice);
+    return name;
+}
+
 /* Frees it and its buffers; its descriptors are closed already. */
 void dw_partition_free(const struct dw_alloc *alloc, struct dw_partition *partition);
 /* Frees its buffers alone. */

@@ -287,7 +287,7 @@ static bool next_remains_locked(struct dw_store *store, uint32_t *number, struct
 static void unlink_file(struct dw_store *store, const struct dw_partition *partition,
                         enum dw_file_kind kind) {
     char name[DW_FILE_NAME_BYTES];
-    dw_file_name(name, kind, partition->serial, partition->level, partition->slice);
+    dw_partition_file_name(partition, kind, name);
     const int dirfd = dw_files_dir(&store->files);
     const int err = dirfd < 0 || store->io->unlinkat(dirfd, name, 0) != 0 ? errno : 0;
     if (dirfd >= 0) {

@@ -23,8 +23,11 @@
  *   dw_reschedule.c       another due time
  *   dw_flush.c            buffers to files        dw_checkpoint.c
  *   dw_move.c             upkeep
- *   dw_recovery.c         opening
- *   dw_reader.c           take, read, page, find
+ *   dw_recovery.c         opening                 dw_restore.c   from a snapshot
+ *   dw_fetch.c            reading records beside the writer, for:
+ *     dw_take.c           what is due
+ *     dw_lookup.c         by id and by key
+ *     dw_list.c           by due time             dw_keep_aside.c   damaged ones
  *   dw_store_check.c      does it all agree
  *
  * The lock guards everything but what is marked as the writer's. The indexes and the partitions'
@@ -230,7 +233,7 @@ struct dw_plan {
 int dw_plan_make(struct dw_store *store, const void *batch, uint32_t count, struct dw_plan *plan);
 void dw_plan_free(struct dw_store *store, struct dw_plan *plan);
 
-/* --------------------------------------------------------------- dw_recovery.c */
+/* ---------------------------------------------------------------- dw_restore.c */
 
 /* dw_store_restore() and dw_store_validate() with the given system calls and allocator. */
 int dw_restore_with(const char *dir, const char *snapshot_dir, const struct dw_io *io,
