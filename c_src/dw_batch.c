@@ -7,6 +7,9 @@
 
 #include <stdbool.h>
 
+/* Checking batches, which come from clients by way of Raft's log, and walking over those that were
+ * found good. It owns nothing, and runs in any thread. */
+
 enum { FLAG_ABSOLUTE = 1, ON_KEY_SHIFT = 1, ON_KEY_MASK = 3 };
 
 static enum dw_on_key on_key(const uint8_t *header) {

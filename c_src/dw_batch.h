@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* A walk over the records of a batch that dw_batch_check() or dw_batch_check_keyed() (dw_store.h,
- * which has the format) has passed. */
+ * which has the format) has passed. Any thread; the batch stays the caller's. */
 
 #define DW_BATCH_HEADER 24u
 #define DW_BATCH_MAX 65535u

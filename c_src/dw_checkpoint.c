@@ -35,7 +35,7 @@ static void sort_by_serial(struct dw_partition **partitions, uint32_t count) {
     }
 }
 
-/* Lock held, by the writer. */
+/* By the writer. */
 static int capture_locked(struct dw_store *store, struct dw_checkpoint *checkpoint) {
     uint32_t count = 0;
     for (uint32_t i = 0; i < store->parts_capacity; i++) {

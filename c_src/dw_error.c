@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 #include "dw_error.h"
 
+/* The names of errors: for ever, as callers match on them. */
+
 const char *dw_strerror(int error) {
     switch ((enum dw_error)error) {
     case DW_OK:

@@ -6,6 +6,11 @@
 #include <errno.h>
 #include <fcntl.h>
 
+/* Two lists, both by last use: a store's files, for closing the idle ones, and all open files of
+ * the budget, for closing one of whichever store when there are too many. The budget's lock guards
+ * both; what ends in _locked needs that one, and those of them that make system calls let go of it
+ * meanwhile. */
+
 /* Files looked at for one that needs no sync before it is closed. */
 enum { SEEN_MAX = 64, TRIES_MAX = 16 };
 
@@ -85,7 +90,7 @@ void dw_file_init(struct dw_file *file) {
     *file = (struct dw_file){.fd = -1};
 }
 
-static void take_out(struct dw_file *file) {
+static void take_out_locked(struct dw_file *file) {
     struct dw_files *files = file->files;
     dw_budget *budget = files->budget;
     *(file->newer != NULL ? &file->newer->older : &files->newest) = file->older;
@@ -96,7 +101,7 @@ static void take_out(struct dw_file *file) {
         file->newer_of_all;
 }
 
-static void put_first(struct dw_file *file) {
+static void put_first_locked(struct dw_file *file) {
     struct dw_files *files = file->files;
     dw_budget *budget = files->budget;
     file->newer = NULL;
@@ -109,33 +114,33 @@ static void put_first(struct dw_file *file) {
     budget->newest = file;
 }
 
-static void add(struct dw_files *files, struct dw_file *file, int fd) {
+static void add_locked(struct dw_files *files, struct dw_file *file, int fd) {
     file->files = files;
     file->fd = fd;
     __atomic_store_n(&files->open, files->open + 1, __ATOMIC_RELAXED);
-    put_first(file);
+    put_first_locked(file);
 }
 
 /* The descriptor, which the caller is to close. It counts until then. */
-static int detach(struct dw_file *file) {
+static int detach_locked(struct dw_file *file) {
     struct dw_files *files = file->files;
     const int fd = file->fd;
-    take_out(file);
+    take_out_locked(file);
     file->fd = -1;
     __atomic_store_n(&files->open, files->open - 1, __ATOMIC_RELAXED);
     return fd;
 }
 
-static void pin(struct dw_file *file) {
+static void pin_locked(struct dw_file *file) {
     file->pins++;
     file->used = file->files->tick;
     if (file->files->newest != file || file->files->budget->newest != file) {
-        take_out(file);
-        put_first(file);
+        take_out_locked(file);
+        put_first_locked(file);
     }
 }
 
-static void unpin(struct dw_file *file) {
+static void unpin_locked(struct dw_file *file) {
     file->pins = DW_INVARIANT(file->pins > 0) ? file->pins - 1 : 0;
     if (file->pins == 0) {
         pthread_cond_broadcast(&file->files->budget->changed);
@@ -143,21 +148,21 @@ static void unpin(struct dw_file *file) {
 }
 
 /* ----------------------------------------------------------- sync and close
- * With the budget's lock held before and after, and let go of for the system calls. */
+ * The lock is let go of for the system calls. */
 
-static bool needs_sync(const struct dw_file *file) {
+static bool needs_sync_locked(const struct dw_file *file) {
     return file->written != file->synced && file->failed == 0;
 }
 
 /* The file is open and pinned by the caller. One sync at a time: of two, one alone hears of an
  * error. */
-static void sync_pinned(struct dw_file *file) {
+static void sync_pinned_locked(struct dw_file *file) {
     dw_budget *budget = file->files->budget;
     const struct dw_io *io = file->files->io;
     while (file->syncing) {
         pthread_cond_wait(&budget->changed, &budget->lock);
     }
-    if (!needs_sync(file)) {
+    if (!needs_sync_locked(file)) {
         return;
     }
     const uint64_t written = file->written;
@@ -179,7 +184,7 @@ static void sync_pinned(struct dw_file *file) {
     pthread_cond_broadcast(&budget->changed);
 }
 
-static void close_detached(dw_budget *budget, const struct dw_io *io, int fd) {
+static void close_detached_locked(dw_budget *budget, const struct dw_io *io, int fd) {
     pthread_mutex_unlock(&budget->lock);
     io->close(fd); /* what was written is durable or given up: there is nothing left to fail */
     pthread_mutex_lock(&budget->lock);
@@ -187,22 +192,22 @@ static void close_detached(dw_budget *budget, const struct dw_io *io, int fd) {
 }
 
 /* Syncs and closes an unpinned file, unless somebody comes to need it meanwhile. */
-static void retire(struct dw_file *file) {
+static void sync_and_close_locked(struct dw_file *file) {
     dw_budget *budget = file->files->budget;
     const struct dw_io *io = file->files->io;
-    if (needs_sync(file)) {
+    if (needs_sync_locked(file)) {
         file->pins++;
-        sync_pinned(file);
-        unpin(file);
+        sync_pinned_locked(file);
+        unpin_locked(file);
     }
-    if (file->pins == 0 && file->fd >= 0 && !needs_sync(file)) {
-        close_detached(budget, io, detach(file));
+    if (file->pins == 0 && file->fd >= 0 && !needs_sync_locked(file)) {
+        close_detached_locked(budget, io, detach_locked(file));
     }
 }
 
 /* Closes the file that was not used for longest, or a little less long if that saves a sync. False:
  * all are in use. */
-static bool evict(dw_budget *budget) {
+static bool close_one_locked(dw_budget *budget) {
     struct dw_file *victim = NULL;
     uint32_t seen = 0;
     for (struct dw_file *file = budget->oldest; file != NULL && seen < SEEN_MAX;
@@ -211,7 +216,7 @@ static bool evict(dw_budget *budget) {
             continue;
         }
         seen++;
-        if (!needs_sync(file)) {
+        if (!needs_sync_locked(file)) {
             victim = file;
             break;
         }
@@ -220,7 +225,7 @@ static bool evict(dw_budget *budget) {
     if (victim == NULL) {
         return false;
     }
-    retire(victim);
+    sync_and_close_locked(victim);
     return true;
 }
 
@@ -229,7 +234,7 @@ bool dw_files_make_room(struct dw_files *files, int error) {
         return false;
     }
     pthread_mutex_lock(&files->budget->lock);
-    const bool made = evict(files->budget);
+    const bool made = close_one_locked(files->budget);
     pthread_mutex_unlock(&files->budget->lock);
     return made;
 }
@@ -239,7 +244,7 @@ static int open_counted(dw_budget *budget, const struct dw_io *io, int dirfd, co
                         int flags) {
     for (int tries = 0;; tries++) {
         pthread_mutex_lock(&budget->lock);
-        while (budget->use.open >= budget->use.limit && evict(budget)) {
+        while (budget->use.open >= budget->use.limit && close_one_locked(budget)) {
         }
         budget->use.open++;
         pthread_mutex_unlock(&budget->lock);
@@ -250,7 +255,8 @@ static int open_counted(dw_budget *budget, const struct dw_io *io, int dirfd, co
         const int err = errno;
         pthread_mutex_lock(&budget->lock);
         budget->use.open--;
-        const bool again = (err == EMFILE || err == ENFILE) && tries < TRIES_MAX && evict(budget);
+        const bool again =
+            (err == EMFILE || err == ENFILE) && tries < TRIES_MAX && close_one_locked(budget);
         pthread_mutex_unlock(&budget->lock);
         if (!again) {
             errno = err;
@@ -266,7 +272,7 @@ static int pin_open(struct dw_files *files, struct dw_file *file) {
     pthread_mutex_lock(&files->budget->lock);
     const int fd = file->fd;
     if (fd >= 0) {
-        pin(file);
+        pin_locked(file);
     }
     pthread_mutex_unlock(&files->budget->lock);
     return fd;
@@ -280,12 +286,12 @@ static int pin_opened(struct dw_files *files, struct dw_file *file, int fd) {
     if (file->fd >= 0) {
         spare = fd;
     } else {
-        add(files, file, fd);
+        add_locked(files, file, fd);
     }
-    pin(file);
+    pin_locked(file);
     fd = file->fd;
     if (spare >= 0) {
-        close_detached(budget, files->io, spare);
+        close_detached_locked(budget, files->io, spare);
     }
     pthread_mutex_unlock(&budget->lock);
     return fd;
@@ -339,7 +345,7 @@ int dw_files_dir(struct dw_files *files) {
     const int err = check_dir(files, fd);
     if (err != 0) {
         pthread_mutex_lock(&files->budget->lock);
-        close_detached(files->budget, files->io, fd);
+        close_detached_locked(files->budget, files->io, fd);
         pthread_mutex_unlock(&files->budget->lock);
         errno = err;
         return -1;
@@ -352,7 +358,7 @@ int dw_files_give_dir(struct dw_files *files, int fd) {
     if (err == 0) {
         pthread_mutex_lock(&files->budget->lock);
         files->budget->use.open++;
-        add(files, &files->dir, fd);
+        add_locked(files, &files->dir, fd);
         pthread_mutex_unlock(&files->budget->lock);
     }
     return err;
@@ -361,7 +367,7 @@ int dw_files_give_dir(struct dw_files *files, int fd) {
 void dw_files_release(struct dw_file *file) {
     pthread_mutex_t *lock = &file->files->budget->lock;
     pthread_mutex_lock(lock);
-    unpin(file);
+    unpin_locked(file);
     pthread_mutex_unlock(lock);
 }
 
@@ -374,25 +380,25 @@ void dw_files_wrote(struct dw_file *file) {
 
 int dw_files_sync(struct dw_files *files, struct dw_file *file) {
     pthread_mutex_lock(&files->budget->lock);
-    if (needs_sync(file)) {
+    if (needs_sync_locked(file)) {
         /* What needs one is open. */
         file->pins++;
-        sync_pinned(file);
-        unpin(file);
+        sync_pinned_locked(file);
+        unpin_locked(file);
     }
     const int err = file->failed;
     pthread_mutex_unlock(&files->budget->lock);
     return err;
 }
 
-/* Budget's lock held. */
-static void forget(struct dw_file *file) {
+/* Waits until nobody uses it, and closes it. */
+static void close_unused_locked(struct dw_file *file) {
     dw_budget *budget = file->files->budget;
     while (file->pins > 0) {
         pthread_cond_wait(&budget->changed, &budget->lock);
     }
     if (file->fd >= 0) {
-        close_detached(budget, file->files->io, detach(file));
+        close_detached_locked(budget, file->files->io, detach_locked(file));
     }
 }
 
@@ -400,7 +406,7 @@ void dw_files_forget(struct dw_file *file) {
     if (file->files != NULL) {
         dw_budget *budget = file->files->budget;
         pthread_mutex_lock(&budget->lock);
-        forget(file);
+        close_unused_locked(file);
         pthread_mutex_unlock(&budget->lock);
     }
 }
@@ -408,7 +414,7 @@ void dw_files_forget(struct dw_file *file) {
 void dw_files_close(struct dw_files *files) {
     pthread_mutex_lock(&files->budget->lock);
     while (files->newest != NULL) {
-        forget(files->newest);
+        close_unused_locked(files->newest);
     }
     pthread_mutex_unlock(&files->budget->lock);
 }
@@ -424,7 +430,7 @@ void dw_files_close_idle(struct dw_files *files, uint64_t ticks) {
         if (file == NULL || file->used + ticks > files->tick) {
             break;
         }
-        retire(file);
+        sync_and_close_locked(file);
     }
     pthread_mutex_unlock(&files->budget->lock);
 }

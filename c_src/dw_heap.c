@@ -123,16 +123,13 @@ static inline bool is_dead(const dw_heap *heap, uint32_t i) {
 
 static int grow(dw_heap *heap) {
     if (heap->segments == heap->segments_max) {
-        uint32_t max = heap->segments_max == 0 ? SEGMENTS_AT_FIRST : 2 * heap->segments_max;
-        uint32_t **table = dw_get(&heap->alloc, max * sizeof *table);
+        const uint32_t before = heap->segments_max;
+        uint32_t **table = dw_get_longer(&heap->alloc, heap->segment, &heap->segments_max,
+                                         SEGMENTS_AT_FIRST, heap->segments + 1, sizeof *table);
         if (table == NULL)
             return DW_ENOMEM;
-        if (heap->segments > 0)
-            memcpy(table, heap->segment, heap->segments * sizeof *table);
-        dw_release(&heap->alloc, heap->segment);
         heap->segment = table;
-        heap->bytes += (max - heap->segments_max) * sizeof *table;
-        heap->segments_max = max;
+        heap->bytes += (heap->segments_max - before) * sizeof *table;
     }
     uint32_t *segment = dw_get(&heap->alloc, SEGMENT_PLACES * sizeof *segment);
     if (segment == NULL)

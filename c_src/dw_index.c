@@ -8,7 +8,10 @@
 #include <stdbool.h>
 #include <string.h>
 
-/* Linear hashing (Litwin 1980). With 2^l <= buckets < 2^(l+1), a hash belongs to the bucket that
+/* Longer than other files are, as it is one structure: finding, adding, removing, splitting and
+ * merging all go through buckets, nodes and groups, and inlined. Its owner's lock guards it.
+ *
+ * Linear hashing (Litwin 1980). With 2^l <= buckets < 2^(l+1), a hash belongs to the bucket that
  * its l + 1 low bits name, or its l low bits if there is no such bucket yet. Growing by one bucket
  * splits one other, shrinking by one merges two: no step touches more than one chain.
  *
@@ -130,16 +133,12 @@ static lines get_lines(dw_index *x, size_t bytes) {
 static int reserve_segment(dw_index *x, lines **table, uint32_t *length, uint32_t i) {
     if (i < *length)
         return DW_OK;
-    uint32_t longer = *length == 0 ? TABLE_AT_FIRST : 2 * *length;
-    lines *copy = get(x, longer * sizeof *copy);
+    const uint32_t before = *length;
+    lines *copy = dw_get_longer(&x->alloc, *table, length, TABLE_AT_FIRST, i + 1, sizeof *copy);
     if (copy == NULL)
         return DW_ENOMEM;
-    memset(copy, 0, longer * sizeof *copy);
-    if (*length > 0)
-        memcpy(copy, *table, *length * sizeof *copy);
-    release(x, *table, *length * sizeof *copy);
     *table = copy;
-    *length = longer;
+    x->bytes += (*length - before) * sizeof *copy;
     return DW_OK;
 }
 

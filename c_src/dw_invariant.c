@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What is noted of a broken invariant: each thread's own, until dw_broken_forget(). */
+
 static _Thread_local char note[160];
 
 #ifdef DW_TESTS

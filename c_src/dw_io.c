@@ -9,6 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 
+/* System calls by way of a table of them, with EINTR and short counts dealt with. It owns but this:
+ * each thread's errno of its last call that failed. Any thread, with no lock held. */
+
 _Static_assert(sizeof(off_t) == 8, "files may be larger than 2 GiB");
 
 static int posix_openat(int dirfd, const char *path, int flags, mode_t mode) {

@@ -12,7 +12,8 @@
 #include <sys/types.h>
 
 /* Every system call of the store, so that tests can fail each of them. Contract as that of the
- * calls they are named for; EINTR and short counts are dealt with by the functions below. */
+ * calls they are named for; EINTR and short counts are dealt with by the functions below. Any
+ * thread, with no lock held: each may wait for the disk. */
 struct dw_io {
     int (*openat)(int dirfd, const char *path, int flags, mode_t mode);
     int (*close)(int fd);

@@ -430,9 +430,9 @@ void dw_lease_drop(dw_lease *lease) {
     }
 }
 
-/* With the directory's opening lock held and everything in it closed. */
-static int lease_make(dw_leases *leases, struct directory *d, const struct dw_config *config,
-                      dw_lease **out, struct dw_recovery *report, int *os_error) {
+/* With the directory's opening lock, and everything in it closed. */
+static int lease_make_locked(dw_leases *leases, struct directory *d, const struct dw_config *config,
+                             dw_lease **out, struct dw_recovery *report, int *os_error) {
     dw_lease *lease = dw_get(leases->alloc, sizeof *lease);
     if (lease == NULL) {
         return DW_ENOMEM;
@@ -480,7 +480,7 @@ int dw_lease_open(dw_leases *leases, const char *dir, const struct dw_config *co
     if (result == DW_OK) {
         pthread_mutex_lock(&d->opening);
         directory_fence(leases, d);
-        result = lease_make(leases, d, config, out, report, os_error);
+        result = lease_make_locked(leases, d, config, out, report, os_error);
         pthread_mutex_unlock(&d->opening);
         if (result != DW_OK) {
             directory_leave(leases, d);

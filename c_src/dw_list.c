@@ -59,7 +59,7 @@ static bool is_pending(const struct dw_entry *entry) {
     return entry->state != DW_FREE && entry->state != DW_DEAD;
 }
 
-/* Lock held: one step of the walk, from entry number `from`. */
+/* One step of the walk, from entry number `from`. */
 static void page_step_locked(struct dw_store *store, uint32_t from, uint32_t to,
                              struct page *page) {
     for (uint32_t k = from; k < to; k++) {

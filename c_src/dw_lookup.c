@@ -37,7 +37,7 @@ int dw_store_read(dw_store *store, uint64_t id, const struct dw_sink *sink) {
     return dw_leave(store, result);
 }
 
-/* Lock held: the next of the ids that are there, as far as a fetch goes. */
+/* The next of the ids that are there, as far as a fetch goes. */
 static void fetch_ids_locked(struct dw_fetch *fetch, const uint64_t *ids, uint32_t n,
                              uint64_t *left_bytes, uint32_t *seen) {
     struct dw_store *store = fetch->store;

@@ -9,6 +9,10 @@
 #include <fcntl.h>
 #include <string.h>
 
+/* The manifest as a whole, to memory and to the directory: whoever has it owns it. No lock is held;
+ * one thread at a time for a directory. Whatever fails, there is one whole manifest: the old one or
+ * the new one. */
+
 enum { HEADER = 48, ENTRY = 64, VERSION = 1, COUNT_MAX = 1 << 16 };
 
 static const uint8_t magic[8] = {'D', 'W', 'H', 'M', 'A', 'N', '\r', '\n'};

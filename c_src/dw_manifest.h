@@ -29,7 +29,9 @@
  *   48  8  bytes of these in the record file
  *   56  8  0
  *
- * The first 16 bytes keep their meaning in every later version. */
+ * The first 16 bytes keep their meaning in every later version.
+ *
+ * One thread at a time for a directory, with no lock held: the calls wait for files. */
 
 #define DW_MANIFEST_NAME "MANIFEST"
 #define DW_MANIFEST_TMP "MANIFEST.tmp"

@@ -358,7 +358,7 @@ static enum reason reason_to_move(const struct dw_store *store,
     return past ? MERGE : LET_BE;
 }
 
-/* Lock held: what to move next, NULL if nothing needs it. */
+/* What to move next, NULL if nothing needs it. */
 static struct dw_partition *choose(struct dw_store *store) {
     struct dw_partition *best = NULL;
     enum reason best_reason = LET_BE;
@@ -379,7 +379,7 @@ static struct dw_partition *choose(struct dw_store *store) {
     return best_reason > MERGE || past > PAST_MAX ? best : NULL;
 }
 
-/* Lock held: partitions whose time is over and that are empty go; one that gathers garbage while
+/* Partitions whose time is over and that are empty go; one that gathers garbage while
  * its time is now gets no more records, so that it empties. */
 static void tidy(struct dw_store *store) {
     for (uint32_t i = 0; i < store->parts_capacity; i++) {

@@ -5,6 +5,9 @@
 
 #include <string.h>
 
+/* A table of blocks, by entry number. It owns the blocks, and gives each back when nothing is noted
+ * in it. Its owner's lock guards it. */
+
 enum { BLOCK = 4096, BLOCKS_MIN = 16 };
 
 struct dw_origin_block {
@@ -35,21 +38,13 @@ uint64_t dw_origin_get(const struct dw_origins *origins, uint32_t k, uint64_t ot
 }
 
 static int grow(struct dw_origins *origins, uint32_t number) {
-    uint32_t capacity = origins->capacity < BLOCKS_MIN ? BLOCKS_MIN : origins->capacity;
-    while (capacity <= number) {
-        capacity *= 2;
-    }
-    struct dw_origin_block **blocks = dw_get(origins->alloc, capacity * sizeof(*blocks));
+    struct dw_origin_block **blocks =
+        dw_get_longer(origins->alloc, origins->blocks, &origins->capacity, BLOCKS_MIN, number + 1,
+                      sizeof *blocks);
     if (blocks == NULL) {
         return DW_ENOMEM;
     }
-    memset(blocks, 0, capacity * sizeof(*blocks));
-    if (origins->capacity > 0) {
-        memcpy(blocks, origins->blocks, origins->capacity * sizeof(*blocks));
-    }
-    dw_release(origins->alloc, origins->blocks);
     origins->blocks = blocks;
-    origins->capacity = capacity;
     return DW_OK;
 }
 

@@ -10,6 +10,12 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Partitions each for itself: the bytes of their files, which slice a due time belongs to, what is
+ * buffered of them, their states. Which there are is known to dw_partition_table.c.
+ *
+ * What is appended goes to buffers that grow, so room is made before anything is changed, without
+ * the lock, and filling it cannot fail. */
+
 enum { VERSION = 1, BUFFER_MIN = 4096, SPARE_MAX = 2 * 1024 * 1024, SPARE_TICKS = 2 };
 
 /* ----------------------------------------------------------------- formats */

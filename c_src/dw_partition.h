@@ -7,7 +7,9 @@
 
 #include <stdbool.h>
 
-/* A partition holds the records of one slice of due time, in two append-only files.
+/* A partition holds the records of one slice of due time, in two append-only files. The writer
+ * appends; readers and checkpoints pin it, and read beside that. What is marked here as needing the
+ * lock means the store's.
  *
  *   SERIAL-LEVEL-SLICE.rec   the records: decimal numbers, serial of 8 digits at least
  *   SERIAL-LEVEL-SLICE.idx   what is in it and what is dead, so that opening a store need not read

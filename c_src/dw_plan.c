@@ -50,14 +50,12 @@ static void clear(struct planning *planning, struct slot *slot, enum dw_on_key b
     }
 }
 
-/* Lock held. */
 static bool is_pending_locked(const struct planning *planning, const struct slot *slot) {
     return slot->last != NO_RECORD ||
            (slot->clears_by == DW_KEEP &&
             dw_index_find(planning->store->by_key, slot->key_hash) != DW_NIL);
 }
 
-/* Lock held. */
 static void plan_record_locked(struct planning *planning, uint32_t i,
                                const struct dw_batch_record *record) {
     struct slot *slot = slot_of(planning, record->key_hash);
@@ -75,7 +73,7 @@ static void plan_record_locked(struct planning *planning, uint32_t i,
     }
 }
 
-/* Lock held: what the store has under keys that are cleared by `by` goes: counted, or noted. */
+/* What the store has under keys that are cleared by `by` goes: counted, or noted. */
 static size_t find_gone_locked(struct planning *planning, enum dw_on_key by, uint32_t *gone,
                                size_t max) {
     size_t n = 0;

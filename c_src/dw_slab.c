@@ -77,19 +77,13 @@ static struct dw_entry *get_entries(dw_slab *slab, uint32_t n) {
 }
 
 static int grow_table(dw_slab *slab, uint32_t at_least) {
-    uint32_t max = slab->segments_max == 0 ? SEGMENTS_AT_FIRST : slab->segments_max;
-    while (max < at_least)
-        max *= 2;
-    struct dw_entry **table = dw_get(&slab->alloc, max * sizeof *table);
+    const uint32_t before = slab->segments_max;
+    struct dw_entry **table = dw_get_longer(&slab->alloc, slab->segment, &slab->segments_max,
+                                            SEGMENTS_AT_FIRST, at_least, sizeof *table);
     if (table == NULL)
         return DW_ENOMEM;
-    memset(table, 0, max * sizeof *table);
-    if (slab->segments_max > 0)
-        memcpy(table, slab->segment, slab->segments_max * sizeof *table);
-    dw_release(&slab->alloc, slab->segment);
     slab->segment = table;
-    slab->bytes += (max - slab->segments_max) * sizeof *table;
-    slab->segments_max = max;
+    slab->bytes += (slab->segments_max - before) * sizeof *table;
     return DW_OK;
 }
 

@@ -13,7 +13,7 @@ enum {
     PAUSE_MAX_MS = 30000,
 };
 
-/* Lock held: until when what could not be read of the partition's file is left. The pause grows
+/* Until when what could not be read of the partition's file is left. The pause grows
  * with each that ends without success, and is forgotten after a while without failures. */
 static uint64_t pause_until_locked(struct dw_partition *partition, uint64_t now_ms) {
     const uint64_t end = partition->pause_end;
@@ -27,7 +27,7 @@ static uint64_t pause_until_locked(struct dw_partition *partition, uint64_t now_
     return partition->pause_end;
 }
 
-/* Lock held: a record that was taken is not handed out after all, and not before `until`, unless
+/* A record that was taken is not handed out after all, and not before `until`, unless
  * that is DW_NEVER. */
 static void put_back_locked(struct dw_store *store, uint64_t id, uint64_t until) {
     uint32_t k = dw_index_find(store->by_id, id);
@@ -52,7 +52,7 @@ static void put_back_locked(struct dw_store *store, uint64_t id, uint64_t until)
     }
 }
 
-/* Lock held: the next entry due, removed from wheel or heap. DW_NIL if there is none; *again if the
+/* The next entry due, removed from wheel or heap. DW_NIL if there is none; *again if the
  * wheel has to look further first. */
 static uint32_t next_entry_locked(struct dw_store *store, uint64_t now_ms, bool *again) {
     uint32_t k = DW_NIL;
@@ -91,7 +91,6 @@ static uint64_t most_rounds_locked(const struct dw_store *store) {
     return 16 + 16 * (dw_wheel_count(store->wheel) / PEEK_BUDGET + 1);
 }
 
-/* Lock held. */
 static void fetch_due_locked(struct dw_fetch *fetch, struct take *take) {
     struct dw_store *store = fetch->store;
     const uint32_t most = take->left_n < DW_FETCH_MAX ? take->left_n : DW_FETCH_MAX;

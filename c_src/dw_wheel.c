@@ -5,7 +5,11 @@
 
 #include <string.h>
 
-/* Levels. Time is 48 bits of milliseconds; a slot of level l is 2^(8l) of them:
+/* Longer than other files are, as it is one structure: what inserts, drains, sweeps and looks for
+ * the next due time goes through the same slots, chunks and heap, and inlined, which is what makes
+ * it fast. Its owner's lock guards it; no call does long work.
+ *
+ * Levels. Time is 48 bits of milliseconds; a slot of level l is 2^(8l) of them:
  *
  *     level        0       1       2       3       4       5
  *     slot      1 ms  256 ms  65.5 s   4.7 h  49.7 d  34.8 a
@@ -183,17 +187,13 @@ static inline uint32_t *near_at(const dw_wheel *w, uint32_t i) {
 
 static int add_block(dw_wheel *w, uint32_t b) {
     if (b >= w->blocks_max) {
-        uint32_t max = w->blocks_max == 0 ? BLOCKS_AT_FIRST : 2 * w->blocks_max;
-        char **table = get(w, max * sizeof *table);
+        const uint32_t before = w->blocks_max;
+        char **table = dw_get_longer(&w->alloc, w->block, &w->blocks_max, BLOCKS_AT_FIRST, b + 1,
+                                     sizeof *table);
         if (table == NULL)
             return DW_ENOMEM;
-        memset(table, 0, max * sizeof *table);
-        if (w->blocks_max > 0)
-            memcpy(table, w->block, w->blocks_max * sizeof *table);
-        dw_release(&w->alloc, w->block);
-        w->bytes -= w->blocks_max * sizeof *table;
         w->block = table;
-        w->blocks_max = max;
+        w->bytes += (w->blocks_max - before) * sizeof *table;
     }
     w->block[b] = get(w, sizeof(struct block) + LINE - 1);
     return w->block[b] == NULL ? DW_ENOMEM : DW_OK;

@@ -60,7 +60,7 @@ static int append_all(struct dw_store *store, uint64_t index, uint64_t clock_ms,
     return DW_OK;
 }
 
-/* Lock held: shows all of them, or none. */
+/* Shows all of them, or none. */
 static int link_all_locked(struct dw_store *store, const struct dw_entry *appended,
                            uint32_t count) {
     for (uint32_t i = 0; i < count; i++) {
@@ -77,14 +77,14 @@ static int link_all_locked(struct dw_store *store, const struct dw_entry *append
     return DW_OK;
 }
 
-/* Lock held: entry k is about to go. */
+/* Entry k is about to go. */
 static void expect_dead_locked(struct dw_store *store, uint32_t k) {
     struct dw_partition *partition = dw_part_of_locked(store, dw_slab_at(store->slab, k));
     dw_mark_partition(store, partition);
     partition->dead_expected++;
 }
 
-/* Lock held: entry k goes; it was dead_expected, and room was made to note it. */
+/* Entry k goes; it was expected, and room was made to note it. */
 static void remove_entry_locked(struct dw_store *store, uint32_t k) {
     const uint32_t length = dw_slab_at(store->slab, k)->len;
     dw_record_dead_locked(store, k);
@@ -94,7 +94,7 @@ static void remove_entry_locked(struct dw_store *store, uint32_t k) {
     store->pending_bytes -= length;
 }
 
-/* Lock held: room is made for every note of a dead record before the first is made. */
+/* Room is made for every note of a dead record before the first is made. */
 static int expect_gone_locked(struct dw_store *store, const struct dw_plan *plan) {
     if (plan->gone_count == 0) {
         return DW_OK;
@@ -109,7 +109,6 @@ static int expect_gone_locked(struct dw_store *store, const struct dw_plan *plan
     return result;
 }
 
-/* Lock held. */
 static void remove_gone_locked(struct dw_store *store, const struct dw_plan *plan,
                                struct dw_keyed *out) {
     for (size_t i = 0; i < plan->gone_count; i++) {
@@ -225,7 +224,7 @@ int dw_store_insert_keyed(dw_store *store, uint64_t index, uint64_t base_ms, con
 
 /* ------------------------------------------------------------------ settle */
 
-/* Lock held. Room is made for every note of a dead record before the first is made. */
+/* Room is made for every note of a dead record before the first is made. */
 static int settle_locked(struct dw_store *store, const uint64_t *ids, size_t n, uint64_t *removed) {
     for (size_t i = 0; i < n; i++) {
         uint32_t k = dw_index_find(store->by_id, ids[i]);
