@@ -15,7 +15,10 @@
  * and noted as dead in the old place. Then nothing is live in it any more, and it is retired like
  * any other. A checkpoint between two windows is as good as at any other time, and a crash goes
  * back to one. What is damaged stays where it is, for its reader to be told; and so does what
- * cannot be read, until that is tried again. */
+ * cannot be read, until that is tried again.
+ *
+ * The writer does it, in steps of dw_store_maintain(), with the lock for looking and for what
+ * others see. The store owns one move at a time. */
 
 enum {
     WINDOW_MIN = 64 * 1024,

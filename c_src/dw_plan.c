@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MPL-2.0 */
-#include "dw_store_internal.h"
+#include "dw_plan.h"
 
 #include "dw_batch.h"
 

@@ -62,7 +62,7 @@ static int add_record(struct reading *reading, const struct dw_idx_entry *record
     }
     struct dw_entry *entry = dw_slab_at(slab, k);
     entry->due = record->due & DW_DUE_MAX;
-    entry->part = reading->partition->number & 0xfff;
+    entry->part = reading->partition->number & DW_PART_NONE;
     entry->id = record->id;
     entry->key_hash = record->key_hash;
     entry->off = record->off;

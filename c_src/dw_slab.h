@@ -18,11 +18,12 @@
 #define DW_PART_MAX 4095u                    /* partition numbers are 0..4094; 4095 is none */
 
 enum dw_state {
-    DW_FREE = 0,    /* on the free list */
-    DW_WAITING = 1, /* referenced by the wheel */
-    DW_LATE = 2,    /* referenced by the heap of late arrivals */
-    DW_TAKEN = 3,   /* handed out by take, not yet settled */
-    DW_DEAD = 4,    /* cancelled or settled, still referenced by wheel or heap */
+    DW_FREE = 0,     /* on the free list */
+    DW_WAITING = 1,  /* referenced by the wheel */
+    DW_LATE = 2,     /* referenced by the heap of late arrivals */
+    DW_TAKEN = 3,    /* handed out by take, not yet settled */
+    DW_DEAD = 4,     /* cancelled or settled, still referenced by wheel or heap */
+    DW_STRANDED = 5, /* taken, to be handed out again, and there was no memory to queue it */
 };
 
 struct dw_entry {

@@ -19,7 +19,7 @@
  *   dw_store.c            life, lock, figures
  *   dw_entries.c          what is pending: into and out of indexes, wheel and heap
  *   dw_partition_table.c  which partitions there are, and where a record goes
- *   dw_writer.c           insert, settle          dw_plan.c  what a keyed batch comes to
+ *   dw_writer.c           insert, settle          dw_plan.c      what a keyed batch comes to
  *   dw_reschedule.c       another due time
  *   dw_flush.c            buffers to files        dw_checkpoint.c
  *   dw_move.c             upkeep
@@ -37,10 +37,6 @@
 
 /* Calls that visit many entries let go of the lock after this many. */
 #define DW_LOCK_STEP 1024u
-
-/* An entry that was taken, is to be handed out again, and for whose queueing there was no memory:
- * a state beside those of enum dw_state. */
-#define DW_STRANDED 5u
 
 /* dw_entry.part for none; also the mask of that field. */
 #define DW_PART_NONE 4095u
@@ -218,20 +214,6 @@ void dw_reap(struct dw_store *store);
 int dw_flush_partition(struct dw_store *store, struct dw_partition *partition);
 /* Writer, lock not held: the same for all; DW_OK or the first error. */
 int dw_flush_all(struct dw_store *store);
-
-/* ------------------------------------------------------------------- dw_plan.c */
-
-/* What a keyed batch comes to. */
-struct dw_plan {
-    uint8_t *out;             /* one a record of the batch: it is not inserted */
-    uint32_t *gone;           /* entries that go: first those replaced, then those cancelled */
-    size_t gone_count;        /* of these */
-    size_t replaced_count;    /* of these */
-    struct dw_keyed in_batch; /* what became of records of the batch itself */
-};
-/* Writer, lock not held. DW_OK; DW_ENOMEM, with nothing to free. */
-int dw_plan_make(struct dw_store *store, const void *batch, uint32_t count, struct dw_plan *plan);
-void dw_plan_free(struct dw_store *store, struct dw_plan *plan);
 
 /* ---------------------------------------------------------------- dw_restore.c */
 
