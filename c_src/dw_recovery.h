@@ -28,11 +28,10 @@ struct dw_opening {
     size_t capacity;
     uint64_t first_due;
     uint64_t max_serial;
-    uint8_t
-        *listed;    /* which files of the manifest's partitions the directory has, by DW_LISTED_* */
-    bool damaged;   /* not all indexes were whole */
-    uint8_t *chunk; /* of index entries */
-    uint8_t *view;  /* of a record file */
+    uint8_t *listed; /* files of each partition that the directory has, by DW_LISTED_* */
+    bool damaged;    /* not all indexes were whole */
+    uint8_t *chunk;  /* of index entries */
+    uint8_t *view;   /* of a record file */
 };
 
 /* Notes one more. DW_OK, DW_ENOMEM */
