@@ -153,16 +153,14 @@ int dw_find_target(struct dw_store *store, uint64_t clock_ms, uint64_t due,
     return DW_OK;
 }
 
-void dw_mark_partition(struct dw_store *store, struct dw_partition *partition) {
-    if (!partition->marked) {
-        partition->marked = true;
-        partition->rec_mark = dw_stream_length(&partition->rec);
-        partition->idx_mark = dw_stream_length(&partition->idx);
-        partition->added = 0;
-        partition->added_bytes = 0;
-        partition->dead_expected = 0;
-        store->marked[store->marked_count++] = partition;
-    }
+void dw_mark_unmarked(struct dw_store *store, struct dw_partition *partition) {
+    partition->marked = true;
+    partition->rec_mark = dw_stream_length(&partition->rec);
+    partition->idx_mark = dw_stream_length(&partition->idx);
+    partition->added = 0;
+    partition->added_bytes = 0;
+    partition->dead_expected = 0;
+    store->marked[store->marked_count++] = partition;
 }
 
 void dw_rollback(struct dw_store *store) {

@@ -30,25 +30,6 @@
  * opening; an opening starts from the manifest's length; and dw_store_restore() shares a file with
  * the snapshot only if it is exactly as long as named, that is if no other snapshot names more. */
 
-int dw_add_found(struct dw_opening *opening, uint64_t id, uint32_t k, bool rebuilt) {
-    if (opening->count == opening->capacity) {
-        const struct dw_alloc *alloc = opening->store->alloc;
-        size_t capacity = opening->capacity < 1024 ? 1024 : 2 * opening->capacity;
-        struct dw_found *found = dw_get(alloc, capacity * sizeof *found);
-        if (found == NULL) {
-            return DW_ENOMEM;
-        }
-        if (opening->count > 0) {
-            memcpy(found, opening->found, opening->count * sizeof *found);
-        }
-        dw_release(alloc, opening->found);
-        opening->found = found;
-        opening->capacity = capacity;
-    }
-    opening->found[opening->count++] = (struct dw_found){.id = id, .k = k, .rebuilt = rebuilt};
-    return DW_OK;
-}
-
 int dw_refuse(const struct dw_store *store, const struct dw_partition *partition,
               enum dw_file_kind kind, const char *what, int err) {
     char name[DW_FILE_NAME_BYTES];

@@ -34,9 +34,6 @@ struct dw_opening {
     uint8_t *view;   /* of a record file */
 };
 
-/* Notes one more. DW_OK, DW_ENOMEM */
-int dw_add_found(struct dw_opening *opening, uint64_t id, uint32_t k, bool rebuilt);
-
 /* Opens the files of a partition that the manifest names, cuts them to what it names, and adds what
  * is live in it. `listed`: which of them the directory has. DW_OK, or what keeps the store from
  * being opened. */

@@ -53,6 +53,25 @@ static bool in_rec(const struct reading *reading, uint32_t off, uint64_t bytes) 
     return at >= DW_FILE_HEADER && at + bytes <= reading->partition->rec.written;
 }
 
+static int add_found(struct dw_opening *opening, uint64_t id, uint32_t k, bool rebuilt) {
+    if (opening->count == opening->capacity) {
+        const struct dw_alloc *alloc = opening->store->alloc;
+        size_t capacity = opening->capacity < 1024 ? 1024 : 2 * opening->capacity;
+        struct dw_found *found = dw_get(alloc, capacity * sizeof *found);
+        if (found == NULL) {
+            return DW_ENOMEM;
+        }
+        if (opening->count > 0) {
+            memcpy(found, opening->found, opening->count * sizeof *found);
+        }
+        dw_release(alloc, opening->found);
+        opening->found = found;
+        opening->capacity = capacity;
+    }
+    opening->found[opening->count++] = (struct dw_found){.id = id, .k = k, .rebuilt = rebuilt};
+    return DW_OK;
+}
+
 static int add_record(struct reading *reading, const struct dw_idx_entry *record, bool rebuilt) {
     struct dw_opening *opening = reading->opening;
     dw_slab *slab = opening->store->slab;
@@ -73,7 +92,7 @@ static int add_record(struct reading *reading, const struct dw_idx_entry *record
     if (record->off * (uint64_t)DW_REC_UNIT + dw_rec_bytes(record->length) > reading->rec_there) {
         opening->report.corrupt_records++;
     }
-    return dw_add_found(opening, record->id, k, rebuilt);
+    return add_found(opening, record->id, k, rebuilt);
 }
 
 static const char *name_of(const struct reading *reading, enum dw_file_kind kind,

@@ -74,12 +74,6 @@ void dw_yield_locked(struct dw_store *store) {
     dw_lock(store);
 }
 
-void dw_yield_each_locked(struct dw_store *store, size_t i) {
-    if (i % DW_LOCK_STEP == DW_LOCK_STEP - 1) {
-        dw_yield_locked(store);
-    }
-}
-
 void dw_store_close(dw_store *store) {
     dw_lock(store);
     if (store->closed == STORE_OPEN) {

@@ -139,7 +139,11 @@ static inline void dw_unlock(struct dw_store *store) {
 /* Lets go of the lock for a moment. */
 void dw_yield_locked(struct dw_store *store);
 /* Does that now and then; i counts what was done. */
-void dw_yield_each_locked(struct dw_store *store, size_t i);
+static inline void dw_yield_each_locked(struct dw_store *store, size_t i) {
+    if (i % DW_LOCK_STEP == DW_LOCK_STEP - 1) {
+        dw_yield_locked(store);
+    }
+}
 
 /* Shows the present numbers to dw_store_stat(). */
 void dw_publish_locked(struct dw_store *store);
@@ -192,7 +196,12 @@ int dw_grow_parts(struct dw_store *store, uint32_t capacity);
 int dw_find_target(struct dw_store *store, uint64_t clock_ms, uint64_t due,
                    struct dw_partition **out);
 /* Writer: the partition is about to be appended to; notes what to go back to. */
-void dw_mark_partition(struct dw_store *store, struct dw_partition *partition);
+void dw_mark_unmarked(struct dw_store *store, struct dw_partition *partition);
+static inline void dw_mark_partition(struct dw_store *store, struct dw_partition *partition) {
+    if (!partition->marked) {
+        dw_mark_unmarked(store, partition);
+    }
+}
 /* Writer, lock not held: room for the notes of all records that marked partitions expect to become
  * dead. DW_OK, DW_ENOMEM */
 int dw_reserve_dead(struct dw_store *store);
