@@ -733,10 +733,12 @@ records(N, Delay) ->
     iolist_to_binary([<<4:32/little, 0:16, 1:16/little, Delay:64/little, 0:64, "body">>
                       || _ <- lists:seq(1, N)]).
 
+%% The newest first, which is the one that Ra begins with.
 snapshots() ->
     {ok, Uid} = rabbit_delay_raft:find_member(?X),
     Dir = filename:join(filename:dirname(rabbit_delay_raft:store_dir(Uid)), "snapshots"),
-    [S || S <- filelib:wildcard(filename:join(Dir, "*")), rabbit_delay_snapshot:validate(S) =:= ok].
+    [S || S <- lists:reverse(lists:sort(filelib:wildcard(filename:join(Dir, "*")))),
+          rabbit_delay_snapshot:validate(S) =:= ok].
 
 await(Condition) ->
     await(Condition, erlang:monotonic_time(millisecond) + 300000).
