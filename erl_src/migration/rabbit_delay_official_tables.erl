@@ -13,7 +13,12 @@
 %% window is encoded, noted in a file of ours, appended to the Raft logs of its exchanges, and when all
 %% have it deleted from the tables, on disk. The note says in which batch of which session each message
 %% went; the machine keeps how far a session came. So whoever goes on after a crash knows of each
-%% message in the tables whether it is in already: none is lost, and none comes twice.
+%% message in the tables whether it is in already: none is lost, and none comes twice. The file is
+%% rabbit_delay_official_note's, and how a window becomes batches rabbit_delay_official_batches'.
+%%
+%% Each step runs in a process that rabbitmqctl has here for it, one at a time on a node (the lock is
+%% global's, of this node), for ?STEP_MS and what is in the window then; it waits for no exchange for
+%% longer than ?PATIENCE_MS.
 -module(rabbit_delay_official_tables).
 
 -include_lib("kernel/include/logger.hrl").
@@ -26,15 +31,9 @@
 -export_type([entry/0, cursor/0, counts/0, skipped/0, progress/0]).
 
 -define(OFFICIAL, rabbit_delayed_message).
--define(NOTE_FILE, "official_import").
--define(NOTE_MAGIC, "DWOI").
--define(NOTE_VERSION, 1).
-
 %% A window, whichever comes first.
 -define(MESSAGES, 8000).
 -define(BYTES, 4194304).
-%% Of one Raft entry, about.
--define(BATCH_BYTES, 1048576).
 %% One call of import/2.
 -define(STEP_MS, 2000).
 %% How long an answer is waited for until the batch is offered again, and how long that goes on.
@@ -50,9 +49,6 @@
 
 -type key() :: {delay_key, Ms :: integer(), Exchange :: tuple()}.
 -type entry() :: #delay_entry{}.
-%% Of an entry, 8 bytes.
--type id() :: <<_:64>>.
-
 %% Where to go on, and which exchanges have no room left.
 -type cursor() :: {key() | first, [rabbit_exchange:name()]}.
 -type why() :: no_exchange | not_delayed | full | unreadable | too_large.
@@ -60,22 +56,14 @@
 -type progress() :: #{imported | already := non_neg_integer(), skipped := skipped()}.
 -type skipped() :: #{{rabbit_exchange:name(), why()} => pos_integer()}.
 
-%% What the file holds: the session of each exchange and its last sequence number, the batches of the
-%% window, and what is known to be in although it may be in the tables still.
--record(note, {sessions = #{} :: #{rabbit_exchange:name() => {Session :: pos_integer(),
-                                                             SeqNo :: non_neg_integer()}},
-               sent = [] :: [{rabbit_exchange:name(), {Session :: pos_integer(), pos_integer()},
-                              Ids :: binary()}],
-               done = #{} :: #{id() => []}}).
-
 %% A message that is ready to go.
--record(ready, {key :: key(), id :: id(), exchange :: rabbit_exchange:name(),
+-record(ready, {key :: key(), id :: rabbit_delay_official_note:id(), exchange :: rabbit_exchange:name(),
                 due :: non_neg_integer(), size :: pos_integer(), record :: iodata()}).
 
 -record(step, {table :: atom(), index :: atom(),
                vhost :: rabbit_types:vhost() | all,
                deadline :: integer(),
-               note :: #note{},
+               note :: rabbit_delay_official_note:note(),
                full :: [rabbit_exchange:name()],
                exchanges = #{} :: #{rabbit_exchange:name() =>
                                         {ok, pid(), rabbit_delay_key:salt()} | why()},
@@ -85,10 +73,10 @@
                bytes = 0 :: non_neg_integer(),
                %% keys of which all is looked at, and what of them is in or in the window;
                %% stay: there is more, which is not to be deleted
-               whole = [] :: [{key(), go | stay, [id()]}],
+               whole = [] :: [{key(), go | stay, [rabbit_delay_official_note:id()]}],
                keys = 0 :: non_neg_integer(),
                %% what there was no room for
-               refused = #{} :: #{id() => []},
+               refused = #{} :: #{rabbit_delay_official_note:id() => []},
                imported = 0 :: non_neg_integer(),
                %% that an earlier import had taken
                already = 0 :: non_neg_integer(),
@@ -204,7 +192,7 @@ import(VHost, {Key, Full}) ->
               try
                   Step = #step{table = table(node()), index = index(node()), vhost = VHost,
                                deadline = erlang:monotonic_time(millisecond) + ?STEP_MS,
-                               note = recovered(read_note()), full = Full},
+                               note = recovered(rabbit_delay_official_note:read()), full = Full},
                   walk(next_key(Key, Step), Key, Step)
               catch
                   throw:{unavailable, Why} -> unavailable(Why)
@@ -341,12 +329,18 @@ id({delay_key, Ms, _} = Key, Ref) ->
         crypto:hash(sha256, term_to_binary({Ms, exchange_of(Key), Ref}, [{minor_version, 1}])),
     Id.
 
-entry(_, Id, _, _, _, #step{note = #note{done = Done}} = Step) when is_map_key(Id, Done) ->
-    {ok, Step#step{already = Step#step.already + 1}};
-entry(_, _, XName, _, _, #step{exchanges = Exchanges} = Step)
-  when is_atom(map_get(XName, Exchanges)) ->
-    {skipped, skip(XName, map_get(XName, Exchanges), 1, Step)};
-entry({delay_key, Due, _} = Key, Id, XName, Salt, Delivery,
+entry(Key, Id, XName, Salt, Delivery, #step{note = Note, exchanges = Exchanges} = Step) ->
+    case rabbit_delay_official_note:is_in(Id, Note) of
+        true ->
+            {ok, Step#step{already = Step#step.already + 1}};
+        false ->
+            case Exchanges of
+                #{XName := Why} when is_atom(Why) -> {skipped, skip(XName, Why, 1, Step)};
+                _ -> ready(Key, Id, XName, Salt, Delivery, Step)
+            end
+    end.
+
+ready({delay_key, Due, _} = Key, Id, XName, Salt, Delivery,
       #step{window = Window, messages = Messages, bytes = Bytes} = Step) ->
     case record(Due, Salt, Delivery) of
         {ok, Size, Record} ->
@@ -402,27 +396,15 @@ flush(#step{window = Window} = Step0) ->
 %% As many as the exchange's limits leave room for.
 fitting({XName, Ready}, {Batches, #step{exchanges = Exchanges} = Step}) ->
     #{XName := {ok, Pid, _}} = Exchanges,
+    Sized = [{Size, R} || #ready{size = Size} = R <- Ready],
     {Fitting, Over} = case room(Pid) of
-                          {Messages, Bytes} -> fit(Ready, Messages, Bytes, []);
-                          not_ready -> {Ready, []}
+                          {Messages, Bytes} ->
+                              rabbit_delay_official_batches:fit(Sized, Messages, Bytes);
+                          not_ready ->
+                              {Sized, []}
                       end,
-    {[{XName, Pid, Batch} || Batch <- batches(Fitting, [], 0)] ++ Batches, refused(XName, Over, Step)}.
-
-batches([], [], _) ->
-    [];
-batches([#ready{size = Size} = Ready | Rest], Batch, Bytes) when Bytes < ?BATCH_BYTES ->
-    batches(Rest, [Ready | Batch], Bytes + Size);
-batches(Rest, Batch, _) ->
-    [lists:reverse(Batch) | batches(Rest, [], 0)].
-
-fit([#ready{size = Size} = Ready | Rest], Messages, Bytes, Acc) when Messages > 0, Size =< Bytes ->
-    fit(Rest, less(Messages, 1), less(Bytes, Size), [Ready | Acc]);
-fit(Over, _, _, Acc) ->
-    {lists:reverse(Acc), Over}.
-
-%% `infinity' is more than every number.
-less(infinity, _) -> infinity;
-less(N, M) -> N - M.
+    {[{XName, Pid, Batch} || Batch <- rabbit_delay_official_batches:batches(Fitting)] ++ Batches,
+     refused(XName, [R || {_, R} <- Over], Step)}.
 
 refused(_, [], Step) ->
     Step;
@@ -441,10 +423,10 @@ refused(XName, Over, #step{exchanges = Exchanges, full = Full, whole = Whole,
 send([], Step) ->
     Step;
 send(Batches, #step{note = Note0} = Step0) ->
-    {Placed, Sessions} = lists:mapfoldl(fun place/2, Note0#note.sessions, Batches),
-    ok = write_note(Note0#note{sessions = Sessions,
-                               sent = [{XName, Place, << <<Id/binary>> || #ready{id = Id} <- Ready >>}
-                                       || {XName, _, Ready, Place} <- Placed]}),
+    {Placed, Note} = lists:mapfoldl(fun place/2, Note0, Batches),
+    ok = rabbit_delay_official_note:write(
+           [{XName, Place, << <<Id/binary>> || #ready{id = Id} <- Ready >>}
+            || {XName, _, Ready, Place} <- Placed], Note),
     Deadline = deadline(?PATIENCE_MS),
     Asked = [{Batch, append(Batch)} || Batch <- Placed],
     {Again, Step1} = lists:foldl(
@@ -453,26 +435,20 @@ send(Batches, #step{note = Note0} = Step0) ->
                        end, {[], Step0}, Asked),
     send(Again, Step1).
 
-place({XName, Pid, Ready}, Sessions) ->
-    {Session, Last} = maps:get(XName, Sessions, new_session()),
-    Place = {Session, Last + 1},
-    {{XName, Pid, Ready, Place}, Sessions#{XName => Place}}.
+place({XName, Pid, Ready}, Note0) ->
+    {Place, Note} = rabbit_delay_official_note:place(XName, Note0),
+    {{XName, Pid, Ready, Place}, Note}.
 
 answered(ok, {XName, _, Ready, Place}, Again, #step{note = Note} = Step) ->
-    Done = lists:foldl(fun (#ready{id = Id}, Acc) -> Acc#{Id => []} end, Note#note.done, Ready),
     {Again, Step#step{imported = Step#step.imported + length(Ready),
-                      note = Note#note{done = Done,
-                                       sessions = (Note#note.sessions)#{XName => Place}}}};
+                      note = rabbit_delay_official_note:taken(
+                               XName, Place, [Id || #ready{id = Id} <- Ready], Note)}};
 answered(full, {XName, _, Ready, _}, Again, Step) ->
     {Again, refused(XName, Ready, Step)};
 answered({gap, _}, {XName, Pid, Ready, _}, Again, #step{note = Note} = Step) ->
     %% One before it was refused, or the machine has forgotten the session: another one.
     {[{XName, Pid, Ready} | Again],
-     Step#step{note = Note#note{sessions = maps:remove(XName, Note#note.sessions)}}}.
-
-new_session() ->
-    <<Session:62, _:2>> = crypto:strong_rand_bytes(8),
-    {Session + 1, 0}.
+     Step#step{note = rabbit_delay_official_note:forget_session(XName, Note)}}.
 
 append({_, Pid, Ready, Place}) ->
     Earliest = lists:min([Due || #ready{due = Due} <- Ready]),
@@ -507,7 +483,7 @@ await(Ref, {XName, _, Ready, Place} = Batch, Deadline) ->
 %% Deletes from the tables what is in, on disk.
 forget(#step{whole = []} = Step) ->
     Step;
-forget(#step{whole = Whole, table = Table, index = Index, note = #note{done = Done} = Note} = Step) ->
+forget(#step{whole = Whole, table = Table, index = Index, note = Note} = Step) ->
     %% One entry in Mnesia's log: many small ones would have it write its files again and again.
     {atomic, ok} = mnesia:transaction(
                      fun () ->
@@ -517,7 +493,8 @@ forget(#step{whole = Whole, table = Table, index = Index, note = #note{done = Do
                      end),
     ok = mnesia:sync_log(),
     Step#step{whole = [], keys = 0,
-              note = Note#note{done = maps:without([Id || {_, _, Ids} <- Whole, Id <- Ids], Done)}}.
+              note = rabbit_delay_official_note:forget([Id || {_, _, Ids} <- Whole, Id <- Ids],
+                                                       Note)}.
 
 forget(Table, Index, {Key, go, _}) ->
     ok = mnesia:delete(Table, Key, write),
@@ -532,61 +509,25 @@ forget(Table, _, {Key, stay, Ids}) ->
     lists:foreach(fun (Entry) -> ok = mnesia:write(Table, Entry, write) end,
                   [E || #delay_entry{ref = Ref} = E <- Entries, not is_map_key(id(Key, Ref), Gone)]).
 
-%% ------------------------------------------------------------------------------- the note
-
-note_file() -> filename:join(rabbit_delay_config:data_dir(), ?NOTE_FILE).
-
-write_note(#note{sessions = Sessions, sent = Sent, done = Done}) ->
-    Body = term_to_binary({Sessions, Sent, << <<Id/binary>> || Id <- maps:keys(Done) >>}),
-    File = note_file(),
-    case rabbit_delay_snapshot:replace_file(
-           File, [<<?NOTE_MAGIC, ?NOTE_VERSION:32/little, (erlang:crc32(Body)):32/little>>, Body]) of
-        ok -> ok;
-        {error, Reason} -> throw({unavailable, [File, ": ", file:format_error(Reason)]})
-    end.
-
-read_note() ->
-    case file:read_file(note_file()) of
-        {ok, <<?NOTE_MAGIC, ?NOTE_VERSION:32/little, Crc:32/little, Body/binary>>} ->
-            case erlang:crc32(Body) of
-                Crc ->
-                    {Sessions, Sent, Done} = binary_to_term(Body),
-                    #note{sessions = Sessions, sent = Sent, done = add_ids(Done, #{})};
-                _ ->
-                    damaged()
-            end;
-        {ok, _} ->
-            damaged();
-        {error, enoent} ->
-            #note{};
-        {error, Reason} ->
-            throw({unavailable, [note_file(), ": ", file:format_error(Reason)]})
-    end.
-
--spec damaged() -> no_return().
-damaged() ->
-    throw({unavailable, [note_file(), " is damaged. Delete it to go on: what was under way when the "
-                         "last import ended may then come twice"]}).
-
-add_ids(Ids, Done) ->
-    maps:merge(Done, maps:from_list([{Id, []} || <<Id:8/binary>> <= Ids])).
-
 %% Of the batches that were under way, the machines know which are in. An exchange that has gone has
 %% taken its messages with it.
-recovered(#note{sent = Sent} = Note0) ->
+recovered(Note0) ->
+    {Sent, Note1} = rabbit_delay_official_note:under_way(Note0),
     lists:foldl(
-      fun ({XName, {Session, SeqNo}, Ids}, #note{sessions = Sessions, done = Done} = Note) ->
+      fun ({XName, {Session, SeqNo}, _} = Batch, Note) ->
               case find_target(XName) of
                   {ok, Pid, _} ->
                       ok = rabbit_delay_queue:forget_imported(Pid),
                       case last_seq_no(XName, Session, deadline(?PATIENCE_MS)) of
-                          Last when Last >= SeqNo -> Note#note{done = add_ids(Ids, Done)};
-                          _ -> Note#note{sessions = maps:remove(XName, Sessions)}
+                          Last when Last >= SeqNo ->
+                              rabbit_delay_official_note:arrived(Batch, Note);
+                          _ ->
+                              rabbit_delay_official_note:forget_session(XName, Note)
                       end;
                   _ ->
-                      Note#note{sessions = maps:remove(XName, Sessions)}
+                      rabbit_delay_official_note:forget_session(XName, Note)
               end
-      end, Note0#note{sent = []}, Sent).
+      end, Note1, Sent).
 
 last_seq_no(XName, Session, Deadline) ->
     case rabbit_delay_raft:last_seq_no(XName, Session) of
@@ -606,7 +547,7 @@ last_seq_no(XName, Session, Deadline) ->
 end_import(VHost) ->
     exclusively(
       fun () ->
-              _ = file:delete(note_file()),
+              ok = rabbit_delay_official_note:delete(),
               {ok, Counts} = survey(table(node()), index(node()), VHost),
               {ok, Counts, [table(node()), index(node())]}
       end).
