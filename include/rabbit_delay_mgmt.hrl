@@ -5,7 +5,6 @@
 
 -behaviour(rabbit_mgmt_extension).
 
--include_lib("kernel/include/logger.hrl").
 -include_lib("rabbit_common/include/rabbit.hrl").
 -include_lib("rabbitmq_management_agent/include/rabbit_mgmt_records.hrl").
 -include("rabbit_delay.hrl").
@@ -33,7 +32,7 @@ known_methods(Req, Context) ->
 
 -spec valid_content_headers(cowboy_req:req(), #context{}) -> reply().
 valid_content_headers(Req, Context) ->
-    rabbit_delay_mgmt:check_content(Req, Context).
+    rabbit_delay_http:check_content(Req, Context).
 
 -spec content_types_provided(cowboy_req:req(), #context{}) -> reply().
 content_types_provided(Req, Context) ->
@@ -47,7 +46,7 @@ content_types_accepted(Req, Context) ->
 resource_exists(Req, Context) ->
     case rabbit_mgmt_util:vhost(Req) of
         not_found ->
-            rabbit_delay_mgmt:refuse(404, not_found, <<"there is no such vhost">>, Req, Context);
+            rabbit_delay_http:refuse(404, not_found, <<"there is no such vhost">>, Req, Context);
         _ ->
             {true, Req, Context}
     end.

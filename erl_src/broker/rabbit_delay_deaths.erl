@@ -2,9 +2,10 @@
 
 %% The history that the broker writes into a dead-lettered message: the headers x-death and
 %% x-first-death-*. Clients can write such headers too, so nothing about them is taken for granted.
+%% Pure functions; explain/2 also runs in rabbitmqctl, on headers from a file.
 -module(rabbit_delay_deaths).
 
--export([plain/1, history/1, first/1, redrives/1, explain/2, redriven/4, uncounted/1]).
+-export([plain/1, history/1, last/1, first/1, first_key/2, redrives/1, explain/2, redriven/4, uncounted/1]).
 
 -export_type([headers/0, death/0]).
 
@@ -66,6 +67,21 @@ death(Entry) ->
                  {time, <<"time">>, fun (T) -> is_integer(T) andalso T >= 0 end},
                  {keys, <<"routing-keys">>,
                   fun (Keys) -> is_list(Keys) andalso lists:all(Text, Keys) end}]).
+
+%% The latest of them.
+-spec last([death()]) -> death().
+last([]) -> #{};
+last([Death | _]) -> Death.
+
+%% The key that it was published with first, of its deaths; Key if they do not say.
+-spec first_key([death()], Key :: binary()) -> binary().
+first_key([_ | _] = Deaths, Key) ->
+    case lists:last(Deaths) of
+        #{keys := [First | _]} -> First;
+        _ -> Key
+    end;
+first_key([], Key) ->
+    Key.
 
 %% Where it died first, as far as the headers say.
 -spec first(headers()) -> death().

@@ -47,7 +47,7 @@ validate(_, _) -> {validation_failure, too_many_args}.
 
 -spec run([binary()], options()) -> term().
 run([Queue], #{node := Node, vhost := VHost, limit := Limit, timeout := Timeout}) ->
-    case rpc:call(Node, rabbit_delay_redrive, stats, [VHost, Queue, Limit], Timeout) of
+    case rpc:call(Node, rabbit_delay_dead_letter_stats, stats, [VHost, Queue, Limit], Timeout) of
         {ok, Rows, Truncated} ->
             _ = Truncated andalso io:put_chars(standard_error,
                                                "Looking took too long: there are more.\n"),

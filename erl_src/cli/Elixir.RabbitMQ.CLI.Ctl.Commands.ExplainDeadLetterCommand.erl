@@ -57,7 +57,7 @@ run([], #{file := File}) ->
         {error, Reason} -> unreadable([File, ": ", file:format_error(Reason)])
     end;
 run([Queue], #{node := Node, vhost := VHost, position := Position, timeout := Timeout}) ->
-    case rpc:call(Node, rabbit_delay_redrive, explain, [VHost, Queue, Position], Timeout) of
+    case rpc:call(Node, rabbit_delay_dead_letter_stats, explain, [VHost, Queue, Position], Timeout) of
         {badrpc, _} = Failed -> {error, Failed};
         {error, {_, Why}} -> {error, Why};
         {ok, Sentences, _} -> {ok, Sentences}

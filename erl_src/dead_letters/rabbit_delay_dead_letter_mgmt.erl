@@ -8,6 +8,9 @@
 %% policymaker or administrator. Looking at a queue's messages takes access to the vhost and `read'
 %% permission for the queue, as consuming from it does; redriving also `write' permission for each
 %% exchange that is published to, which is amq.default where the target is a queue.
+%%
+%% It runs in the process of the request. A redrive has a process of its own, which ends with the
+%% request's, and after ?REDRIVE_MS.
 -module(rabbit_delay_dead_letter_mgmt).
 
 -type resource() :: check | check_vhost | graph | stats | explanation | redrive.
@@ -54,46 +57,43 @@ forbidden(Req, #context{impl = Resource} = Context)
   when Resource =:= stats; Resource =:= explanation; Resource =:= redrive ->
     case cowboy_req:method(Req) of
         <<"OPTIONS">> -> {false, Req, Context};
-        _ -> rabbit_delay_mgmt:permitted("dead letters", read, queue, Req, Context)
+        _ -> rabbit_delay_http:permitted("dead letters", read, queue, Req, Context)
     end;
 forbidden(Req, Context) ->
     {false, Req, Context}.
 
 -spec to_json(cowboy_req:req(), #context{}) -> reply().
 to_json(Req, #context{impl = Resource} = Context) when Resource =/= stats, Resource =/= explanation ->
-    case rabbit_delay_mgmt:parameters(Req, []) of
-        {ok, _} -> checked(Req, Context);
-        {error, Why} -> bad_request(Why, Req, Context)
-    end;
+    rabbit_delay_http:with_parameters([], fun (_) -> checked(Req, Context) end, Req, Context);
 to_json(Req, #context{impl = stats} = Context) ->
     VHost = rabbit_mgmt_util:vhost(Req),
     Queue = rabbit_mgmt_util:id(queue, Req),
     case max_looked_at(VHost, Queue, Req) of
         {ok, Max} ->
-            looked(rabbit_delay_redrive:stats(VHost, Queue, Max),
+            looked(rabbit_delay_dead_letter_stats:stats(VHost, Queue, Max),
                    fun (Rows, Truncated) ->
                            #{max => Max, truncated => Truncated,
                              groups => [maps:from_list([{Key, printable(Value)}
                                                         || {Key, Value} <- Row]) || Row <- Rows]}
                    end, Req, Context);
         {error, Why} ->
-            bad_request(Why, Req, Context)
+            rabbit_delay_http:bad_request(Why, Req, Context)
     end;
 to_json(Req, #context{impl = explanation} = Context) ->
     VHost = rabbit_mgmt_util:vhost(Req),
     Queue = rabbit_mgmt_util:id(queue, Req),
     Position = rabbit_mgmt_util:id(position, Req),
-    case {rabbit_delay_mgmt:integer(position, #{position => Position}, 1, 1,
+    case {rabbit_delay_http:integer(position, #{position => Position}, 1, 1,
                                     rabbit_delay_browse:usual_max(VHost, Queue)),
-          rabbit_delay_mgmt:parameters(Req, [])} of
+          rabbit_delay_http:parameters(Req, [])} of
         {{ok, N}, {ok, _}} ->
-            looked(rabbit_delay_redrive:explain(VHost, Queue, N),
+            looked(rabbit_delay_dead_letter_stats:explain(VHost, Queue, N),
                    fun (Sentences, _) -> #{sentences => [printable(S) || S <- Sentences]} end,
                    Req, Context);
         {{error, Why}, _} ->
-            bad_request(Why, Req, Context);
+            rabbit_delay_http:bad_request(Why, Req, Context);
         {_, {error, Why}} ->
-            bad_request(Why, Req, Context)
+            rabbit_delay_http:bad_request(Why, Req, Context)
     end.
 
 checked(Req, #context{impl = check, user = User} = Context) ->
@@ -103,43 +103,35 @@ checked(Req, #context{impl = check_vhost} = Context) ->
 checked(Req, #context{impl = graph} = Context) ->
     case rabbit_delay_doctor:live_graph(rabbit_mgmt_util:vhost(Req)) of
         {ok, Graph} ->
-            rabbit_delay_mgmt:with_json(rabbit_delay_doctor_report:graph_json(Graph), Req, Context);
+            rabbit_delay_http:with_json(rabbit_delay_doctor_report:graph_json(Graph), Req, Context);
         {error, _} -> gone(Req, Context)
     end.
 
 found(VHosts, Req, Context) ->
     case rabbit_delay_doctor:live(VHosts) of
         {ok, Findings} ->
-            rabbit_delay_mgmt:with_json(rabbit_delay_doctor_report:json(Findings), Req, Context);
+            rabbit_delay_http:with_json(rabbit_delay_doctor_report:json(Findings), Req, Context);
         {error, _} -> gone(Req, Context)
     end.
 
 %% The vhost was deleted meanwhile.
 gone(Req, Context) ->
-    rabbit_delay_mgmt:refuse(404, not_found, <<"there is no such vhost">>, Req, Context).
+    rabbit_delay_http:refuse(404, not_found, <<"there is no such vhost">>, Req, Context).
 
 max_looked_at(VHost, Queue, Req) ->
-    case rabbit_delay_mgmt:parameters(Req, [max]) of
+    case rabbit_delay_http:parameters(Req, [max]) of
         {ok, Words} ->
             Most = rabbit_delay_browse:usual_max(VHost, Queue),
-            rabbit_delay_mgmt:integer(max, Words, Most, 1, Most);
+            rabbit_delay_http:integer(max, Words, Most, 1, Most);
         Error ->
             Error
     end.
 
-looked({ok, Result, Truncated}, Shown, Req, Context) ->
-    rabbit_delay_mgmt:with_json(rabbit_json:encode(Shown(Result, Truncated)), Req, Context);
-looked({error, Failure}, _, Req, Context) ->
-    failed(Failure, Req, Context).
-
-failed({Kind, Why}, Req, Context) ->
-    Status = case Kind of
-                 bad_request -> 400;
-                 forbidden -> 403;
-                 not_found -> 404;
-                 unavailable -> 503
-             end,
-    rabbit_delay_mgmt:refuse(Status, Kind, Why, Req, Context).
+looked(Looked, Shown, Req, Context) ->
+    rabbit_delay_http:answer(
+      Looked, fun ({ok, Result, Truncated}) ->
+                      rabbit_delay_http:encoded(Shown(Result, Truncated), Req, Context)
+              end, Req, Context).
 
 printable(Text) when is_binary(Text) -> rabbit_delay_text:printable(Text);
 printable(Number) -> Number.
@@ -148,13 +140,10 @@ printable(Number) -> Number.
 
 -spec accept(cowboy_req:req(), #context{}) -> reply().
 accept(Req, Context) ->
-    case rabbit_delay_mgmt:parameters(Req, []) of
-        {ok, _} -> accept_body(Req, Context);
-        {error, Why} -> bad_request(Why, Req, Context)
-    end.
+    rabbit_delay_http:with_parameters([], fun (_) -> accept_body(Req, Context) end, Req, Context).
 
 accept_body(Req0, #context{user = #user{username = Username} = User} = Context) ->
-    case rabbit_delay_mgmt:body(Req0) of
+    case rabbit_delay_http:body(Req0) of
         {ok, Json, Req} ->
             VHost = rabbit_mgmt_util:vhost(Req),
             case request(Json) of
@@ -163,18 +152,17 @@ accept_body(Req0, #context{user = #user{username = Username} = User} = Context) 
                                        time => ?REDRIVE_MS, may_publish => may_publish(User, VHost),
                                        by => text("user '~ts' over HTTP",
                                                   [rabbit_delay_text:escaped(Username)])},
-                    case redrive(Request) of
-                        {ok, Counts} ->
-                            rabbit_delay_mgmt:reply(200, rabbit_delay_redrive:json(Counts), Req,
-                                                    Context);
-                        {error, Failure} ->
-                            failed(Failure, Req, Context)
-                    end;
+                    rabbit_delay_http:answer(
+                      redrive(Request),
+                      fun ({ok, Counts}) ->
+                              rabbit_delay_http:reply(200, rabbit_delay_redrive:json(Counts), Req,
+                                                      Context)
+                      end, Req, Context);
                 {error, Why} ->
-                    bad_request(Why, Req, Context)
+                    rabbit_delay_http:bad_request(Why, Req, Context)
             end;
         {error, Why} ->
-            bad_request(Why, Req0, Context)
+            rabbit_delay_http:bad_request(Why, Req0, Context)
     end.
 
 %% As the broker asks of a publisher.
@@ -208,9 +196,9 @@ await(Pid, Monitor) ->
 request(Json) ->
     Members = [to_queue, to_exchange, routing_key, to_original_exchange, reason, origin, header,
                older_than, newer_than, limit, rate, dry_run, keep_x_death, targets],
-    case rabbit_delay_mgmt:known(maps:to_list(Json), Members) of
+    case rabbit_delay_http:known(maps:to_list(Json), Members) of
         {ok, Words} ->
-            rabbit_delay_mgmt:all(
+            rabbit_delay_http:all(
               [{to, to(Words)},
                {reason, optional(reason, fun is_text/1, Words)},
                {origin, optional(origin, fun is_text/1, Words)},
@@ -220,8 +208,8 @@ request(Json) ->
                {newer_than, optional(newer_than, fun is_seconds/1, Words)},
                {limit, number(limit, ?LIMIT, ?MAX_LIMIT, Words)},
                {rate, number(rate, infinity, ?MAX_RATE, Words)},
-               {dry_run, rabbit_delay_mgmt:json_boolean(dry_run, Words)},
-               {keep_x_death, rabbit_delay_mgmt:json_boolean(keep_x_death, Words)}],
+               {dry_run, rabbit_delay_http:json_boolean(dry_run, Words)},
+               {keep_x_death, rabbit_delay_http:json_boolean(keep_x_death, Words)}],
               fun (Options) -> {ok, maps:filter(fun (_, Value) -> Value =/= none end, Options)} end);
         Error ->
             Error
@@ -288,6 +276,3 @@ number(Name, Default, Max, Words) ->
         N when is_integer(N), N >= 1, N =< Max -> {ok, N};
         _ -> {error, text("~s is not a number from 1 to ~b", [Name, Max])}
     end.
-
-bad_request(Why, Req, Context) ->
-    rabbit_delay_mgmt:refuse(400, bad_request, Why, Req, Context).

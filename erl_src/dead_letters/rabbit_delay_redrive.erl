@@ -6,25 +6,22 @@
 %% what it had been acknowledged and had not written yet.
 %%
 %% It takes what was in the queue when it started. What it does not move it holds until the end and
-%% gives back then, in its place.
+%% gives back then, in its place. rabbit_delay_redrive_plan says what is to go where.
+%%
+%% A redrive is a process of its own, with a connection to the broker, which ends with the one that
+%% started it and is told how far it is. In flight are no more than ?WINDOW messages, and as many as it
+%% holds besides.
 -module(rabbit_delay_redrive).
 
 -include_lib("amqp_client/include/amqp_client.hrl").
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([start/2, stats/3, explain/3, json/1]).
+-export([start/2, json/1]).
 
 -export_type([options/0, target/0, result/0]).
 
--type target() ::
-        %% the queue in which it died last
-        origin |
-        %% the exchange that it was published to first
-        original_exchange |
-        {queue, binary()} |
-        %% with its first key where none is given
-        {exchange, binary(), Key :: binary() | undefined}.
+-type target() :: rabbit_delay_redrive_plan:target().
 
 -type options() :: #{vhost := binary(), queue := binary(), to := target(),
                      limit := pos_integer() | infinity,
@@ -71,14 +68,9 @@
             watcher :: pid(),
             %% none: it is closed, and nothing comes of it any more
             channel :: pid() | none,
-            index :: rabbit_delay_dead_letter_routes:index(),
-            %% queues whose dead letters come here
-            feeders :: #{binary() => true},
-            %% exchanges that nobody may publish to
-            internal :: #{binary() => true},
+            plan :: rabbit_delay_redrive_plan:plan(),
             %% of a queue that drops what is given back more often
             delivery_limit :: non_neg_integer() | infinity,
-            routes = #{} :: #{{binary(), binary()} => ok | would_loop | unroutable | refused},
             counts :: result(),
             taken = 0 :: non_neg_integer(),
             %% deliveries that wait for their turn
@@ -106,14 +98,11 @@ start(Options, Watcher) ->
 
 run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
     try
-        {Version, #{exchanges := Exchanges} = Objects, Index} = topology(VHost, Queue),
+        {Version, Objects, Index} = topology(VHost, Queue),
         Limit = delivery_limit(Queue, Objects, Version),
-        Feeders = rabbit_delay_doctor:feeders(Queue, Objects),
-        Internal = maps:map(fun (_, _) -> true end,
-                            maps:filter(fun (_, X) -> maps:get(internal, X, false) end, Exchanges)),
+        Plan = rabbit_delay_redrive_plan:new(Options, Objects, Index),
         Prepared = fun (Channel) ->
-                           #s{options = Options, watcher = Watcher, channel = Channel, index = Index, internal = Internal,
-                              feeders = Feeders,
+                           #s{options = Options, watcher = Watcher, channel = Channel, plan = Plan,
                               delivery_limit = Limit, counts = counts(), next_at = now_us(),
                               progress_at = now_ms() + ?PROGRESS_MS,
                               ends_at = case Options of
@@ -121,7 +110,10 @@ run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
                                             _ -> infinity
                                         end}
                    end,
-        ok = check_target(Options, Prepared(self())),
+        ok = case rabbit_delay_redrive_plan:check_target(Plan) of
+                 ok -> ok;
+                 {refused, Refused, Because} -> refuse(Refused, Because)
+             end,
         case Options of
             #{dry_run := true} -> dry_run(Options, Prepared(self()));
             _ -> redrive_to_shown(Prepared, Options, Watcher, Monitor)
@@ -162,145 +154,9 @@ counts() ->
                                                    unconfirmed]]),
                #{targets => #{}, stopped => undefined}).
 
-%% A target that is the same for all is looked at before anything is taken.
-check_target(#{to := {queue, Target}}, S) -> check_route(<<>>, Target, S);
-check_target(#{to := {exchange, X, _}}, #s{internal = Internal}) when is_map_key(X, Internal) ->
-    refuse(bad_request, ["exchange ", name(X), " is internal: nobody publishes to it"]);
-check_target(#{to := {exchange, X, Key}}, S) when Key =/= undefined -> check_route(X, Key, S);
-check_target(_, _) -> ok.
-
-check_route(X, Key, #s{options = #{queue := Queue}} = S) ->
-    case route(X, Key, S) of
-        {ok, _} ->
-            ok;
-        {would_loop, _} ->
-            refuse(bad_request, ["messages would come back to ", name(Queue), " at once"]);
-        {unroutable, _} ->
-            refuse(bad_request, ["no queue is there for exchange ", name(X), " and key ", name(Key)]);
-        {refused, _} ->
-            refuse(forbidden, ["no permission to publish to exchange ", name(X), " with key ",
-                               name(Key)])
-    end.
-
-route(X, Key, #s{routes = Routes, index = Index, options = #{queue := Queue} = Options} = S) ->
-    case Routes of
-        #{{X, Key} := Known} ->
-            {Known, S};
-        _ ->
-            Reached = rabbit_delay_doctor:reaches_at_once(X, Key, Index),
-            Route = case Reached of
-                        _ when is_map_key(X, S#s.internal) -> refused;
-                        #{Queue := _} -> would_loop;
-                        _ when map_size(Reached) =:= 0 -> unroutable;
-                        _ ->
-                            case Options of
-                                #{may_publish := May} ->
-                                    case May(X, Key) of
-                                        true -> ok;
-                                        false -> refused
-                                    end;
-                                _ ->
-                                    ok
-                            end
-                    end,
-            {Route, S#s{routes = Routes#{{X, Key} => Route}}}
-    end.
-
-%% --------------------------------------------------------------------------------- what and where
-
-%% What is to become of a message.
-decide(#{headers := Headers} = Message, #s{options = #{to := To} = Options} = S0) ->
-    {Deaths, _} = rabbit_delay_deaths:history(Headers),
-    case matches(Options, Deaths, Headers) of
-        false ->
-            {skipped, S0};
-        true ->
-            case believed(To, target(To, Deaths, Message), Deaths, Message, S0) of
-                {X, Key} ->
-                    case route(X, Key, S0) of
-                        {ok, S} -> {shown(X, Key, Options), S};
-                        {Not, S} -> {Not, S}
-                    end;
-                none ->
-                    {no_target, S0}
-            end
-    end.
-
-%% Clients can write a history. Where the broker does not vouch for it, it must be one that can be true:
-%% what dies in that queue comes here, and what is published to that exchange with that key gets to the
-%% queue where it died first.
-believed(To, Target, Deaths, Message, #s{feeders = Feeders, index = Index})
-  when To =:= origin; To =:= original_exchange ->
-    case {Target, maps:get(proven, Message, unknown)} of
-        {none, _} -> none;
-        {_, true} -> Target;
-        {_, false} -> none;
-        {{X, Key}, unknown} ->
-            [#{queue := Last} | _] = Deaths,
-            #{queue := First} = lists:last(Deaths),
-            #{queues := Queues} = Index,
-            %% A queue that is not there is unroutable, whoever names it.
-            case (is_map_key(Last, Feeders) orelse not is_map_key(Last, Queues))
-                andalso (To =:= origin orelse
-                         is_map_key(First, rabbit_delay_doctor:reaches_at_once(X, Key, Index))) of
-                true -> Target;
-                false -> none
-            end
-    end;
-believed(_, Target, _, _, _) ->
-    Target.
-
-shown(X, Key, #{targets := Targets}) ->
-    case lists:member(target_text(X, Key), Targets) of
-        true -> {X, Key};
-        false -> no_target
-    end;
-shown(X, Key, _) ->
-    {X, Key}.
-
-matches(Options, Deaths, Headers) ->
-    Last = last(Deaths),
-    Age = case Deaths of
-              [#{time := _} | _] ->
-                  erlang:system_time(second)
-                      - lists:max([maps:get(time, Death, 0) || Death <- Deaths]);
-              _ ->
-                  unknown
-          end,
-    lists:all(fun ({reason, Reason}) -> maps:get(reason, Last, none) =:= Reason;
-                  ({origin, Queue}) -> maps:get(queue, Last, none) =:= Queue;
-                  ({header, {Name, Value}}) -> header_text(maps:get(Name, Headers, none)) =:= Value;
-                  ({older_than, Seconds}) -> is_integer(Age) andalso Age > Seconds;
-                  ({newer_than, Seconds}) -> is_integer(Age) andalso Age =< Seconds;
-                  (_) -> true
-              end, maps:to_list(Options)).
-
-last([]) -> #{};
-last([Death | _]) -> Death.
-
-header_text(Value) when is_binary(Value) -> Value;
-header_text(Value) when is_integer(Value) -> integer_to_binary(Value);
-header_text(Value) when is_boolean(Value) -> atom_to_binary(Value, utf8);
-header_text(_) -> none.
-
-target({queue, Queue}, _, _) -> {<<>>, Queue};
-target({exchange, X, undefined}, Deaths, Message) -> {X, first_key(Deaths, Message)};
-target({exchange, X, Key}, _, _) -> {X, Key};
-target(origin, [#{queue := Queue} | _], _) -> {<<>>, Queue};
-target(original_exchange, [_ | _] = Deaths, #{headers := Headers} = Message) ->
-    case rabbit_delay_deaths:first(Headers) of
-        #{exchange := X} -> {X, first_key(Deaths, Message)};
-        _ -> none
-    end;
-target(_, [], _) -> none.
-
-first_key([_ | _] = Deaths, Message) ->
-    case lists:last(Deaths) of
-        #{keys := [Key | _]} -> Key;
-        _ -> first_key([], Message)
-    end;
-first_key([], #{key := Key}) ->
-    Key.
+decide(Message, #s{plan = Plan0} = S) ->
+    {Decision, Plan} = rabbit_delay_redrive_plan:decide(Message, Plan0),
+    {Decision, S#s{plan = Plan}}.
 
 count(Key, #s{counts = Counts} = S) -> count(Key, 1, Counts, S).
 
@@ -309,16 +165,15 @@ count(Key, N, Counts, S) -> S#s{counts = maps:update_with(Key, fun (Old) -> Old 
 count_target(Target, #s{counts = #{targets := Targets} = Counts} = S) ->
     S#s{counts = Counts#{targets := maps:update_with(Target, fun (N) -> N + 1 end, 1, Targets)}}.
 
-target_text(<<>>, Key) -> rabbit_delay_text:printable(["queue ", Key]);
-target_text(X, Key) -> rabbit_delay_text:printable(["exchange ", X, " key ", Key]).
-
 dry_run(#{vhost := VHost, queue := Queue, limit := Limit}, S) ->
     Look = fun (Message, Acc0) ->
                    {Decision, Acc1} = decide(Message, Acc0),
                    Acc = count(total, count(examined, Acc1)),
                    case Decision of
                        _ when Acc#s.taken >= Limit -> count(skipped, Acc);
-                       {X, Key} -> taken(count_target(target_text(X, Key), count(redriven, Acc)));
+                       {X, Key} ->
+                           Target = rabbit_delay_redrive_plan:target_text(X, Key),
+                           taken(count_target(Target, count(redriven, Acc)));
                        Not -> count(Not, Acc)
                    end
            end,
@@ -349,7 +204,7 @@ redrive_to_shown(Prepared, #{to := To} = Options, Watcher, Monitor)
               end,
     redrive_audited(Prepared, Options#{targets => Allowed}, Allowed, Monitor);
 redrive_to_shown(Prepared, #{to := {queue, Queue}} = Options, _, Monitor) ->
-    redrive_audited(Prepared, Options, [target_text(<<>>, Queue)], Monitor);
+    redrive_audited(Prepared, Options, [rabbit_delay_redrive_plan:target_text(<<>>, Queue)], Monitor);
 redrive_to_shown(Prepared, #{to := {exchange, X, _}} = Options, _, Monitor) ->
     redrive_audited(Prepared, Options, [<<"exchange ", X/binary>>], Monitor).
 
@@ -559,7 +414,8 @@ publish(As, X, Key, Tag, #amqp_msg{payload = Payload} = Message,
     SeqNo = amqp_channel:next_publish_seqno(Channel),
     ok = amqp_channel:call(Channel, #'basic.publish'{exchange = X, routing_key = Key,
                                                      mandatory = true}, Message),
-    S#s{in_flight = InFlight#{SeqNo => {As, Tag, target_text(X, Key), {X, Key, Payload}, sent}}}.
+    Target = rabbit_delay_redrive_plan:target_text(X, Key),
+    S#s{in_flight = InFlight#{SeqNo => {As, Tag, Target, {X, Key, Payload}, sent}}}.
 
 %% A message that stays. Where giving it back once more would drop it, a copy goes to the queue's end.
 hold(Why, Tag, #amqp_msg{props = #'P_basic'{headers = Table} = Properties} = Message,
@@ -637,56 +493,3 @@ json(#{targets := Targets, stopped := Stopped} = Counts) ->
               end, #{<<"version">> => 1, <<"targets">> => Targets,
                      <<"stopped">> => case Stopped of undefined -> null; _ -> Stopped end},
               Counts).
-
-%% ------------------------------------------------------------------------------------ to look only
-
-%% What lies in a queue, no more than Max messages of it: by first queue, last reason, exchange and
-%% key, with the ages of the oldest and the newest death in s.
--spec stats(rabbit_types:vhost(), Queue :: binary(), Max :: pos_integer() | usual) ->
-          {ok, [[{atom(), term()}]], Truncated :: boolean()} | rabbit_delay_browse:error().
-stats(VHost, Queue, usual) ->
-    stats(VHost, Queue, rabbit_delay_browse:usual_max(VHost, Queue));
-stats(VHost, Queue, Max) ->
-    Now = erlang:system_time(second),
-    Add = fun (#{headers := Headers} = Message, Groups) ->
-                  {Group, Age} = group(Headers, Message, Now),
-                  maps:update_with(Group,
-                                   fun ({N, Oldest, Newest}) -> {N + 1, max(Oldest, Age),
-                                                                 min(Newest, Age)} end,
-                                   {1, Age, Age}, Groups)
-          end,
-    case rabbit_delay_browse:fold(VHost, Queue, Max, Add, #{}) of
-        {ok, Groups, Truncated} ->
-            Rows = [{N, Group, Oldest, Newest} || {Group, {N, Oldest, Newest}} <- maps:to_list(Groups)],
-            {ok, [[{first_queue, First}, {reason, Reason}, {exchange, X}, {routing_key, Key},
-                   {messages, N}, {oldest_s, Oldest}, {newest_s, Newest}]
-                  || {N, {First, Reason, X, Key}, Oldest, Newest} <- lists:reverse(lists:sort(Rows))],
-             Truncated};
-        {error, _} = Error ->
-            Error
-    end.
-
-group(Headers, #{exchange := X} = Message, Now) ->
-    First = rabbit_delay_deaths:first(Headers),
-    {Deaths, _} = rabbit_delay_deaths:history(Headers),
-    Times = [Time || #{time := Time} <- Deaths],
-    {{maps:get(queue, First, <<>>), maps:get(reason, last(Deaths), <<>>),
-      maps:get(exchange, First, X), first_key(Deaths, Message)},
-     case Times of [] -> 0; _ -> max(0, Now - lists:max(Times)) end}.
-
-%% The history of the message at a position, from 1, in sentences.
--spec explain(rabbit_types:vhost(), Queue :: binary(), Position :: pos_integer()) ->
-          {ok, [binary()], false} | rabbit_delay_browse:error().
-explain(VHost, Queue, Position) ->
-    Last = fun (#{headers := Headers}, {N, _}) -> {N + 1, Headers} end,
-    case rabbit_delay_browse:fold(VHost, Queue, Position, Last, {0, none}) of
-        {ok, {Position, Headers}, _} ->
-            {ok, rabbit_delay_deaths:explain(Headers, Queue), false};
-        {ok, {N, _}, false} ->
-            {error, {not_found, iolist_to_binary(io_lib:format("the queue has ~b messages", [N]))}};
-        {ok, {N, _}, true} ->
-            {error, {unavailable, iolist_to_binary(
-                                    io_lib:format("looking took too long, and ended at ~b", [N]))}};
-        {error, _} = Error ->
-            Error
-    end.

@@ -146,18 +146,12 @@ understood(_, _) ->
 time(Ms) when is_integer(Ms), Ms >= 1, Ms =< ?LONGEST_MS ->
     {ok, Ms};
 time(Text) when is_binary(Text) ->
-    case re:run(Text, "^\\s*([0-9]{1,15})\\s*(ms|s|m|h|d|)\\s*$", [{capture, [1, 2], binary}]) of
-        {match, [Number, Unit]} -> time(binary_to_integer(Number) * unit(Unit));
-        nomatch -> error
+    case rabbit_delay_notation:interval(Text) of
+        {ok, Ms} -> time(Ms);
+        error -> error
     end;
 time(_) ->
     error.
-
-unit(<<"s">>) -> 1000;
-unit(<<"m">>) -> 60000;
-unit(<<"h">>) -> 3600000;
-unit(<<"d">>) -> 86400000;
-unit(_) -> 1.
 
 %% An AMQP table has decimals, and some clients know of no doubles: a string will do.
 number(N, Min, Max) when is_number(N), N >= Min, N =< Max ->

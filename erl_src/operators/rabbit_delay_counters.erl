@@ -25,6 +25,10 @@
 %%
 %% Messages that were on their way to their queues when they were cancelled or replaced count as
 %% released if their queues take them.
+%%
+%% Nobody owns them: they are counters (counters:new/2) of a fixed layout, one array for an exchange,
+%% written without a lock by whichever process has something to count. Not seshat's, which has neither
+%% histograms nor a way to hand counts over when an exchange is deleted (move/2), the most of this.
 -module(rabbit_delay_counters).
 
 -export([new/0, may_tell/2, add/3, get/2, delay/2, lateness/2, checkpoint/3, waiting/1, waiting/4, move/2, read/1,

@@ -8,7 +8,7 @@
 -include("rabbit_delay.hrl").
 
 -export([parse/2, is_empty/1, due_range/1, key/1, needs_content/1, matches/2, time/2, offset/1,
-         id/1, number/1, text/1]).
+         id/1, text/1]).
 
 -export_type([filter/0, words/0]).
 
@@ -147,59 +147,30 @@ rfc3339(Word) ->
 in_range(Ms, _) when Ms >= 0, Ms =< ?MAX_MS -> {ok, Ms};
 in_range(_, Word) -> {error, text("~ts is out of range", [shown(Word)])}.
 
-%% A span of time in ms: an integer, or a string with a sign and a unit (ms, s, m, h, d, w; ms if
-%% there is none).
+%% A span of time in ms: an integer, or a string with a sign and a unit.
 -spec offset(binary() | integer()) -> {ok, integer()} | {error, Why :: binary()}.
 offset(Ms) when is_integer(Ms), abs(Ms) =< ?MAX_MS ->
     {ok, Ms};
 offset(Word) when is_binary(Word) ->
-    case re:run(Word, "^([+-]?)([0-9]{1,15})(ms|s|m|h|d|w|)$",
-                [dollar_endonly, {capture, all_but_first, binary}]) of
-        {match, [Sign, Digits, Unit]} ->
-            Ms = binary_to_integer(Digits) * unit(Unit),
-            case Ms =< ?MAX_MS of
-                true when Sign =:= <<"-">> -> {ok, -Ms};
-                true -> {ok, Ms};
-                false -> {error, text("~ts is out of range", [shown(Word)])}
-            end;
-        nomatch ->
+    case rabbit_delay_notation:offset(Word) of
+        {ok, Ms} when abs(Ms) =< ?MAX_MS ->
+            {ok, Ms};
+        {ok, _} ->
+            {error, text("~ts is out of range", [shown(Word)])};
+        error ->
             {error, text("~ts is not an offset such as +90m or -1h (ms, s, m, h, d, w)",
                          [shown(Word)])}
     end;
 offset(Word) ->
     {error, text("~ts is not an offset in ms", [shown(Word)])}.
 
-unit(<<"s">>) -> 1000;
-unit(<<"m">>) -> 60000;
-unit(<<"h">>) -> 3600000;
-unit(<<"d">>) -> 86400000;
-unit(<<"w">>) -> 604800000;
-unit(_) -> 1.
-
 %% Reads an id as items show it.
 -spec id(binary()) -> {ok, rabbit_delay_store:id()} | {error, Why :: binary()}.
 id(Word) ->
-    case number(Word) of
+    case rabbit_delay_notation:number(Word) of
         {ok, Id} when Id =< ?MAX_ID -> {ok, Id};
         _ -> {error, text("~ts is not the id of a message", [shown(Word)])}
     end.
-
-%% A number as integer_to_binary/1 writes it, not negative.
--spec number(binary()) -> {ok, non_neg_integer()} | error.
-number(Word) when byte_size(Word) =< 20 ->
-    try binary_to_integer(Word) of
-        N when N >= 0 ->
-            case integer_to_binary(N) of
-                Word -> {ok, N};
-                _ -> error
-            end;
-        _ ->
-            error
-    catch
-        error:badarg -> error
-    end;
-number(_) ->
-    error.
 
 %% In words, for the log.
 -spec text(filter()) -> binary().

@@ -275,7 +275,7 @@ def test_history_that_a_client_forged(broker, local, vhost, kind):
                                  "json", parked))
     assert sum(row["messages"] for row in rows) == len(FORGED)
     for position in range(1, len(FORGED) + 1):
-        told = evaluate(broker, "rabbit_delay_redrive:explain(" + ", ".join(
+        told = evaluate(broker, "rabbit_delay_dead_letter_stats:explain(" + ", ".join(
             "<<" + ",".join(map(str, text.encode())) + ">>" for text in (vhost, parked))
             + f", {position}).")
         assert told.startswith("{ok,"), told

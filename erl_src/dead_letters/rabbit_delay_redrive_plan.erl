@@ -1,0 +1,197 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Which dead letters of a queue are meant, and where each of them is to go.
+%%
+%% Pure functions of the message's own history, of a topology and of what is asked for, in the process
+%% that redrives. What goes where is found out once for each exchange and key and kept in the plan.
+%%
+%% No message goes by a history that cannot be true, comes back to the queue at once, or goes to where
+%% nobody publishes, nothing is bound, or whoever asks may not publish.
+-module(rabbit_delay_redrive_plan).
+
+-export([new/3, check_target/1, decide/2, target_text/2]).
+
+-export_type([plan/0, target/0, options/0, message/0, decision/0]).
+
+-type target() ::
+        %% the queue in which it died last
+        origin |
+        %% the exchange that it was published to first
+        original_exchange |
+        {queue, binary()} |
+        %% with its first key where none is given
+        {exchange, binary(), Key :: binary() | undefined}.
+
+%% Those of rabbit_delay_redrive:options() that say what is meant.
+-type options() :: #{queue := binary(), to := target(), atom() => term()}.
+
+%% As rabbit_delay_browse:message(); proven says whether the broker vouches for its history.
+-type message() :: #{exchange := binary(), key := binary(), headers := rabbit_delay_deaths:headers(),
+                     proven => boolean(), atom() => term()}.
+
+-type decision() :: {Exchange :: binary(), Key :: binary()}
+                  | skipped | no_target | would_loop | unroutable | refused.
+
+-record(plan, {options :: options(),
+               index :: rabbit_delay_dead_letter_routes:index(),
+               %% queues whose dead letters come here
+               feeders :: #{binary() => true},
+               %% exchanges that nobody may publish to
+               internal :: #{binary() => true},
+               routes = #{} :: #{{binary(), binary()} => ok | would_loop | unroutable | refused}}).
+
+-opaque plan() :: #plan{}.
+
+-spec new(options(), rabbit_delay_topology:vhost(), rabbit_delay_dead_letter_routes:index()) -> plan().
+new(#{queue := Queue} = Options, #{exchanges := Exchanges} = Objects, Index) ->
+    #plan{options = Options, index = Index,
+          feeders = rabbit_delay_doctor:feeders(Queue, Objects),
+          internal = maps:map(fun (_, _) -> true end,
+                              maps:filter(fun (_, X) -> maps:get(internal, X, false) end,
+                                          Exchanges))}.
+
+%% A target that is the same for all is looked at before anything is taken.
+-spec check_target(plan()) -> ok | {refused, bad_request | forbidden, Why :: iodata()}.
+check_target(#plan{options = #{to := To}} = Plan) ->
+    check_target(To, Plan).
+
+check_target({queue, Target}, Plan) ->
+    check_route(<<>>, Target, Plan);
+check_target({exchange, X, _}, #plan{internal = Internal}) when is_map_key(X, Internal) ->
+    {refused, bad_request, ["exchange ", name(X), " is internal: nobody publishes to it"]};
+check_target({exchange, X, Key}, Plan) when Key =/= undefined ->
+    check_route(X, Key, Plan);
+check_target(_, _) ->
+    ok.
+
+check_route(X, Key, #plan{options = #{queue := Queue}} = Plan) ->
+    case route(X, Key, Plan) of
+        {ok, _} ->
+            ok;
+        {would_loop, _} ->
+            {refused, bad_request, ["messages would come back to ", name(Queue), " at once"]};
+        {unroutable, _} ->
+            {refused, bad_request,
+             ["no queue is there for exchange ", name(X), " and key ", name(Key)]};
+        {refused, _} ->
+            {refused, forbidden, ["no permission to publish to exchange ", name(X), " with key ",
+                                  name(Key)]}
+    end.
+
+name(Name) -> [$", rabbit_delay_text:escaped(Name), $"].
+
+route(X, Key, #plan{routes = Routes, index = Index, options = #{queue := Queue} = Options} = Plan) ->
+    case Routes of
+        #{{X, Key} := Known} ->
+            {Known, Plan};
+        _ ->
+            Reached = rabbit_delay_doctor:reaches_at_once(X, Key, Index),
+            Route = case Reached of
+                        _ when is_map_key(X, Plan#plan.internal) -> refused;
+                        #{Queue := _} -> would_loop;
+                        _ when map_size(Reached) =:= 0 -> unroutable;
+                        _ ->
+                            case Options of
+                                #{may_publish := May} ->
+                                    case May(X, Key) of
+                                        true -> ok;
+                                        false -> refused
+                                    end;
+                                _ ->
+                                    ok
+                            end
+                    end,
+            {Route, Plan#plan{routes = Routes#{{X, Key} => Route}}}
+    end.
+
+%% What is to become of a message.
+-spec decide(message(), plan()) -> {decision(), plan()}.
+decide(#{headers := Headers} = Message, #plan{options = #{to := To} = Options} = Plan0) ->
+    {Deaths, _} = rabbit_delay_deaths:history(Headers),
+    case matches(Options, Deaths, Headers) of
+        false ->
+            {skipped, Plan0};
+        true ->
+            case believed(To, target(To, Deaths, Message), Deaths, Message, Plan0) of
+                {X, Key} ->
+                    case route(X, Key, Plan0) of
+                        {ok, Plan} -> {shown(X, Key, Options), Plan};
+                        {Not, Plan} -> {Not, Plan}
+                    end;
+                none ->
+                    {no_target, Plan0}
+            end
+    end.
+
+%% Clients can write a history. Where the broker does not vouch for it, it must be one that can be true:
+%% what dies in that queue comes here, and what is published to that exchange with that key gets to the
+%% queue where it died first.
+believed(To, Target, Deaths, Message, #plan{feeders = Feeders, index = Index})
+  when To =:= origin; To =:= original_exchange ->
+    case {Target, maps:get(proven, Message, unknown)} of
+        {none, _} -> none;
+        {_, true} -> Target;
+        {_, false} -> none;
+        {{X, Key}, unknown} ->
+            [#{queue := Last} | _] = Deaths,
+            #{queue := First} = lists:last(Deaths),
+            #{queues := Queues} = Index,
+            %% A queue that is not there is unroutable, whoever names it.
+            case (is_map_key(Last, Feeders) orelse not is_map_key(Last, Queues))
+                andalso (To =:= origin orelse
+                         is_map_key(First, rabbit_delay_doctor:reaches_at_once(X, Key, Index))) of
+                true -> Target;
+                false -> none
+            end
+    end;
+believed(_, Target, _, _, _) ->
+    Target.
+
+shown(X, Key, #{targets := Targets}) ->
+    case lists:member(target_text(X, Key), Targets) of
+        true -> {X, Key};
+        false -> no_target
+    end;
+shown(X, Key, _) ->
+    {X, Key}.
+
+matches(Options, Deaths, Headers) ->
+    Last = rabbit_delay_deaths:last(Deaths),
+    Age = case Deaths of
+              [#{time := _} | _] ->
+                  erlang:system_time(second)
+                      - lists:max([maps:get(time, Death, 0) || Death <- Deaths]);
+              _ ->
+                  unknown
+          end,
+    lists:all(fun ({reason, Reason}) -> maps:get(reason, Last, none) =:= Reason;
+                  ({origin, Queue}) -> maps:get(queue, Last, none) =:= Queue;
+                  ({header, {Name, Value}}) -> header_text(maps:get(Name, Headers, none)) =:= Value;
+                  ({older_than, Seconds}) -> is_integer(Age) andalso Age > Seconds;
+                  ({newer_than, Seconds}) -> is_integer(Age) andalso Age =< Seconds;
+                  (_) -> true
+              end, maps:to_list(Options)).
+
+header_text(Value) when is_binary(Value) -> Value;
+header_text(Value) when is_integer(Value) -> integer_to_binary(Value);
+header_text(Value) when is_boolean(Value) -> atom_to_binary(Value, utf8);
+header_text(_) -> none.
+
+target({queue, Queue}, _, _) -> {<<>>, Queue};
+target({exchange, X, undefined}, Deaths, Message) -> {X, first_key(Deaths, Message)};
+target({exchange, X, Key}, _, _) -> {X, Key};
+target(origin, [#{queue := Queue} | _], _) -> {<<>>, Queue};
+target(original_exchange, [_ | _] = Deaths, #{headers := Headers} = Message) ->
+    case rabbit_delay_deaths:first(Headers) of
+        #{exchange := X} -> {X, first_key(Deaths, Message)};
+        _ -> none
+    end;
+target(_, [], _) -> none.
+
+first_key(Deaths, #{key := Key}) ->
+    rabbit_delay_deaths:first_key(Deaths, Key).
+
+%% A target as people and results name it.
+-spec target_text(Exchange :: binary(), Key :: binary()) -> binary().
+target_text(<<>>, Key) -> rabbit_delay_text:printable(["queue ", Key]);
+target_text(X, Key) -> rabbit_delay_text:printable(["exchange ", X, " key ", Key]).

@@ -1,0 +1,54 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Numbers and spans of time as people write them, in each form in which the plugin takes them. Pure
+%% functions; the words in which something is refused are the caller's.
+-module(rabbit_delay_notation).
+
+-export([number/1, offset/1, interval/1]).
+
+%% A number as integer_to_binary/1 writes it, not negative.
+-spec number(binary()) -> {ok, non_neg_integer()} | error.
+number(Word) when byte_size(Word) =< 20 ->
+    try binary_to_integer(Word) of
+        N when N >= 0 ->
+            case integer_to_binary(N) of
+                Word -> {ok, N};
+                _ -> error
+            end;
+        _ ->
+            error
+    catch
+        error:badarg -> error
+    end;
+number(_) ->
+    error.
+
+%% In ms, as operators say how far from now or how much later: with a sign or without, and a unit (ms,
+%% s, m, h, d, w; ms if there is none).
+-spec offset(binary()) -> {ok, integer()} | error.
+offset(Word) ->
+    case re:run(Word, "^([+-]?)([0-9]{1,15})(ms|s|m|h|d|w|)$",
+                [dollar_endonly, {capture, all_but_first, binary}]) of
+        {match, [<<"-">>, Digits, Unit]} -> {ok, -ms(Digits, Unit)};
+        {match, [_, Digits, Unit]} -> {ok, ms(Digits, Unit)};
+        nomatch -> error
+    end.
+
+%% In ms, as an exchange's arguments and policies have it: with blanks around it and before its unit or
+%% without, no sign and no weeks.
+-spec interval(binary()) -> {ok, non_neg_integer()} | error.
+interval(Text) ->
+    case re:run(Text, "^\\s*([0-9]{1,15})\\s*(ms|s|m|h|d|)\\s*$", [{capture, [1, 2], binary}]) of
+        {match, [Digits, Unit]} -> {ok, ms(Digits, Unit)};
+        nomatch -> error
+    end.
+
+ms(Digits, Unit) ->
+    binary_to_integer(Digits) * unit(Unit).
+
+unit(<<"s">>) -> 1000;
+unit(<<"m">>) -> 60000;
+unit(<<"h">>) -> 3600000;
+unit(<<"d">>) -> 86400000;
+unit(<<"w">>) -> 604800000;
+unit(_) -> 1.
