@@ -475,19 +475,15 @@ change(ServerId, Change, Correlation) ->
 
 hash(#resource{virtual_host = VHost, kind = exchange, name = Name}) ->
     <<Hash:?HASH_BYTES/binary, _/binary>> = crypto:hash(sha256, [VHost, 0, Name]),
-    hex(Hash).
+    binary:encode_hex(Hash).
 
+%% Not ra:new_uid/1: a member is found by its exchange, whose hash its directory's name begins with.
 new_uid(XName) ->
-    <<"D", (hash(XName))/binary, "_", (hex(crypto:strong_rand_bytes(?RANDOM_BYTES)))/binary>>.
+    Random = crypto:strong_rand_bytes(?RANDOM_BYTES),
+    <<"D", (hash(XName))/binary, "_", (binary:encode_hex(Random))/binary>>.
 
 hash_of_uid(<<"D", HashAndRandom/binary>>) ->
     hd(binary:split(HashAndRandom, <<"_">>)).
-
-hex(Binary) ->
-    << <<(hex_digit(N))>> || <<N:4>> <= Binary >>.
-
-hex_digit(N) when N < 10 -> $0 + N;
-hex_digit(N) -> $A + N - 10.
 
 server_dir(Uid) ->
     filename:join(rabbit_delay_config:data_dir(), binary_to_list(Uid)).
@@ -505,7 +501,8 @@ uid_of_dir(Dir) ->
     list_to_binary(filename:basename(Dir)).
 
 %% Ra finds a member's UId by its name in a table that lags behind by up to half a second, and a
-%% crash can leave there an earlier exchange's.
+%% crash can leave there an earlier exchange's. Not with ra_directory:unregister_name/2: in Ra 2.2 that
+%% leaves on disk the name of whatever is not registered in memory, which is all that is from before.
 forget_other_registration(Name, Uid) ->
     #{names := #{directory := Directory, directory_rev := Reverse}} = ra_system:fetch(?RA_SYSTEM),
     case ra_directory:uid_of(?RA_SYSTEM, Name) of
