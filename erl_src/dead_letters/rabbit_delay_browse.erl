@@ -5,11 +5,14 @@
 %%   quorum queue   nothing: they are read from its log
 %%   classic queue  messages are fetched and given back in their place. They are marked redelivered,
 %%                  and while it looks consumers do not get them
+%%
+%% It runs in the process that asks, for no longer than ?LOOK_MS, and holds one message at a time.
+%% rabbit_delay_budget bounds how many queues are looked at in all.
 -module(rabbit_delay_browse).
 
 -include_lib("amqp_client/include/amqp_client.hrl").
 
--export([fold/5, usual_max/2, no_queue/2, connect/2, close/1]).
+-export([fold/5, usual_max/2, no_queue/2]).
 
 %% Each message of a quorum queue is looked for from the queue's head on, in the queue's own process: so
 %% many take 1 s or 2, ten times as many a hundred times as long.
@@ -19,12 +22,10 @@
 %% It ends after so long, wherever it is.
 -define(LOOK_MS, 20000).
 
--export_type([message/0, connection/0, error/0]).
+-export_type([message/0, error/0]).
 
 -type message() :: #{exchange := binary(), key := binary(), table := undefined | list(),
                      headers := rabbit_delay_deaths:headers(), payload := binary()}.
-
--type connection() :: {pid(), pid()}.
 
 -type error() :: {error, {bad_request | forbidden | not_found | unavailable, Why :: binary()}}.
 
@@ -91,7 +92,7 @@ unavailable(Format, Args) ->
     {error, {unavailable, unicode:characters_to_binary(io_lib:format(Format, Args))}}.
 
 get_all(VHost, Queue, Max, Deadline, Fun, Acc) ->
-    case connect(VHost, <<"browse ", Queue/binary>>) of
+    case rabbit_delay_connection:open(VHost, <<"browse ", Queue/binary>>) of
         {ok, {_, Channel} = Connection} ->
             try
                 get_each(Channel, Queue, Max, Deadline, Fun, Acc)
@@ -99,7 +100,7 @@ get_all(VHost, Queue, Max, Deadline, Fun, Acc) ->
                 exit:Reason -> unavailable("the queue cannot be looked at: ~0P", [Reason, 12])
             after
                 %% What was fetched goes back to its place.
-                close(Connection)
+                rabbit_delay_connection:close(Connection)
             end;
         {error, _} = Error ->
             Error
@@ -122,37 +123,3 @@ get_each(Channel, Queue, Left, Deadline, Fun, Acc) ->
 message(X, Key, Table, Payload) ->
     #{exchange => X, key => Key, table => Table, headers => rabbit_delay_deaths:plain(Table),
       payload => Payload}.
-
-%% A connection and channel of the broker's own client, within the broker; rabbitmqctl list_connections
-%% shows it by that name.
--spec connect(rabbit_types:vhost(), Name :: binary()) ->
-          {ok, connection()} | {error, {unavailable, Why :: binary()}}.
-connect(VHost, Name) ->
-    Parameters = #amqp_params_direct{
-                    virtual_host = VHost,
-                    client_properties = [{<<"connection_name">>, longstr, Name},
-                                         {<<"product">>, longstr, <<"rabbitmq_delay_wheel">>}]},
-    %% What the client logs belongs to the broker's log, not to the terminal of who asked.
-    true = group_leader(whereis(user), self()),
-    case amqp_connection:start(Parameters) of
-        {ok, Connection} ->
-            case amqp_connection:open_channel(Connection) of
-                {ok, Channel} -> {ok, {Connection, Channel}};
-                Error -> _ = amqp_connection:close(Connection), failed(Error)
-            end;
-        Error ->
-            failed(Error)
-    end.
-
-failed(Error) ->
-    unavailable("no connection to the broker from within it: ~0P", [Error, 10]).
-
--spec close(connection()) -> ok.
-close({Connection, Channel}) ->
-    try
-        _ = amqp_channel:close(Channel),
-        _ = amqp_connection:close(Connection),
-        ok
-    catch
-        exit:_ -> ok
-    end.

@@ -228,7 +228,7 @@ redrive_audited(Prepared, #{vhost := VHost, queue := Queue, by := By} = Options,
 
 redrive(Prepared, #{vhost := VHost, queue := Queue}, Monitor) ->
     Name = <<"redrive ", (rabbit_delay_text:escaped(Queue))/binary>>,
-    case rabbit_delay_browse:connect(VHost, Name) of
+    case rabbit_delay_connection:open(VHost, Name) of
         {ok, {_, Channel} = Connection} ->
             ChannelMonitor = monitor(process, Channel),
             S0 = #s{counts = Counts} = Prepared(Channel),
@@ -249,7 +249,7 @@ redrive(Prepared, #{vhost := VHost, queue := Queue}, Monitor) ->
             after
                 ok = await_acknowledged(rabbit_misc:r(VHost, queue, Queue)),
                 %% What was not acknowledged goes back to its place.
-                rabbit_delay_browse:close(Connection)
+                rabbit_delay_connection:close(Connection)
             end;
         {error, {Kind, Why}} ->
             refuse(Kind, Why)

@@ -188,7 +188,7 @@ parsed(N, Line) ->
     end.
 
 publish(VHost, Messages, Exchange) ->
-    case rabbit_delay_browse:connect(VHost, <<"import_delayed_messages">>) of
+    case rabbit_delay_connection:open(VHost, <<"import_delayed_messages">>) of
         {ok, {_, Channel} = Connection} ->
             try
                 #'confirm.select_ok'{} = amqp_channel:call(Channel, #'confirm.select'{}),
@@ -201,7 +201,7 @@ publish(VHost, Messages, Exchange) ->
                 exit:Reason ->
                     refused(Reason)
             after
-                rabbit_delay_browse:close(Connection)
+                rabbit_delay_connection:close(Connection)
             end;
         {error, {unavailable, _}} = Error ->
             Error

@@ -1,0 +1,49 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% A connection to the broker from within it, by its own client, for what is done as a client does it:
+%% with confirms, acknowledgements and a channel's limits. It is used by the process that opens it, which
+%% closes it whatever happens; to close one that has ended is no error.
+-module(rabbit_delay_connection).
+
+-include_lib("amqp_client/include/amqp_client.hrl").
+
+-export([open/2, close/1]).
+
+-export_type([connection/0]).
+
+-type connection() :: {Connection :: pid(), Channel :: pid()}.
+
+%% With a channel; rabbitmqctl list_connections shows it by that name.
+-spec open(rabbit_types:vhost(), Name :: binary()) ->
+          {ok, connection()} | {error, {unavailable, Why :: binary()}}.
+open(VHost, Name) ->
+    Parameters = #amqp_params_direct{
+                    virtual_host = VHost,
+                    client_properties = [{<<"connection_name">>, longstr, Name},
+                                         {<<"product">>, longstr, <<"rabbitmq_delay_wheel">>}]},
+    %% What the client logs belongs to the broker's log, not to the terminal of who asked.
+    true = group_leader(whereis(user), self()),
+    case amqp_connection:start(Parameters) of
+        {ok, Connection} ->
+            case amqp_connection:open_channel(Connection) of
+                {ok, Channel} -> {ok, {Connection, Channel}};
+                Error -> _ = amqp_connection:close(Connection), failed(Error)
+            end;
+        Error ->
+            failed(Error)
+    end.
+
+failed(Error) ->
+    {error, {unavailable,
+             unicode:characters_to_binary(
+               io_lib:format("no connection to the broker from within it: ~0P", [Error, 10]))}}.
+
+-spec close(connection()) -> ok.
+close({Connection, Channel}) ->
+    try
+        _ = amqp_channel:close(Channel),
+        _ = amqp_connection:close(Connection),
+        ok
+    catch
+        exit:_ -> ok
+    end.
