@@ -283,13 +283,15 @@ suite-series-%:
 suites-static:
 	@$(RUN) static-tally --junit "$(RESULTS)/tally/*.xml" -- $(PYTHON) -m pytest -q \
 	    -p no:cacheprovider --junitxml=$(RESULTS)/tally/tally.xml tests/static/test_tally.py \
-	    tests/static/test_links.py
+	    tests/static/test_links.py tests/static/test_sizes.py
 	@$(RUN) static-links -- tests/static/links
+	@$(RUN) static-sizes -- tests/static/sizes
 	@$(RUN) static-format -- $(CLANG_FORMAT) --dry-run -Werror $(C_ALL)
 	@$(RUN) static-licence -- tests/static/licence
 	@$(RUN) static-dist -- $(PYTHON) tests/static/dist.py $(EZ)
 	@$(RUN) static-rebuild -- tests/static/rebuild $(EZ)
 	@$(RUN) static-xref -- $(REBAR3) xref
+	@$(RUN) static-arrows -- tests/static/arrows $(BEAMS)/default/lib/$(APP)/ebin
 	@$(RUN) static-dialyzer -- $(REBAR3) dialyzer
 
 # What the HTTP API says, tried out at length.
