@@ -6,6 +6,9 @@
 %%
 %%   bytes   memory for messages that are read and shown
 %%   looks   queues that are looked at, each of which then has less time for its own work
+%%
+%% The process of this module owns what is left and who waits; Fun of with/3 runs in the process that
+%% asks.
 -module(rabbit_delay_budget).
 
 -behaviour(gen_server).

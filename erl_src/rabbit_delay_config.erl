@@ -3,6 +3,9 @@
 %% The plugin's settings: rabbitmq.conf (priv/schema/rabbitmq_delay_wheel.schema), overridden by
 %% arguments of an exchange where that makes sense. Units are in the names of the application
 %% environment's keys where they are not bytes or counts.
+%%
+%% It owns nothing: each call reads the application environment, in the process that asks. What is
+%% wrong in an exchange's arguments is refused when it is declared (validate/1).
 -module(rabbit_delay_config).
 
 -export([data_dir/0, max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,

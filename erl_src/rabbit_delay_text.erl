@@ -3,6 +3,8 @@
 %% Names and values that users chose, as text for logs, terminals, errors and answers: valid UTF-8, and
 %% on one line, with nothing in it that a terminal would act on or that would look like another line
 %% of a log. Of bytes that are not UTF-8 each is taken for a character of Latin 1.
+%%
+%% Pure functions, in the broker and in rabbitmqctl.
 -module(rabbit_delay_text).
 
 -export([printable/1, escaped/1, reply/1, rs/1]).

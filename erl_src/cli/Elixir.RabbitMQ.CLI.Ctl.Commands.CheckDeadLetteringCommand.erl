@@ -3,6 +3,9 @@
 %% rabbitmqctl check_dead_lettering: the traps in how a broker, or a definitions file of any broker,
 %% dead-letters. Exit code 0, or 1 where something as severe as --fail-on was found; 65 for a file that
 %% cannot be read. The report goes to the standard output in either case.
+%%
+%% It runs in rabbitmqctl: the rules (rabbit_delay_doctor) in the broker for a running one, in the tool
+%% itself for a file. Nothing is changed.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.CheckDeadLetteringCommand').
 
 -export([distribution/1]).

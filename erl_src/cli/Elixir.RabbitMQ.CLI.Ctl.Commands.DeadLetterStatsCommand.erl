@@ -1,6 +1,8 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% rabbitmqctl dead_letter_stats: what lies in a queue of dead letters, without taking it out.
+%%
+%% It runs in rabbitmqctl, which asks rabbit_delay_dead_letter_stats in the broker.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.DeadLetterStatsCommand').
 
 -export([formatter/0]).

@@ -2,6 +2,9 @@
 
 %% rabbitmqctl explain_dead_letter: the history of a dead letter in sentences, of a message in a queue
 %% or of headers in a file.
+%%
+%% It runs in rabbitmqctl, which asks rabbit_delay_dead_letter_stats in the broker, and no broker for a
+%% file.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ExplainDeadLetterCommand').
 
 -export([distribution/1]).

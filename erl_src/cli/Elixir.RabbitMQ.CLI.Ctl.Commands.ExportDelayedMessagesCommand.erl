@@ -3,6 +3,9 @@
 %% rabbitmqctl export_delayed_messages: writes what is pending on an exchange to a file, a line of JSON
 %% each. The messages stay pending. With --mnesia-dir, what the official plugin has in the data directory
 %% of a node that does not run.
+%%
+%% It runs in rabbitmqctl, which owns the file and asks rabbit_delay_transfer in the broker for a page
+%% at a time. The file has its name when it is complete, and not before.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ExportDelayedMessagesCommand').
 
 -include("rabbit_delay_command.hrl").

@@ -3,6 +3,10 @@
 %% rabbitmqctl import_delayed_messages: takes over what the official plugin left in Mnesia; with --file,
 %% publishes the messages of a file that export_delayed_messages wrote. They come due when they would
 %% have.
+%%
+%% It runs in rabbitmqctl, step by step with rabbit_delay_official_tables or rabbit_delay_transfer in
+%% the broker. From Mnesia no message is lost and none comes twice, whatever ends it; from a file, what
+%% was published before it was ended is there, and comes again if it is imported again.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ImportDelayedMessagesCommand').
 
 -include_lib("rabbit_common/include/resource.hrl").

@@ -2,6 +2,8 @@
 
 %% rabbitmqctl list_delayed_exchanges: what each delayed exchange of a vhost holds. (The columns of
 %% list_exchanges are fixed in the broker's command-line tool, and its commands go before a plugin's.)
+%%
+%% It runs in rabbitmqctl, which asks rabbit_delay_exchange in the broker, and changes nothing.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ListDelayedExchangesCommand').
 
 -export([formatter/0]).

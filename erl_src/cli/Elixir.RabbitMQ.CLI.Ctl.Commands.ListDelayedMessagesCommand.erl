@@ -2,6 +2,8 @@
 
 %% rabbitmqctl list_delayed_messages: what is pending on an exchange, in due order. It is fetched page by
 %% page as it is printed.
+%%
+%% It runs in rabbitmqctl, which asks rabbit_delay_pending in the broker and holds one page.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ListDelayedMessagesCommand').
 
 -export([formatter/0]).

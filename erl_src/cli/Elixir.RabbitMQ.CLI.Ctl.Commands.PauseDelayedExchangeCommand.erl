@@ -1,6 +1,9 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% rabbitmqctl pause_delayed_exchange: what comes due is held back.
+%%
+%% It runs in rabbitmqctl, which asks rabbit_delay_pending in the broker; when it has succeeded the
+%% exchange is paused, over restarts as well.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.PauseDelayedExchangeCommand').
 
 -include("rabbit_delay_command.hrl").

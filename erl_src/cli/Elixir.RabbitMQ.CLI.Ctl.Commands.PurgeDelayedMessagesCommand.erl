@@ -1,6 +1,9 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% rabbitmqctl purge_delayed_messages: cancels all that is pending on an exchange.
+%%
+%% It runs in rabbitmqctl, which asks rabbit_delay_pending in the broker, step by step: if it is
+%% interrupted, what it had come to is cancelled, and the rest stays.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.PurgeDelayedMessagesCommand').
 
 -include("rabbit_delay_command.hrl").

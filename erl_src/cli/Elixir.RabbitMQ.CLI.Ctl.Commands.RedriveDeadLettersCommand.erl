@@ -2,6 +2,8 @@
 
 %% rabbitmqctl redrive_dead_letters: moves dead letters back to work, with what it moves, where to, how
 %% many and how fast. Exit code 0, or 1 where some that were meant to move did not.
+%%
+%% It runs in rabbitmqctl, with a process of rabbit_delay_redrive in the broker that ends with it.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.RedriveDeadLettersCommand').
 
 -define(ALIASES, []).

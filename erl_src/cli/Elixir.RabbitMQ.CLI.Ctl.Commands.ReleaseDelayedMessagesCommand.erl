@@ -1,6 +1,9 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% rabbitmqctl release_delayed_messages: makes pending messages due now.
+%%
+%% It runs in rabbitmqctl, which asks rabbit_delay_pending in the broker, step by step. Those that are
+%% in flight are told, and left alone.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ReleaseDelayedMessagesCommand').
 
 -include("rabbit_delay_command.hrl").

@@ -1,6 +1,9 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% rabbitmqctl reschedule_delayed_messages: gives pending messages another due time.
+%%
+%% It runs in rabbitmqctl, which asks rabbit_delay_pending in the broker, step by step; each message
+%% that was pending when it began is moved once.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.RescheduleDelayedMessagesCommand').
 
 -include("rabbit_delay_command.hrl").

@@ -1,6 +1,8 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% rabbitmqctl resume_delayed_exchange: what is due is released again.
+%%
+%% It runs in rabbitmqctl, which asks rabbit_delay_pending in the broker.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ResumeDelayedExchangeCommand').
 
 -include("rabbit_delay_command.hrl").

@@ -1,6 +1,9 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% rabbitmqctl show_delayed_message: one pending message, with its headers and, if wanted, its body.
+%%
+%% It runs in rabbitmqctl, which asks rabbit_delay_pending in the broker. Nothing of it changes the
+%% message.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ShowDelayedMessageCommand').
 
 -include("rabbit_delay_command.hrl").

@@ -6,6 +6,8 @@
 %% published with. Of that all is known that the bindings through which it came to the queue say: a
 %% key, a pattern, or nothing. So a node is a queue, or a routing by an exchange of such keys; and
 %% where many routings end at the same bindings, those are a node, so that the graph stays small.
+%%
+%% Pure functions of a topology, in the process that asks.
 -module(rabbit_delay_dead_letter_routes).
 
 -export([index/2, arrivals/3, explore/2, leads_to_queue/2, targets/3, cycles/2,

@@ -2,6 +2,10 @@
 
 %% Finds the traps in how a broker's queues dead-letter and expire messages: those that lose
 %% messages, block them, or let them go round for ever. It looks at a topology and at nothing else.
+%%
+%% Pure functions, but for those that first read the running broker (live/1, live_graph/1), in the
+%% process that asks, rabbitmqctl's among them. The rules are in rabbit_delay_doctor_queues,
+%% _exchanges, _policies and _graph, what they say in _mends and _report.
 -module(rabbit_delay_doctor).
 
 -export([check/1, live/1, live_graph/1, rules/0, severity_rank/1]).

@@ -1,6 +1,8 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% The doctor's rules for exchanges.
+%%
+%% Pure functions of a topology.
 -module(rabbit_delay_doctor_exchanges).
 
 -export([check/1]).

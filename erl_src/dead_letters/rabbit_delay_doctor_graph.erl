@@ -2,6 +2,8 @@
 
 %% The doctor's rules for where dead letters go from queue to queue: in circles, and through ladders
 %% of queues that only delay.
+%%
+%% Pure functions of a topology and its routes.
 -module(rabbit_delay_doctor_graph).
 
 -include("rabbit_delay_doctor.hrl").

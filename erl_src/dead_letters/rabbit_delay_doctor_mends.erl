@@ -1,6 +1,8 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% The doctor's findings as values, and the shell commands that mend what was found.
+%%
+%% Pure functions. Names in the commands are quoted for a shell, whatever is in them.
 -module(rabbit_delay_doctor_mends).
 
 -include("rabbit_delay_doctor.hrl").

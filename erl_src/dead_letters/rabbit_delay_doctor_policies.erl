@@ -1,6 +1,8 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% The doctor's rules for policies.
+%%
+%% Pure functions of a topology.
 -module(rabbit_delay_doctor_policies).
 
 -include("rabbit_delay_doctor.hrl").

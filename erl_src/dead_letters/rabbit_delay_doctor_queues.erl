@@ -1,6 +1,8 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% The doctor's rules for one queue at a time, and what they and the other rules ask of a queue.
+%%
+%% Pure functions of a topology.
 -module(rabbit_delay_doctor_queues).
 
 -include("rabbit_delay_doctor.hrl").

@@ -1,6 +1,8 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% The doctor's findings as text for people and as JSON for programs.
+%%
+%% Pure functions. Names in the text are escaped for terminals; the JSON has a version.
 -module(rabbit_delay_doctor_report).
 
 -export([text/1, json/1, graph_json/1, summary/1, worst/1]).

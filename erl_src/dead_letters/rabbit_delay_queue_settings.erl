@@ -2,6 +2,9 @@
 
 %% What holds for a queue: its arguments, its policy and its operator policy taken together, as the
 %% broker does it for that type of queue.
+%%
+%% Pure functions. A policy whose pattern is none, or takes too long to match, is told apart as
+%% unusable.
 -module(rabbit_delay_queue_settings).
 
 -export([compile/1, of_queue/3, of_exchange/3, matching/3, foreign_keys/2,

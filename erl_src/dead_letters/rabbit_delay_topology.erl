@@ -2,6 +2,9 @@
 
 %% The queues, exchanges, bindings and policies of a broker as one value, whether they come from a
 %% running broker or from a definitions file of any broker.
+%%
+%% It runs in the process that asks, rabbitmqctl's for a file, and owns nothing. What is not as a
+%% definitions file has it is refused with what it is.
 -module(rabbit_delay_topology).
 
 -include_lib("rabbit_common/include/resource.hrl").

@@ -12,6 +12,8 @@
 %% A first pass over the operations finds what was deleted after it was written, a second one over all
 %% tells what is left, each record once. What is kept in memory are a hundred bytes or so for each
 %% operation; Mnesia sees to it that these are few beside the records.
+%%
+%% It runs in rabbitmqctl, without a broker.
 -module(rabbit_delay_official_files).
 
 -export([fold/3]).

@@ -3,6 +3,8 @@
 %% Which pending messages an operator means, in the words of the command-line tool and the HTTP API:
 %% by due time, key, routing key, the exchange they were published to, and a header; or by their
 %% ids.
+%%
+%% Pure functions, in the process that asks, rabbitmqctl's among them.
 -module(rabbit_delay_filter).
 
 -include("rabbit_delay.hrl").

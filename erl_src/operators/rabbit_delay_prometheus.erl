@@ -8,6 +8,9 @@
 %% for family=delayed_exchange_metrics.
 %%
 %% Counts begin with the broker's start. Times are in seconds, sizes in bytes.
+%%
+%% It runs in the process of whoever scrapes, and owns nothing: it reads counters and what the stores
+%% say of themselves.
 -module(rabbit_delay_prometheus).
 
 -behaviour(prometheus_collector).

@@ -3,6 +3,9 @@
 %% What people are shown of an exchange's traffic: how fast messages come and go, when those that are
 %% pending are due, and how late those were that have gone. The broker shows rates of what its
 %% channels do; a release is none of that.
+%%
+%% It runs in the process that asks, and owns nothing: it reads counters, their samples, and what the
+%% store says of itself.
 -module(rabbit_delay_statistics).
 
 -export([sample/2, rate/2, message_stats/2, due_times/1, lateness/1]).

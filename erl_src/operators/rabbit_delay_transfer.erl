@@ -12,6 +12,10 @@
 %%                 list again, an array a list of [type, value]
 %%   body          base64
 %% Names, keys and text that are not UTF-8 are {"base64": ...}, as are headers of type binary.
+%%
+%% It runs in the process that asks, in the broker, a page of lines at a time. To export changes
+%% nothing. Of lines to be imported, none is published if one is malformed, and all are confirmed when
+%% it answers `ok'.
 -module(rabbit_delay_transfer).
 
 -include_lib("amqp_client/include/amqp_client.hrl").

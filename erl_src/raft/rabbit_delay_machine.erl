@@ -45,6 +45,8 @@
 %%
 %% Due times: the entry's Raft timestamp, the same on every replica, plus the delay. The timestamp
 %% was cut to a millisecond, so one is added: never early.
+%%
+%% It runs in the exchange's Ra server, which is the store's one writer.
 -module(rabbit_delay_machine).
 
 -behaviour(ra_machine).

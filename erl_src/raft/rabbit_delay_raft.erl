@@ -1,7 +1,8 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% Raft as this plugin uses it: one Ra system of our own, and in it one Ra cluster per delayed
-%% exchange. Everything that knows names, directories and Ra's settings is here.
+%% exchange. Everything that knows names, directories and Ra's settings is here. It owns no process: its
+%% functions run in whoever calls them.
 %%
 %% On disk, below the plugin's data directory:
 %%

@@ -3,6 +3,8 @@
 %% Ra snapshots of a delayed exchange: a checkpoint of the delay store, hard-linked, and beside it
 %% the rest of the machine's state. Taking one costs almost nothing, whatever is pending.
 %%
+%% In which of Ra's processes a callback runs is said there.
+%%
 %% Directories come as strings up to Ra 2.15 and as binaries from 2.16 on.
 %%
 %% A snapshot directory holds the store's files and its MANIFEST (see c_src/dw_manifest.h), and

@@ -2,6 +2,9 @@
 
 %% The broker as the rest of the plugin sees it: whatever differs between RabbitMQ's series is here,
 %% and nowhere else. This is the adapter for RabbitMQ 3.10.
+%%
+%% It owns no process and no table: its functions run in whoever calls them.
+%% include/rabbit_delay_broker.hrl has what is the same in all adapters.
 -module(rabbit_delay_broker).
 
 -include_lib("rabbit_common/include/rabbit.hrl").
