@@ -11,7 +11,7 @@
 -export([data_dir/0, max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,
          in_flight_messages/1, in_flight_bytes/0, wal_size/0, snapshot_interval/0,
          disk_free_limit/0, appending_bytes/0, max_open_files/1, spare_descriptors/1,
-         retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1]).
+         retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1, arguments/0]).
 
 -define(APP, rabbitmq_delay_wheel).
 -define(MIB, 1048576).
@@ -114,7 +114,13 @@ clock_offset_ms() ->
 now_ms() ->
     erlang:system_time(millisecond) + clock_offset_ms().
 
-%% The exchange arguments that are ours, checked when an exchange is declared.
+%% The exchange arguments that are ours.
+-spec arguments() -> [binary()].
+arguments() ->
+    [<<"x-delay-max">>, <<"x-delay-unusable">>, <<"x-delay-in-flight">>
+     | rabbit_delay_policy:arguments()].
+
+%% They are checked when an exchange is declared.
 -spec validate(rabbit_framing:amqp_table()) -> ok | {error, Format :: string(), [term()]}.
 validate(Args) ->
     first_error(

@@ -324,6 +324,7 @@ validate(X) ->
         {ok, _, Module} ->
             case rabbit_delay_config:validate(Args) of
                 ok ->
+                    ok = validate_names(X, Args),
                     ok = validate_parking(X, rabbit_delay_retry:parking_argument(Args)),
                     Module:validate(X);
                 {error, Format, FormatArgs} ->
@@ -331,6 +332,28 @@ validate(X) ->
             end;
         {error, Format, FormatArgs} ->
             invalid_declaration(X, Format, FormatArgs)
+    end.
+
+%% A name that looks like one of ours and is none was misspelt, or is of a later version. A client is
+%% told; what is imported, or was there before, is taken.
+validate_names(X, Args) ->
+    Known = rabbit_delay_config:arguments(),
+    case [Name || {<<"x-delay-", _/binary>> = Name, _, _} <- Args, not lists:member(Name, Known)] of
+        [] ->
+            ok;
+        [Name | _] ->
+            case rabbit_delay_broker:serves_client() of
+                true ->
+                    invalid_declaration(X, "argument '~ts' is ~s",
+                                        [Name, case rabbit_delay_policy:is_by_policy_only(Name) of
+                                                   true -> "a policy's key only, without x-";
+                                                   false -> "none of this exchange type's"
+                                               end]);
+                false ->
+                    ?LOG_WARNING("~ts: argument '~ts' is none of this exchange type's, and has no "
+                                 "effect", [rabbit_delay_text:rs(rabbit_delay_broker:exchange_name(X)),
+                                            rabbit_delay_text:escaped(Name)], ?LOG_DOMAIN)
+            end
     end.
 
 validate_parking(_, none) ->
@@ -392,7 +415,24 @@ remove_bindings(Serial, X, Bindings) ->
 
 -spec assert_args_equivalence(rabbit_delay_broker:exchange(), rabbit_framing:amqp_table()) -> ok.
 assert_args_equivalence(X, Args) ->
+    XName = rabbit_delay_broker:exchange_name(X),
+    Present = rabbit_delay_broker:exchange_arguments(X),
+    ok = rabbit_misc:assert_args_equivalence(Present, Args, XName, rabbit_delay_config:arguments()),
+    ok = tell_other_type(XName, type_argument(Present), type_argument(Args)),
     (underlying_type(X)):assert_args_equivalence(X, Args).
+
+%% As the official plugin has it, this is no error.
+tell_other_type(_, Type, Type) ->
+    ok;
+tell_other_type(XName, Present, Other) ->
+    ?LOG_WARNING("~ts is declared again with x-delayed-type ~ts; it goes on to route as ~ts",
+                 [rabbit_delay_text:rs(XName), Other, Present], ?LOG_DOMAIN).
+
+type_argument(Args) ->
+    case rabbit_misc:table_lookup(Args, ?DELAYED_TYPE) of
+        undefined -> "none";
+        {Type, Value} -> unicode:characters_to_binary(rabbit_delay_header:shown(Type, Value))
+    end.
 
 -spec info(rabbit_delay_broker:exchange()) -> [{atom(), term()}].
 info(X) ->

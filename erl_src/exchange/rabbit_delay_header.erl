@@ -19,7 +19,8 @@
 %% not milliseconds), and a 32-bit float, which counts times of today in steps of two minutes.
 -module(rabbit_delay_header).
 
--export([due/3, due/4, at/1, find/2, negate/1, explain/2, shown/2, from_amqp10/2, to_amqp10/1, names/0]).
+-export([due/3, due/4, at/1, find/2, negate/1, explain/2, shown/2, names/0]).
+-export([from_amqp10/2, from_properties/2, negated_properties/1, to_amqp10/1]).
 
 -export_type([due/0, unusable/0, headers/0]).
 
@@ -107,13 +108,34 @@ names() -> [?TIME, ?DELAY, ?X_DELAY].
 -spec from_amqp10(binary(), amqp10_value()) -> [{binary(), atom(), term()}].
 from_amqp10(_, undefined) -> [];
 from_amqp10(_, null) -> [];
-from_amqp10(?TIME, {timestamp, Ms}) -> [{?TIME, long, Ms}];
+from_amqp10(?TIME, {timestamp, Ms}) -> [{?TIME, timestamp_ms, Ms}];
 from_amqp10(Name, {Tag, Text}) when Tag =:= utf8; Tag =:= symbol -> [{Name, longstr, Text}];
 from_amqp10(Name, {Tag, N}) when Tag =:= ulong; Tag =:= uint; Tag =:= ushort; Tag =:= ubyte;
                                  Tag =:= int ->
     [{Name, long, N}];
 from_amqp10(Name, {Tag, Value}) -> [{Name, Tag, Value}];
 from_amqp10(Name, Value) -> [{Name, unknown, Value}].
+
+%% AMQP 1.0's application properties of these names as headers, where the broker tells of their values
+%% only.
+-spec from_properties([binary()], #{binary() => term()}) -> [{binary(), atom(), term()}].
+from_properties(Names, Properties) ->
+    [{Name, type_of(Value), Value} || Name <- Names, is_map_key(Name, Properties),
+                                      Value <- [maps:get(Name, Properties)], Value =/= undefined].
+
+type_of(Value) when is_integer(Value) -> long;
+type_of(Value) when is_float(Value) -> double;
+type_of(Value) when is_binary(Value) -> longstr;
+type_of(Value) when is_boolean(Value) -> bool;
+type_of(_) -> unknown.
+
+%% The annotations that say of a message with such properties that it has been delayed: properties
+%% cannot be changed on the way.
+-spec negated_properties([{binary(), atom(), term()}]) -> [{binary(), atom(), term()}].
+negated_properties(Properties) ->
+    [setelement(1, negated(Type, N), Name)
+     || {Name, Type, Value} <- Properties, Name =:= ?X_DELAY orelse Name =:= ?DELAY,
+        N <- [number(Type, Value)], is_integer(N), N > 0].
 
 %% A header of ours as another protocol's annotation.
 -spec to_amqp10({binary(), atom(), term()}) -> amqp10_value().
@@ -143,7 +165,7 @@ time({Type, Value} = Field, Now, MaxDelay) ->
     case number(Type, Value) of
         not_a_number -> {unusable, ?TIME, Field, not_a_number};
         N when N > 0, Type =:= float -> {unusable, ?TIME, Field, imprecise};
-        N when N > 0, N < ?LEAST_TIME_MS -> {unusable, ?TIME, Field, seconds};
+        N when N > 0, N < ?LEAST_TIME_MS, Type =/= timestamp_ms -> {unusable, ?TIME, Field, seconds};
         N -> time(N, Field, Now, MaxDelay)
     end.
 
@@ -154,7 +176,8 @@ time(N, _, _, _) -> {time, N}.
 number(Type, N) when is_integer(N),
                      (Type =:= signedint orelse Type =:= long orelse Type =:= byte orelse
                       Type =:= short orelse Type =:= unsignedbyte orelse
-                      Type =:= unsignedshort orelse Type =:= unsignedint) ->
+                      Type =:= unsignedshort orelse Type =:= unsignedint orelse
+                      Type =:= timestamp_ms) ->
     N;
 number(Type, F) when is_float(F), (Type =:= double orelse Type =:= float) ->
     ceil(F);
@@ -263,6 +286,7 @@ type_name(float) -> "32-bit float";
 type_name(double) -> "double";
 type_name(decimal) -> "decimal";
 type_name(timestamp) -> "timestamp";
+type_name(timestamp_ms) -> "timestamp";
 type_name(table) -> "table";
 type_name(map) -> "map";
 type_name(array) -> "array";

@@ -33,7 +33,7 @@
 -behaviour(rabbit_policy_merge_strategy).
 
 -export([register/0, unregister/0, validate_policy/1, merge_policy_value/3]).
--export([validate_arguments/1, default_delay/1, limits/1, overflow/1,
+-export([validate_arguments/1, arguments/0, is_by_policy_only/1, default_delay/1, limits/1, overflow/1,
          release_rate/1, overdue/1, dead_letter_exchange/1, retry/1, keys_from/1]).
 
 -export_type([overdue/0]).
@@ -89,6 +89,15 @@ validate_policy(Terms) ->
 -spec merge_policy_value(binary(), Value, Value) -> Value when Value :: non_neg_integer().
 merge_policy_value(_, Value, OperatorValue) ->
     min(Value, OperatorValue).
+
+-spec arguments() -> [binary()].
+arguments() -> [argument(Name) || Name <- names()].
+
+%% Whether what would be such an argument is a key of policies.
+-spec is_by_policy_only(binary()) -> boolean().
+is_by_policy_only(Argument) ->
+    lists:member(Argument, [argument(Name)
+                            || Name <- [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY, ?KEYS_FROM]]).
 
 %% The arguments of these names, checked when an exchange is declared.
 -spec validate_arguments(rabbit_framing:amqp_table()) -> ok | {error, string(), [term()]}.

@@ -84,6 +84,68 @@ def test_declaring_again_otherwise_is_refused(client, other):
     assert code == 406
 
 
+OURS = {"x-delay-max": 60000, "x-delay-unusable": "route_now", "x-delay-in-flight": 100,
+        "x-delay-default": 5, "x-delay-max-length": 10, "x-delay-max-length-bytes": 1000,
+        "x-delay-overflow": "drop-latest-due", "x-delay-release-rate": 7, "x-delay-overdue": "drop",
+        "x-delay-overdue-after": 9, "x-delay-retry": "1s,2s", "x-delay-retry-jitter": "0.5"}
+OTHERWISE = {"x-delay-unusable": "reject", "x-delay-overflow": "reject-publish",
+             "x-delay-overdue": "deliver", "x-delay-retry": "1s", "x-delay-retry-jitter": "0.25"}
+
+
+@pytest.mark.parametrize("argument", OURS)
+def test_declaring_again_with_another_argument_of_ours_is_refused(client, argument):
+    exchange = client.delayed(arguments=OURS)
+    again = {"x-delayed-type": "direct", **OURS}
+    client.channel.exchange_declare(exchange, DELAYED, durable=True, arguments=again)
+    other = OTHERWISE[argument] if argument in OTHERWISE else OURS[argument] + 1
+    for changed in ({**again, argument: other}, {k: v for k, v in again.items() if k != argument}):
+        code, text = closes_channel(lambda changed=changed: client.channel.exchange_declare(
+            exchange, DELAYED, durable=True, arguments=changed))
+        assert code == 406
+        assert f"inequivalent arg '{argument}'" in text
+    # An integer is the same in any size.
+    client.channel.exchange_declare(exchange, DELAYED, durable=True, arguments={
+        k: wire.signed_byte(v) if isinstance(v, int) and v < 128 else v for k, v in again.items()})
+
+
+def test_declaring_again_with_another_underlying_type_changes_nothing_and_is_logged(client, broker):
+    exchange = client.delayed("direct")
+    client.channel.exchange_declare(exchange, DELAYED, durable=True,
+                                    arguments={"x-delayed-type": "fanout"})
+    eventually(broker.log, lambda log: f"'{exchange}' in vhost '/' is declared again" in log)
+    queue = client.queue((exchange, "k"))
+    client.publish(exchange, "other", b"lost")
+    client.publish(exchange, "k", b"routed")
+    assert client.texts(queue, 1) == ["routed"]
+
+
+@pytest.mark.parametrize("argument, why", [
+    ("x-delay-maximum", "none of this exchange type's"),
+    ("x-delay-dead-letter-exchange", "a policy's key only"), ("x-delay-keys-from", "a policy's key only")])
+def test_an_argument_that_is_none_of_ours_is_refused_to_who_declares_it_anew(client, management, broker,
+                                                                           argument, why):
+    name = f"x-{uuid.uuid4().hex}"
+    arguments = {"x-delayed-type": "direct", argument: "amq.fanout"}
+    code, text = closes_channel(lambda: client.channel.exchange_declare(name, DELAYED, durable=True,
+                                                                        arguments=arguments))
+    assert code == 406
+    assert f"argument '{argument}' is {why}" in text
+    path = f"exchanges/%2F/{name}"
+    status, answer = management.request("PUT", path, {"type": DELAYED, "durable": True,
+                                                      "arguments": arguments})
+    assert status == 400
+    assert argument in answer["reason"]
+    # Where it is imported it is taken, as it was before, and who declares it then is not told.
+    status, _ = management.request("POST", "definitions", {"exchanges": [
+        {"name": name, "vhost": "/", "type": DELAYED, "durable": True, "auto_delete": False,
+         "internal": False, "arguments": arguments}]})
+    assert status in (200, 201, 204)
+    assert management.exchange(name)["arguments"] == arguments
+    eventually(broker.log, lambda log: f"'{name}' in vhost '/': argument '{argument}'" in log)
+    client.channel.exchange_declare(name, DELAYED, durable=True, arguments=arguments)
+    assert management.request("DELETE", path)[0] == 204
+
+
 def test_a_passive_declare_finds_it(client):
     exchange = client.delayed()
     client.channel.exchange_declare(exchange, DELAYED, passive=True)

@@ -19,7 +19,7 @@
          exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
--export([raise_to_client/3, protocol_error/3]).
+-export([raise_to_client/3, protocol_error/3, serves_client/0]).
 -export([delete_queue/1, queue_pid/1]).
 -export([route/2, publish/4, handle_event/3, handle_down/2]).
 
@@ -333,6 +333,16 @@ raise_to_client(Name, Format, Args) ->
     case get(process_name) of
         {rabbit_channel, _} -> protocol_error(Name, Format, Args);
         _ -> no_client
+    end.
+
+%% Whether this process serves a client that declares: a channel or a request of the HTTP API.
+%% Definitions are imported by other processes.
+-spec serves_client() -> boolean().
+serves_client() ->
+    case {get(process_name), get('$initial_call')} of
+        {{rabbit_channel, _}, _} -> true;
+        {_, {cowboy_stream_h, _, _}} -> true;
+        _ -> false
     end.
 
 %% Of a channel that declares for example. What is sent are this text's elements as bytes.

@@ -23,7 +23,7 @@
          exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
--export([raise_to_client/3, protocol_error/3]).
+-export([raise_to_client/3, protocol_error/3, serves_client/0]).
 -export([delete_queue/1, queue_pid/1]).
 -export([route/2, publish/4, handle_event/3, handle_down/2]).
 
@@ -195,7 +195,8 @@ parsed(?CONTAINER(mc_amqpl, Content, Annotations)) ->
 parsed(Message) ->
     Message.
 
-%% Those that a delay can be in. AMQP 1.0's are message annotations, MQTT's user properties.
+%% Those that a delay can be in. AMQP 1.0's are message annotations or, where none of them says when,
+%% or none whose, application properties; MQTT's are user properties.
 -spec headers(message()) -> rabbit_delay_header:headers().
 headers(?CONTAINER(mc_amqpl, Content, Annotations)) ->
     Headers = rabbit_basic:extract_headers(Content),
@@ -210,15 +211,36 @@ headers(?CONTAINER(mc_amqpl, Content, Annotations)) ->
         _ ->
             Headers
     end;
+headers(?CONTAINER(mc_amqp, _, _) = Message) ->
+    case {annotated(rabbit_delay_header:names(), Message),
+          annotated(rabbit_delay_key:names(), Message)} of
+        {[_ | _] = Delay, [_ | _] = Key} ->
+            Delay ++ Key;
+        {Delay, Key} ->
+            Properties = mc:routing_headers(Message, []),
+            or_properties(Delay, rabbit_delay_header:names(), Properties)
+                ++ or_properties(Key, rabbit_delay_key:names(), Properties)
+    end;
 headers(Message) ->
-    lists:flatmap(
-      fun (Name) -> rabbit_delay_header:from_amqp10(Name, mc:x_header(Name, Message)) end,
-      rabbit_delay_header:names() ++ rabbit_delay_key:names()).
+    annotated(rabbit_delay_header:names() ++ rabbit_delay_key:names(), Message).
 
-%% What its protocol calls such a field.
+annotated(Names, Message) ->
+    lists:flatmap(fun (Name) ->
+                          rabbit_delay_header:from_amqp10(Name, mc:x_header(Name, Message))
+                  end, Names).
+
+or_properties([], Names, Properties) -> rabbit_delay_header:from_properties(Names, Properties);
+or_properties(Annotated, _, _) -> Annotated.
+
+%% What its protocol calls the field that its delay is in.
 -spec field_word(message()) -> string().
-field_word(?CONTAINER(mc_amqp, _, _)) -> "annotation";
-field_word(_) -> "header".
+field_word(?CONTAINER(mc_amqp, _, _) = Message) ->
+    case annotated(rabbit_delay_header:names(), Message) of
+        [] -> "application property";
+        _ -> "annotation"
+    end;
+field_word(_) ->
+    "header".
 
 %% As text, if it is not text: a number in decimal, a UUID as a URN.
 -spec message_id(message()) -> binary() | undefined.
@@ -342,8 +364,12 @@ released(?CONTAINER(mc_amqpl, Content, Annotations)) ->
     ?CONTAINER(mc_amqpl, rabbit_basic:map_headers(fun rabbit_delay_header:negate/1, Content),
                Annotations);
 released(Message) ->
-    Headers = headers(Message),
+    Headers = annotated(rabbit_delay_header:names(), Message),
     case rabbit_delay_header:negate(Headers) of
+        [] ->
+            lists:foldl(fun ({Name, _, Value}, M) ->
+                                mc:set_annotation(Name, as_annotation(Value), M)
+                        end, Message, rabbit_delay_header:negated_properties(headers(Message)));
         Headers ->
             Message;
         Negated ->
@@ -434,6 +460,15 @@ raise_to_client(Name, Format, Args) ->
             exit({Name, Why});
         _ ->
             no_client
+    end.
+
+%% Whether this process serves a client that declares: a channel, a session or a request of the HTTP
+%% API. Definitions are imported by other processes.
+-spec serves_client() -> boolean().
+serves_client() ->
+    case get('$initial_call') of
+        {Module, _, _} -> lists:member(Module, [rabbit_channel, rabbit_amqp_session, cowboy_stream_h]);
+        _ -> false
     end.
 
 amqp10_condition(access_refused) -> ?V_1_0_AMQP_ERROR_UNAUTHORIZED_ACCESS;

@@ -206,3 +206,32 @@ prop_text_is_short_and_printable() ->
                 length(Text) =< 100
                     andalso lists:all(fun (C) -> C >= 32 andalso (C < 127 orelse C >= 160) end, Text)
             end).
+
+%% Of AMQP 1.0's application properties the broker tells the values only.
+properties_test() ->
+    Names = rabbit_delay_header:names(),
+    Properties = #{<<"x-delay">> => 5, <<"x-opt-delivery-delay">> => <<"7">>, <<"other">> => 9,
+                   <<"x-opt-delivery-time">> => undefined},
+    Headers = rabbit_delay_header:from_properties(Names, Properties),
+    ?assertEqual([{<<"x-opt-delivery-delay">>, longstr, <<"7">>}, {<<"x-delay">>, long, 5}], Headers),
+    ?assertEqual({delay, 7}, rabbit_delay_header:due(Headers, ?NOW, 1000)),
+    ?assertEqual([{<<"x-opt-delivery-delay">>, longstr, <<"-7">>}, {<<"x-delay">>, long, -5}],
+                 rabbit_delay_header:negated_properties(Headers)),
+    [?assertEqual([], rabbit_delay_header:negated_properties(
+                        rabbit_delay_header:from_properties(Names, #{Name => Value})))
+     || {Name, Value} <- [{<<"x-delay">>, 0}, {<<"x-delay">>, -1}, {<<"x-delay">>, <<"soon">>},
+                          {<<"x-delay">>, true}, {<<"x-opt-delivery-time">>, ?NOW + 5}]],
+    ?assertEqual([{<<"x-delay">>, long, -3}],
+                 rabbit_delay_header:negated_properties(
+                   rabbit_delay_header:from_properties(Names, #{<<"x-delay">> => 2.5}))).
+
+%% The protocol says that these are milliseconds.
+a_timestamp_of_amqp_1_0_is_never_taken_for_seconds_test() ->
+    Due = fun (Ms) ->
+                  rabbit_delay_header:due(
+                    rabbit_delay_header:from_amqp10(<<"x-opt-delivery-time">>, {timestamp, Ms}),
+                    ?NOW, 1000)
+          end,
+    [?assertEqual(now, Due(Ms)) || Ms <- [-1, 0, 1, 1795790497, ?NOW]],
+    ?assertEqual({time, ?NOW + 1}, Due(?NOW + 1)),
+    ?assertMatch({unusable, _, _, {beyond, 1000}}, Due(?NOW + 1001)).

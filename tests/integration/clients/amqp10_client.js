@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
-// AMQP 1.0, with rhea. Arguments: port, the target's address, the source's address.
+// AMQP 1.0, with rhea. Arguments: port, the target's address, the source's address, whether application
+// properties count.
 import assert from 'node:assert/strict';
 import rhea from 'rhea';
 
-const [port, target, source] = process.argv.slice(2);
+const [port, target, source, properties] = process.argv.slice(2);
 const { types, message } = rhea;
 
 function connect() {
@@ -33,13 +34,13 @@ const outcomes = new Map();
 for (const name of ['accepted', 'rejected', 'released']) {
   sender.on(name, (context) => outcomes.get(context.delivery.id)?.(name));
 }
-function send(body, annotations) {
+function send(body, annotations, given = { kept: 'yes' }) {
   const at = Date.now();
   const delivery = sender.send({
     body: message.data_section(Buffer.from(body)),
     durable: true,
     message_annotations: annotations,
-    application_properties: { kept: 'yes' },
+    application_properties: given,
     message_id: `id-${body}`,
   });
   return new Promise((resolve, reject) => {
@@ -58,6 +59,9 @@ const delays = [
   ['string', 2000, { 'x-delay': '2000' }],
   ['timestamp', null, { 'x-opt-delivery-time': types.wrap_timestamp(soon) }],
 ];
+// A timestamp is in ms, whatever it says: this one has passed.
+await send('1970', { 'x-opt-delivery-time': types.wrap_timestamp(1000) });
+assert.equal((await arrived(1))[0].message.message_id, 'id-1970');
 const published = new Map();
 for (const [name, , annotations] of delays) published.set(name, await send(name, annotations));
 await send('now', {});
@@ -92,21 +96,59 @@ await send('a cancel', { 'x-delay-cancel': 'id-cancelled' });
 await send('last', { 'x-delay': types.wrap_uint(1200) });
 assert.deepEqual((await arrived(2)).map(text), ['stays', 'last']);
 
-// A delay that cannot be used: refused in the protocol's own words, and only this connection is told.
-const doomed = connect();
-const failed = new Promise((resolve) => {
-  for (const kind of ['sender', 'session', 'connection']) {
-    doomed.on(`${kind}_error`, (context) => resolve(context[kind].error));
+// Application properties, where no annotation says otherwise. They come as they were sent; an
+// annotation says that the message has been delayed, also when it is sent again as it came.
+if (properties === 'true') {
+  const sent = [
+    ['property', 400, { 'x-delay': types.wrap_long(400) }, {}],
+    ['text', 700, { 'x-delay': '700' }, {}],
+    ['other property', 1000, { 'x-opt-delivery-delay': types.wrap_int(1000) }, {}],
+    ['annotation', 1300, { 'x-delay': types.wrap_int(HOUR) }, { 'x-delay': types.wrap_uint(1300) }],
+    ['zero', 0, { 'x-delay': types.wrap_int(HOUR) }, { 'x-opt-delivery-delay': types.wrap_uint(0) }],
+  ];
+  const at = new Map();
+  for (const [name, , given, annotations] of sent) {
+    at.set(name, await send(name, annotations, { kept: 'yes', ...given }));
   }
-  doomed.on('disconnected', () => resolve(new Error('disconnected without a reason')));
-});
-doomed.open_sender({ target: { address: target } }).once('sendable', (context) => {
-  context.sender.send({ body: 'x', message_annotations: { 'x-delay': 'soon' } });
-});
-const error = await failed;
-assert.equal(error.condition, 'amqp:precondition-failed', String(error));
-assert.match(error.description, /x-delay.*soon/);
-doomed.close();
+  const came = new Map((await arrived(sent.length)).map((arrival) => [text(arrival), arrival]));
+  for (const [name, delay, given] of sent) {
+    const { at: when, message: received } = came.get(name);
+    assert.ok(when >= at.get(name) + delay, `${name} came early`);
+    const [header] = Object.keys(given);
+    assert.equal(String(received.application_properties[header]), String(Number(given[header])));
+    assert.equal(received.application_properties.kept, 'yes');
+    if (delay > 0) assert.equal(Number(received.message_annotations[header]), -delay, name);
+  }
+  for (const name of ['property', 'other property', 'annotation']) {
+    const { message_annotations: annotations, application_properties: given } = came.get(name).message;
+    await send(`${name} again`, annotations, { ...given, 'x-delay': types.wrap_int(HOUR),
+      'x-opt-delivery-delay': types.wrap_int(HOUR) });
+  }
+  assert.equal((await arrived(3)).length, 3);
+  await send('replaced', {}, { 'x-delay': types.wrap_int(HOUR), 'x-delay-key': 'p' });
+  await send('replacement', { 'x-delay': types.wrap_int(1) }, { 'x-delay-key': 'p',
+    'x-delay-on-duplicate': 'replace' });
+  assert.equal(text((await arrived(1))[0]), 'replacement');
+}
+
+// A delay that cannot be used: refused in the protocol's own words, and only this connection is told.
+for (const [section, word] of [['message_annotations', 'annotation'],
+  ...(properties === 'true' ? [['application_properties', 'application property']] : [])]) {
+  const doomed = connect();
+  const failed = new Promise((resolve) => {
+    for (const kind of ['sender', 'session', 'connection']) {
+      doomed.on(`${kind}_error`, (context) => resolve(context[kind].error));
+    }
+    doomed.on('disconnected', () => resolve(new Error('disconnected without a reason')));
+  });
+  doomed.open_sender({ target: { address: target } }).once('sendable', (context) => {
+    context.sender.send({ body: 'x', [section]: { 'x-delay': 'soon' } });
+  });
+  const error = await failed;
+  assert.equal(error.condition, 'amqp:precondition-failed', String(error));
+  assert.match(error.description, new RegExp(`${word} x-delay.*soon`));
+  doomed.close();
+}
 
 await send('after it', {});
 assert.equal((await arrived(1))[0].message.body.content.toString(), 'after it');
