@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MPL-2.0 */
+/* Longer than other files are, as a model of all that a store does is in it. */
 #include "store_model.h"
 
 #include "dw_le.h"

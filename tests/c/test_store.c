@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MPL-2.0 */
-/* The store's calls, one statement of its contract after the other. */
+/* The store's calls, one statement of its contract after the other.
+ * Longer than other files are, as the contract is. */
 #include "dw_crc32c.h"
 #include "dw_le.h"
 #include "dw_store_internal.h"

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 /* What a crash or a bad disk leaves: a store is opened on it, Raft's replay follows, and it must
  * hold what the model does. After a crash, exactly; after damage, all but what was damaged, and
- * perhaps again what was settled. */
+ * perhaps again what was settled.
+ * Longer than other files are, as each place and each damage has its own. */
 #include "dw_store_internal.h"
 #include "fault_io.h"
 #include "store_fixture.h"

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MPL-2.0 */
+/* Longer than other files are, as the wheel is: its model, and a test for each of its rules. */
 #include "dw_wheel.h"
 
 #include "dw_invariant.h"

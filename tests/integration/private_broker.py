@@ -7,7 +7,7 @@ machine may run besides: its own epmd, cookie, node name, ports (all on 127.0.0.
 and plugins directory. Its process is the Erlang VM itself, not a shell around it, so that kill9()
 hits what a crash would hit.
 
-Over 600 lines: one program, which the demo and people use by itself.
+Longer than other files are, as it is one program, which the demo and people use by itself.
 
 BROKER_SERIES in the environment picks RabbitMQ's series: 3.10, the default, is the machine's own;
 another one is in the chroot that scripts/broker makes, where it sees the same paths under the root

@@ -2,7 +2,7 @@
 """Retry with backoff: dead letters that come back to the queue they died in, and are parked when
 their attempts are used up.
 
-Over 600 lines: all of it is on one topology, which takes its helpers."""
+Longer than other files are, as all of it is on one topology, with its helpers."""
 
 import contextlib
 import time

@@ -41,9 +41,9 @@ def checkout(tmp_path):
 def test_long_files_say_why(checkout, name, mark):
     assert checkout({name: "\n" * 600}) == (0, [])
     assert checkout({name: "\n" * 601}) == (1, [f"{name}: 601 lines, and its head does not say why"])
-    why = mark.format("Over 600 lines: all of one kind.") + "\n"
+    why = mark.format("Longer than other files are, as it is of one kind.") + "\n"
     assert checkout({name: "\n" * 10 + why + "\n" * 600}) == (0, [])
-    for none in (mark.format("Over 600 lines: \n"), mark.format("Over 600 lines\n"), "\n" * 50 + why):
+    for none in (mark.format("Longer than other files are, as \n"), mark.format("Longer than other files are\n"), "\n" * 50 + why):
         assert checkout({name: none + "\n" * 601})[0] == 1
 
 

@@ -3,7 +3,7 @@
 // Delayed exchanges and their messages in the management pages. Everything is shown with the pages'
 // own functions, styles and charts, and comes from /api/delayed-exchanges.
 //
-// Over 600 lines: the management pages load one script for an extension.
+// Longer than other files are, as the management pages load one script for an extension.
 //
 // Templates are functions that answer HTML: RabbitMQ 4.3 takes no others, its pages may not
 // evaluate text. What they put into HTML`...` is escaped, unless it is HTML`...` itself or said to

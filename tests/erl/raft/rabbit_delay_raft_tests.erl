@@ -1,7 +1,7 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% The machine, its snapshots and the store below them, in a real Ra system without a broker.
-%% Over 600 lines: they share that system, what starts and ends it, and the records.
+%% Longer than other files are, as they share that system, what starts and ends it, and the records.
 -module(rabbit_delay_raft_tests).
 
 -include_lib("proper/include/proper.hrl").

@@ -2,7 +2,7 @@
 
 %% The native functions: what their callers see, and that no argument, no order of calls and no
 %% reloading of the module harms the VM. The store behind them has its own tests in tests/c.
-%% Over 600 lines: a table for each of the calls, and what is shared by them all.
+%% Longer than other files are, as it has a table for each of the calls, and what all share.
 -module(rabbit_delay_store_tests).
 
 -include_lib("eunit/include/eunit.hrl").
