@@ -21,7 +21,7 @@
 %% How many messages, and how many bytes, are beyond the limits.
 -type excess() :: {Messages :: non_neg_integer(), Bytes :: non_neg_integer()}.
 -type before() :: {rabbit_delay_store:ms(), rabbit_delay_store:id()}.
--type record() :: {rabbit_delay_store:ms(), rabbit_delay_store:id(), Size :: non_neg_integer()}.
+-type place() :: {rabbit_delay_store:ms(), rabbit_delay_store:id(), Size :: non_neg_integer()}.
 
 %% Messages that are dropped at a time, and how many are looked at for that.
 -define(DROP_MESSAGES, 256).
@@ -105,7 +105,7 @@ beyond(Max, N) -> max(0, N - Max).
 %% without them. Records tells so many of what is due before a place, the last one first.
 -spec last_due(excess(), Room :: non_neg_integer(),
                IsFree :: fun((rabbit_delay_store:id()) -> boolean()),
-               Records :: fun((before(), pos_integer()) -> {ok, [record()]} | {error, term()})) ->
+               Records :: fun((before(), pos_integer()) -> {ok, [place()]} | {error, term()})) ->
           {[{rabbit_delay_store:id(), rabbit_delay_store:ms()}], excess()}.
 last_due(Excess, Room, IsFree, Records) ->
     last_due({?MAX_MS, ?MAX_ID}, ?DROP_LOOK_AT, {Excess, Room, []}, IsFree, Records).
