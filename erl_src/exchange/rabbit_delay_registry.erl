@@ -10,13 +10,18 @@
 %% supervisors, Ra) is done by jobs, processes of their own, one at a time for an exchange and in the
 %% order asked for: so an exchange made again is not started before the end of the one before. Who
 %% asks waits for a bounded time; the job goes on.
+%%
+%% What it keeps for others is in rabbit_delay_table, which is read and written here without asking this
+%% process, and rabbit_delay_figures; which job is next, in rabbit_delay_jobs; and what the jobs do, in
+%% rabbit_delay_life.
 -module(rabbit_delay_registry).
 
 -behaviour(gen_server).
 
 -include_lib("kernel/include/logger.hrl").
--include_lib("rabbit_common/include/rabbit.hrl").
+-include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay.hrl").
+-include("rabbit_delay_table.hrl").
 
 -export([create_table/0, start_link/0, recover/0, withdraw/0, system_up/0]).
 -export([ensure/1, delete/1, leader/2, leader/3, queue_name/1, pending/1, stat/1, overdue/2,
@@ -30,10 +35,8 @@
 %% The queue names of clients cannot begin with "amq.".
 -define(QUEUE_PREFIX, "amq.delayed.").
 -define(RECOVERED, {?MODULE, recovered}).
--define(GONE_COUNTERS, {?MODULE, gone_counters}).
 -define(HEAL_MS, 1000).
--define(COUNTED, 10000).
-%% The pauses between attempts to start an exchange's processes again.
+%% The pauses between attempts to remove what a deleted exchange held.
 -define(RESTART_MS, 1000).
 -define(MAX_RESTART_MS, 30000).
 %% The longest that others wait for a job. After that nobody waits for it, for so long or until it
@@ -41,50 +44,12 @@
 -define(WAIT_MS, 5000).
 -define(LATE_MS, 30000).
 -define(ASK_AGAIN_MS, 50).
-%% How many exchanges are started at once that nobody waits for.
--define(BACKGROUND, 8).
 
--record(row, {exchange :: rabbit_exchange:name(),
-              queue :: pid() | undefined,
-              dispatcher :: pid() | undefined,
-              %% the open store, where this node's member leads
-              store :: rabbit_delay_store:store() | undefined,
-              counters :: rabbit_delay_counters:ref() | undefined,
-              %% of these
-              samples = [] :: rabbit_delay_statistics:samples(),
-              %% an operator has paused it; known while the store is
-              paused = false :: boolean(),
-              %% its Raft server may start, once
-              permit = false :: boolean(),
-              %% why it is not to be started, and its exchange delays nothing
-              refusal :: string() | undefined,
-              %% why its store can take no more, as long as it cannot
-              unable = none :: none | string(),
-              %% what is being done: it outlives this process
-              job :: {what(), pid()} | undefined,
-              %% until when nobody waits for that, monotonic ms
-              late :: integer() | undefined}).
-
--type what() :: ensure | delete.
-
--record(job, {what :: what(),
-              began :: integer(),
-              %% nobody asked for it
-              background = false :: boolean(),
-              froms = [] :: [gen_server:from()],
-              %% what is to be done next, in this order
-              next = [] :: [{what(), [gen_server:from()]}]}).
-
--record(state, {exchanges = #{} :: #{rabbit_exchange:name() => pid()},
+-record(state, {%% the supervisors of those that run
+                exchanges = #{} :: #{rabbit_exchange:name() => pid()},
                 monitors = #{} :: #{reference() => rabbit_exchange:name()},
-                jobs = #{} :: #{rabbit_exchange:name() => #job{}},
+                jobs = rabbit_delay_jobs:new() :: rabbit_delay_jobs:jobs(),
                 refs = #{} :: #{reference() => rabbit_exchange:name()},
-                %% those to be started that nobody waits for
-                backlog = queue:new() :: queue:queue(rabbit_exchange:name()),
-                queued = #{} :: #{rabbit_exchange:name() => []},
-                background = 0 :: non_neg_integer(),
-                %% the present pause of each exchange that cannot be started, ms
-                pauses = #{} :: #{rabbit_exchange:name() => pos_integer()},
                 %% looks for what is to be started, and whether it is to look again
                 looking :: undefined | {reference(), Again :: boolean()}}).
 
@@ -92,9 +57,8 @@
 %% recovered its exchanges.
 -spec create_table() -> ok.
 create_table() ->
-    ?MODULE = ets:new(?MODULE, [named_table, public, {keypos, #row.exchange},
-                                {read_concurrency, true}]),
-    persistent_term:put(?GONE_COUNTERS, rabbit_delay_counters:new()),
+    ok = rabbit_delay_table:create(),
+    ok = rabbit_delay_figures:create(),
     persistent_term:put(?RECOVERED, false).
 
 -spec start_link() -> {ok, pid()} | {error, term()}.
@@ -105,7 +69,7 @@ start_link() ->
 %% exchanges that are gone is put aside, before a client can declare one of the same name.
 -spec recover() -> ok.
 recover() ->
-    _ = put_aside_homeless(),
+    _ = rabbit_delay_life:put_aside_homeless(),
     lists:foreach(
       fun (X) ->
               rabbit_delay_broker:restore_bindings(rabbit_delay_exchange:underlying_type(X), X)
@@ -114,84 +78,11 @@ recover() ->
     ok = rabbit_delay_official_tables:announce(),
     gen_server:cast(?MODULE, start_members).
 
-%% What has happened to the exchange's messages, to be added to. They outlive its processes.
--spec counters(rabbit_exchange:name()) -> rabbit_delay_counters:ref().
-counters(XName) ->
-    case lookup(XName, #row.counters) of
-        undefined ->
-            Counters = rabbit_delay_counters:new(),
-            ok = update(XName, {#row.counters, Counters}),
-            %% To compare the first counts with.
-            ok = update(XName, {#row.samples, rabbit_delay_statistics:sample(Counters, [])}),
-            Counters;
-        Counters ->
-            Counters
-    end.
-
--spec known_counters(rabbit_exchange:name()) -> rabbit_delay_counters:ref() | undefined.
-known_counters(XName) -> lookup(XName, #row.counters).
-
-%% A message for the exchange was dropped before it came to it.
--spec dropped(rabbit_exchange:name()) -> ok.
-dropped(XName) ->
-    Counters = case known_counters(XName) of
-                   undefined -> gone_counters();
-                   Known -> Known
-               end,
-    rabbit_delay_counters:add(Counters, dropped, 1).
-
--spec samples(rabbit_exchange:name()) -> rabbit_delay_statistics:samples().
-samples(XName) ->
-    case lookup(XName, #row.samples) of
-        undefined -> [];
-        Samples -> Samples
-    end.
-
-%% Those of each exchange that has processes.
--spec all_counters() -> [{rabbit_exchange:name(), rabbit_delay_counters:ref()}].
-all_counters() ->
-    [{XName, Counters} || #row{exchange = XName, counters = Counters, queue = Queue} <- rows(),
-                          Counters =/= undefined, Queue =/= undefined].
-
-%% A checkpoint of the exchange's store has just become durable, in so many ms. The exchange may have
-%% been deleted meanwhile, and the plugin disabled.
--spec checkpointed(rabbit_exchange:name(), Ms :: non_neg_integer()) -> ok.
-checkpointed(XName, Ms) ->
-    case lookup(XName, #row.counters) of
-        undefined -> ok;
-        Counters -> rabbit_delay_counters:checkpoint(Counters, rabbit_delay_config:now_ms(), Ms)
-    end.
-
-%% The sum of those of exchanges that have been deleted, so that the node's sums never fall.
--spec gone_counters() -> rabbit_delay_counters:ref().
-gone_counters() ->
-    case persistent_term:get(?GONE_COUNTERS, none) of
-        none -> rabbit_delay_counters:new();
-        Counters -> Counters
-    end.
-
 %% Takes the internal queues' records away: the plugin is being disabled.
 -spec withdraw() -> ok.
 withdraw() ->
-    lists:foreach(fun (#row{exchange = XName}) -> delete_record(XName) end, rows()).
-
-%% A record that stays names a process that is gone: the next one takes its place, and a restart of
-%% the node removes it.
-delete_record(XName) ->
-    try
-        rabbit_delay_broker:delete_queue(queue_name(XName))
-    catch
-        Class:Reason ->
-            ?LOG_WARNING("delayed messages of ~ts: the record of its internal queue cannot be "
-                         "deleted at present, and stays: ~0P",
-                         [rabbit_delay_text:rs(XName), {Class, Reason}, 20], ?LOG_DOMAIN)
-    end.
-
-rows() ->
-    case ets:whereis(?MODULE) of
-        undefined -> [];
-        Table -> ets:tab2list(Table)
-    end.
+    lists:foreach(fun (#row{exchange = XName}) -> rabbit_delay_life:delete_record(XName) end,
+                  rabbit_delay_table:rows()).
 
 %% The Ra system has been started.
 -spec system_up() -> ok.
@@ -207,7 +98,7 @@ queue_name(#resource{kind = exchange, name = Name} = XName) ->
 -spec ensure(rabbit_exchange:name()) -> {ok, rabbit_amqqueue:name()} | {error, Why :: iodata()}.
 ensure(XName) ->
     QName = queue_name(XName),
-    case row(XName) of
+    case rabbit_delay_table:row(XName) of
         #row{job = {delete, _}, late = Late} ->
             %% What is there is an earlier exchange's.
             ensure(XName, QName, Late);
@@ -233,7 +124,7 @@ ensure(XName, QName, Late) ->
                 ok ->
                     {ok, QName};
                 timeout ->
-                    _ = update_known(XName, {#row.late, now_ms() + ?LATE_MS}),
+                    _ = rabbit_delay_table:update_known(XName, {#row.late, now_ms() + ?LATE_MS}),
                     {error, late()};
                 Error ->
                     Error
@@ -281,7 +172,7 @@ leader(XName, ServerPid, Store) ->
 
 -spec leader(rabbit_exchange:name(), pid()) -> ok.
 leader(XName, ServerPid) ->
-    case row(XName) of
+    case rabbit_delay_table:row(XName) of
         #row{queue = Queue, dispatcher = Dispatcher} ->
             _ = [rabbit_delay_queue:leader(Queue, ServerPid) || is_pid(Queue)],
             _ = [rabbit_delay_dispatcher:leader(Dispatcher, ServerPid) || is_pid(Dispatcher)],
@@ -290,167 +181,118 @@ leader(XName, ServerPid) ->
             ok
     end.
 
-%% How many messages the exchange holds.
--spec pending(rabbit_exchange:name()) -> non_neg_integer().
-pending(XName) ->
-    #{pending := Pending} = stat(XName),
-    Pending.
-
-%% What the exchange's store says of itself (rabbit_delay_store:stat/1), O(1), but that of what is
-%% taken out of it there is `taken', in flight, and `waiting' for queues that do not take it, and how
-%% many `stuck_queues' there are; all zero where it is not open.
--spec stat(rabbit_exchange:name()) ->
-          #{pending | pending_bytes | taken | waiting | stuck_queues := non_neg_integer(),
-            next_due := non_neg_integer() | infinity,
-            atom() => term()}.
-stat(XName) ->
-    Stat = case lookup(XName, #row.store) of
-               undefined -> {error, not_open};
-               Store -> rabbit_delay_store:stat(Store)
-           end,
-    {Places, Stuck, InFlight} = case known_counters(XName) of
-                                    undefined -> {0, 0, 0};
-                                    Counters -> rabbit_delay_counters:waiting(Counters)
-                                end,
-    case Stat of
-        #{taken := Taken} ->
-            %% What was cancelled may still have its place.
-            Waiting = min(Places, max(0, Taken - InFlight)),
-            Stat#{taken := Taken - Waiting, waiting => Waiting, stuck_queues => Stuck};
-        {error, _} ->
-            #{pending => 0, pending_bytes => 0, taken => 0, waiting => 0, stuck_queues => 0,
-              next_due => infinity}
-    end.
-
-%% Of an exchange whose store says that of itself, how many messages should have been released by now
-%% and are not in flight. Where something is overdue that is counted among so many messages; among more
-%% of them it is estimated.
--spec overdue(rabbit_exchange:name(), map()) -> non_neg_integer().
-overdue(XName, #{taken := Taken, next_due := NextDue, pending := Pending} = Stat) ->
-    Now = rabbit_delay_config:now_ms(),
-    case lookup(XName, #row.store) of
-        Store when Store =/= undefined, NextDue =< Now, Pending =< ?COUNTED ->
-            case rabbit_delay_store:count(Store, 0, Now) of
-                {ok, Due, _} -> max(Due - Taken, 0);
-                {error, _} -> 0
-            end;
-        Store when Store =/= undefined, NextDue =< Now ->
-            rabbit_delay_counters:overdue(Stat, Now) - Taken;
-        _ ->
-            0
-    end.
+%% ----------------------------------------------------------------------------- who is who
 
 -spec register_queue(rabbit_exchange:name(), pid()) -> ok.
-register_queue(XName, Pid) -> update(XName, {#row.queue, Pid}).
+register_queue(XName, Pid) -> rabbit_delay_table:update(XName, {#row.queue, Pid}).
 
 -spec register_dispatcher(rabbit_exchange:name(), pid()) -> ok.
-register_dispatcher(XName, Pid) -> update(XName, {#row.dispatcher, Pid}).
+register_dispatcher(XName, Pid) -> rabbit_delay_table:update(XName, {#row.dispatcher, Pid}).
 
 -spec register_store(rabbit_exchange:name(), rabbit_delay_store:store() | undefined) -> ok.
-register_store(XName, Store) -> update(XName, {#row.store, Store}).
+register_store(XName, Store) -> rabbit_delay_table:update(XName, {#row.store, Store}).
 
 -spec register_paused(rabbit_exchange:name(), boolean()) -> ok.
-register_paused(XName, Paused) -> update(XName, {#row.paused, Paused}).
+register_paused(XName, Paused) -> rabbit_delay_table:update(XName, {#row.paused, Paused}).
 
 %% The exchange's Raft server may start, once: see rabbit_delay_system.
 -spec permit_start(rabbit_exchange:name()) -> ok.
-permit_start(XName) -> update(XName, {#row.permit, true}).
+permit_start(XName) -> rabbit_delay_table:update(XName, {#row.permit, true}).
 
 %% By the server that starts.
 -spec take_permit(rabbit_exchange:name()) -> boolean().
 take_permit(XName) ->
-    Permitted = lookup(XName, #row.permit) =:= true,
-    _ = Permitted andalso update(XName, {#row.permit, false}),
+    Permitted = rabbit_delay_table:lookup(XName, #row.permit) =:= true,
+    _ = Permitted andalso rabbit_delay_table:update(XName, {#row.permit, false}),
     Permitted.
 
 %% Its files are of a later version: see rabbit_delay_raft. It is tried again when the plugin is
 %% started.
 -spec refuse(rabbit_exchange:name(), Why :: string()) -> ok.
-refuse(XName, Why) -> update(XName, {#row.refusal, Why}).
+refuse(XName, Why) -> rabbit_delay_table:update(XName, {#row.refusal, Why}).
 
 -spec refusal(rabbit_exchange:name()) -> string() | undefined.
-refusal(XName) -> lookup(XName, #row.refusal).
+refusal(XName) -> rabbit_delay_table:lookup(XName, #row.refusal).
 
 -spec register_unable(rabbit_exchange:name(), none | string()) -> ok.
-register_unable(XName, Why) -> update(XName, {#row.unable, Why}).
+register_unable(XName, Why) -> rabbit_delay_table:update(XName, {#row.unable, Why}).
 
 %% Why the exchange's store can take no more.
 -spec unable(rabbit_exchange:name()) -> none | string().
 unable(XName) ->
-    case lookup(XName, #row.unable) of
+    case rabbit_delay_table:lookup(XName, #row.unable) of
         undefined -> none;
         Why -> Why
     end.
 
 -spec queue(rabbit_exchange:name()) -> pid() | undefined.
-queue(XName) -> lookup(XName, #row.queue).
+queue(XName) -> rabbit_delay_table:lookup(XName, #row.queue).
 
 -spec dispatcher(rabbit_exchange:name()) -> pid() | undefined.
-dispatcher(XName) -> lookup(XName, #row.dispatcher).
+dispatcher(XName) -> rabbit_delay_table:lookup(XName, #row.dispatcher).
 
 %% The exchange's store, where it is open.
 -spec store(rabbit_exchange:name()) -> rabbit_delay_store:store() | undefined.
-store(XName) -> lookup(XName, #row.store).
+store(XName) -> rabbit_delay_table:lookup(XName, #row.store).
 
 -spec is_paused(rabbit_exchange:name()) -> boolean().
-is_paused(XName) -> lookup(XName, #row.paused) =:= true.
+is_paused(XName) -> rabbit_delay_table:lookup(XName, #row.paused) =:= true.
 
-lookup(XName, Field) ->
-    case row(XName) of
-        none -> undefined;
-        Row -> element(Field, Row)
-    end.
+%% ------------------------------------------------------- figures, see rabbit_delay_figures
 
-%% There is no table while the plugin does not run, and whoever routes may ask at any time.
-row(XName) ->
-    try ets:lookup(?MODULE, XName) of
-        [Row] -> Row;
-        [] -> none
-    catch
-        error:badarg -> none
-    end.
+-spec counters(rabbit_exchange:name()) -> rabbit_delay_counters:ref().
+counters(XName) -> rabbit_delay_figures:counters(XName).
 
-update(XName, Update) ->
-    _ = ets:insert_new(?MODULE, #row{exchange = XName}),
-    true = ets:update_element(?MODULE, XName, Update),
-    ok.
+-spec known_counters(rabbit_exchange:name()) -> rabbit_delay_counters:ref() | undefined.
+known_counters(XName) -> rabbit_delay_figures:known_counters(XName).
 
-update_known(XName, Update) ->
-    try
-        ets:update_element(?MODULE, XName, Update)
-    catch
-        error:badarg -> false
-    end.
+-spec dropped(rabbit_exchange:name()) -> ok.
+dropped(XName) -> rabbit_delay_figures:dropped(XName).
+
+-spec samples(rabbit_exchange:name()) -> rabbit_delay_statistics:samples().
+samples(XName) -> rabbit_delay_figures:samples(XName).
+
+-spec all_counters() -> [{rabbit_exchange:name(), rabbit_delay_counters:ref()}].
+all_counters() -> rabbit_delay_figures:all_counters().
+
+-spec gone_counters() -> rabbit_delay_counters:ref().
+gone_counters() -> rabbit_delay_figures:gone_counters().
+
+-spec checkpointed(rabbit_exchange:name(), Ms :: non_neg_integer()) -> ok.
+checkpointed(XName, Ms) -> rabbit_delay_figures:checkpointed(XName, Ms).
+
+-spec pending(rabbit_exchange:name()) -> non_neg_integer().
+pending(XName) -> rabbit_delay_figures:pending(XName).
+
+-spec stat(rabbit_exchange:name()) ->
+          #{pending | pending_bytes | taken | waiting | stuck_queues := non_neg_integer(),
+            next_due := non_neg_integer() | infinity,
+            atom() => term()}.
+stat(XName) -> rabbit_delay_figures:stat(XName).
+
+-spec overdue(rabbit_exchange:name(), map()) -> non_neg_integer().
+overdue(XName, Stat) -> rabbit_delay_figures:overdue(XName, Stat).
+
+%% ----------------------------------------------------------------------------- the process
 
 -spec init([]) -> {ok, #state{}}.
 init([]) ->
     _ = erlang:send_after(?HEAL_MS, self(), heal),
     %% What an earlier registry left running is adopted.
-    {ok, lists:foldl(fun adopt/2, #state{}, rows())}.
+    {ok, lists:foldl(fun adopt/2, #state{}, rabbit_delay_table:rows())}.
 
 adopt(#row{exchange = XName, job = Job} = Row, State0) ->
-    State = case running(Row) of
+    State = case rabbit_delay_life:running(Row) of
                 none -> State0;
                 Sup -> monitor_exchange(XName, Sup, State0)
             end,
     case Job of
-        {What, Pid} -> under_way(XName, Pid, #job{what = What, began = now_ms()}, State);
+        {What, Pid} ->
+            #state{jobs = Jobs} = State,
+            under_way(XName, Pid,
+                      State#state{jobs = rabbit_delay_jobs:adopt(What, XName, now_ms(), Jobs)});
         undefined -> State
     end.
-
-%% The supervisor of an exchange's processes, if they run.
-running(#row{queue = Queue}) when is_pid(Queue) ->
-    case process_info(Queue, dictionary) of
-        {_, Dictionary} ->
-            case lists:keyfind('$ancestors', 1, Dictionary) of
-                {_, [Sup | _]} when is_pid(Sup) -> Sup;
-                _ -> none
-            end;
-        undefined ->
-            none
-    end;
-running(_) ->
-    none.
 
 -spec handle_call(term(), gen_server:from(), #state{}) -> {noreply, #state{}}.
 handle_call({What, XName}, From, State) when What =:= ensure; What =:= delete ->
@@ -466,7 +308,7 @@ handle_cast(start_members, State) ->
 -spec handle_info(term(), #state{}) -> {noreply, #state{}}.
 handle_info(heal, State) ->
     _ = erlang:send_after(?HEAL_MS, self(), heal),
-    ok = sample_all(),
+    ok = rabbit_delay_figures:sample_all(),
     ok = rabbit_delay_prometheus:ensure_registered(),
     {noreply, heal_all(State)};
 handle_info({started, XName, Sup}, State) ->
@@ -508,73 +350,56 @@ handle_info(_, State) ->
 
 %% ------------------------------------------------------------------------------------ jobs
 
-asked(What, XName, From, #state{jobs = Jobs} = State) ->
-    case Jobs of
-        #{XName := #job{what = What, froms = Froms, next = []} = Job} ->
-            State#state{jobs = Jobs#{XName := Job#job{froms = [From | Froms]}}};
-        #{XName := #job{next = Next} = Job} ->
-            State#state{jobs = Jobs#{XName := Job#job{next = then(What, From, Next)}}};
-        _ ->
-            begin_job(XName, #job{what = What, began = now_ms(), froms = [From]}, 0, State)
+asked(What, XName, From, #state{jobs = Jobs0} = State) ->
+    case rabbit_delay_jobs:ask(What, XName, From, now_ms(), Jobs0) of
+        {start, Jobs} -> begin_job(What, XName, 0, State#state{jobs = Jobs});
+        {wait, Jobs} -> State#state{jobs = Jobs}
     end.
-
-%% Whoever asks for the same as the one before has the same answer.
-then(What, From, []) -> [{What, [From]}];
-then(What, From, [{What, Froms}]) -> [{What, [From | Froms]}];
-then(What, From, [First | Rest]) -> [First | then(What, From, Rest)].
 
 %% It begins when the table says so: another registry must find it.
 -dialyzer({nowarn_function, begin_job/4}).
-begin_job(XName, #job{what = What} = Job, Pause, State) ->
+begin_job(What, XName, Pause, State) ->
     Registry = self(),
     Pid = spawn(fun () ->
                         receive
-                            go -> exit({done, do(What, XName, Registry)})
+                            go -> exit({done, rabbit_delay_life:do(What, XName, Registry)})
                         after 2 * ?MAX_RESTART_MS ->
                             exit(abandoned)
                         end
                 end),
-    ok = update(XName, {#row.job, {What, Pid}}),
+    ok = rabbit_delay_table:update(XName, {#row.job, {What, Pid}}),
     _ = erlang:send_after(Pause, Pid, go),
-    under_way(XName, Pid, Job, State).
+    under_way(XName, Pid, State).
 
-under_way(XName, Pid, Job, #state{jobs = Jobs, refs = Refs} = State) ->
-    State#state{jobs = Jobs#{XName => Job},
-                refs = Refs#{monitor(process, Pid) => XName}}.
+under_way(XName, Pid, #state{refs = Refs} = State) ->
+    State#state{refs = Refs#{monitor(process, Pid) => XName}}.
 
-ended(XName, Reason, #state{jobs = Jobs, background = N} = State0) ->
-    {#job{what = What, froms = Froms, next = Next, began = Began, background = Background}, Rest} =
-        maps:take(XName, Jobs),
-    _ = update_known(XName, [{#row.job, undefined}, {#row.late, undefined}]),
+ended(XName, Reason, #state{jobs = Jobs0} = State0) ->
+    {What, Began} = rabbit_delay_jobs:current(XName, Jobs0),
+    _ = rabbit_delay_table:update_known(XName, [{#row.job, undefined}, {#row.late, undefined}]),
     Took = now_ms() - Began,
     _ = Took > ?WAIT_MS
         andalso ?LOG_WARNING("delayed messages of ~ts: ~s took ~b ms",
                              [rabbit_delay_text:rs(XName), described(What), Took], ?LOG_DOMAIN),
-    State1 = State0#state{jobs = Rest, background = case Background of
-                                                        true -> N - 1;
-                                                        false -> N
-                                                    end},
-    case outcome(What, XName, Reason, State1) of
+    case outcome(What, XName, Reason, State0) of
         again ->
-            begin_job(XName, #job{what = What, began = Began, froms = Froms, next = Next},
-                      min(max(Took, ?RESTART_MS), ?MAX_RESTART_MS), State1);
-        {Reply, State2} ->
+            begin_job(What, XName, min(max(Took, ?RESTART_MS), ?MAX_RESTART_MS),
+                      State0#state{jobs = rabbit_delay_jobs:again(XName, Jobs0)});
+        {Reply, #state{jobs = Jobs1} = State1} ->
+            {Froms, Next, Jobs} = rabbit_delay_jobs:ended(XName, now_ms(), Jobs1),
             lists:foreach(fun (From) -> gen_server:reply(From, Reply) end, Froms),
-            start_more(
-              case Next of
-                  [] ->
-                      State2;
-                  [{Then, Waiting} | Others] ->
-                      begin_job(XName, #job{what = Then, began = now_ms(), froms = Waiting,
-                                            next = Others}, 0, State2)
-              end)
+            State = State1#state{jobs = Jobs},
+            start_more(case Next of
+                           {start, Then} -> begin_job(Then, XName, 0, State);
+                           nothing -> State
+                       end)
     end.
 
 described(ensure) -> "starting its delay queue";
 described(delete) -> "removing what the deleted exchange held".
 
-outcome(ensure, XName, {done, ok}, #state{pauses = Pauses} = State) ->
-    {ok, State#state{pauses = maps:remove(XName, Pauses)}};
+outcome(ensure, XName, {done, ok}, #state{jobs = Jobs} = State) ->
+    {ok, State#state{jobs = rabbit_delay_jobs:succeeded(XName, Jobs)}};
 outcome(ensure, XName, {done, {error, _} = Error}, State) ->
     {Error, start_again_if_there(XName, State)};
 outcome(delete, XName, {done, ok}, State) ->
@@ -600,34 +425,18 @@ start_again_if_there(XName, State) ->
         {error, not_found} -> State
     end.
 
-start_again(XName, #state{pauses = Pauses} = State) ->
-    Pause = maps:get(XName, Pauses, ?RESTART_MS),
+start_again(XName, #state{jobs = Jobs0} = State) ->
+    {Pause, Jobs} = rabbit_delay_jobs:failed(XName, Jobs0),
     _ = erlang:send_after(Pause, self(), {restart, XName}),
-    State#state{pauses = Pauses#{XName => min(2 * Pause, ?MAX_RESTART_MS)}}.
+    State#state{jobs = Jobs}.
 
-start_later(XName, #state{queued = Queued, jobs = Jobs, backlog = Backlog} = State) ->
-    case is_map_key(XName, Queued) orelse is_map_key(XName, Jobs) of
-        true -> State;
-        false -> start_more(State#state{queued = Queued#{XName => []},
-                                        backlog = queue:in(XName, Backlog)})
-    end.
+start_later(XName, #state{jobs = Jobs} = State) ->
+    start_more(State#state{jobs = rabbit_delay_jobs:later(XName, Jobs)}).
 
-start_more(#state{background = N} = State) when N >= ?BACKGROUND ->
-    State;
-start_more(#state{backlog = Backlog0, queued = Queued, jobs = Jobs, background = N} = State0) ->
-    case queue:out(Backlog0) of
-        {{value, XName}, Backlog} ->
-            State = State0#state{backlog = Backlog, queued = maps:remove(XName, Queued)},
-            start_more(case is_map_key(XName, Jobs) of
-                           true ->
-                               State;
-                           false ->
-                               begin_job(XName, #job{what = ensure, began = now_ms(),
-                                                     background = true},
-                                         0, State#state{background = N + 1})
-                       end);
-        {empty, _} ->
-            State0
+start_more(#state{jobs = Jobs0} = State) ->
+    case rabbit_delay_jobs:next(now_ms(), Jobs0) of
+        {start, XName, Jobs} -> start_more(begin_job(ensure, XName, 0, State#state{jobs = Jobs}));
+        {none, Jobs} -> State#state{jobs = Jobs}
     end.
 
 monitor_exchange(XName, Sup, #state{exchanges = Exchanges, monitors = Monitors} = State) ->
@@ -639,19 +448,19 @@ monitor_exchange(XName, Sup, #state{exchanges = Exchanges, monitors = Monitors} 
                         monitors = Monitors#{monitor(process, Sup) => XName}}
     end.
 
-forget(XName, #state{exchanges = Exchanges, monitors = Monitors, pauses = Pauses} = State) ->
+forget(XName, #state{exchanges = Exchanges, monitors = Monitors, jobs = Jobs} = State) ->
     Refs = case is_map_key(XName, Exchanges) of
                true -> [Ref || {Ref, Name} <- maps:to_list(Monitors), Name =:= XName];
                false -> []
            end,
     lists:foreach(fun (Ref) -> demonitor(Ref, [flush]) end, Refs),
     State#state{exchanges = maps:remove(XName, Exchanges), monitors = maps:without(Refs, Monitors),
-                pauses = maps:remove(XName, Pauses)}.
+                jobs = rabbit_delay_jobs:succeeded(XName, Jobs)}.
 
 heal_all(#state{exchanges = Exchanges} = State) ->
     maps:fold(
       fun (XName, _, S) ->
-              case lookup(XName, #row.queue) of
+              case rabbit_delay_table:lookup(XName, #row.queue) of
                   Pid when is_pid(Pid) ->
                       case rabbit_delay_broker:queue_pid(queue_name(XName)) of
                           Pid -> S;
@@ -663,120 +472,21 @@ heal_all(#state{exchanges = Exchanges} = State) ->
       end, State, Exchanges).
 
 %% Not while the pause after the last attempt lasts.
-heal(XName, #state{pauses = Pauses} = State) ->
+heal(XName, #state{jobs = Jobs} = State) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
-        {ok, _} when not is_map_key(XName, Pauses) -> start_later(XName, State);
-        _ -> State
+        {ok, _} ->
+            case rabbit_delay_jobs:is_failing(XName, Jobs) of
+                true -> State;
+                false -> start_later(XName, State)
+            end;
+        {error, not_found} ->
+            State
     end.
-
-sample_all() ->
-    lists:foreach(
-      fun (#row{counters = undefined}) ->
-              ok;
-          (#row{exchange = XName, counters = Counters, samples = Samples}) ->
-              case rabbit_delay_statistics:sample(Counters, Samples) of
-                  Samples -> ok;
-                  More -> update_known(XName, {#row.samples, More})
-              end
-      end, rows()).
 
 %% Exchanges that hold something are started.
 -dialyzer({nowarn_function, look_for_members/1}).
 look_for_members(#state{looking = undefined} = State) ->
-    {_, Ref} = spawn_monitor(fun () -> exit({done, put_aside_homeless()}) end),
+    {_, Ref} = spawn_monitor(fun () -> exit({done, rabbit_delay_life:put_aside_homeless()}) end),
     State#state{looking = {Ref, false}};
 look_for_members(#state{looking = {Ref, _}} = State) ->
     State#state{looking = {Ref, true}}.
-
-%% ----------------------------------------------------- what is done, in a process of its own
-
-do(ensure, XName, Registry) ->
-    case running(row(XName)) of
-        none -> start(XName, Registry);
-        _ -> declare(XName)
-    end;
-do(delete, XName, _) ->
-    %% From here on it cannot come back, whatever happens.
-    Member = rabbit_delay_raft:mark_deleted(XName),
-    ok = case running(row(XName)) of
-             none -> ok;
-             Sup -> rabbit_delay_exchanges_sup:stop_exchange(Sup)
-         end,
-    ok = delete_record(XName),
-    %% A server that is just starting has its permit until here.
-    ok = rabbit_delay_raft:delete_member(XName, Member),
-    Taken = ets:take(?MODULE, XName),
-    _ = [ok = rabbit_delay_store:close(Store) || #row{store = Store} <- Taken, Store =/= undefined],
-    _ = [rabbit_delay_counters:move(C, gone_counters()) || #row{counters = C} <- Taken,
-                                                           C =/= undefined],
-    ok.
-
-%% One that has to wait until there are file descriptors is tried again.
-start(XName, Registry) ->
-    case rabbit_delay_system:room_for_store() of
-        ok ->
-            start_processes(XName, Registry);
-        {error, Why} = Error ->
-            ?LOG_ERROR("delayed messages of ~ts: not started: ~ts", [rabbit_delay_text:rs(XName), Why],
-                       ?LOG_DOMAIN),
-            Error
-    end.
-
-start_processes(XName, Registry) ->
-    case rabbit_delay_broker:lookup_exchange(XName) of
-        {ok, X} ->
-            Durable = rabbit_delay_broker:is_durable(X),
-            case rabbit_delay_exchanges_sup:start_exchange(XName, Durable) of
-                {ok, Sup} ->
-                    Registry ! {started, XName, Sup},
-                    declare(XName);
-                {error, Reason} ->
-                    ?LOG_ERROR("delayed messages of ~ts: cannot be started: ~0P",
-                               [rabbit_delay_text:rs(XName), Reason, 20], ?LOG_DOMAIN),
-                    {error, "its delay queue cannot be started, see the broker's log"}
-            end;
-        {error, not_found} ->
-            {error, "the exchange does not exist"}
-    end.
-
-declare(XName) ->
-    case lookup(XName, #row.queue) of
-        Pid when is_pid(Pid) ->
-            %% The metadata store may throw where it has no majority.
-            try rabbit_delay_broker:declare_queue(queue_name(XName), XName, Pid) of
-                ok -> ok;
-                {error, Reason} -> {error, io_lib:format("~0p", [Reason])}
-            catch
-                Class:Reason ->
-                    ?LOG_ERROR("delayed messages of ~ts: its internal queue cannot be declared: ~0P",
-                               [rabbit_delay_text:rs(XName), {Class, Reason}, 20], ?LOG_DOMAIN),
-                    {error, "the broker's metadata store does not take the record of its delay queue"}
-            end;
-        undefined ->
-            {error, "its delay queue is not running"}
-    end.
-
-%% What belongs to no exchange is put aside, or discarded if its exchange was not durable. Answers
-%% the exchanges that hold something and can be started. One whose vhost is not up starts with its
-%% first message, or at the next boot.
-put_aside_homeless() ->
-    Durable = maps:from_list([{rabbit_delay_broker:exchange_name(X), true}
-                              || X <- rabbit_delay_broker:durable_delayed_exchanges()]),
-    lists:filtermap(fun (Member) -> has_home(Member, Durable) end, rabbit_delay_raft:members()).
-
-has_home({XName, IsDurable, Uid}, Durable) ->
-    case rabbit_delay_broker:lookup_exchange(XName) of
-        {ok, _} ->
-            {true, XName};
-        {error, not_found} when is_map_key(XName, Durable) ->
-            false;
-        {error, not_found} when not IsDurable ->
-            ok = rabbit_delay_raft:discard_member(Uid),
-            false;
-        {error, not_found} ->
-            Result = rabbit_delay_raft:quarantine_member(Uid),
-            ?LOG_WARNING("delayed messages of ~ts, which does not exist any more, are put aside: "
-                         "~0p. Delete that directory to be rid of them.",
-                         [rabbit_delay_text:rs(XName), Result], ?LOG_DOMAIN),
-            false
-    end.

@@ -1,0 +1,137 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% The birth and death of an exchange's processes: what rabbit_delay_registry's jobs do, each in a
+%% process of its own that may take its time with the broker's metadata, files, supervisors and Ra; and
+%% what is done at the start with what is held for exchanges that are gone.
+%%
+%% Everything here can be done again after it has been interrupted anywhere. An exchange that is deleted
+%% cannot come back: that is marked on the disk first.
+-module(rabbit_delay_life).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+-include("rabbit_delay_table.hrl").
+
+-export([do/3, running/1, delete_record/1, put_aside_homeless/0]).
+
+%% The registry is told of the supervisor that is started.
+-spec do(rabbit_delay_jobs:what(), rabbit_exchange:name(), Registry :: pid()) ->
+          ok | {error, Why :: iodata()}.
+do(ensure, XName, Registry) ->
+    case running(rabbit_delay_table:row(XName)) of
+        none -> start(XName, Registry);
+        _ -> declare(XName)
+    end;
+do(delete, XName, _) ->
+    %% From here on it cannot come back, whatever happens.
+    Member = rabbit_delay_raft:mark_deleted(XName),
+    ok = case running(rabbit_delay_table:row(XName)) of
+             none -> ok;
+             Sup -> rabbit_delay_exchanges_sup:stop_exchange(Sup)
+         end,
+    ok = delete_record(XName),
+    %% A server that is just starting has its permit until here.
+    ok = rabbit_delay_raft:delete_member(XName, Member),
+    Taken = rabbit_delay_table:take(XName),
+    _ = [ok = rabbit_delay_store:close(Store) || #row{store = Store} <- Taken, Store =/= undefined],
+    _ = [rabbit_delay_figures:gone(C) || #row{counters = C} <- Taken, C =/= undefined],
+    ok.
+
+%% One that has to wait until there are file descriptors is tried again.
+start(XName, Registry) ->
+    case rabbit_delay_system:room_for_store() of
+        ok ->
+            start_processes(XName, Registry);
+        {error, Why} = Error ->
+            ?LOG_ERROR("delayed messages of ~ts: not started: ~ts", [rabbit_delay_text:rs(XName), Why],
+                       ?LOG_DOMAIN),
+            Error
+    end.
+
+start_processes(XName, Registry) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} ->
+            Durable = rabbit_delay_broker:is_durable(X),
+            case rabbit_delay_exchanges_sup:start_exchange(XName, Durable) of
+                {ok, Sup} ->
+                    Registry ! {started, XName, Sup},
+                    declare(XName);
+                {error, Reason} ->
+                    ?LOG_ERROR("delayed messages of ~ts: cannot be started: ~0P",
+                               [rabbit_delay_text:rs(XName), Reason, 20], ?LOG_DOMAIN),
+                    {error, "its delay queue cannot be started, see the broker's log"}
+            end;
+        {error, not_found} ->
+            {error, "the exchange does not exist"}
+    end.
+
+declare(XName) ->
+    case rabbit_delay_table:lookup(XName, #row.queue) of
+        Pid when is_pid(Pid) ->
+            %% The metadata store may throw where it has no majority.
+            try rabbit_delay_broker:declare_queue(rabbit_delay_registry:queue_name(XName), XName, Pid) of
+                ok -> ok;
+                {error, Reason} -> {error, io_lib:format("~0p", [Reason])}
+            catch
+                Class:Reason ->
+                    ?LOG_ERROR("delayed messages of ~ts: its internal queue cannot be declared: ~0P",
+                               [rabbit_delay_text:rs(XName), {Class, Reason}, 20], ?LOG_DOMAIN),
+                    {error, "the broker's metadata store does not take the record of its delay queue"}
+            end;
+        undefined ->
+            {error, "its delay queue is not running"}
+    end.
+
+%% A record that stays names a process that is gone: the next one takes its place, and a restart of
+%% the node removes it.
+-spec delete_record(rabbit_exchange:name()) -> ok.
+delete_record(XName) ->
+    try
+        rabbit_delay_broker:delete_queue(rabbit_delay_registry:queue_name(XName))
+    catch
+        Class:Reason ->
+            ?LOG_WARNING("delayed messages of ~ts: the record of its internal queue cannot be "
+                         "deleted at present, and stays: ~0P",
+                         [rabbit_delay_text:rs(XName), {Class, Reason}, 20], ?LOG_DOMAIN)
+    end.
+
+%% The supervisor of an exchange's processes, if they run.
+-spec running(#row{} | none) -> pid() | none.
+running(#row{queue = Queue}) when is_pid(Queue) ->
+    case process_info(Queue, dictionary) of
+        {_, Dictionary} ->
+            case lists:keyfind('$ancestors', 1, Dictionary) of
+                {_, [Sup | _]} when is_pid(Sup) -> Sup;
+                _ -> none
+            end;
+        undefined ->
+            none
+    end;
+running(_) ->
+    none.
+
+%% What belongs to no exchange is put aside, or discarded if its exchange was not durable. Answers
+%% the exchanges that hold something and can be started. One whose vhost is not up starts with its
+%% first message, or at the next boot.
+-spec put_aside_homeless() -> [rabbit_exchange:name()].
+put_aside_homeless() ->
+    Durable = maps:from_list([{rabbit_delay_broker:exchange_name(X), true}
+                              || X <- rabbit_delay_broker:durable_delayed_exchanges()]),
+    lists:filtermap(fun (Member) -> has_home(Member, Durable) end, rabbit_delay_raft:members()).
+
+has_home({XName, IsDurable, Uid}, Durable) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, _} ->
+            {true, XName};
+        {error, not_found} when is_map_key(XName, Durable) ->
+            false;
+        {error, not_found} when not IsDurable ->
+            ok = rabbit_delay_raft:discard_member(Uid),
+            false;
+        {error, not_found} ->
+            Result = rabbit_delay_raft:quarantine_member(Uid),
+            ?LOG_WARNING("delayed messages of ~ts, which does not exist any more, are put aside: "
+                         "~0p. Delete that directory to be rid of them.",
+                         [rabbit_delay_text:rs(XName), Result], ?LOG_DOMAIN),
+            false
+    end.

@@ -1,0 +1,67 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% The table of who is who: a row for each exchange that has or had processes. Anybody reads it at any
+%% time, and each column has one writer: the process that it is about, or rabbit_delay_registry and its
+%% jobs.
+%%
+%% It is owned by the plugin's supervisor, so that it outlives the registry; there is none while the
+%% plugin does not run, which readers need not know.
+-module(rabbit_delay_table).
+
+-include("rabbit_delay_table.hrl").
+
+-export([create/0, row/1, rows/0, lookup/2, update/2, update_known/2, take/1]).
+
+%% The registry's name is the table's.
+-define(TABLE, rabbit_delay_registry).
+
+-type update() :: {Column :: pos_integer(), term()} | [{Column :: pos_integer(), term()}].
+
+-spec create() -> ok.
+create() ->
+    ?TABLE = ets:new(?TABLE, [named_table, public, {keypos, #row.exchange},
+                              {read_concurrency, true}]),
+    ok.
+
+-spec row(rabbit_exchange:name()) -> #row{} | none.
+row(XName) ->
+    try ets:lookup(?TABLE, XName) of
+        [Row] -> Row;
+        [] -> none
+    catch
+        error:badarg -> none
+    end.
+
+-spec rows() -> [#row{}].
+rows() ->
+    case ets:whereis(?TABLE) of
+        undefined -> [];
+        Table -> ets:tab2list(Table)
+    end.
+
+-spec lookup(rabbit_exchange:name(), Column :: pos_integer()) -> term().
+lookup(XName, Column) ->
+    case row(XName) of
+        none -> undefined;
+        Row -> element(Column, Row)
+    end.
+
+%% There is a row from now on.
+-spec update(rabbit_exchange:name(), update()) -> ok.
+update(XName, Update) ->
+    _ = ets:insert_new(?TABLE, #row{exchange = XName}),
+    true = ets:update_element(?TABLE, XName, Update),
+    ok.
+
+%% If there is a row.
+-spec update_known(rabbit_exchange:name(), update()) -> boolean().
+update_known(XName, Update) ->
+    try
+        ets:update_element(?TABLE, XName, Update)
+    catch
+        error:badarg -> false
+    end.
+
+-spec take(rabbit_exchange:name()) -> [#row{}].
+take(XName) ->
+    ets:take(?TABLE, XName).
