@@ -164,37 +164,15 @@ handle_info({ra_event, _, {rejected, _}}, State) ->
     %% The server does not lead at present; when it does again, all is sent again.
     State;
 handle_info({'DOWN', Ref, process, _, Reason}, #state{leader = {_, Ref}} = State) ->
-    ok = case Reason of
-             normal -> ok;
-             shutdown -> ok;
-             {shutdown, _} -> ok;
-             _ ->
-                 %% One that ended itself over a later version has failed in nothing.
-                 case rabbit_delay_registry:refusal(State#state.exchange) of
-                     undefined ->
-                         rabbit_delay_system:server_failed(State#state.generation, Reason);
-                     _ ->
-                         ok
-                 end
-         end,
-    start_member_later(State#state{leader = undefined});
+    leader_ended(Reason, State#state{leader = undefined});
 handle_info({generation, Generation}, State) ->
     State#state{generation = Generation};
-handle_info({member, {leader, Pid}}, #state{exchange = XName} = State) ->
-    ok = rabbit_delay_registry:leader(XName, Pid),
-    State;
-handle_info({member, not_leader}, State) ->
-    start_member_later(State);
-handle_info({member, {error, refused}}, State) ->
-    start_member_later(State);
-handle_info({member, {error, Reason}}, State) ->
-    ?LOG_ERROR("delayed messages of ~ts: the Raft server does not start: ~0P",
-               [rabbit_delay_text:rs(State#state.exchange), Reason, 20], ?LOG_DOMAIN),
-    start_member_later(State);
+handle_info({member, Result}, State) ->
+    member(Result, State);
 handle_info({'DOWN', Ref, process, _, normal}, #state{starter = Ref} = State) ->
     State#state{starter = undefined};
 handle_info({'DOWN', Ref, process, _, Reason}, #state{starter = Ref} = State) ->
-    handle_info({member, {error, Reason}}, State#state{starter = undefined});
+    member({error, Reason}, State#state{starter = undefined});
 handle_info({'DOWN', _, process, Pid, _}, #state{dead_letterers = Pids} = State)
   when is_map_key(Pid, Pids) ->
     State#state{dead_letterers = maps:remove(Pid, Pids)};
@@ -254,6 +232,33 @@ start_member(Queue, XName, Durable, {Name, _} = ServerId) ->
         not_ready ->
             not_leader
     end.
+
+%% What became of starting it.
+member({leader, Pid}, #state{exchange = XName} = State) ->
+    ok = rabbit_delay_registry:leader(XName, Pid),
+    State;
+member(not_leader, State) ->
+    start_member_later(State);
+member({error, refused}, State) ->
+    start_member_later(State);
+member({error, Reason}, State) ->
+    ?LOG_ERROR("delayed messages of ~ts: the Raft server does not start: ~0P",
+               [rabbit_delay_text:rs(State#state.exchange), Reason, 20], ?LOG_DOMAIN),
+    start_member_later(State).
+
+%% One that ended itself over a later version has failed in nothing.
+leader_ended(Reason, #state{exchange = XName, generation = Generation} = State) ->
+    ok = case Reason of
+             normal -> ok;
+             shutdown -> ok;
+             {shutdown, _} -> ok;
+             _ ->
+                 case rabbit_delay_registry:refusal(XName) of
+                     undefined -> rabbit_delay_system:server_failed(Generation, Reason);
+                     _ -> ok
+                 end
+         end,
+    start_member_later(State).
 
 start_member_later(State) ->
     _ = erlang:send_after(?MEMBER_RETRY_MS, self(), start_member),
