@@ -271,7 +271,11 @@ look_at_store_again(State) ->
     _ = erlang:send_after(?LOOK_AT_STORE_MS, self(), look_at_store),
     look_at_store(State).
 
-unwritten_of_all() -> maps:get(unwritten, rabbit_delay_store:shared()).
+unwritten_of_all() ->
+    case rabbit_delay_system:has_library() of
+        true -> maps:get(unwritten, rabbit_delay_store:shared());
+        false -> 0
+    end.
 
 %% Why a store that says that of itself can take no more, if it cannot. A file that cannot be written
 %% is no reason as long as there is little to be written.

@@ -102,8 +102,7 @@ node_figures(Callback) ->
     figure(Callback, "rabbitmq_delayed_", "up", gauge,
            "1 if delayed messages are accepted on this node, 0 if not: the log says why",
            [{[], case rabbit_delay_system:status() of up -> 1; _ -> 0 end}]),
-    %% Not where the library could not be loaded.
-    _ = erlang:function_exported(rabbit_delay_store, shared, 0)
+    _ = rabbit_delay_system:has_library()
         andalso store_figures(rabbit_delay_store:shared(), Callback),
     ok.
 

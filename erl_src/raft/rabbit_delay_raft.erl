@@ -233,7 +233,7 @@ first_later([Look | Rest]) ->
     end.
 
 later_store(Dir) ->
-    case rabbit_delay_store:peek_applied(Dir) of
+    case rabbit_delay_system:has_library() andalso rabbit_delay_store:peek_applied(Dir) of
         {error, eversion} ->
             too_new("the manifest in " ++ filename:basename(Dir), "this one reads version 1", []);
         _ ->

@@ -23,7 +23,7 @@
 
 -export([create_table/0, start_link/0, status/0, ready/0, server_failed/2, check_space/0,
          look_at_space/0, log_pid/0,
-         room_for_store/0]).
+         room_for_store/0, has_library/0]).
 -export([shorten/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
@@ -31,6 +31,7 @@
 -define(MAX_PAUSE_MS, 30000).
 -define(WATCH_MS, 500).
 -define(CHECK_MS, 5000).
+-define(LIBRARY_MS, 10000).
 %% What is refused for want of space is accepted again when the limit is exceeded by one in so many.
 -define(ACCEPT_AGAIN_PART, 20).
 %% Of the stores' lines so many are logged in so many times WATCH_MS.
@@ -102,7 +103,7 @@ look_at_space() ->
 %% descriptors, and the broker is not to run out of them over it. Those that have begun go on.
 -spec room_for_store() -> ok | {error, Why :: string()}.
 room_for_store() ->
-    case rabbit_delay_store:descriptors() of
+    case has_library() andalso rabbit_delay_store:descriptors() of
         {Used, Limit} ->
             case rabbit_delay_config:spare_descriptors(Limit) of
                 Spare when Limit - Used < Spare ->
@@ -112,9 +113,16 @@ room_for_store() ->
                 _ ->
                     ok
             end;
-        unknown ->
+        _ ->
             ok
     end.
+
+%% Whether rabbit_delay_store has been loaded. Nobody else is to call it before: a call loads it, and
+%% where two processes load a module at a time whose library cannot be loaded, Erlang's code server
+%% owes one of them its answer.
+-spec has_library() -> boolean().
+has_library() ->
+    erlang:function_exported(rabbit_delay_store, descriptors, 0).
 
 -spec log_pid() -> pid().
 log_pid() ->
@@ -177,7 +185,8 @@ terminate(_, #state{system = System}) ->
              undefined -> ok;
              _ -> stop_system(System)
          end,
-    rabbit_delay_store:give_back().
+    _ = has_library() andalso rabbit_delay_store:give_back(),
+    ok.
 
 stop_system(System) ->
     Ref = monitor(process, System),
@@ -215,10 +224,20 @@ start(#state{generation = Generation} = State) ->
 
 %% Tried again each time: it may be mended meanwhile.
 library() ->
-    case code:ensure_loaded(rabbit_delay_store) of
+    {Pid, Ref} = spawn_monitor(fun () -> exit(code:ensure_loaded(rabbit_delay_store)) end),
+    Loaded = receive
+                 {'DOWN', Ref, process, Pid, Result} -> Result
+             after ?LIBRARY_MS ->
+                 demonitor(Ref, [flush]),
+                 exit(Pid, kill),
+                 timeout
+             end,
+    case Loaded of
         {module, _} ->
             ok;
-        {error, _} ->
+        timeout ->
+            {error, format("Erlang's code server has not loaded the library within ~b ms", [?LIBRARY_MS])};
+        _ ->
             {error, format("the library ~ts cannot be loaded: a line with rabbit_delay_store in the "
                            "broker's log says why",
                            [filename:join(code:priv_dir(rabbitmq_delay_wheel),

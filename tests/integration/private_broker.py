@@ -232,8 +232,9 @@ class PrivateBroker:
 
     def environment(self):
         """What the broker and its command-line tools are run with."""
+        # pytest's says which test runs: with it no two tests would have the same environment.
         env = {k: v for k, v in os.environ.items()
-               if not k.startswith(("RABBITMQ_", "ERL_", "NOTIFY_SOCKET"))}
+               if not k.startswith(("RABBITMQ_", "ERL_", "NOTIFY_SOCKET", "PYTEST_"))}
         env.update({
             "HOME": self.path("home"),
             "LANG": "C.UTF-8",
