@@ -101,8 +101,9 @@ run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
         {Version, Objects, Index} = topology(VHost, Queue),
         Limit = delivery_limit(Queue, Objects, Version),
         Plan = rabbit_delay_redrive_plan:new(Options, Objects, Index),
-        Prepared = fun (Channel) ->
-                           #s{options = Options, watcher = Watcher, channel = Channel, plan = Plan,
+        Prepared = fun (Channel, Meant) ->
+                           #s{options = Meant, watcher = Watcher, channel = Channel,
+                              plan = rabbit_delay_redrive_plan:new(Meant, Objects, Index),
                               delivery_limit = Limit, counts = counts(), next_at = now_us(),
                               progress_at = now_ms() + ?PROGRESS_MS,
                               ends_at = case Options of
@@ -115,7 +116,7 @@ run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
                  {refused, Refused, Because} -> refuse(Refused, Because)
              end,
         case Options of
-            #{dry_run := true} -> dry_run(Options, Prepared(self()));
+            #{dry_run := true} -> dry_run(Options, Prepared(self(), Options));
             _ -> redrive_to_shown(Prepared, Options, Watcher, Monitor)
         end
     catch
@@ -193,16 +194,22 @@ taken(#s{taken = N} = S) -> S#s{taken = N + 1}.
 
 %% A message's history can be forged, on a broker that keeps it in a header, and is long on any: where
 %% each is to go by its own, it is found out first where that would be, and the watcher and the log are
-%% told before any is moved. What would go elsewhere stays.
+%% told before any is moved. What would go elsewhere stays, unless the queue holds more messages than are
+%% looked at, which the log says.
 redrive_to_shown(Prepared, #{to := To} = Options, Watcher, Monitor)
   when To =:= origin; To =:= original_exchange ->
-    {ok, #{targets := Targets}} = dry_run(Options, Prepared(self())),
+    {ok, #{targets := Targets, stopped := Stopped}} = dry_run(Options, Prepared(self(), Options)),
     Watcher ! {redrive, self(), targets, Targets},
-    Allowed = case Options of
-                  #{targets := Given} -> [T || T <- Given, is_map_key(T, Targets)];
-                  _ -> maps:keys(Targets)
-              end,
-    redrive_audited(Prepared, Options#{targets => Allowed}, Allowed, Monitor);
+    case Options of
+        #{targets := Given} ->
+            Allowed = [T || T <- Given, is_map_key(T, Targets)],
+            redrive_audited(Prepared, Options#{targets => Allowed}, Allowed, Monitor);
+        _ when Stopped =:= undefined ->
+            Allowed = maps:keys(Targets),
+            redrive_audited(Prepared, Options#{targets => Allowed}, Allowed, Monitor);
+        _ ->
+            redrive_audited(Prepared, Options, maps:keys(Targets) ++ [Stopped], Monitor)
+    end;
 redrive_to_shown(Prepared, #{to := {queue, Queue}} = Options, _, Monitor) ->
     redrive_audited(Prepared, Options, [rabbit_delay_redrive_plan:target_text(<<>>, Queue)], Monitor);
 redrive_to_shown(Prepared, #{to := {exchange, X, _}} = Options, _, Monitor) ->
@@ -226,12 +233,12 @@ redrive_audited(Prepared, #{vhost := VHost, queue := Queue, by := By} = Options,
     end,
     Result.
 
-redrive(Prepared, #{vhost := VHost, queue := Queue}, Monitor) ->
+redrive(Prepared, #{vhost := VHost, queue := Queue} = Options, Monitor) ->
     Name = <<"redrive ", (rabbit_delay_text:escaped(Queue))/binary>>,
     case rabbit_delay_connection:open(VHost, Name) of
         {ok, {_, Channel} = Connection} ->
             ChannelMonitor = monitor(process, Channel),
-            S0 = #s{counts = Counts} = Prepared(Channel),
+            S0 = #s{counts = Counts} = Prepared(Channel, Options),
             try
                 #'queue.declare_ok'{message_count = Total} =
                     amqp_channel:call(Channel, #'queue.declare'{queue = Queue, passive = true}),

@@ -36,6 +36,8 @@
                index :: rabbit_delay_dead_letter_routes:index(),
                %% queues whose dead letters come here
                feeders :: #{binary() => true},
+               %% as target_text/2 names them
+               targets :: all | #{binary() => []},
                %% exchanges that nobody may publish to
                internal :: #{binary() => true},
                routes = #{} :: #{{binary(), binary()} => ok | would_loop | unroutable | refused}}).
@@ -45,6 +47,10 @@
 -spec new(options(), rabbit_delay_topology:vhost(), rabbit_delay_dead_letter_routes:index()) -> plan().
 new(#{queue := Queue} = Options, #{exchanges := Exchanges} = Objects, Index) ->
     #plan{options = Options, index = Index,
+          targets = case Options of
+                        #{targets := Targets} -> maps:from_keys(Targets, []);
+                        _ -> all
+                    end,
           feeders = rabbit_delay_doctor:feeders(Queue, Objects),
           internal = maps:map(fun (_, _) -> true end,
                               maps:filter(fun (_, X) -> maps:get(internal, X, false) end,
@@ -115,7 +121,7 @@ decide(#{headers := Headers} = Message, #plan{options = #{to := To} = Options} =
             case believed(To, target(To, Deaths, Message), Deaths, Message, Plan0) of
                 {X, Key} ->
                     case route(X, Key, Plan0) of
-                        {ok, Plan} -> {shown(X, Key, Options), Plan};
+                        {ok, Plan} -> {shown(X, Key, Plan), Plan};
                         {Not, Plan} -> {Not, Plan}
                     end;
                 none ->
@@ -147,13 +153,13 @@ believed(To, Target, Deaths, Message, #plan{feeders = Feeders, index = Index})
 believed(_, Target, _, _, _) ->
     Target.
 
-shown(X, Key, #{targets := Targets}) ->
-    case lists:member(target_text(X, Key), Targets) of
+shown(X, Key, #plan{targets = all}) ->
+    {X, Key};
+shown(X, Key, #plan{targets = Targets}) ->
+    case is_map_key(target_text(X, Key), Targets) of
         true -> {X, Key};
         false -> no_target
-    end;
-shown(X, Key, _) ->
-    {X, Key}.
+    end.
 
 matches(Options, Deaths, Headers) ->
     Last = rabbit_delay_deaths:last(Deaths),

@@ -121,6 +121,28 @@ def test_to_where_it_is_told(broker, local, vhost, kind):
     assert local.one(other).method.routing_key == "orders.3"
 
 
+def test_what_would_go_to_where_was_not_shown_stays(broker, local, vhost):
+    """It comes when the others' targets have been shown, and overtakes them."""
+    many = 1000
+    work, parked = topology(local, **{"x-max-priority": 5})
+    park(local, work, parked, [f"m{n}" for n in range(many)])
+    late, _ = topology(local, work="late w", parked=parked, **{"x-max-priority": 5})
+    # The rate lets it be moved in 20 s: long after that it has overtaken them.
+    tool = broker.start_tool("rabbitmqctl", "--formatter", "json", "redrive_dead_letters", "--vhost",
+                             vhost, "--rate", "50", "--", parked)
+    try:
+        eventually(lambda: local.depth(work), lambda n: n >= 1)
+        local.publish("", late, b"late", priority=5)
+        reject_all(local, late, 1)
+    finally:
+        output, errors = tool.communicate(timeout=WITHIN)
+    report = json.loads(output)
+    assert report["targets"] == {f"queue {work}": many - 1}, errors
+    assert (report["examined"], report["no_target"]) == (many, 1)
+    assert local.depth(late) == 0
+    assert sorted(local.texts(parked, 2)) == ["late", f"m{many - 1}"]
+
+
 def test_filters_leave_the_others_in_their_place(broker, local, vhost, kind):
     work, parked = topology(local, kind)
     local.queue(name="second", arguments={"x-dead-letter-exchange": "", "x-message-ttl": 5,
