@@ -224,14 +224,19 @@ start(#state{generation = Generation} = State) ->
 
 %% Tried again each time: it may be mended meanwhile.
 library() ->
-    {Pid, Ref} = spawn_monitor(fun () -> exit(code:ensure_loaded(rabbit_delay_store)) end),
+    Self = self(),
+    Answer = make_ref(),
+    {Pid, Ref} = spawn_monitor(fun () ->
+                                       Self ! {Answer, code:ensure_loaded(rabbit_delay_store)}
+                               end),
     Loaded = receive
-                 {'DOWN', Ref, process, Pid, Result} -> Result
+                 {Answer, Result} -> Result;
+                 {'DOWN', Ref, process, Pid, Reason} -> {error, Reason}
              after ?LIBRARY_MS ->
-                 demonitor(Ref, [flush]),
                  exit(Pid, kill),
                  timeout
              end,
+    demonitor(Ref, [flush]),
     case Loaded of
         {module, _} ->
             ok;
