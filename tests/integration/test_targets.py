@@ -32,10 +32,10 @@ def counters(broker, exchange):
             rabbit_delay_counters:read(rabbit_delay_registry:known_counters(X)),
         #{{pending := Pending, taken := InFlight, waiting := Waiting, stuck_queues := Stuck}} =
             rabbit_delay_registry:stat(X),
-        [Released, Unroutable, Pending, InFlight, Waiting, Stuck]
+        {{Released, Unroutable, Pending, InFlight, Waiting, Stuck}}
     end.""")
     return dict(zip(("released", "unroutable", "pending", "in_flight", "waiting", "stuck"),
-                    map(int, text.strip("[]").split(","))))
+                    map(int, text.strip("{}").split(","))))
 
 
 def publish(broker, exchange, texts, delay=1500):
