@@ -455,14 +455,11 @@ static int upkeep(struct dw_store *store, size_t max_bytes, bool *more) {
 
 int dw_store_maintain(dw_store *store, uint64_t now_ms, size_t max_bytes, bool *more) {
     *more = false;
-    int result = dw_enter(store);
+    int result = dw_enter_at(store, now_ms);
     if (result != DW_OK) {
         return result;
     }
-    if (now_ms > DW_DUE_MAX) {
-        now_ms = DW_DUE_MAX;
-    }
-    store->clock = now_ms;
+    now_ms = store->clock;
     const bool stranded = store->stranded > 0;
     const bool unwritten = store->write_error != 0;
     dw_unlock(store);

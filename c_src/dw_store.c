@@ -28,6 +28,14 @@ int dw_enter(struct dw_store *store) {
     return DW_OK;
 }
 
+int dw_enter_at(struct dw_store *store, uint64_t now_ms) {
+    const int result = dw_enter(store);
+    if (result == DW_OK) {
+        store->clock = now_ms < DW_DUE_MAX ? now_ms : DW_DUE_MAX;
+    }
+    return result;
+}
+
 int dw_closed_error(const struct dw_store *store) {
     switch (ck_pr_load_uint(&store->closed)) {
     case STORE_OPEN:

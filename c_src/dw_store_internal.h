@@ -125,6 +125,8 @@ enum { STORE_OPEN, STORE_CLOSED, STORE_BROKEN };
 int dw_closed_error(const struct dw_store *store);
 /* Takes the lock for a call: DW_OK with the lock held, or that error without. */
 int dw_enter(struct dw_store *store);
+/* The same for a call that tells the time, which is the store's clock from then on. */
+int dw_enter_at(struct dw_store *store, uint64_t now_ms);
 /* Ends it: lock held before, not after. Answers `result', or DW_EBROKEN if the call met a broken
  * invariant: then the store is of no use any more. */
 int dw_leave(struct dw_store *store, int result);

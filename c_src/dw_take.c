@@ -174,14 +174,11 @@ static int take_all(struct dw_fetch *fetch, struct take *take, const struct dw_s
 int dw_store_take(dw_store *store, uint64_t now_ms, uint32_t max_n, uint64_t max_bytes,
                   const struct dw_sink *sink, uint64_t *next_due) {
     *next_due = DW_NEVER;
-    int result = dw_enter(store);
+    int result = dw_enter_at(store, now_ms);
     if (result != DW_OK) {
         return result;
     }
-    if (now_ms > DW_DUE_MAX) {
-        now_ms = DW_DUE_MAX;
-    }
-    store->clock = now_ms;
+    now_ms = store->clock;
     const bool stranded = store->stranded > 0;
     const bool any = max_n > 0 && dw_next_due_locked(store) <= now_ms;
     dw_unlock(store);

@@ -66,8 +66,10 @@ names() ->
     [<<"delay-default">>, <<"delay-release-rate">>, <<"delay-overdue">>,
      <<"delay-overdue-after">>, ?OVERFLOW | ?LIMITS] ++ rabbit_delay_retry:names().
 
+by_policy_only() -> [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY, ?KEYS_FROM].
+
 entries() ->
-    [{policy_validator, Name} || Name <- [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY, ?KEYS_FROM | names()]]
+    [{policy_validator, Name} || Name <- by_policy_only() ++ names()]
         ++ [{Class, Name} || Class <- [operator_policy_validator, policy_merge_strategy],
                              Name <- ?LIMITS].
 
@@ -96,8 +98,7 @@ arguments() -> [argument(Name) || Name <- names()].
 %% Whether what would be such an argument is a key of policies.
 -spec is_by_policy_only(binary()) -> boolean().
 is_by_policy_only(Argument) ->
-    lists:member(Argument, [argument(Name)
-                            || Name <- [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY, ?KEYS_FROM]]).
+    lists:member(Argument, [argument(Name) || Name <- by_policy_only()]).
 
 %% The arguments of these names, checked when an exchange is declared.
 -spec validate_arguments(rabbit_framing:amqp_table()) -> ok | {error, string(), [term()]}.

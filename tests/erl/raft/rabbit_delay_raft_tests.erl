@@ -185,12 +185,16 @@ later_log() ->
     await_refusal("machine 2, this one's is 1"),
     ?assertEqual(undefined, whereis(element(1, rabbit_delay_raft:server_id(?X)))).
 
-later_snapshot() ->
+%% The newest one of a member that has been stopped.
+snapshot_of_stopped() ->
     start_member(),
     [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
     await(fun () -> snapshots() =/= [] end),
     stop_member(),
-    [Snapshot | _] = snapshots(),
+    hd(snapshots()).
+
+later_snapshot() ->
+    Snapshot = snapshot_of_stopped(),
     File = filename:join(Snapshot, "delay_snapshot"),
     {ok, <<"DWSN", 1, _:32, Content/binary>> = Before} = file:read_file(File),
     {Meta, State} = binary_to_term(Content),
@@ -241,11 +245,7 @@ later_store() ->
 
 %% A file that cannot be read is none that is not whole.
 unreadable_snapshot() ->
-    start_member(),
-    [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
-    await(fun () -> snapshots() =/= [] end),
-    stop_member(),
-    [Snapshot | _] = snapshots(),
+    Snapshot = snapshot_of_stopped(),
     File = filename:join(Snapshot, "delay_snapshot"),
     Away = filename:join(Snapshot, "away"),
     ok = file:rename(File, Away),
