@@ -20,7 +20,7 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([list/3, show/3, change_ids/4, change_matching/4, pause/2, resume/2]).
+-export([list/3, show/3, change_ids/4, change_matching/4, pause/2, resume/2, with_store/2]).
 
 -export_type([error/0, operation/0, item/0, outcome/0, summary/0]).
 
@@ -277,24 +277,19 @@ switch(XName, Change, By) ->
       fun (_) ->
               ?LOG_NOTICE("delayed messages of ~ts: to be ~sd, asked for by ~ts",
                           [rabbit_delay_text:rs(XName), Change, By], ?LOG_DOMAIN),
-              case rabbit_delay_registry:ensure(XName) of
-                  {ok, _} ->
-                      with_dispatcher(
-                        XName,
-                        fun (_, Dispatcher) ->
-                                case rabbit_delay_dispatcher:change(Dispatcher, Change) of
-                                    {ok, _, _} ->
-                                        ?LOG_NOTICE("delayed messages of ~ts: ~sd by ~ts",
-                                                    [rabbit_delay_text:rs(XName), Change, By],
-                                                    ?LOG_DOMAIN),
-                                        ok;
-                                    Error ->
-                                        rabbit_delay_pending_change:failed(Error, 0)
-                                end
-                        end);
-                  {error, Why} ->
-                      {error, {unavailable, unicode:characters_to_binary(Why)}}
-              end
+              with_started(
+                XName,
+                fun (_, Dispatcher) ->
+                        case rabbit_delay_dispatcher:change(Dispatcher, Change) of
+                            {ok, _, _} ->
+                                ?LOG_NOTICE("delayed messages of ~ts: ~sd by ~ts",
+                                            [rabbit_delay_text:rs(XName), Change, By],
+                                            ?LOG_DOMAIN),
+                                ok;
+                            Error ->
+                                rabbit_delay_pending_change:failed(Error, 0)
+                        end
+                end)
       end).
 
 %% The longest delay that a publisher may ask for holds for operators too.
@@ -325,7 +320,11 @@ position(_, _, _, Begin) ->
 
 %% ----------------------------------------------------------------------------- the exchange
 
-%% Fun(none, none): nothing was ever delayed.
+%% Fun(none, none): nothing was ever delayed. What is held but cannot be seen yet is not nothing: it is
+%% waited for, for a bounded time, and then an error.
+-spec with_store(rabbit_exchange:name(),
+                 fun((rabbit_delay_store:store() | none, Dispatcher :: pid() | none) -> Result)) ->
+          Result | error().
 with_store(XName, Fun) ->
     with_exchange(
       XName,
@@ -334,7 +333,7 @@ with_store(XName, Fun) ->
                   undefined ->
                       case rabbit_delay_raft:find_member(XName) of
                           none -> Fun(none, none);
-                          {ok, _} -> not_ready(XName)
+                          {ok, _} -> with_started(XName, Fun)
                       end;
                   _ ->
                       with_dispatcher(XName, Fun)
@@ -351,6 +350,12 @@ with_exchange(XName, Fun) ->
             end;
         {error, not_found} ->
             {error, {not_found, text("there is no ~ts", [rabbit_delay_text:rs(XName)])}}
+    end.
+
+with_started(XName, Fun) ->
+    case rabbit_delay_registry:ensure(XName) of
+        {ok, _} -> with_dispatcher(XName, Fun);
+        {error, Why} -> {error, {unavailable, unicode:characters_to_binary(Why)}}
     end.
 
 with_dispatcher(XName, Fun) ->

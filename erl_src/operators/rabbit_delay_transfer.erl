@@ -46,10 +46,10 @@ export(VHost, Exchange, Cursor, Max) ->
         false ->
             no_exchange(VHost, Exchange);
         true ->
-            case rabbit_delay_registry:store(XName) of
-                %% It has delayed nothing yet.
-                undefined -> {ok, [], 0, done};
-                Store -> export_page(Store, Exchange, Cursor, Max)
+            case rabbit_delay_pending:with_store(
+                   XName, fun (Store, _) -> export_page(Store, Exchange, Cursor, Max) end) of
+                {error, {_, Why}} -> {error, Why};
+                Result -> Result
             end
     end.
 
@@ -63,6 +63,8 @@ no_exchange(VHost, Exchange) ->
     {error, <<"there is no delayed exchange \"", Exchange/binary, "\" in vhost \"", VHost/binary,
               "\"">>}.
 
+export_page(none, _, _, _) ->
+    {ok, [], 0, done};
 export_page(Store, Exchange, Cursor, Max) ->
     case rabbit_delay_store:page(Store, Cursor, Max) of
         {ok, Records} -> export_records(Records, Store, Exchange, Cursor, [], 0, 0, Max);

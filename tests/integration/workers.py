@@ -3,6 +3,7 @@
 when a suite is being written. pytest-xdist's own way by file gives a test that crashes its worker to
 the next one too, and may wait for ever; one that crashes after its last test is no failure to it."""
 
+import contextlib
 import os
 
 import pytest
@@ -43,10 +44,13 @@ class ByFile(LoadFileScheduling):
 
     def _reschedule(self, node):
         # A worker begins a test when it has the next one as well, or knows that there is none.
-        if node.shutting_down:
+        # One that takes a crashed one's place gets none before it has said which it knows.
+        if node.shutting_down or node not in self.registered_collections:
             return
         while self.workqueue and self._pending_of(self.assigned_work[node]) <= 2:
-            self._assign_work_unit(node)
+            # What is given to one that has just crashed is taken back when that is known.
+            with contextlib.suppress(OSError):
+                self._assign_work_unit(node)
         if not self.workqueue:
             node.shutdown()
 
