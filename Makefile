@@ -35,7 +35,7 @@ export LC_ALL := C.UTF-8
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1) $@" &&)
 
-.PHONY: soak-api deps deps-build deps-demo deps-bench build nif erl $(SERIES:%=erl-%) demo demo-stop bench-core screenshots format clean \
+.PHONY: soak-api deps deps-build deps-demo deps-bench deps-clients check-clients build nif erl $(SERIES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static $(SERIES:%=check-%) \
         suites-c suites-erl suites-integration suites-static c-tests soak-faults
@@ -53,6 +53,10 @@ deps-demo:
 	@scripts/deps demo
 deps-bench:
 	@scripts/deps demo $(BENCH_DEPS)
+# Clients that Debian alone has, and what installs the others.
+CLIENT_DEPS := maven cargo
+deps-clients:
+	@scripts/deps check $(CLIENT_DEPS)
 
 # ---------------------------------------------------------------------------- C
 C_CORE := $(filter-out c_src/dw_nif%.c,$(sort $(wildcard c_src/*.c)))
@@ -228,6 +232,25 @@ $(SERIES:%=check-%): check-%: deps broker-%
 	@$(MAKE) --no-print-directory $(if $(filter 3.10,$*),,suite-series-$*) suite-integration-$*
 	@$(SUM) series-$* dist-$* integration-$*
 
+# Client libraries, from the registries of their languages: SERIES=4.0 and CLIENTS=tests/clients/test_X.py
+# run a part. What passed goes into the table in docs/clients/README.md.
+CLIENTS := tests/clients
+check-clients: deps deps-clients
+	@rm -rf $(RESULTS)/clients-*
+	@for series in $(SERIES); do \
+	    [ $$series = 3.10 ] || \
+	        $(NEED) clients-$$series -- sh -c "scripts/broker 4.0 && scripts/broker $$series" || continue; \
+	    $(MAKE) --no-print-directory dist-$$series suite-clients-$$series || \
+	        $(FAIL) clients-$$series "it cannot be built, see above"; \
+	done
+	@tests/clients/table
+	@$(SUM) clients-
+
+suite-clients-%:
+	@$(RUN) clients-$* --junit "$(RESULTS)/pytest-clients-$*/*.xml" -- env BROKER_SERIES=$* \
+	    PYTHONPATH=tests/integration $(PYTHON) -m pytest -q -p no:cacheprovider \
+	    --junitxml=$(RESULTS)/pytest-clients-$*/clients.xml $(CLIENTS)
+
 # Every place and every errno of tests/c/test_store_faults.c, of which make check draws some, and ten
 # times as many power cuts and broken invariants.
 soak-faults: _build/c/plain/test_store_faults _build/c/asan/test_store_crash _build/c/asan/test_store_broken
@@ -283,7 +306,7 @@ suite-series-%:
 suites-static:
 	@$(RUN) static-tally --junit "$(RESULTS)/tally/*.xml" -- $(PYTHON) -m pytest -q \
 	    -p no:cacheprovider --junitxml=$(RESULTS)/tally/tally.xml tests/static/test_tally.py \
-	    tests/static/test_links.py tests/static/test_sizes.py
+	    tests/static/test_links.py tests/static/test_sizes.py tests/static/test_client_pages.py
 	@$(RUN) static-links -- tests/static/links
 	@$(RUN) static-sizes -- tests/static/sizes
 	@$(RUN) static-format -- $(CLANG_FORMAT) --dry-run -Werror $(C_ALL)

@@ -50,6 +50,7 @@ PLUGIN_LISTENERS = {
     "rabbitmq_prometheus": "prometheus.tcp.port",
     "rabbitmq_mqtt": "mqtt.listeners.tcp.default",
     "rabbitmq_stomp": "stomp.listeners.tcp.default",
+    "rabbitmq_web_stomp": "web_stomp.tcp.port",
 }
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Fixtures that the tests of clients (tests/clients) have too. A conftest imports them, and has a
+fixture `broker` itself."""
+
+import os
+import shutil
+import signal
+import tempfile
+
+import pytest
+
+import kept_rabbitmqctl
+from client import Client
+from management import Management
+from node import set_clock
+from private_broker import REPOSITORY, PrivateBroker, default_series
+
+# The suite also runs against another implementation of the exchange type, for comparison:
+# DELAY_PLUGIN names the plugin and DELAY_PLUGIN_DIR the directory that holds it.
+PLUGIN = os.environ.get("DELAY_PLUGIN", "rabbitmq_delay_wheel")
+PLUGIN_DIRS = [os.environ.get("DELAY_PLUGIN_DIR") or
+               os.path.join(REPOSITORY, "dist", default_series())]
+
+# Statistics every second, so that a test which reads rates need not wait for five.
+QUICK_STATISTICS = ["collect_statistics_interval = 1000"]
+
+
+# No test waits for ever, whatever is not answered.
+LONGEST_TEST_SECONDS = 900
+
+
+@pytest.fixture(autouse=True)
+def deadline():
+    def over(*_):
+        raise TimeoutError(f"the test takes more than {LONGEST_TEST_SECONDS} s")
+
+    signal.signal(signal.SIGALRM, over)
+    signal.alarm(LONGEST_TEST_SECONDS)
+    yield
+    signal.alarm(0)
+
+
+@pytest.fixture(scope="session")
+def brokers():
+    """Makes brokers, which are ended and deleted with the session; KEEP_BROKERS=1 in the
+    environment leaves their directories, logs included."""
+    root = tempfile.mkdtemp(prefix="delay-wheel-tests-")
+    kept_rabbitmqctl.compile_into(root)
+    made = []
+
+    def make(directory, conf=(), enable=(PLUGIN,), start=True, plugin_dirs=None, **options):
+        broker = PrivateBroker(os.path.join(root, directory), plugin_dirs=plugin_dirs or PLUGIN_DIRS,
+                               enable=enable, conf=[*QUICK_STATISTICS, *conf], **options)
+        broker.keep_rabbitmqctl(root)
+        made.append(broker)
+        if start:
+            broker.start()
+        return broker
+
+    yield make
+    for broker in made:
+        broker.end()
+    if not os.environ.get("KEEP_BROKERS"):
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def management(broker):
+    return Management(broker)
+
+
+@pytest.fixture
+def client(broker):
+    client = Client(broker)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def clock(broker):
+    """clock(ms): steps the clock by which messages are released to so far from the true time. What a
+    test publishes for some minutes later stays pending until the test itself makes it due."""
+    stepped = []
+
+    def step(offset_ms):
+        stepped.append(offset_ms)
+        set_clock(broker, offset_ms)
+
+    yield step
+    if stepped:
+        set_clock(broker, 0)
+
+
+@pytest.fixture
+def another_client(broker):
+    client = Client(broker)
+    yield client
+    client.close()
