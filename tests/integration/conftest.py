@@ -11,7 +11,7 @@ from browser import Browser, Page
 from client import Client
 from management import quoted
 from node import HOUR_MS
-from shared_fixtures import (PLUGIN, QUICK_STATISTICS,  # noqa: F401
+from shared_fixtures import (PLUGIN, PLUGIN_DIRS, QUICK_STATISTICS,  # noqa: F401
                              another_client, brokers, client, clock, deadline, management)
 
 
