@@ -208,16 +208,19 @@ check: deps
 # Most of an integration suite's time is waiting: those of all series share the machine, and each runs
 # two files at a time. Where a series cannot be had (not root, no mounts allowed, Debian sid has another
 # one by now, ...) the sum says that it was skipped, and why. Erlang that 4.3 runs on comes with 4.0.
+# What is the same on every series (tests/integration/once.py) runs on one of them here.
 suites-integration:
 	@$(PYTHON) tests/integration/programs.py || $(FAIL) integration-programs "npm packages, see above"
-	@suites=suite-integration-3.10; for series in 4.0 4.3; do \
+	@checked=3.10; for series in 4.0 4.3; do \
 	    $(NEED) integration-$$series -- sh -c "scripts/broker 4.0 && scripts/broker $$series" || continue; \
 	    if $(MAKE) --no-print-directory dist-$$series suite-series-$$series; then \
-	        suites="$$suites suite-integration-$$series"; \
+	        checked="$$checked $$series"; \
 	    else \
 	        $(FAIL) integration-$$series "it cannot be built, see above"; \
 	    fi; \
-	done; $(MAKE) --no-print-directory -j3 $$suites
+	done; \
+	CHECKED_SERIES="$$checked" $(MAKE) --no-print-directory -j3 \
+	    $$(printf 'suite-integration-%s ' $$checked)
 
 check-static check-c check-erl check-integration: check-%: deps
 	@rm -f $(RESULTS)/$*-*.json
@@ -306,7 +309,8 @@ suite-series-%:
 suites-static:
 	@$(RUN) static-tally --junit "$(RESULTS)/tally/*.xml" -- $(PYTHON) -m pytest -q \
 	    -p no:cacheprovider --junitxml=$(RESULTS)/tally/tally.xml tests/static/test_tally.py \
-	    tests/static/test_links.py tests/static/test_sizes.py tests/static/test_client_pages.py
+	    tests/static/test_links.py tests/static/test_sizes.py tests/static/test_once.py \
+	    tests/static/test_client_pages.py
 	@$(RUN) static-links -- tests/static/links
 	@$(RUN) static-sizes -- tests/static/sizes
 	@$(RUN) static-format -- $(CLANG_FORMAT) --dry-run -Werror $(C_ALL)

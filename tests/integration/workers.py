@@ -9,6 +9,8 @@ import os
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+import once
+
 # None of the files that take longest is to be the last that begins.
 LONGEST = ["test_doctor.py", "test_faults.py", "test_lifecycle.py", "test_moving_in.py",
            "test_retry.py", "test_redrive.py", "test_pending.py", "test_limits.py",
@@ -21,7 +23,13 @@ def _place(path):
     return (LONGEST.index(name) if name in LONGEST else len(LONGEST), path)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    checked = os.environ.get("CHECKED_SERIES", "").split()
+    elsewhere = [item for item in items
+                 if not once.runs(item.nodeid, os.environ.get("BROKER_SERIES", "3.10"), checked)]
+    if elsewhere:
+        items[:] = [item for item in items if item not in set(elsewhere)]
+        config.hook.pytest_deselected(items=elsewhere)
     items.sort(key=lambda item: _place(str(item.path)))
 
 

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Which tests need not run on every series: what they look at is our own code behind the adapters, a
+file format, a program that is the same everywhere. A run of several series (CHECKED_SERIES) has each
+of them on those named here; where none of those is among the run's, on its first. A run of one series
+alone has all of them."""
+
+import os
+
+# A file's name, or a test's without its parameters: where it runs.
+ONCE = {
+    "test_configuration.py": ["4.0"],
+    "test_delayed_api.py": ["4.0"],
+    "test_disk_writing.py": ["3.10", "4.3"],
+    "test_documents.py": ["3.10"],
+    "test_examples.py": ["4.0"],
+    "test_keys.py": ["4.3"],
+    "test_lifecycle.py::test_five_hundred_exchanges_delay_at_once": ["4.3"],
+    "test_limits.py": ["4.0"],
+    "test_metrics.py::test_figures_come_and_go_with_either_plugin": ["4.3"],
+    "test_moving_in.py::test_the_broker_ends_in_the_middle": ["4.0"],
+    "test_openapi.py": ["4.3"],
+    "test_overflow.py": ["3.10", "4.3"],
+    "test_pending.py": ["4.3"],
+    "test_redrive.py::test_the_broker_ends_in_the_middle": ["4.0"],
+    "test_transfer.py::test_the_broker_ends_in_the_middle": ["4.3"],
+    # Drawn into the broker's own pages: the oldest and the newest of them.
+    "test_dead_letter_ui.py": ["3.10", "4.3"],
+    "test_management_ui.py": ["3.10", "4.3"],
+}
+
+
+def where(nodeid):
+    """The series named for a test, None if it runs on every one."""
+    path, _, test = nodeid.partition("::")
+    file = os.path.basename(path)
+    return ONCE.get(file) or ONCE.get(f"{file}::{test.partition('[')[0]}")
+
+
+def runs(nodeid, series, checked):
+    """Whether a test runs on a series in a run of those checked."""
+    named = where(nodeid)
+    if named is None or len(checked) < 2:
+        return True
+    return series in ([one for one in named if one in checked] or checked[:1])
