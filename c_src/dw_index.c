@@ -283,8 +283,9 @@ static int chain_add(dw_index *x, struct bucket *b, uint8_t tag, uint32_t k) {
         if (c == DW_NIL)
             return DW_ENOMEM;
         unsigned depth = b->next == DW_NIL ? 1 : cell_at(x, b->next)->node.depth + 1u;
-        cell_at(x, c)->node = (struct node){
-            .depth = (uint8_t)(depth < UINT8_MAX ? depth : UINT8_MAX), .next = b->next};
+        cell_at(x, c)->node =
+            (struct node){.depth = (uint8_t)(depth < UINT8_MAX ? depth : UINT8_MAX),
+                          .next = b->next};
         b->next = c;
         s = of_node(x, c);
         i = 0;

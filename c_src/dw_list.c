@@ -165,8 +165,10 @@ static int find_page(struct dw_store *store, struct page *page, bool encodings) 
 
 int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
                   uint32_t max_n, uint32_t *n) {
-    struct page page = {
-        .from = {.due = after_due, .id = after_id}, .out = out, .max_n = max_n, .back = false};
+    struct page page = {.from = {.due = after_due, .id = after_id},
+                        .out = out,
+                        .max_n = max_n,
+                        .back = false};
     int result = find_page(store, &page, true);
     *n = page.n;
     return result;

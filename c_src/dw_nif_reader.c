@@ -212,10 +212,12 @@ ERL_NIF_TERM nif_stat(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
 static ERL_NIF_TERM record_map(ErlNifEnv *env, const struct dw_record *r, ERL_NIF_TERM *body) {
     ERL_NIF_TERM keys[] = {nif_atoms.id,     nif_atoms.due,      nif_atoms.key_hash,
                            nif_atoms.length, nif_atoms.encoding, nif_atoms.body};
-    ERL_NIF_TERM values[] = {
-        nif_number(env, r->id),       nif_number(env, r->due),
-        nif_number(env, r->key_hash), nif_number(env, r->length),
-        nif_number(env, r->encoding), body == NULL ? nif_atoms.undefined : *body};
+    ERL_NIF_TERM values[] = {nif_number(env, r->id),
+                             nif_number(env, r->due),
+                             nif_number(env, r->key_hash),
+                             nif_number(env, r->length),
+                             nif_number(env, r->encoding),
+                             body == NULL ? nif_atoms.undefined : *body};
     ERL_NIF_TERM map;
     enif_make_map_from_arrays(env, keys, values, body == NULL ? 5 : 6, &map);
     return map;
@@ -231,9 +233,9 @@ static void read_corrupt(void *ctx, const struct dw_record *r, const char *file,
     struct collector *c = ctx;
     (void)r;
     collector_forget(c);
-    collector_add(
-        c, nif_error(c->env, enif_make_tuple3(c->env, nif_atoms.corrupt, nif_text(c->env, file),
-                                              nif_number(c->env, offset))));
+    collector_add(c, nif_error(c->env,
+                               enif_make_tuple3(c->env, nif_atoms.corrupt, nif_text(c->env, file),
+                                                nif_number(c->env, offset))));
 }
 
 /* read(Store, Id) */

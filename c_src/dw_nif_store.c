@@ -89,10 +89,12 @@ ERL_NIF_TERM nif_open(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     }
     static const char *const names[] = {"applied",   "pending",         "corrupt_records",
                                         "cut_bytes", "rebuilt_indexes", "partitions"};
-    ERL_NIF_TERM values[] = {
-        nif_number(env, found.applied),         nif_number(env, found.pending),
-        nif_number(env, found.corrupt_records), nif_number(env, found.cut_bytes),
-        nif_number(env, found.rebuilt_indexes), nif_number(env, found.partitions)};
+    ERL_NIF_TERM values[] = {nif_number(env, found.applied),
+                             nif_number(env, found.pending),
+                             nif_number(env, found.corrupt_records),
+                             nif_number(env, found.cut_bytes),
+                             nif_number(env, found.rebuilt_indexes),
+                             nif_number(env, found.partitions)};
     return enif_make_tuple3(env, nif_atoms.ok, term,
                             nif_map(env, names, values, sizeof names / sizeof *names));
 }
@@ -188,10 +190,12 @@ ERL_NIF_TERM nif_shared(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     dw_budget_use(dw_leases_budget(module->leases), &use);
     static const char *const names[] = {"open_files", "max_open_files", "failing",
                                         "unwritten",  "failed_writes",  "failed_syncs"};
-    ERL_NIF_TERM values[] = {
-        nif_number(env, use.open),          nif_number(env, use.limit),
-        nif_number(env, use.failing),       nif_number(env, use.unwritten),
-        nif_number(env, use.failed_writes), nif_number(env, use.lost_on_closing)};
+    ERL_NIF_TERM values[] = {nif_number(env, use.open),
+                             nif_number(env, use.limit),
+                             nif_number(env, use.failing),
+                             nif_number(env, use.unwritten),
+                             nif_number(env, use.failed_writes),
+                             nif_number(env, use.lost_on_closing)};
     return nif_map(env, names, values, sizeof names / sizeof *names);
 }
 

@@ -458,8 +458,10 @@ static int open_files(struct reading *reading, const struct dw_manifest_part *na
 int dw_read_partition(struct dw_opening *opening, const struct dw_manifest_part *named,
                       uint8_t listed, struct dw_partition *partition) {
     struct dw_store *store = opening->store;
-    struct reading reading = {
-        .opening = opening, .partition = partition, .rec_fd = -1, .idx_fd = -1};
+    struct reading reading = {.opening = opening,
+                              .partition = partition,
+                              .rec_fd = -1,
+                              .idx_fd = -1};
     const size_t before = opening->count;
     int result = open_files(&reading, named, listed);
     if (result == DW_OK) {

@@ -129,8 +129,9 @@ static void checkpoint(dw_store *store, const char *dir, const char *what) {
 }
 
 static dw_store *open_store(const char *dir, const char *what) {
-    const struct dw_config config = {
-        .now_ms = T0, .max_record_bytes = 1 << 27, .max_open_files = 256};
+    const struct dw_config config = {.now_ms = T0,
+                                     .max_record_bytes = 1 << 27,
+                                     .max_open_files = 256};
     struct dw_recovery report;
     dw_store *store;
     const double begun = now_s(), cpu = cpu_s();

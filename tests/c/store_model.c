@@ -333,8 +333,10 @@ int model_settle(struct model *model, dw_store *store, const uint64_t *ids, size
 }
 
 int model_reschedule(struct model *model, dw_store *store, uint64_t id, uint64_t due) {
-    const struct model_change change = {
-        .kind = MODEL_RESCHEDULE, .index = model->index + 1, .id = id, .due = due};
+    const struct model_change change = {.kind = MODEL_RESCHEDULE,
+                                        .index = model->index + 1,
+                                        .id = id,
+                                        .due = due};
     struct model_record *record = model_find(model, id);
     int result = record == NULL ? DW_ENOENT : DW_OK;
     if (store != NULL) {
@@ -354,8 +356,9 @@ int model_reschedule(struct model *model, dw_store *store, uint64_t id, uint64_t
 }
 
 void model_reschedule_many(struct model *model, const struct dw_new_due *dues, size_t n) {
-    struct model_change change = {
-        .kind = MODEL_RESCHEDULE_MANY, .index = model->index + 1, .length = n};
+    struct model_change change = {.kind = MODEL_RESCHEDULE_MANY,
+                                  .index = model->index + 1,
+                                  .length = n};
     change.bytes = malloc(n * sizeof *dues + 1);
     assert_non_null(change.bytes);
     memcpy(change.bytes, dues, n * sizeof *dues);

@@ -98,8 +98,10 @@ static int teardown(void **state) {
 }
 
 static int try_open(struct fixture *f, const char *dir, dw_lease **lease, int *os_error) {
-    struct dw_config config = {
-        .now_ms = T0, .max_record_bytes = 1000000, .max_open_files = 8, .alloc = &counted};
+    struct dw_config config = {.now_ms = T0,
+                               .max_record_bytes = 1000000,
+                               .max_open_files = 8,
+                               .alloc = &counted};
     struct dw_recovery report;
     *os_error = 0;
     return dw_lease_open(f->leases, dir, &config, lease, &report, os_error);

@@ -66,8 +66,10 @@ static void insert_n(struct world *w, size_t n, uint64_t delay, uint64_t step, u
 }
 
 static void insert_one(struct world *w, uint64_t delay, uint64_t key_hash, uint32_t length) {
-    const struct model_new_record record = {
-        .when = delay, .key_hash = key_hash, .length = length, .encoding = 9};
+    const struct model_new_record record = {.when = delay,
+                                            .key_hash = key_hash,
+                                            .length = length,
+                                            .encoding = 9};
     assert_int_equal(model_insert(&w->model, w->f.store, NOW, &record, 1), DW_OK);
 }
 
@@ -484,8 +486,9 @@ static void test_limits_of_take(void **state) {
     static const uint64_t max_bytes[] = {0, 1, 99, 100, 101, 1000};
     static const uint32_t taken[] = {1, 1, 1, 1, 2, 10};
     for (int i = 0; i < 6; i++) {
-        assert_int_equal(
-            model_take(&w->model, w->f.store, NOW + 1000, 500, max_bytes[i], &w->collected), DW_OK);
+        assert_int_equal(model_take(&w->model, w->f.store, NOW + 1000, 500, max_bytes[i],
+                                    &w->collected),
+                         DW_OK);
         assert_int_equal(w->collected.count, taken[i]);
     }
     assert_int_equal(take(w, NOW + 500, UINT32_MAX), 501 - 301 - 16);
@@ -619,9 +622,9 @@ static void test_no_memory_for_a_body(void **state) {
     for (uint32_t refuse = 1; refuse < 12; refuse++) {
         w->collected.refuse_at = refuse;
         w->collected.refused = 0;
-        assert_int_equal(
-            model_take(&w->model, w->f.store, NOW + 100, 100, UINT64_MAX, &w->collected),
-            DW_ENOMEM);
+        assert_int_equal(model_take(&w->model, w->f.store, NOW + 100, 100, UINT64_MAX,
+                                    &w->collected),
+                         DW_ENOMEM);
         assert_int_equal(w->collected.count, refuse - 1);
         assert_int_equal(w->collected.refused, 1);
         assert_int_equal(model_untake(&w->model, w->f.store), DW_OK);
@@ -1142,9 +1145,9 @@ static void test_short_reads_and_writes(void **state) {
     model_compare(&w->model, w->f.store, true);
     fixture_close(&w->f);
     fault_io_fail(FAULT_LINK, 1, true, EXDEV);
-    assert_int_equal(
-        dw_restore_with(w->f.dir, fixture_path(&w->f, "snapshot"), &fault_io, &w->f.alloc.alloc),
-        DW_OK);
+    assert_int_equal(dw_restore_with(w->f.dir, fixture_path(&w->f, "snapshot"), &fault_io,
+                                     &w->f.alloc.alloc),
+                     DW_OK);
     assert_true(fault_io_failed() > 0);
     fault_io_fail(0, 0, false, 0);
     reopen(w);
@@ -1423,9 +1426,9 @@ static void test_snapshots_do_not_change(void **state) {
         assert_int_equal(model_insert(&other, NULL, NOW, &record, 1), DW_OK);
         const struct model_change *change = &other.changes[i];
         struct dw_inserted out;
-        assert_int_equal(
-            dw_store_insert(w->f.store, change->index, NOW, change->bytes, change->length, &out),
-            DW_OK);
+        assert_int_equal(dw_store_insert(w->f.store, change->index, NOW, change->bytes,
+                                         change->length, &out),
+                         DW_OK);
     }
     checkpoint(w);
     model_free(&other);
@@ -1846,12 +1849,12 @@ static void test_an_index_with_other_records(void **state) {
         const char *idx = only_file(w, ".idx");
         int fd = open(idx, O_RDWR);
         assert_true(fd >= 0);
-        assert_int_equal(
-            pread(fd, entry, sizeof entry, DW_FILE_HEADER + from_to[i][0] * DW_IDX_ENTRY),
-            sizeof entry);
-        assert_int_equal(
-            pwrite(fd, entry, sizeof entry, DW_FILE_HEADER + from_to[i][1] * DW_IDX_ENTRY),
-            sizeof entry);
+        assert_int_equal(pread(fd, entry, sizeof entry,
+                               DW_FILE_HEADER + from_to[i][0] * DW_IDX_ENTRY),
+                         sizeof entry);
+        assert_int_equal(pwrite(fd, entry, sizeof entry,
+                                DW_FILE_HEADER + from_to[i][1] * DW_IDX_ENTRY),
+                         sizeof entry);
         close(fd);
         assert_int_equal(fixture_try_open(&w->f), DW_ECORRUPT);
         assert_non_null(strstr(w->f.last_log, "the store is not opened: ecorrupt"));

@@ -567,9 +567,9 @@ static struct seen take_all(struct world *w, bool settle) {
                 seen.whole += w->collected.records[i].due == record->due;
             }
             if (settle) {
-                assert_int_equal(
-                    dw_store_settle(w->f.store, dw_store_applied(w->f.store) + 1, &id, 1, &removed),
-                    DW_OK);
+                assert_int_equal(dw_store_settle(w->f.store, dw_store_applied(w->f.store) + 1, &id,
+                                                 1, &removed),
+                                 DW_OK);
                 assert_int_equal(removed, 1);
             }
         }

@@ -144,8 +144,10 @@ static void insert_n(struct world *w, size_t n, uint64_t delay, uint64_t step, u
     struct model_new_record records[64];
     assert_true(n <= 64);
     for (size_t i = 0; i < n; i++) {
-        records[i] = (struct model_new_record){
-            .when = delay + i * step, .key_hash = i % 3, .length = length, .encoding = (uint16_t)i};
+        records[i] = (struct model_new_record){.when = delay + i * step,
+                                               .key_hash = i % 3,
+                                               .length = length,
+                                               .encoding = (uint16_t)i};
     }
     TRY(w, model_insert(&w->model, w->f.store, NOW, records, n));
 }

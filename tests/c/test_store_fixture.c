@@ -124,8 +124,9 @@ static void test_it_goes_on(void **state) {
     assert_true(index > 20);
     for (uint32_t i = 0; i < w->count; i++) {
         w->wanted[i].due += 1;
-        assert_int_equal(
-            dw_store_reschedule(w->f.store, ++index, w->wanted[i].id, w->wanted[i].due), DW_OK);
+        assert_int_equal(dw_store_reschedule(w->f.store, ++index, w->wanted[i].id,
+                                             w->wanted[i].due),
+                         DW_OK);
     }
     bool more = true;
     while (more) {

@@ -125,8 +125,9 @@ static void settle_all_but_some(struct run *run) {
 static void take_some(struct run *run) {
     const uint32_t max_n = (uint32_t)(pick(run, 5) == 0 ? 1000 : pick(run, 30));
     const uint64_t max_bytes = pick(run, 4) == 0 ? pick(run, 3000) : 1 << 24;
-    assert_int_equal(
-        model_take(&run->model, run->f.store, run->now, max_n, max_bytes, &run->collected), DW_OK);
+    assert_int_equal(model_take(&run->model, run->f.store, run->now, max_n, max_bytes,
+                                &run->collected),
+                     DW_OK);
 }
 
 static void take_without_memory(struct run *run) {
