@@ -310,9 +310,11 @@ suites-static:
 	@$(RUN) static-tally --junit "$(RESULTS)/tally/*.xml" -- $(PYTHON) -m pytest -q \
 	    -p no:cacheprovider --junitxml=$(RESULTS)/tally/tally.xml tests/static/test_tally.py \
 	    tests/static/test_links.py tests/static/test_sizes.py tests/static/test_once.py \
+	    tests/static/test_locks.py \
 	    tests/static/test_client_pages.py
 	@$(RUN) static-links -- tests/static/links
 	@$(RUN) static-sizes -- tests/static/sizes
+	@$(RUN) static-locks -- tests/static/locks $(wildcard c_src/*.c c_src/*.h)
 	@$(RUN) static-format -- $(CLANG_FORMAT) --dry-run -Werror $(C_ALL)
 	@$(RUN) static-licence -- tests/static/licence
 	@$(RUN) static-dist -- $(PYTHON) tests/static/dist.py $(EZ)

@@ -167,12 +167,12 @@ static int postpone_locked(struct dw_store *store, uint64_t id, uint64_t until) 
 
 int dw_store_postpone(dw_store *store, uint64_t id, uint64_t until) {
     int result = dw_enter(store);
-    if (result == DW_OK) {
-        result = postpone_locked(store, id, until);
-        dw_publish_locked(store);
-        result = dw_leave(store, result);
+    if (result != DW_OK) {
+        return result;
     }
-    return result;
+    result = postpone_locked(store, id, until);
+    dw_publish_locked(store);
+    return dw_leave(store, result);
 }
 
 uint64_t dw_store_next_due(dw_store *store) {

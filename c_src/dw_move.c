@@ -384,7 +384,7 @@ static struct dw_partition *choose(struct dw_store *store) {
 
 /* Partitions whose time is over and that are empty go; one that gathers garbage while
  * its time is now gets no more records, so that it empties. */
-static void tidy(struct dw_store *store) {
+static void retire_empty_locked(struct dw_store *store) {
     for (uint32_t i = 0; i < store->parts_capacity; i++) {
         struct dw_partition *partition = store->parts[i];
         if (partition == NULL || dw_partition_is_retired(partition)) {
@@ -431,7 +431,7 @@ static void free_spares(struct dw_store *store) {
 
 static int upkeep(struct dw_store *store, size_t max_bytes, bool *more) {
     dw_lock(store);
-    tidy(store);
+    retire_empty_locked(store);
     if (store->moving == NULL && (store->moving = choose(store)) != NULL) {
         dw_partition_note_locked(store->moving, DW_PARTITION_SEAL);
         store->moving_off = DW_FILE_HEADER;

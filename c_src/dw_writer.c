@@ -272,11 +272,12 @@ int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t
 }
 
 void dw_store_note(dw_store *store, uint64_t index) {
-    if (dw_enter(store) == DW_OK) {
-        if (index > store->applied) {
-            store->applied = index;
-            dw_publish_locked(store);
-        }
-        (void)dw_leave(store, DW_OK);
+    if (dw_enter(store) != DW_OK) {
+        return;
     }
+    if (index > store->applied) {
+        store->applied = index;
+        dw_publish_locked(store);
+    }
+    (void)dw_leave(store, DW_OK);
 }

@@ -8,7 +8,7 @@
 %% that it will not be. What is in flight is left out of the change, and named to who asked for it.
 -module(rabbit_delay_changes).
 
--export([new/0, allowed/2, encoded/1, append/5, is_held/2, applied/2, interrupt/1, let_go/1, ids/1]).
+-export([new/0, allowed/2, encoded/1, append/5, is_held/2, applied/2, interrupt/1, take_held/1, ids/1]).
 
 -export_type([changes/0, change/0]).
 
@@ -79,14 +79,14 @@ applied(Correlation, #changes{under_way = UnderWay, held = Held} = C) ->
     end.
 
 %% It is not known what becomes of those under way, whose senders these are. What they held stays
-%% held until all that was appended is applied: let_go/1.
+%% held until all that was appended is applied: take_held/1.
 -spec interrupt(changes()) -> {[gen_server:from()], changes()}.
 interrupt(#changes{under_way = UnderWay} = C) ->
     {[From || {From, _, _} <- maps:values(UnderWay)], C#changes{under_way = #{}}}.
 
 %% What was held by changes that are not under way any more.
--spec let_go(changes()) -> {[rabbit_delay_store:id()], changes()}.
-let_go(#changes{under_way = UnderWay, held = Held0} = C) ->
+-spec take_held(changes()) -> {[rabbit_delay_store:id()], changes()}.
+take_held(#changes{under_way = UnderWay, held = Held0} = C) ->
     Held = maps:from_list([{Id, []} || {_, _, Change} <- maps:values(UnderWay),
                                        Id <- ids(Change)]),
     {maps:keys(maps:without(maps:keys(Held), Held0)), C#changes{held = Held}}.

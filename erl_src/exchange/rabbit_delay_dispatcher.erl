@@ -286,7 +286,7 @@ at_term(Term, #state{publishers = Publishers, in_flight = Book} = State) ->
 %% All that was appended before is applied or lost: what it held is handed out again.
 ready(#state{awaiting = Awaiting, changes = Changes0} = State) ->
     lists:foreach(fun (From) -> gen_server:reply(From, ok) end, Awaiting),
-    {Ids, Changes} = rabbit_delay_changes:let_go(Changes0),
+    {Ids, Changes} = rabbit_delay_changes:take_held(Changes0),
     hand_out(Ids, State#state{awaiting = [], changes = Changes}).
 
 change(Change, From, #state{changes = Changes, server_id = ServerId} = State) ->

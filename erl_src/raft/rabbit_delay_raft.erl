@@ -358,9 +358,9 @@ delete_member(XName, Member) ->
 
 delete_files(XName, Uid) ->
     ok = stop_member(XName),
-    Doomed = doom(Uid),
+    Deleted = rename_to_deleted(Uid),
     ok = unregister(Uid, XName),
-    _ = file:del_dir_r(Doomed),
+    _ = file:del_dir_r(Deleted),
     ok.
 
 %% The name is made with the first message that the exchange delays, and stays for the node's life:
@@ -377,13 +377,13 @@ has_server_name(XName) ->
 -spec sweep() -> ok.
 sweep() ->
     Base = rabbit_delay_config:data_dir(),
-    Marked = [doom(uid_of_dir(Dir)) || Dir <- directories("D*_*"), is_marked_deleted(Dir)],
+    Marked = [rename_to_deleted(uid_of_dir(Dir)) || Dir <- directories("D*_*"), is_marked_deleted(Dir)],
     case lists:usort(Marked ++ [filename:join(Base, Name)
                                 || Name <- filelib:wildcard("deleted-*", Base)]) of
         [] ->
             ok;
-        Doomed ->
-            _ = spawn(fun () -> lists:foreach(fun file:del_dir_r/1, Doomed) end),
+        Deleted ->
+            _ = spawn(fun () -> lists:foreach(fun file:del_dir_r/1, Deleted) end),
             ok
     end.
 
@@ -393,15 +393,15 @@ is_marked_deleted(Dir) ->
 %% Discards what a member that was never started in this run holds, for good.
 -spec discard_member(uid()) -> ok.
 discard_member(Uid) ->
-    _ = file:del_dir_r(doom(Uid)),
+    _ = file:del_dir_r(rename_to_deleted(Uid)),
     ok.
 
 %% Another name, so that a crash in the middle leaves nothing that could come back.
-doom(Uid) ->
+rename_to_deleted(Uid) ->
     Dir = server_dir(Uid),
-    Doomed = filename:join(filename:dirname(Dir), "deleted-" ++ binary_to_list(Uid)),
-    _ = file:rename(Dir, Doomed),
-    Doomed.
+    Deleted = filename:join(filename:dirname(Dir), "deleted-" ++ binary_to_list(Uid)),
+    _ = file:rename(Dir, Deleted),
+    Deleted.
 
 %% Ra's supervisor starts one server at a time, and does nothing else meanwhile. From Ra 3 on the
 %% server then asks its supervisor for a helper, and waits for five seconds if that is ending it.

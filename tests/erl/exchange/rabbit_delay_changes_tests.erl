@@ -44,7 +44,7 @@ held_until_it_is_applied_test() ->
 
 %% Whether they happen is not known: what they are about is neither released nor changed until all
 %% that was appended is applied. What was asked for since holds on.
-an_interrupted_change_holds_until_it_is_let_go_test() ->
+an_interrupted_change_holds_until_it_is_taken_test() ->
     [One, Two, First, Second] = [make_ref(), make_ref(), from(), from()],
     C1 = ?C:append(One, First, {cancel, [1, 2]}, [], ?C:new()),
     {[First], C2} = ?C:interrupt(C1),
@@ -52,8 +52,8 @@ an_interrupted_change_holds_until_it_is_let_go_test() ->
     ?assertEqual({[], C2}, ?C:interrupt(C2)),
     C3 = ?C:append(Two, Second, {cancel, [3]}, [], C2),
     ?assertEqual([true, true, true], [?C:is_held(Id, C3) || Id <- [1, 2, 3]]),
-    {Freed, C4} = ?C:let_go(C3),
+    {Freed, C4} = ?C:take_held(C3),
     ?assertEqual([1, 2], lists:sort(Freed)),
     ?assertEqual([false, false, true], [?C:is_held(Id, C4) || Id <- [1, 2, 3]]),
-    ?assertEqual({[], C4}, ?C:let_go(C4)),
+    ?assertEqual({[], C4}, ?C:take_held(C4)),
     ?assertMatch({Second, [], {cancel, [3]}, _}, ?C:applied(Two, C4)).
