@@ -41,11 +41,13 @@ max_delay_ms() ->
 max_delay_ms(Args) ->
     argument(<<"x-delay-max">>, Args, max_delay_ms()).
 
-%% What happens to a message whose delay cannot be used: reject (a channel error), or route_now.
--spec unusable_delay(rabbit_framing:amqp_table()) -> reject | route_now.
+%% What happens to a message whose delay cannot be used: reject (a channel error), nack (its publisher
+%% gets one, for this message alone), or route_now.
+-spec unusable_delay(rabbit_framing:amqp_table()) -> reject | nack | route_now.
 unusable_delay(Args) ->
     case argument(<<"x-delay-unusable">>, Args, env(unusable_delay, reject)) of
         <<"reject">> -> reject;
+        <<"nack">> -> nack;
         <<"route_now">> -> route_now;
         Mode -> Mode
     end.
@@ -129,9 +131,10 @@ validate(Args) ->
        case rabbit_misc:table_lookup(Args, <<"x-delay-unusable">>) of
            undefined -> ok;
            {longstr, <<"reject">>} -> ok;
+           {longstr, <<"nack">>} -> ok;
            {longstr, <<"route_now">>} -> ok;
-           {_, Other} -> {error, "x-delay-unusable must be \"reject\" or \"route_now\", not ~p",
-                          [Other]}
+           {_, Other} -> {error, "x-delay-unusable must be \"reject\", \"nack\" or \"route_now\", "
+                          "not ~p", [Other]}
        end,
        rabbit_delay_policy:validate_arguments(Args)]).
 

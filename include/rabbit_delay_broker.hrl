@@ -22,6 +22,8 @@
 %% In the dictionary of a queue's process: what is not taken back yet.
 -define(UNCOUNTED, {?MODULE, uncounted}).
 
+-define(WITHOUT_NACKS, ['STOMP', 'Web STOMP', 'MQTT', 'Web MQTT', 'AMQP']).
+
 %% Who rabbitmqctl acts as.
 -define(CLI_USER, <<"rmq-cli">>).
 
@@ -92,6 +94,21 @@ channel_user() ->
             end;
         _ ->
             unknown
+    end.
+
+%% STOMP has no nack, nor have the plugins that bring MQTT and AMQP 1.0 by a channel: their connections
+%% end over one, and do not say why.
+channel_takes_nacks() ->
+    case [Connection || {_, Infos} <- ets:lookup(channel_created, self()),
+                        {connection, Pid} <- Infos,
+                        {_, Connection} <- ets:lookup(connection_created, Pid)] of
+        [Infos] ->
+            case lists:keyfind(protocol, 1, Infos) of
+                {protocol, {Name, _}} -> not lists:member(Name, ?WITHOUT_NACKS);
+                _ -> true
+            end;
+        [] ->
+            true
     end.
 
 -spec is_permitted(rabbit_types:user(), rabbit_types:r(exchange | queue), configure | write | read) ->

@@ -97,7 +97,14 @@ settings(X, #state{exchange = XName, salt = Salt, counters = Counters}) ->
     #{exchange => XName, salt => Salt, counters => Counters, now => rabbit_delay_config:now_ms(),
       limit => rabbit_delay_config:max_message_size(),
       default => rabbit_delay_policy:default_delay(X), retry => retry(X),
-      keys_from => rabbit_delay_policy:keys_from(X)}.
+      keys_from => rabbit_delay_policy:keys_from(X), unusable => unusable(X)}.
+
+unusable(X) ->
+    Args = rabbit_delay_broker:exchange_arguments(X),
+    case rabbit_delay_config:unusable_delay(Args) of
+        nack -> {nack, rabbit_delay_config:max_delay_ms(Args)};
+        _ -> now
+    end.
 
 %% How long dead letters wait, and whether there is a place for those that do not come back.
 retry(X) ->
@@ -112,13 +119,14 @@ append_later(#state{append_timer = undefined} = State) ->
 append_later(State) ->
     State.
 
-append_batch(Ws, {Batch, Rejected, Left}, State0) ->
+append_batch(Ws, {Batch, Rejected, Unusable, Left}, State0) ->
     SeqNo = State0#state.last_seq_no + 1,
     ok = uncount(lists:sublist(Ws, length(Ws) - length(Left)), State0),
     State1 = lists:foldl(fun rabbit_delay_intake:reject/2, State0, Rejected),
     State2 = rabbit_delay_intake:drop("the exchange is full, or they are too large",
                                       untold(Rejected), State1),
-    append_next(SeqNo, Batch, Left, rabbit_delay_intake:put_back(Left, State2)).
+    State3 = rabbit_delay_intake:refuse_unusable(Unusable, State2),
+    append_next(SeqNo, Batch, Left, rabbit_delay_intake:put_back(Left, State3)).
 
 untold(Ws) -> length([W || #waiting{seq_no = undefined} = W <- Ws]).
 

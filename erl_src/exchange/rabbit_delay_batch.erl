@@ -14,7 +14,7 @@
 
 -export([build/3]).
 
--export_type([entry/0, settings/0]).
+-export_type([entry/0, settings/0, unusable/0]).
 
 %% 2: some record does something with its key.
 -type entry() :: {1 | 2, rabbit_delay_machine:earliest(), binary()}.
@@ -30,10 +30,15 @@
           default := pos_integer() | none,
           retry := {rabbit_delay_retry:plan(), HasPlace :: boolean()} | none,
           %% whose headers about keys count
-          keys_from := publishers | anyone}.
+          keys_from := publishers | anyone,
+          %% whether a message is refused for a delay that cannot be used, one of more ms for instance;
+          %% if not, it is due at once
+          unusable := {nack, MaxDelay :: pos_integer()} | now}.
 
 %% A due time beyond this is not refused here: route/1 has judged it already.
 -define(NO_LIMIT, ?MAX_MS).
+
+-type unusable() :: {#waiting{}, rabbit_delay_header:unusable()}.
 
 -record(building, {settings :: settings(),
                    room :: rabbit_delay_room:room(),
@@ -43,20 +48,22 @@
                    records = [] :: iodata(),
                    earliest = {none, none} :: rabbit_delay_machine:earliest(),
                    confirms = #{} :: #{pid() => [pos_integer()]},
-                   rejected = [] :: [#waiting{}]}).
+                   rejected = [] :: [#waiting{}],
+                   unusable = [] :: [unusable()]}).
 
-%% The batch for these messages; those that are too large for it, or for which there is no room; and
-%% those, from one of them on, of which that is not known yet.
+%% The batch for these messages; those that are too large for it, or for which there is no room; those
+%% whose delay cannot be used; and those, from one of them on, of which it is not known yet if there is
+%% room.
 -spec build([#waiting{}], rabbit_delay_room:room(), settings()) ->
-          {#batch{} | none, Rejected :: [#waiting{}], Left :: [#waiting{}]}.
+          {#batch{} | none, Rejected :: [#waiting{}], [unusable()], Left :: [#waiting{}]}.
 build(Ws, Room, Settings) ->
     {#building{version = Version, records = Records, messages = Messages, earliest = Earliest,
-               confirms = Confirms, rejected = Rejected}, Left} =
+               confirms = Confirms, rejected = Rejected, unusable = Unusable}, Left} =
         add_all(Ws, #building{settings = Settings, room = Room}),
     case Records of
-        [] -> {none, Rejected, Left};
+        [] -> {none, Rejected, Unusable, Left};
         _ -> {#batch{entry = {Version, Earliest, iolist_to_binary(lists:reverse(Records))},
-                     messages = Messages, confirms = Confirms}, Rejected, Left}
+                     messages = Messages, confirms = Confirms}, Rejected, Unusable, Left}
     end.
 
 add_all([], B) ->
@@ -67,23 +74,35 @@ add_all([W | Rest] = Ws, B) ->
         B1 -> add_all(Rest, B1)
     end.
 
-add(#waiting{message = Message} = W, #building{settings = #{limit := Limit}, room = Room} = B) ->
+add(#waiting{message = Message} = W, B) ->
     Parsed = rabbit_delay_broker:parsed(Message),
     Headers = rabbit_delay_broker:headers(Parsed),
     Deaths = deaths(W, Parsed, B),
     case use_of_key(W, Parsed, Headers, Deaths, B) of
         {cancel, Key} when Deaths =:= [] ->
             add_record(W, {on_key(cancel), 0, 0, hash(Key, B), <<>>}, B#building{version = 2});
+        Use when Deaths =/= [] ->
+            add_if_fits(W, fun ({Encoding, Body}) ->
+                                   add_dead_letter(W, Deaths, Use,
+                                                   {rabbit_delay_retry:mark(Encoding), Body}, B)
+                           end, B);
         Use ->
-            {Encoding, Body} = Stored = rabbit_delay_broker:encode(Message),
-            Size = byte_size(Body),
-            case Size =< Limit andalso rabbit_delay_room:fits(Size, Room) of
-                true when Deaths =/= [] ->
-                    add_dead_letter(W, Deaths, Use, {rabbit_delay_retry:mark(Encoding), Body}, B);
-                true -> add_message(W, due(Headers, B), Use, Stored, B);
-                false -> B#building{rejected = [W | B#building.rejected]};
-                unknown -> no_room
+            case due(W, Headers, B) of
+                {unusable, _, _, _} = Why ->
+                    B#building{unusable = [{W, Why} | B#building.unusable]};
+                Due ->
+                    add_if_fits(W, fun (Stored) -> add_message(W, Due, Use, Stored, B) end, B)
             end
+    end.
+
+add_if_fits(#waiting{message = Message} = W, Add,
+            #building{settings = #{limit := Limit}, room = Room} = B) ->
+    {_, Body} = Stored = rabbit_delay_broker:encode(Message),
+    Size = byte_size(Body),
+    case Size =< Limit andalso rabbit_delay_room:fits(Size, Room) of
+        true -> Add(Stored);
+        false -> B#building{rejected = [W | B#building.rejected]};
+        unknown -> no_room
     end.
 
 hash(Key, #building{settings = #{salt := Salt}}) -> rabbit_delay_key:hash(Salt, Key).
@@ -164,15 +183,24 @@ on_key(replace) -> 1 bsl 1;
 on_key(drop) -> 2 bsl 1;
 on_key(cancel) -> 3 bsl 1.
 
-due(Headers, #building{settings = #{now := Now, default := Default},
-                       earliest = {LeastDelay, LeastTime}} = B) ->
-    case rabbit_delay_header:due(Headers, Now, ?NO_LIMIT, not_given) of
+%% What a queue dead-letters is due at once where nothing else can be done with it: that queue may have
+%% no other place for it.
+due(#waiting{dead_letter = IsDeadLetter}, Headers,
+    #building{settings = #{now := Now, default := Default, unusable := Unusable},
+              earliest = {LeastDelay, LeastTime}} = B) ->
+    MaxDelay = case Unusable of
+                   {nack, Max} when not IsDeadLetter -> Max;
+                   _ -> ?NO_LIMIT
+               end,
+    case rabbit_delay_header:due(Headers, Now, MaxDelay, not_given) of
         {delay, Delay} ->
             {0, Delay, earliest(Delay, B)};
         {time, Time} ->
             {1, Time, {LeastDelay, min(Time, LeastTime)}};
         not_given when is_integer(Default) ->
             {0, Default, earliest(Default, B)};
+        {unusable, _, _, _} = Why when Unusable =/= now, not IsDeadLetter ->
+            Why;
         _ ->
             {0, 0, earliest(0, B)}
     end.

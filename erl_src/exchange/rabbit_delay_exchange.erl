@@ -195,9 +195,15 @@ route_or_delay(X, Delivery, Options, Message, Headers, Args) ->
                 _ -> delay(X, Delivery, Message)
             end;
         {unusable, _, _, _} = Unusable ->
-            _ = rabbit_delay_config:unusable_delay(Args) =:= reject
-                andalso refuse_unusable(X, Unusable, Message),
-            route_now(X, Delivery, Options);
+            Mode = rabbit_delay_config:unusable_delay(Args),
+            case Mode =:= nack andalso rabbit_delay_broker:takes_nacks() of
+                true ->
+                    %% Which is the queue's to do.
+                    to_queue(rabbit_delay_broker:exchange_name(X));
+                false ->
+                    _ = Mode =/= route_now andalso refuse_unusable(X, Unusable, Message),
+                    route_now(X, Delivery, Options)
+            end;
         _ ->
             delay(X, Delivery, Message)
     end.
@@ -232,11 +238,14 @@ delay(X, Delivery, Message) ->
                    "~b", [Size, Limit], XName);
         _ ->
             ok = refuse_if_unavailable(Delivery, XName),
-            case rabbit_delay_registry:ensure(XName) of
-                {ok, QName} -> [QName];
-                %% This closes a channel, not the connection.
-                {error, Why} -> refuse(precondition_failed, "~ts", [Why], XName)
-            end
+            to_queue(XName)
+    end.
+
+to_queue(XName) ->
+    case rabbit_delay_registry:ensure(XName) of
+        {ok, QName} -> [QName];
+        %% This closes a channel, not the connection.
+        {error, Why} -> refuse(precondition_failed, "~ts", [Why], XName)
     end.
 
 %% A publisher that awaits a confirm gets a nack from the queue; another one has to be told here,

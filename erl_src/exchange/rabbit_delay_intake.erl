@@ -2,7 +2,7 @@
 
 %% What becomes of a message that comes to a delay queue, until it is appended: it waits, in memory or
 %% in files (rabbit_delay_waiting), or is rejected, which its publisher is told; or it is dropped, which
-%% is counted and logged.
+%% is counted and logged, as is what is refused for its delay.
 %%
 %% In the delay queue's process. What has somebody who hears of a rejection is never dropped, and
 %% nothing else is rejected; what waits in memory is bounded, and what is in files by the disk's free
@@ -15,7 +15,7 @@
 -include("rabbit_delay_queue.hrl").
 
 -export([new/1, take/2, next/3, put_back/2, refill/1, write_overflow/1]).
--export([reject/2, reject_all/3, reject_waiting/1, drop/3, say_dropped/1, say_lost/2]).
+-export([reject/2, reject_all/3, reject_waiting/1, drop/3, refuse_unusable/2, say_again/2, say_lost/2]).
 -export([verdict_on_told/3, verdict_on_untold/2]).
 
 %% How much waits in memory. Beyond that what can be rejected is, if there is no leader, and what
@@ -26,8 +26,8 @@
 -define(MAX_REJECTABLE, 200000).
 -define(MAX_REJECTABLE_BYTES, 268435456).
 
-%% One line in so long says how many messages were dropped.
--define(DROPPED_MS, 10000).
+%% One line in so long says how many messages were dropped, and one how many were refused.
+-define(SAY_MS, 10000).
 
 %% rabbit_delay_system:status/0.
 -type status() :: up | starting | {down | full, Why :: string()}.
@@ -133,17 +133,17 @@ put_back(Ws, State) ->
 %% Who awaits no confirm hears nothing of it: whoever calls this for such a message has it counted
 %% (drop/3).
 -spec reject(#waiting{}, #state{}) -> #state{}.
-reject(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow},
-       #state{name = QName, counters = Counters} = State) ->
+reject(#waiting{seq_no = SeqNo} = W, #state{counters = Counters} = State) ->
+    _ = SeqNo =/= undefined andalso rabbit_delay_counters:add(Counters, rejected, 1),
+    ok = give_back(W, State),
+    State.
+
+give_back(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow}, #state{name = QName}) ->
     rabbit_delay_broker:ack_credit(Sender, Flow),
     case SeqNo of
-        undefined ->
-            ok;
-        _ ->
-            rabbit_delay_counters:add(Counters, rejected, 1),
-            rabbit_delay_broker:reject(Sender, QName, SeqNo)
-    end,
-    State.
+        undefined -> ok;
+        _ -> rabbit_delay_broker:reject(Sender, QName, SeqNo)
+    end.
 
 -spec reject_all(Sender :: pid(), rabbit_amqqueue:name(), [pos_integer()]) -> ok.
 reject_all(Sender, QName, SeqNos) ->
@@ -153,30 +153,48 @@ reject_all(Sender, QName, SeqNos) ->
 -spec drop(Why :: string(), non_neg_integer(), #state{}) -> #state{}.
 drop(_, 0, State) ->
     State;
-drop(Why, N, #state{dropped = Dropped, counters = Counters} = State) ->
+drop(Why, N, #state{counters = Counters} = State) ->
     rabbit_delay_counters:add(Counters, dropped, N),
-    case Dropped of
-        none ->
-            ok = say_dropped(Why, N, State),
-            _ = erlang:send_after(?DROPPED_MS, self(), say_dropped),
-            State#state{dropped = {Why, 0}};
-        {_, Before} ->
-            State#state{dropped = {Why, Before + N}}
+    tell(dropped, Why, N, State).
+
+%% Each alone, and whether or not anybody hears of it.
+-spec refuse_unusable([rabbit_delay_batch:unusable()], #state{}) -> #state{}.
+refuse_unusable([], State) ->
+    State;
+refuse_unusable([{#waiting{message = Message}, Why} | _] = Refused,
+                #state{counters = Counters} = State) ->
+    N = length(Refused),
+    rabbit_delay_counters:add(Counters, unusable, N),
+    lists:foreach(fun ({W, _}) -> ok = give_back(W, State) end, lists:reverse(Refused)),
+    Text = rabbit_delay_header:explain(Why, rabbit_delay_broker:field_word(Message)),
+    tell(unusable, unicode:characters_to_binary(Text), N, State).
+
+tell(What, Why, N, #state{untold = Untold} = State) ->
+    case Untold of
+        #{What := {_, Before}} -> State#state{untold = Untold#{What := {Why, Before + N}}};
+        _ -> say(What, Why, N, State)
     end.
 
 %% After a while, if there were more.
--spec say_dropped(#state{}) -> #state{}.
-say_dropped(#state{dropped = Dropped} = State) ->
-    _ = case Dropped of
-            none -> ok;
-            {Why, N} when N > 0 -> say_dropped(Why, N, State);
-            _ -> ok
-        end,
-    State#state{dropped = none}.
+-spec say_again(dropped | unusable, #state{}) -> #state{}.
+say_again(What, #state{untold = Untold0} = State) ->
+    case maps:take(What, Untold0) of
+        {{_, 0}, Untold} -> State#state{untold = Untold};
+        {{Why, N}, _} -> say(What, Why, N, State)
+    end.
 
-say_dropped(Why, N, #state{exchange = XName}) ->
+say(What, Why, N, #state{exchange = XName, untold = Untold} = State) ->
+    ok = log(What, Why, N, XName),
+    _ = erlang:send_after(?SAY_MS, self(), {say_again, What}),
+    State#state{untold = Untold#{What => {Why, 0}}}.
+
+log(dropped, Why, N, XName) ->
     ?LOG_ERROR("delayed messages of ~ts: dropped ~b dead letters, or messages whose publisher awaits "
-               "no confirm: ~ts", [rabbit_delay_text:rs(XName), N, Why], ?LOG_DOMAIN).
+               "no confirm: ~ts", [rabbit_delay_text:rs(XName), N, Why], ?LOG_DOMAIN);
+log(unusable, Why, N, XName) ->
+    ?LOG_WARNING("cannot delay a message published to ~ts: ~ts; refused ~b such messages, with a nack "
+                 "where their publisher awaits a confirm", [rabbit_delay_text:rs(XName), Why, N],
+                 ?LOG_DOMAIN).
 
 %% What cannot be rejected waits on.
 -spec reject_waiting(#state{}) -> #state{}.

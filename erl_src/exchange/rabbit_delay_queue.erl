@@ -191,8 +191,8 @@ handle_info(append, State) ->
     State#state{append_timer = undefined};
 handle_info(give_up, State) ->
     rabbit_delay_append:give_up(State);
-handle_info(say_dropped, State) ->
-    rabbit_delay_intake:say_dropped(State);
+handle_info({say_again, What}, State) ->
+    rabbit_delay_intake:say_again(What, State);
 handle_info(emit_stats, #state{name = QName, exchange = XName} = State0) ->
     _ = erlang:send_after(?STATS_MS, self(), emit_stats),
     State = rabbit_delay_append:look_at_limits(State0),

@@ -54,9 +54,8 @@
          waiting :: rabbit_delay_waiting:waiting(),
          %% how many of those in memory can be rejected
          rejectable = 0 :: non_neg_integer(),
-         %% that could be neither rejected nor kept: why the last one, and how many since the log
-         %% said so
-         dropped = none :: none | {Why :: string(), non_neg_integer()},
+         %% of what the log has just told: why the last one, and how many since then
+         untold = #{} :: #{dropped | unusable => {Why :: unicode:chardata(), non_neg_integer()}},
          %% who sends dead letters
          dead_letterers = #{} :: #{pid() => reference()},
          give_up_timer :: undefined | reference()}).

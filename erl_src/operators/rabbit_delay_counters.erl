@@ -19,6 +19,9 @@
 %%   parked        dead letters that were not, and went to the parking or the dead-letter exchange
 %%   keys_ignored  messages whose headers about keys did not count, as nobody published them to the
 %%                 exchange itself
+%%   unusable      messages whose delay could not be used, and that were refused for it where the
+%%                 exchange refuses one alone: publishers got a nack, and of one that awaits no confirm
+%%                 it is dropped. Not among those rejected or dropped
 %%   corrupt       messages lost to damage of the store's files
 %%   dropped       dead letters, and messages whose publisher awaits no confirm, that could be neither
 %%                 taken nor kept waiting
@@ -39,7 +42,7 @@
 -opaque ref() :: counters:counters_ref().
 
 %% In two, as dialyzer takes a longer list for any atom.
--type name() :: count() | returned | parked | dropped | keys_ignored.
+-type name() :: count() | returned | parked | dropped | keys_ignored | unusable.
 -type count() :: published | released | unroutable | cancelled | replaced | deduplicated | rejected
                | retried | expired | overflowed | dead_lettered | corrupt.
 
@@ -50,6 +53,7 @@
 -type values() :: #{count() => non_neg_integer(),
                     returned := non_neg_integer(), parked := non_neg_integer(),
                     dropped := non_neg_integer(), keys_ignored := non_neg_integer(),
+                    unusable := non_neg_integer(),
                     %% as asked for by publishers
                     delay := histogram(),
                     %% from the due time to the last queue's confirm, of released messages
@@ -105,7 +109,8 @@ index(overflowed) -> 50;
 index(returned) -> 51;
 index(parked) -> 52;
 index(dropped) -> 53;
-index(keys_ignored) -> 62.
+index(keys_ignored) -> 62;
+index(unusable) -> 63.
 
 -spec delay(ref(), Ms :: integer()) -> ok.
 delay(Ref, Ms) -> observe(Ref, ?DELAY, ?DELAY_BOUNDS, max(Ms, 0)).
@@ -165,6 +170,7 @@ read(Ref) ->
             parked => counters:get(Ref, index(parked)),
             dropped => counters:get(Ref, index(dropped)),
             keys_ignored => counters:get(Ref, index(keys_ignored)),
+            unusable => counters:get(Ref, index(unusable)),
             delay => histogram(Ref, ?DELAY, ?DELAY_BOUNDS),
             lateness => histogram(Ref, ?LATENESS, ?LATENESS_BOUNDS),
             checkpoint => {counters:get(Ref, ?CHECKPOINT_AT), counters:get(Ref, ?CHECKPOINT_MS)}}.

@@ -255,6 +255,8 @@ counter_figures() ->
       "Dead letters that were not tried again, and were parked or dead-lettered"},
      {keys_ignored, "messages_keys_ignored_total",
       "Messages not published to the delayed exchange itself, whose headers about keys did not count"},
+     {unusable, "messages_unusable_total",
+      "Messages refused alone, with a nack or none, as their delay could not be used"},
      {corrupt, "messages_corrupt_total",
       "Delayed messages lost to damage of the delay store's files"},
      {dropped, "messages_dropped_total",

@@ -59,6 +59,21 @@ def test_unusable_delays_are_routed_at_once_where_so_configured(limited):
     client.close()
 
 
+def test_unusable_delays_are_nacked_where_so_configured(brokers):
+    broker = brokers("nacking", conf=["delayed_message.unusable_delay = nack"])
+    client = Client(broker)
+    exchange, queue = client.delayed_and_queue()
+    assert refused(client, exchange, delay="soon")
+    assert client.confirming.is_open
+    otherwise = client.delayed(arguments={"x-delay-unusable": "reject"})
+    assert client.refusal(otherwise, delay="soon")[0] == 406
+    client.publish(exchange, body=b"good", delay=1)
+    assert client.texts(queue, 1) == ["good"]
+    assert client.texts_until_marker(queue) == []
+    client.close()
+    broker.end()
+
+
 def test_an_exchange_argument_goes_before_the_configuration(limited):
     client = Client(limited)
     exchange = client.delayed(arguments={"x-delay-unusable": "reject", "x-delay-max": 30000})

@@ -49,8 +49,9 @@ def test_a_wrong_argument_of_ours_is_refused_by_name(client, argument, value):
     assert argument in text
 
 
-def test_the_arguments_of_ours_are_accepted(client, management):
-    ours = {"x-delay-max": 60000, "x-delay-unusable": "route_now", "x-delay-in-flight": 100}
+@pytest.mark.parametrize("unusable", ["reject", "nack", "route_now"])
+def test_the_arguments_of_ours_are_accepted(client, management, unusable):
+    ours = {"x-delay-max": 60000, "x-delay-unusable": unusable, "x-delay-in-flight": 100}
     exchange = client.delayed(arguments=ours)
     assert management.exchange(exchange)["arguments"] == {"x-delayed-type": "direct", **ours}
 

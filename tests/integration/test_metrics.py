@@ -26,7 +26,7 @@ SOMETIMES = {"next_due_timestamp_seconds", "store_checkpoint_timestamp_seconds",
 COUNTERS = {f"messages_{what}_total" for what in (
     "published", "released", "unroutable", "cancelled", "replaced", "deduplicated", "rejected",
     "retried", "expired", "overflowed", "dead_lettered", "returned", "parked",
-    "keys_ignored", "corrupt", "dropped")}
+    "keys_ignored", "unusable", "corrupt", "dropped")}
 NODE_GAUGES = {"descriptors_open", "descriptors_limit", "stores_failing", "stores_unwritten_bytes"}
 NODE_COUNTERS = {"store_write_failures_total", "store_sync_failures_total"}
 HISTOGRAMS = {"release_lateness_seconds", "message_delay_seconds"}
@@ -112,7 +112,7 @@ def test_what_became_of_each_message_is_counted_once(client, broker):
         "messages_rejected_total": 0, "messages_retried_total": 0, "messages_expired_total": 0,
         "messages_overflowed_total": 0, "messages_dead_lettered_total": 0,
         "messages_returned_total": 0, "messages_parked_total": 0, "messages_keys_ignored_total": 0, "messages_corrupt_total": 0,
-        "messages_dropped_total": 0}
+        "messages_dropped_total": 0, "messages_unusable_total": 0}
     gone = 7 + 3 + 5 + 3 + 2
     assert figures["messages_pending"] == figures["messages_published_total"] - gone == 2
 

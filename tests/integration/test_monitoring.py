@@ -85,7 +85,7 @@ def prometheus(broker, tmp_path_factory):
 
 
 def test_the_rules_are_sound_and_are_raised_by_what_they_are_about():
-    assert "17 rules found" in promtool("check", "rules", RULES)
+    assert "18 rules found" in promtool("check", "rules", RULES)
     assert "SUCCESS" in promtool(
         "test", "rules", os.path.join(REPOSITORY, "tests", "monitoring", "alerts_test.yml"))
 
@@ -105,7 +105,7 @@ def test_prometheus_takes_the_rules_and_none_is_raised_by_a_sound_broker(prometh
                         lambda groups: groups and all(rule["health"] == "ok" for group in groups
                                                       for rule in group["rules"]))
     states = {rule["name"]: rule["state"] for group in groups for rule in group["rules"]}
-    assert len(states) == 17
+    assert len(states) == 18
     for name in ("DelayedMessagesRefused", "DelayedMessagesReleaseLags", "DelayedMessagesLost",
                  "DelayedMessagesGrow", "DelayedMessagesStoreNotCompacted"):
         assert states[name] == "inactive"

@@ -19,7 +19,7 @@
          exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
--export([raise_to_client/3, protocol_error/3, serves_client/0]).
+-export([raise_to_client/3, takes_nacks/0, protocol_error/3, serves_client/0]).
 -export([delete_queue/1, queue_pid/1]).
 -export([route/2, publish/4, handle_event/3, handle_down/2]).
 
@@ -334,6 +334,10 @@ raise_to_client(Name, Format, Args) ->
         {rabbit_channel, _} -> protocol_error(Name, Format, Args);
         _ -> no_client
     end.
+
+%% Whether the message that this process routes is a client's who can be told that it was rejected.
+-spec takes_nacks() -> boolean().
+takes_nacks() -> is_channel() andalso channel_takes_nacks().
 
 %% Whether this process serves a client that declares: a channel or a request of the HTTP API.
 %% Definitions are imported by other processes.

@@ -31,7 +31,7 @@ waiting(Message, SeqNo) ->
 
 settings() ->
     #{exchange => xname(), salt => ?SALT, counters => rabbit_delay_counters:new(), now => ?NOW,
-      limit => 100000, default => none, retry => none, keys_from => publishers}.
+      limit => 100000, default => none, retry => none, keys_from => publishers, unusable => now}.
 
 unlimited() -> rabbit_delay_room:room({infinity, infinity}, #{}, none).
 
@@ -51,7 +51,7 @@ records(<<Size:32/little, Flags:16/little, Encoding:16/little, When:64/little, K
 record(Message, Settings) -> record_of(waiting(Message), Settings).
 
 record_of(W, Settings) ->
-    {#batch{entry = {Version, Earliest, Records}}, [], []} = build([W], Settings),
+    {#batch{entry = {Version, Earliest, Records}}, [], [], []} = build([W], Settings),
     [{Flags, Encoding, When, Key, Body}] = records(Records),
     _ = Flags band 6 =:= 6
         orelse ?assertMatch({ok, #basic_message{}}, rabbit_delay_broker:decode(Encoding, Body)),
@@ -122,18 +122,43 @@ dead(Count, Reason) ->
 %% -------------------------------------------------------------------------- many messages
 
 nothing_is_no_entry_test() ->
-    ?assertEqual({none, [], []}, build([], settings())),
+    ?assertEqual({none, [], [], []}, build([], settings())),
     Large = waiting(message([], binary:copy(<<"b">>, 100000))),
-    ?assertEqual({none, [Large], []}, build([Large], settings())).
+    ?assertEqual({none, [Large], [], []}, build([Large], settings())).
 
-%% Every message is in the entry, rejected, or left with all that come after it; in order; and each in
-%% the entry is confirmed to who sent it and awaits that.
+%% A delay that cannot be used is not looked at where the exchange refuses none, and never in a dead
+%% letter; a message that cancels has none.
+what_is_refused_for_its_delay_test_() ->
+    Nack = (settings())#{unusable := {nack, 1000}},
+    At = fun (Ms) -> {<<"x-opt-delivery-time">>, long, Ms} end,
+    Soon = {<<"x-delay">>, longstr, <<"soon">>},
+    Refused = fun (Header) ->
+                      {none, [], [{_, {unusable, _, _, Why}}], []} =
+                          build([waiting(message([Header], <<"b">>))], Nack),
+                      Why
+              end,
+    Dead = (waiting(message([Soon], <<"b">>)))#waiting{dead_letter = true},
+    Cancel = message([Soon, {<<"x-delay-cancel">>, longstr, <<"a">>}], <<"b">>),
+    [?_assertEqual(not_a_number, Refused(Soon)),
+     ?_assertEqual({beyond, 1000}, Refused({<<"x-delay">>, long, 1001})),
+     ?_assertEqual({beyond, 1000}, Refused(At(?NOW + 1001))),
+     ?_assertEqual(seconds, Refused(At(?NOW div 1000))),
+     ?_assertMatch({1, {1000, none}, 0, _, 1000, 0},
+                   record(message([{<<"x-delay">>, long, 1000}], <<"b">>), Nack)),
+     ?_assertMatch({1, {none, ?NOW + 1000}, 1, _, ?NOW + 1000, 0},
+                   record(message([At(?NOW + 1000)], <<"b">>), Nack)),
+     ?_assertMatch({1, {0, none}, 0, _, 0, 0}, record(message([Soon], <<"b">>), settings())),
+     ?_assertMatch({1, {0, none}, 0, _, 0, 0}, record_of(Dead, Nack)),
+     ?_assertMatch({2, {none, none}, 3 bsl 1, _, 0, _}, record(Cancel, Nack))].
+
+%% Every message is in the entry, rejected, refused for its delay, or left with all that come after it;
+%% in order; and each in the entry is confirmed to who sent it and awaits that.
 model_test_() ->
     {timeout, 1200,
      fun () ->
              ?assert(proper:quickcheck(
                        ?FORALL({Kinds, MaxMessages, MaxBytes, UnderWay},
-                               {list({oneof([delay, time, cancel, large]), range(0, 600),
+                               {list({oneof([delay, time, cancel, large, unusable]), range(0, 600),
                                       range(0, 2), boolean()}),
                                 oneof([infinity, range(0, 20)]),
                                 oneof([infinity, range(0, 8000)]),
@@ -152,9 +177,12 @@ agrees(Kinds, Limits, UnderWay) ->
           || {I, {Kind, N, Sender, Confirm}} <- lists:zip(lists:seq(1, length(Kinds)), Kinds)],
     Room = room(Limits, UnderWay),
     {Taken, Rejected, Left} = walk(Ws, Kinds, Room, [], []),
-    {Batch, TheirRejected, TheirLeft} =
-        rabbit_delay_batch:build(Ws, Room, (settings())#{limit := 4000}),
-    TheirRejected =:= Rejected andalso TheirLeft =:= Left
+    {Batch, Large, Unusable, TheirLeft} =
+        rabbit_delay_batch:build(Ws, Room, (settings())#{limit := 4000, unusable := {nack, ?NOW}}),
+    Large =:= [W || {W, Kind} <- Rejected, Kind =/= unusable]
+        andalso [W || {W, {unusable, <<"x-delay">>, _, not_a_number}} <- Unusable]
+                    =:= [W || {W, unusable} <- Rejected]
+        andalso TheirLeft =:= Left
         andalso case Batch of
                     none -> Taken =:= [];
                     _ -> is_entry_of(Taken, Batch)
@@ -163,6 +191,7 @@ agrees(Kinds, Limits, UnderWay) ->
 of_kind(delay, N) -> message([{<<"x-delay">>, long, N}], binary:copy(<<"b">>, N));
 of_kind(time, N) -> message([{<<"x-opt-delivery-time">>, long, ?NOW + 1 + N}], <<"b">>);
 of_kind(cancel, N) -> message([{<<"x-delay-cancel">>, longstr, integer_to_binary(N)}], <<"b">>);
+of_kind(unusable, N) -> message([{<<"x-delay">>, longstr, <<"soon">>}], binary:copy(<<"b">>, N));
 of_kind(large, _) -> message([], binary:copy(<<"b">>, 4000)).
 
 %% Rejected: the last one first.
@@ -171,13 +200,14 @@ walk([], _, _, Taken, Rejected) ->
 walk([#waiting{message = Message} = W | Rest] = Ws, [{Kind, N, _, _} | Kinds], Room, Taken, Rejected) ->
     {_, Body} = rabbit_delay_broker:encode(Message),
     case Kind of
-        large -> walk(Rest, Kinds, Room, Taken, [W | Rejected]);
+        large -> walk(Rest, Kinds, Room, Taken, [{W, Kind} | Rejected]);
+        unusable -> walk(Rest, Kinds, Room, Taken, [{W, Kind} | Rejected]);
         cancel -> walk(Rest, Kinds, Room, [{W, Kind, N, <<>>} | Taken], Rejected);
         _ ->
             case rabbit_delay_room:fits(byte_size(Body), Room) of
                 true -> walk(Rest, Kinds, rabbit_delay_room:fill(byte_size(Body), Room),
                              [{W, Kind, N, Body} | Taken], Rejected);
-                false -> walk(Rest, Kinds, Room, Taken, [W | Rejected]);
+                false -> walk(Rest, Kinds, Room, Taken, [{W, Kind} | Rejected]);
                 unknown -> {lists:reverse(Taken), Rejected, Ws}
             end
     end.
