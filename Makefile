@@ -54,7 +54,7 @@ deps-demo:
 deps-bench:
 	@scripts/deps demo $(BENCH_DEPS)
 # Clients that Debian alone has, and what installs the others.
-CLIENT_DEPS := maven cargo
+CLIENT_DEPS := maven cargo python3-dev libssl-dev
 deps-clients:
 	@scripts/deps check $(CLIENT_DEPS)
 

@@ -20,7 +20,9 @@ LANGUAGES = {
         "registry": "PyPI",
         "locks": ["requirements.txt"],
         "install": ["/usr/bin/python3 -m venv .",
-                    "bin/pip install -q --require-hashes --only-binary :all: -r requirements.txt"],
+                    # proton is there as source alone.
+                    "bin/pip install -q --require-hashes --only-binary :all: "
+                    "--no-binary python-qpid-proton -r requirements.txt"],
         "asks": "/usr/bin/python3 -m venv --clear asks && env -u PIP_FIND_LINKS asks/bin/pip "
                 "download -q --no-cache-dir --no-deps -d asks pika==1.4.4",
     },
