@@ -7,7 +7,7 @@
 %% Pure functions, in the broker and in rabbitmqctl.
 -module(rabbit_delay_text).
 
--export([printable/1, escaped/1, reply/1, rs/1]).
+-export([printable/1, escaped/1, reply/1, rs/1, exchange/1]).
 
 -type chars() :: unicode:chardata().
 
@@ -67,8 +67,17 @@ reply(Text) ->
             Short
     end.
 
-%% What rabbit_misc:rs/1 says of a queue, an exchange and so on.
+%% What rabbit_misc:rs/1 says of a queue, an exchange and so on; the default exchange has a name there.
 -spec rs(rabbit_types:r(atom())) -> binary().
+rs({resource, VHost, exchange, Name}) ->
+    rs(<<"exchange">>, exchange(Name), VHost);
 rs({resource, VHost, Kind, Name}) ->
-    <<(atom_to_binary(Kind, utf8))/binary, " '", (escaped(Name))/binary, "' in vhost '",
-      (escaped(VHost))/binary, "'">>.
+    rs(atom_to_binary(Kind, utf8), escaped(Name), VHost).
+
+rs(Kind, Name, VHost) ->
+    <<Kind/binary, " '", Name/binary, "' in vhost '", (escaped(VHost))/binary, "'">>.
+
+%% An exchange's name as permissions have it.
+-spec exchange(Name :: binary()) -> binary().
+exchange(<<>>) -> <<"amq.default">>;
+exchange(Name) -> escaped(Name).

@@ -64,7 +64,7 @@ check_target(#plan{options = #{to := To}} = Plan) ->
 check_target({queue, Target}, Plan) ->
     check_route(<<>>, Target, Plan);
 check_target({exchange, X, _}, #plan{internal = Internal}) when is_map_key(X, Internal) ->
-    {refused, bad_request, ["exchange ", name(X), " is internal: nobody publishes to it"]};
+    {refused, bad_request, ["exchange ", exchange(X), " is internal: nobody publishes to it"]};
 check_target({exchange, X, Key}, Plan) when Key =/= undefined ->
     check_route(X, Key, Plan);
 check_target(_, _) ->
@@ -78,13 +78,15 @@ check_route(X, Key, #plan{options = #{queue := Queue}} = Plan) ->
             {refused, bad_request, ["messages would come back to ", name(Queue), " at once"]};
         {unroutable, _} ->
             {refused, bad_request,
-             ["no queue is there for exchange ", name(X), " and key ", name(Key)]};
+             ["no queue is there for exchange ", exchange(X), " and key ", name(Key)]};
         {refused, _} ->
-            {refused, forbidden, ["no permission to publish to exchange ", name(X), " with key ",
-                                  name(Key)]}
+            {refused, forbidden, ["no permission to publish to exchange ", exchange(X),
+                                  " with key ", name(Key)]}
     end.
 
 name(Name) -> [$", rabbit_delay_text:escaped(Name), $"].
+
+exchange(Name) -> [$", rabbit_delay_text:exchange(Name), $"].
 
 route(X, Key, #plan{routes = Routes, index = Index, options = #{queue := Queue} = Options} = Plan) ->
     case Routes of

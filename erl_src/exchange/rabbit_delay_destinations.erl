@@ -138,7 +138,7 @@ park(Why, Message0, #in_flight{due = Due, settled = Already} = InFlight0, X, Pla
              {kept, "a dead letter of queue '~ts' cannot be parked by ~ts (~s) and is kept: "
               "exchange '~ts' has no queue for it",
               [rabbit_delay_text:escaped(Queue), rabbit_delay_text:rs(XName), Why,
-               rabbit_delay_text:escaped(Place)]}};
+               rabbit_delay_text:exchange(Place)]}};
         none ->
             {[], Message0, InFlight}
     end.

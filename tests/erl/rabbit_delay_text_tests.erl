@@ -43,6 +43,10 @@ reply_is_cut_between_characters_test() ->
       end, [{Length, Char} || Length <- [56, 57, 58, 76, 77, 113, 114, 115, 228, 229, 230, 1000],
                               Char <- [$b, 16#fc, 16#20ac, 16#1f600]]).
 
-rs_test() ->
-    ?assertEqual(<<"queue 'a\\u000ab' in vhost '/'">>,
-                 rabbit_delay_text:rs({resource, <<"/">>, queue, <<"a\nb">>})).
+rs_test_() ->
+    [?_assertEqual(Text, rabbit_delay_text:rs({resource, <<"/">>, Kind, Name}))
+     || {Kind, Name, Text} <-
+            [{queue, <<"a\nb">>, <<"queue 'a\\u000ab' in vhost '/'">>},
+             {exchange, <<"a\nb">>, <<"exchange 'a\\u000ab' in vhost '/'">>},
+             {exchange, <<>>, <<"exchange 'amq.default' in vhost '/'">>},
+             {queue, <<>>, <<"queue '' in vhost '/'">>}]].

@@ -189,6 +189,8 @@ def test_redriving_takes_write_permission_where_to(as_user, vhost, local, parked
     local.queue(("target", ""), name="behind")
     body = {"to_exchange": "target", "routing_key": "k"}
     assert "permission" in refusal(user, 403, "POST", REDRIVE, vhost=vhost, queue=queue, body=body)
+    why = refusal(user, 403, "POST", REDRIVE, vhost=vhost, queue=queue, body={"to_queue": "behind"})
+    assert 'publish to exchange "amq.default" with key "behind"' in why
     assert depth(local, queue) == 3
     user = as_user("management", read=".*", write="^target$")
     assert openapi.call(user, "POST", REDRIVE, vhost=vhost, queue=queue, body=body)[1]["redriven"] == 3

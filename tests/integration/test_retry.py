@@ -632,23 +632,25 @@ def user(management):
         management.request("DELETE", f"users/{quoted(name)}")
 
 
+@pytest.mark.parametrize("parking, name", [("parking", "parking"), ("", "amq.default")])
 @pytest.mark.parametrize("allowed, permissions", [
-    (False, {"configure": "^mine"}), (False, {"configure": "^mine", "read": "^mine"}),
-    (False, {"configure": "^mine", "write": "^parking$"}),
-    (True, {"configure": "^mine", "read": "^mine", "write": "^parking$"})])
-def test_a_parking_exchange_takes_permissions(client, broker, user, allowed, permissions):
+    (False, {}), (False, {"read": "^mine"}), (False, {"write": "^{}$"}),
+    (True, {"read": "^mine", "write": "^{}$"})])
+def test_a_parking_exchange_takes_permissions(client, broker, user, parking, name, allowed, permissions):
+    permissions = {"configure": "^mine",
+                   **{what: regexp.format(name) for what, regexp in permissions.items()}}
     theirs = Client(broker, user=user(**permissions), password="secret")
     with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):
         client.channel.exchange_delete("mine")
 
     def declare():
         theirs.delayed(name="mine", arguments={"x-delay-retry": "1s",
-                                               "x-delay-retry-parking-exchange": "parking"})
+                                               "x-delay-retry-parking-exchange": parking})
 
     if allowed:
         declare()
         client.channel.exchange_delete("mine")
     else:
         code, text = closes_channel(declare)
-        assert code == 403 and "write permission for exchange 'parking'" in text, text
+        assert code == 403 and f"write permission for exchange '{name}'" in text, text
     theirs.connection.close()
