@@ -54,7 +54,8 @@ deps-demo:
 deps-bench:
 	@scripts/deps demo $(BENCH_DEPS)
 # Clients that Debian alone has, and what installs the others.
-CLIENT_DEPS := maven cargo python3-dev libssl-dev
+CLIENT_DEPS := maven cargo python3-dev libssl-dev php-cli php-amqplib php-amqp php-symfony-amqp-messenger \
+    ruby-bunny librabbitmq-dev
 deps-clients:
 	@scripts/deps check $(CLIENT_DEPS)
 

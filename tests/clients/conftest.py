@@ -15,6 +15,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(
 
 # pylint: disable=wrong-import-position
 import locked  # noqa: E402
+import samples  # noqa: E402
 from private_broker import REPOSITORY, default_series  # noqa: E402
 from shared_fixtures import (PLUGIN, another_client, brokers, client,  # noqa: E402,F401
                              clock, deadline, management)
@@ -59,6 +60,14 @@ def executed():
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def alone(management):
+    """For samples, which declare under fixed names: what others left is gone, and what they leave."""
+    samples.forget(management)
+    yield
+    samples.forget(management)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Rust's clients: what the samples print is what happened."""
+
+import os
+import re
+
+import pytest
+
+import locked
+from samples import SAID, SAID_WITH, WHAT, assert_said
+
+
+@pytest.fixture(scope="module")
+def rust(deps, executed):
+    """rust(program, argument...): runs a program that tests/clients/rust/Cargo.toml names."""
+    directory = deps("rust")
+    target = os.path.join(directory, "target")
+    executed("cargo", "build", "-q", "--locked", "--offline", "--target-dir", target,
+             cwd=directory, timeout=800)
+
+    def run(program, *arguments):
+        return executed(os.path.join(target, "debug", program), *arguments)
+
+    return run
+
+
+def version(package):
+    with open(os.path.join(locked.HERE, "rust", "Cargo.lock"), encoding="utf-8") as f:
+        return re.search(rf'^name = "{package}"\nversion = "(.*)"', f.read(),
+                         re.MULTILINE).group(1)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", SAID)
+def test_a_sample(broker, rust, checked, name):
+    assert_said(rust(name, broker.amqp_url), SAID[name])
+    checked("lapin", version("lapin"), WHAT[name])
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_sample_of_amqprs(broker, rust, checked):
+    assert_said(rust("with_amqprs", broker.amqp_url.removesuffix("/%2F")), SAID_WITH)
+    checked("amqprs", version("amqprs"), "delay", "mandatory", "wrong delay", "cancel")
