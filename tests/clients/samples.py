@@ -22,7 +22,10 @@ SAID = {
 # Of a library that has one program for all.
 SAID_WITH = ["delayed: taken", "at once: returned", "5m: " + REFUSAL,
              r"hello, ([\d.]+) s later", "x-delay: -6000"]
-SECONDS = {"x-delay: -2000": 2.0, "x-delay: -6000": 6.0}
+# Of one that is told of a wrong delay, but not more, and of one that does not declare.
+SAID_UNTOLD = ["5m refused: true", r"hello, ([\d.]+) s later", "x-delay: -6000"]
+SAID_DECLARED = ["5m: " + REFUSAL.replace("header", "annotation"), *SAID_UNTOLD[1:]]
+SECONDS = {"x-delay: -2000": 2.0, "x-delay: -6000": 6.0, "x-delay: 6000": 6.0}
 WHAT = {"delayed": "delay", "mandatory": "mandatory", "wrong": "wrong delay", "cancel": "cancel",
         "retry": "retry"}
 
@@ -40,6 +43,12 @@ def assert_said(output, wanted):
         if found.groups():
             # Rounded to a tenth of a second, and by a clock that may be another one.
             assert float(found.group(1)) >= SECONDS[following] - 0.1, output
+
+
+def declare(client, kind="direct"):
+    """What the samples for other protocols than AMQP 0-9-1 find there; `alone` deletes it."""
+    client.delayed(kind, name="later", keep=True)
+    client.queue(("later", "job"), name="work", keep=True)
 
 
 def forget(management):

@@ -7,7 +7,8 @@ import re
 import pytest
 
 import locked
-from samples import SAID, WHAT, assert_said, sample
+from private_broker import default_series
+from samples import (SAID, SAID_DECLARED, SAID_UNTOLD, WHAT, assert_said, declare, sample)
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +32,31 @@ def version(module):
 def test_a_sample(broker, go, checked, name):
     assert_said(go(sample("go", f"{name}.go"), broker.amqp_url), SAID[name])
     checked("amqp091-go", version("github.com/rabbitmq/amqp091-go"), WHAT[name])
+
+
+@pytest.mark.usefixtures("alone")
+def test_watermill(broker, go, checked):
+    assert_said(go(sample("go", "with_watermill.go"), broker.amqp_url), SAID_UNTOLD)
+    checked("Watermill", version("github.com/ThreeDotsLabs/watermill-amqp/v3"),
+            "delay", "wrong delay", "cancel")
+
+
+@pytest.mark.usefixtures("alone")
+def test_machinery(broker, go, checked):
+    """It logs to standard output, too."""
+    output = go(sample("go", "with_machinery.go"), broker.amqp_url)
+    lines = [line for line in output.splitlines() if re.match("hello, |5m ", line)]
+    assert lines[1:] == ["5m refused: true"], output
+    assert float(re.fullmatch(r"hello, ([\d.]+) s later", lines[0]).group(1)) >= 5.9
+    checked("Machinery", version("github.com/RichardKnop/machinery/v2"),
+            "delay", "wrong delay", "cancel")
+
+
+@pytest.mark.skipif(default_series() == "3.10", reason="the sample has RabbitMQ 4's addresses")
+@pytest.mark.usefixtures("alone")
+def test_amqp_1_0(broker, client, go, checked):
+    declare(client)
+    assert_said(go(sample("go", "with_amqp10.go"), broker.amqp_url.removesuffix("/%2F")),
+                SAID_DECLARED)
+    checked("Azure/go-amqp (AMQP 1.0)", version("github.com/Azure/go-amqp"),
+            "delay", "wrong delay", "cancel")

@@ -8,7 +8,12 @@ import shutil
 import pytest
 
 import locked
-from samples import SAID, SAID_WITH, WHAT, assert_said, sample
+from client import Client
+from conftest import PLUGIN
+from private_broker import default_series
+from samples import (SAID, SAID_DECLARED, SAID_WITH, WHAT, assert_said, declare, sample)
+
+OLD = default_series() == "3.10"
 
 TSC = ["--experimentalDecorators", "--emitDecoratorMetadata", "--module", "nodenext", "--target",
        "es2022", "--types", "node", "--strict", "--skipLibCheck"]
@@ -59,3 +64,37 @@ def test_nestjs(broker, javascript, checked):
         r"order 3, [\d.]+ s later, x-delay: 5m", r"order 4, [\d.]+ s later, x-delay: undefined",
         r"order 1, [2-9]\d*\.\d s later, x-delay: -2000"])
     checked("NestJS", version("@nestjs/microservices"), "delay", "wrong delay", "cancel")
+
+
+@pytest.mark.skipif(OLD, reason="the sample has RabbitMQ 4's addresses")
+@pytest.mark.usefixtures("alone")
+def test_amqp_1_0(broker, client, javascript, checked):
+    declare(client)
+    assert_said(javascript(sample("javascript", "with_rhea.mjs"), broker.amqp_url), SAID_DECLARED)
+    checked("rhea (AMQP 1.0)", version("rhea"), "delay", "wrong delay", "cancel")
+
+
+@pytest.mark.usefixtures("alone")
+def test_web_stomp(broker, client, javascript, checked):
+    """The ERROR frame with the reason is lost: the connection is closed before it is sent."""
+    declare(client)
+    url = f"ws://127.0.0.1:{broker.plugin_ports['rabbitmq_web_stomp']}/ws"
+    assert_said(javascript(sample("javascript", "with_stompjs.mjs"), url),
+                ["5m: the connection is closed, 1000", *SAID_WITH[3:]])
+    checked("stompjs (Web STOMP)", version("@stomp/stompjs"), "delay", "wrong delay", "cancel")
+
+
+@pytest.mark.skipif(OLD, reason="RabbitMQ 3.10 does not speak MQTT 5")
+def test_mqtt_5(brokers, javascript, checked):
+    """A subscriber sees the user property as it was published."""
+    broker = brokers("mqtt", conf=["mqtt.exchange = later"],
+                     enable=(PLUGIN, "rabbitmq_mqtt"))
+    client = Client(broker)
+    client.delayed("topic", name="later", keep=True)
+    client.close()
+    url = f"mqtt://guest:guest@127.0.0.1:{broker.plugin_ports['rabbitmq_mqtt']}"
+    assert_said(javascript(sample("javascript", "with_mqtt.mjs"), url),
+                ["5m: the connection is closed", SAID_WITH[3], "x-delay: 6000"])
+    assert 'header x-delay is the string "5m"' in broker.log()
+    broker.end()
+    checked("MQTT.js (MQTT 5)", version("mqtt"), "delay", "wrong delay", "cancel")
