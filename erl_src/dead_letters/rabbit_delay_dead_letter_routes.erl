@@ -11,16 +11,19 @@
 -module(rabbit_delay_dead_letter_routes).
 
 -export([index/2, arrivals/3, explore/2, leads_to_queue/2, targets/3, cycles/2,
-         components/1]).
+         components/1, is_certain/3]).
 
 -export_type([index/0, graph/0, node_/0, keys/0, source/0]).
+
+%% Keys of dead letters that are followed for each queue.
+-define(MOST_BROUGHT, 32).
 
 -type keys() :: {key, binary()} | {pattern, [binary()]} | any.
 
 -type node_() :: {queue, binary()} |
                  {routing, Exchange :: binary(), keys()} |
-                 %% the queues bound with a key, or with any
-                 {bound, Exchange :: binary(), {key, binary()} | all}.
+                 %% the queues bound with a key, with any, or in a way that each message matches
+                 {bound, Exchange :: binary(), {key, binary()} | all | whatever}.
 
 -type graph() :: #{node_() => [node_()]}.
 
@@ -37,8 +40,13 @@
                    exchanges_by_key := #{{binary(), binary()} => [binary()]},
                    queues_of := #{binary() => [binary()]},
                    exchanges_of := #{binary() => [binary()]},
+                   %% those of them that each message matches
+                   queues_always := #{binary() => [binary()]},
+                   exchanges_always := #{{binary(), binary()} => [binary()]},
                    tries := #{binary() => trie()},
                    inbound := #{binary() => [keys()]},
+                   %% keys that dead letters bring, besides
+                   brought := #{binary() => #{keys() => true}},
                    sources := #{binary() => source()}}.
 
 %% Sources are the queues that dead-letter to an exchange that exists.
@@ -71,8 +79,46 @@ index(#{queues := Queues, exchanges := Exchanges, bindings := Bindings, policies
     Index = #{queues => Queues, types => Types, alternates => Alternates,
               queues_by_key => ByKey(queue), exchanges_by_key => ByKey(exchange),
               queues_of => Of(queue), exchanges_of => Of(exchange), tries => tries(Types, Usable),
-              inbound => #{}, sources => Sources},
-    Index#{inbound => inbound(Types, Usable, Sources)}.
+              queues_always => group([{X, D} || #{source := X, destination := {queue, D}} = B <- Usable,
+                                                always_matches(maps:get(X, Types), B)]),
+              exchanges_always => group([{{X, D}, D}
+                                         || #{source := X, destination := {exchange, D}} = B <- Usable,
+                                            always_matches(maps:get(X, Types), B)]),
+              inbound => inbound(Types, Usable, Sources), brought => #{}, sources => Sources},
+    Index#{brought => brought(maps:keys(Sources), #{}, Index)}.
+
+%% Whether any message goes by that binding.
+always_matches(fanout, _) -> true;
+always_matches(topic, #{key := Key}) -> Key =:= <<"#">>;
+always_matches(headers, #{arguments := Arguments}) ->
+    WithX = maps:get(<<"x-match">>, Arguments, <<"all">>) =:= <<"all-with-x">>,
+    lists:member(maps:get(<<"x-match">>, Arguments, <<"all">>), [<<"all">>, <<"all-with-x">>])
+        andalso not lists:any(fun (<<"x-match">>) -> false;
+                                  (<<"x-", _/binary>>) -> WithX;
+                                  (_) -> true
+                              end, maps:keys(Arguments));
+always_matches(_, _) -> false.
+
+%% The keys that queues' dead letters bring to the next ones, and those on, where they keep them. More
+%% than some of a queue are as good as any.
+brought([], Brought, _) ->
+    Brought;
+brought([Queue | Queues], Brought, #{sources := Sources} = Index0) ->
+    Index = Index0#{brought => Brought},
+    {X, _} = Source = maps:get(Queue, Sources),
+    New = [{To, Keys} || {key, _} = Keys <- arrivals(Queue, Source, Index),
+                         {queue, To} <- maps:keys(explore([{routing, X, Keys}],
+                                                          Index#{sources => #{}})),
+                         is_new(Keys, maps:get(To, Brought, #{}))],
+    Next = lists:foldl(fun ({To, Keys}, Acc) ->
+                               maps:update_with(To, fun (Set) -> Set#{Keys => true} end,
+                                                #{Keys => true}, Acc)
+                       end, Brought, New),
+    brought(lists:usort([To || {To, _} <- New, is_map_key(To, Sources),
+                               element(2, maps:get(To, Sources)) =:= undefined]) ++ Queues,
+            Next, Index0).
+
+is_new(Keys, Set) -> not is_map_key(Keys, Set) andalso map_size(Set) < ?MOST_BROUGHT.
 
 group(Pairs) ->
     lists:foldl(fun ({Key, Value}, Acc) ->
@@ -167,7 +213,8 @@ keys_of(_, _) ->
 %% to by its name.
 -spec arrivals(binary(), source(), index()) -> [keys()].
 arrivals(_, {_, Key}, _) when Key =/= undefined -> [{key, Key}];
-arrivals(Queue, _, #{inbound := Inbound}) -> maps:get(Queue, Inbound, [{key, Queue}]).
+arrivals(Queue, _, #{inbound := Inbound, brought := Brought}) ->
+    lists:usort(maps:get(Queue, Inbound, [{key, Queue}]) ++ maps:keys(maps:get(Queue, Brought, #{}))).
 
 next({queue, Queue}, #{sources := Sources} = Index) ->
     case Sources of
@@ -176,17 +223,22 @@ next({queue, Queue}, #{sources := Sources} = Index) ->
     end;
 next({bound, X, all}, #{queues_of := QueuesOf} = Index) ->
     existing(maps:get(X, QueuesOf, []), Index);
+next({bound, X, whatever}, #{queues_always := QueuesAlways} = Index) ->
+    existing(maps:get(X, QueuesAlways, []), Index);
 next({bound, X, {key, Key}}, #{queues_by_key := QueuesByKey} = Index) ->
     existing(maps:get({X, Key}, QueuesByKey, []), Index);
 next({routing, <<>>, {key, Key}}, Index) ->
     existing([Key], Index);
 next({routing, <<>>, _}, _) ->
     [];
-next({routing, X, Keys}, #{alternates := Alternates} = Index) ->
+next({routing, X, Keys} = Node, #{alternates := Alternates} = Index) ->
     Found = routed(X, Keys, Index),
     case Alternates of
-        #{X := Alternate} when Found =:= []; not is_tuple(Keys) ->
-            [{routing, Alternate, Keys} | Found];
+        #{X := Alternate} ->
+            case Found =:= [] orelse not lists:any(fun (To) -> is_certain(Node, To, Index) end, Found) of
+                true -> [{routing, Alternate, Keys} | Found];
+                false -> Found
+            end;
         _ ->
             Found
     end.
@@ -207,9 +259,31 @@ by_keys(X, BindingKeys, Keys, #{queues_by_key := Queues, exchanges_by_key := Exc
     [{bound, X, {key, Key}} || Key <- BindingKeys, is_map_key({X, Key}, Queues)]
         ++ [{routing, To, Keys} || Key <- BindingKeys, To <- maps:get({X, Key}, Exchanges, [])].
 
-all(X, Keys, #{queues_of := Queues, exchanges_of := Exchanges}) ->
+all(X, Keys, #{queues_of := Queues, queues_always := Always, exchanges_of := Exchanges}) ->
     [{bound, X, all} || is_map_key(X, Queues)]
+        ++ [{bound, X, whatever} || is_map_key(X, Always)]
         ++ [{routing, To, Keys} || To <- maps:get(X, Exchanges, [])].
+
+%% Whether each message with these keys takes this way, whatever its headers are. (Where nothing else is
+%% bound, an alternate exchange gets all.)
+-spec is_certain(node_(), node_(), index()) -> boolean().
+is_certain({routing, _, _}, {bound, _, whatever}, _) -> true;
+is_certain({routing, _, _}, {bound, _, all}, _) -> false;
+is_certain({routing, X, {key, _}}, {bound, X, {key, _}}, _) -> true;
+is_certain({routing, X, _}, {bound, X, {key, <<"#">>}}, #{types := Types}) ->
+    maps:get(X, Types) =:= topic;
+is_certain({routing, _, _}, {bound, _, _}, _) -> false;
+is_certain({routing, X, Keys}, {routing, To, _}, #{types := Types, exchanges_always := Always,
+                                                   alternates := Alternates,
+                                                   queues_of := Queues, exchanges_of := Exchanges}) ->
+    is_map_key({X, To}, Always)
+        orelse (element_of(Keys) =:= key andalso lists:member(maps:get(X, Types, none), [direct, topic]))
+        orelse (maps:get(X, Alternates, none) =:= To andalso not is_map_key(X, Queues)
+                andalso not is_map_key(X, Exchanges));
+is_certain(_, _, _) -> true.
+
+element_of({Kind, _}) -> Kind;
+element_of(any) -> any.
 
 %% A message's key may have such words; they stand for themselves.
 literal(Words) ->

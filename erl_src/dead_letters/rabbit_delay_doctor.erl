@@ -23,7 +23,8 @@
                 delivery_limit_without_dlx | parking_unwatched | x_death_growth | priority_ttl |
                 ttl_zero | policy_tie | policy_shadowed | policy_not_applicable |
                 argument_over_policy | policy_unusable | unusable_value | delay_ladder |
-                retry_parking_missing | topic_permissions_unchecked.
+                retry_parking_missing | topic_permissions_unchecked | policy_key_as_argument |
+                argument_as_policy_key.
 
 -type finding() :: #{rule := rule(), severity := severity(), vhost := binary(),
                      kind := queue | policy | exchange, name := binary(),
@@ -98,7 +99,8 @@ rules() ->
      at_least_once_drop_head, at_least_once_unavailable, delivery_limit_without_dlx,
      parking_unwatched, x_death_growth, priority_ttl, ttl_zero, policy_tie, policy_shadowed,
      policy_not_applicable, argument_over_policy, policy_unusable, unusable_value, delay_ladder,
-     retry_parking_missing, topic_permissions_unchecked].
+     retry_parking_missing, topic_permissions_unchecked, policy_key_as_argument,
+     argument_as_policy_key].
 
 %% What holds for one queue of a vhost.
 -spec settings(binary(), rabbit_delay_topology:vhost()) ->

@@ -11,7 +11,7 @@
 -export([check/1]).
 
 -import(rabbit_delay_doctor_mends,
-        [finding/7, ms/1, names/1, more/1, to_parking/3, replacement/2]).
+        [finding/7, ms/1, names/1, more/1, to_parking/3, to_retries/3, replacement/2]).
 -import(rabbit_delay_doctor_queues, [value/2, has/2, automatic/2]).
 
 %% Ladders and chains shorter than this are not worth a word.
@@ -42,37 +42,70 @@ cycle(Part, #{graph := Graph, qs := Qs} = Context) ->
                   [growth(Names, Context) || length(Names) >= ?LONG_CHAIN]]).
 
 cycle_dropped(Part, #{qs := Qs} = Context) ->
-    [First | _] = Names = lists:sort([Name || {queue, Name} <- Part]),
-    Q = maps:get(First, Qs),
+    Names = lists:sort([Name || {queue, Name} <- Part]),
+    Q = maps:get(worker(Names, Context), Qs),
     Causes = lists:usort(lists:append([automatic(maps:get(Name, Qs), Context) || Name <- Names])),
-    {Severity, Maybe} = certainty(Part, error, warning),
-    finding(cycle_dropped, Severity, Q, Context,
+    {Severity, Maybe} = certainty(Part, error, warning, Context),
+    {Mend, Commands} = broken(Q, Names, Context),
+    finding(cycle_dropped, Severity, maps:get(hd(Names), Qs), Context,
             ["Dead letters ", Maybe, "go round: ", route_text(Names), ". A message that comes back to "
              "a queue without having been rejected on the way (", lists:join(", ", Causes),
              ") is dropped, and the broker logs it only once."],
-            "Let one of the queues dead-letter to a parking queue; for a retry, delay by a delayed "
-            "exchange and not by going round.",
-            to_parking(Q, <<>>, Context)).
+            Mend, Commands).
 
 cycle_unbounded(Names, Part, #{qs := Qs} = Context) ->
-    Q = maps:get(hd([Name || Name <- Names, automatic(maps:get(Name, Qs), Context) =:= []]), Qs),
-    {Severity, Maybe} = certainty(Part, warning, info),
+    Q = maps:get(worker([Name || Name <- Names, automatic(maps:get(Name, Qs), Context) =:= []],
+                        Context), Qs),
+    {Severity, Maybe} = certainty(Part, warning, info, Context),
+    {Mend, Commands} = broken(Q, Names, Context),
     finding(cycle_unbounded, Severity, Q, Context,
             ["Dead letters ", Maybe, "go round: ", route_text(Names), ". A message that is rejected "
              "each time goes round for ever; nothing in the broker ends it."],
-            "Retry by a delayed exchange with x-delay-retry, which ends it after so many attempts; or "
-            "have the consumer look at count in x-death and park the message after so many rounds, or "
-            "dead-letter to a parking queue and redrive from there.",
-            to_parking(Q, <<>>, Context)).
+            [Mend, " Or leave it as it is, and have the consumer look at count in x-death and park the "
+             "message after so many rounds."], Commands).
+
+%% The queue that is worked on, of a cycle whose others delay.
+worker(Names, #{qs := Qs, bindings_to := BindingsTo}) ->
+    Rank = fun (Name) ->
+                   #q{queue = #{consumers := Consumers}} = Q = maps:get(Name, Qs),
+                   {not (is_integer(Consumers) andalso Consumers > 0), has(ttl, Q),
+                    not is_map_key(Name, BindingsTo), Name}
+           end,
+    {_, _, _, Name} = lists:min([Rank(Name) || Name <- Names]),
+    Name.
+
+%% What goes round comes back by a delayed exchange instead, as late as before, and not for ever.
+%% Where all queues wait, nobody knows where it is to come back to.
+broken(#q{name = Name} = Q, Names, #{qs := Qs} = Context) ->
+    Others = [maps:get(Other, Qs) || Other <- Names, Other =/= Name],
+    Retries = not lists:any(fun (#q{queue = #{consumers := N}}) -> is_integer(N) andalso N > 0 end,
+                            Others)
+        andalso not has(ttl, Q),
+    Ms = lists:sum([value(ttl, Other) || Other <- Others, has(ttl, Other)]),
+    Past = [[" They no longer pass ", names([Other || #q{name = Other} <- Others]), ", where what is "
+             "under way goes on as it did."] || Others =/= []],
+    case Retries of
+        true ->
+            {["Let \"", Name, "\" dead-letter to a delayed exchange with x-delay-retry: its dead letters "
+              "come back after ", ms(max(Ms, 1000)), " as they do now, but ten times only, and then go "
+              "to \"", Name, ".parked\".", Past], to_retries(Q, max(Ms, 1000), Context)};
+        false ->
+            {["Let \"", Name, "\" dead-letter to a parking queue; for a retry, delay by a delayed "
+              "exchange and not by going round.", Past], to_parking(Q, <<>>, Context)}
+    end.
 
 route_text([Name]) -> ["\"", Name, "\" to itself"];
 route_text(Names) -> [names(Names), " and back"].
 
-%% Whether the keys are known for each routing on the way.
-certainty(Part, Certain, Possible) ->
-    case [X || {routing, X, Keys} <- Part, not is_tuple(Keys) orelse element(1, Keys) =/= key] of
-        [] -> {Certain, ""};
-        _ -> {Possible, "can, depending on their routing keys, "}
+%% Whether some message goes round whatever its headers are, and whatever its key is where that is not
+%% known.
+certainty(Part, Certain, Possible, #{graph := Graph, index := Index}) ->
+    Sure = maps:map(fun (Node, Next) ->
+                            [To || To <- Next, rabbit_delay_dead_letter_routes:is_certain(Node, To, Index)]
+                    end, maps:with(Part, Graph)),
+    case rabbit_delay_dead_letter_routes:cycles(fun (_) -> true end, Sure) of
+        [_ | _] -> {Certain, ""};
+        [] -> {Possible, "can, depending on their routing keys, "}
     end.
 
 growth(Names, #{qs := Qs} = Context) ->
@@ -80,8 +113,7 @@ growth(Names, #{qs := Qs} = Context) ->
             ["A dead letter can pass ", integer_to_binary(length(Names)), " queues: ", names(Names),
              ". x-death gets an entry for each queue and reason, some 150 bytes that every later "
              "queue stores and sends."],
-            "Replace the chain by one delayed exchange, or strip x-death when redriving.",
-            replacement(lists:sublist(Names, 1), Context)).
+            "Replace the chain by one delayed exchange, or strip x-death when redriving.", []).
 
 %% Queues with a TTL whose dead letters end at the same bindings, or in one another.
 ladders(#{graph := Graph, qs := Qs, sources := Sources} = Context) ->
@@ -105,10 +137,19 @@ is_ladder(Steps, Qs) ->
 ladder(Steps, #{qs := Qs} = Context) ->
     Sorted = lists:sort([{value(ttl, maps:get(Name, Qs)), Name} || Name <- Steps]),
     {_, First} = hd(Sorted),
+    {Mend, Commands} = delayed(First, [Name || {_, Name} <- Sorted], Context),
     finding(delay_ladder, info, maps:get(First, Qs), Context,
             [integer_to_binary(length(Steps)), " queues do nothing but delay, by ",
              lists:join(", ", [ms(Ttl) || {Ttl, _} <- lists:sublist(Sorted, ?NAMES)]), more(Sorted),
              ": ", names([Name || {_, Name} <- Sorted]),
              ". Each step rewrites the message, and each entry of x-death goes with it."],
-            "Replace them by one delayed exchange and publish with the header x-delay (ms).",
-            replacement([Name || {_, Name} <- Sorted], Context)).
+            [Mend, " Leave these queues until they are empty."], Commands).
+
+delayed(First, Names, #{qs := Qs} = Context) ->
+    #q{queue = Queue} = maps:get(First, Qs),
+    {["Publish to a delayed exchange with the header x-delay (ms), and the key that a message has at "
+      "the end of them, instead.",
+      case rabbit_delay_doctor_frameworks:of_queue(Queue) of
+          {Library, Advice} -> [" These look like queues that ", Library, " declares: ", Advice];
+          none -> []
+      end], replacement(Names, Context)}.

@@ -33,8 +33,11 @@
 
 -type queue() :: #{name := binary(), type := classic | quorum | stream | other,
                    durable := boolean(),
+                   %% it ends with its consumers or its connection
+                   temporary := boolean(),
                    arguments := #{binary() => term()},
-                   consumers := non_neg_integer() | unknown}.
+                   consumers := non_neg_integer() | unknown,
+                   messages := non_neg_integer() | unknown}.
 
 -type exchange() :: #{name := binary(), type := binary(), durable := boolean(),
                       internal => boolean(),
@@ -189,7 +192,9 @@ read_queue({Where, Entry}, Types, DefaultVHost) ->
                  first([<<"x-queue-type">>], Arguments, maps:get(VHost, Types, <<"classic">>))),
     {VHost, #{name => text(<<"name">>, Entry, Where), type => queue_type(Type),
               durable => maps:get(<<"durable">>, Entry, true) =:= true,
-              arguments => Arguments, consumers => unknown}}.
+              temporary => maps:get(<<"auto_delete">>, Entry, false) =:= true
+                  orelse maps:get(<<"exclusive">>, Entry, false) =:= true,
+              arguments => Arguments, consumers => unknown, messages => unknown}}.
 
 read_exchange({Where, Entry}, DefaultVHost) ->
     {vhost_of(Where, Entry, DefaultVHost),
@@ -285,19 +290,24 @@ live_vhost(VHost) ->
 
 live_queue(Q) ->
     #resource{name = Name} = amqqueue:get_name(Q),
+    {Consumers, Messages} = figures(Q),
     #{name => Name, type => queue_type(atom_to_binary(amqqueue:get_type(Q), utf8)),
       durable => amqqueue:is_durable(Q),
       arguments => rabbit_delay_deaths:plain(amqqueue:get_arguments(Q)),
-      consumers => consumers(Q)}.
+      temporary => amqqueue:is_auto_delete(Q) orelse amqqueue:get_exclusive_owner(Q) =/= none,
+      consumers => Consumers, messages => Messages}.
 
 %% Unknown where the queue is down.
-consumers(Q) ->
-    try rabbit_amqqueue:info(Q, [consumers]) of
-        [{consumers, N}] when is_integer(N) -> N;
-        _ -> unknown
+figures(Q) ->
+    try rabbit_amqqueue:info(Q, [consumers, messages]) of
+        [{consumers, Consumers}, {messages, Messages}] -> {known(Consumers), known(Messages)};
+        _ -> {unknown, unknown}
     catch
-        _:_ -> unknown
+        _:_ -> {unknown, unknown}
     end.
+
+known(N) when is_integer(N) -> N;
+known(_) -> unknown.
 
 live_exchange(X) ->
     [{name, #resource{name = Name}}, {type, Type}, {durable, Durable}, {internal, Internal},

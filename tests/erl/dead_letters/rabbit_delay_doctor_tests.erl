@@ -5,6 +5,8 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
+-export([cases/0, definitions/1, topology/2, queue/2, exchange/2, binding/3, matches/2]).
+
 %% {Rule, its severity there, the object it names, broken, sound}; both as a definitions file is.
 cases() ->
     Work = queue(<<"work">>, #{<<"x-dead-letter-exchange">> => <<"dlx">>}),
@@ -14,6 +16,7 @@ cases() ->
     Dlx = exchange(<<"dlx">>, <<"direct">>),
     Fanout = exchange(<<"dlx">>, <<"fanout">>),
     ToParked = binding(<<"dlx">>, <<"parked">>, <<"dead">>),
+    FromFanout = binding(<<"amq.fanout">>, <<"parked">>, <<>>),
     Sound = #{queues => [Keyed, Parked], exchanges => [Dlx], bindings => [ToParked]},
     Delay = fun (Arguments) ->
                     queue(<<"delay">>, maps:merge(#{<<"x-dead-letter-exchange">> => <<>>,
@@ -36,6 +39,28 @@ cases() ->
                         <<"arguments">> := Arguments#{<<"x-delayed-type">> => <<"direct">>}}
               end,
     Retry = #{<<"x-delay-retry">> => <<"1s,10s">>},
+    Unwatched = fun (#{queues := Queues} = Case) ->
+                        Case#{queues := [Q || #{<<"name">> := Name} = Q <- Queues,
+                                              Name =/= <<"parked">>] ++ [queue(<<"parked">>, #{})],
+                              figures => #{<<"parked">> => {0, 10000}}}
+                end,
+    ToWork = #{<<"x-dead-letter-routing-key">> => <<"work">>},
+    Certain = fun (Type, Key, Match) ->
+                      #{queues => [queue(<<"work">>, #{<<"x-dead-letter-exchange">> => <<"dlx">>,
+                                                       <<"x-message-ttl">> => 1000}), Parked],
+                        exchanges => [exchange(<<"dlx">>, Type)],
+                        bindings => [(binding(<<"dlx">>, <<"work">>, Key))#{<<"arguments">> := Match},
+                                     binding(<<"amq.topic">>, <<"work">>, <<"#">>)]}
+              end,
+    %% work to an exchange that takes any key, to a delay, and by the key that was kept to work again
+    Kept = fun (Type, Key) ->
+                   #{queues => [queue(<<"work">>, #{<<"x-dead-letter-exchange">> => <<"dlx">>,
+                                                    <<"x-dead-letter-routing-key">> => <<"work">>}),
+                                queue(<<"pause">>, #{<<"x-dead-letter-exchange">> => <<>>,
+                                                     <<"x-message-ttl">> => 1000})],
+                     exchanges => [exchange(<<"dlx">>, Type)],
+                     bindings => [binding(<<"dlx">>, <<"pause">>, Key)]}
+           end,
     [{dlx_missing, error, <<"work">>, #{queues => [Work]}, Sound},
      {dlx_missing, error, <<"work">>,
       #{queues => [queue(<<"work">>, #{}), Parked],
@@ -118,6 +143,14 @@ cases() ->
      {ttl_without_dlx, warning, <<"work">>,
       #{queues => [queue(<<"work">>, #{<<"x-message-ttl">> => 1000})]},
       #{queues => [Delay(#{<<"x-message-ttl">> => 1000}), Parked]}},
+     %% what is meant to forget
+     {ttl_without_dlx, warning, <<"work">>, #{queues => [queue(<<"work">>, #{<<"x-message-ttl">> => 1000})]},
+      #{queues => [queue(<<"orders.reply">>, #{<<"x-message-ttl">> => 1000}),
+                   queue(<<"last-value-cache">>, #{<<"x-message-ttl">> => 1000}),
+                   queue(<<"a">>, #{<<"x-message-ttl">> => 1000, <<"x-expires">> => 9000}),
+                   queue(<<"b">>, #{<<"x-message-ttl">> => 1000, <<"x-max-length">> => 1}),
+                   (queue(<<"c">>, #{<<"x-message-ttl">> => 1000}))#{<<"durable">> := false},
+                   (queue(<<"d">>, #{<<"x-message-ttl">> => 1000}))#{<<"auto_delete">> := true}]}},
      %% the operator's TTL holds too
      {ttl_without_dlx, warning, <<"work">>,
       #{queues => [queue(<<"work">>, #{})],
@@ -130,12 +163,29 @@ cases() ->
      {expires_loses_messages, warning, <<"delay">>,
       #{queues => [Delay(#{<<"x-message-ttl">> => 60000, <<"x-expires">> => 70000}), Parked]},
       #{queues => [queue(<<"reply">>, #{<<"x-expires">> => 70000})]}},
+     %% declared each time, and so it is not lost
+     {expires_loses_messages, info, <<"parked.delay.60000">>,
+      #{queues => [(Delay(#{<<"x-message-ttl">> => 60000, <<"x-expires">> => 120000}))
+                   #{<<"name">> := <<"parked.delay.60000">>}, Parked]}, Sound},
      {expires_loses_messages, warning, <<"parked">>,
       Sound#{queues := [Keyed, queue(<<"parked">>, #{<<"x-expires">> => 1000,
                                                      <<"x-max-length">> => 9})]},
       Sound},
-     {head_of_line_ttl, warning, <<"delay">>, #{queues => [Delay(#{}), Parked]},
-      #{queues => [Delay(#{<<"x-message-ttl">> => 1000}), Parked]}},
+     {head_of_line_ttl, warning, <<"delay">>, #{queues => [Delay(ToWork), queue(<<"work">>, #{})]},
+      #{queues => [Delay(ToWork#{<<"x-message-ttl">> => 1000}), queue(<<"work">>, #{})]}},
+     %% by its place in a cycle; there a queue that only has no consumer at the moment is none
+     {head_of_line_ttl, warning, <<"pause">>,
+      #{queues => [queue(<<"pause">>, ToWork#{<<"x-dead-letter-exchange">> => <<>>}),
+                   queue(<<"work">>, #{<<"x-dead-letter-exchange">> => <<>>,
+                                       <<"x-dead-letter-routing-key">> => <<"pause">>})],
+        figures => #{<<"work">> => {1, 0}, <<"pause">> => {0, 0}}},
+      #{queues => [queue(<<"pause">>, ToWork#{<<"x-dead-letter-exchange">> => <<>>,
+                                              <<"x-message-ttl">> => 1000}),
+                   queue(<<"work">>, #{<<"x-dead-letter-exchange">> => <<>>,
+                                       <<"x-dead-letter-routing-key">> => <<"pause">>})],
+        figures => #{<<"work">> => {0, 0}, <<"pause">> => {0, 0}}}},
+     {head_of_line_ttl, warning, <<"delay">>, #{queues => [Delay(ToWork), queue(<<"work">>, #{})]},
+      #{queues => [Delay(#{}), Parked]}},
      {cycle_dropped, error, <<"delay">>,
       #{queues => [Delay(#{<<"x-message-ttl">> => 1000}),
                    queue(<<"parked">>, #{<<"x-message-ttl">> => 1000,
@@ -168,10 +218,44 @@ cases() ->
       Sound},
      %% where only some keys make it one
      {cycle_unbounded, info, <<"work">>,
+      #{queues => [Work], exchanges => [Dlx],
+        bindings => [binding(<<"amq.fanout">>, <<"work">>, <<>>),
+                     binding(<<"dlx">>, <<"work">>, <<"k">>)]},
+      Sound},
+     %% and where all do
+     {cycle_unbounded, warning, <<"work">>,
       #{queues => [Work], exchanges => [Fanout],
         bindings => [binding(<<"amq.fanout">>, <<"work">>, <<>>),
                      binding(<<"dlx">>, <<"work">>, <<>>)]},
       Sound},
+     {cycle_dropped, error, <<"work">>, Certain(<<"fanout">>, <<>>, #{}), Sound},
+     {cycle_dropped, error, <<"work">>, Certain(<<"topic">>, <<"#">>, #{}), Sound},
+     {cycle_dropped, error, <<"work">>, Certain(<<"headers">>, <<>>, #{<<"x-match">> => <<"all">>}), Sound},
+     {cycle_dropped, error, <<"work">>,
+      Certain(<<"headers">>, <<>>, #{<<"x-match">> => <<"all">>, <<"x-h">> => 1}), Sound},
+     {cycle_dropped, warning, <<"work">>,
+      Certain(<<"headers">>, <<>>, #{<<"x-match">> => <<"all">>, <<"h">> => 1}), Sound},
+     {cycle_dropped, warning, <<"work">>,
+      Certain(<<"headers">>, <<>>, #{<<"x-match">> => <<"all-with-x">>, <<"x-h">> => 1}), Sound},
+     {cycle_dropped, warning, <<"work">>, Certain(<<"topic">>, <<"a.#">>, #{}), Sound},
+     {cycle_dropped, warning, <<"work">>, Certain(<<"direct">>, <<"a">>, #{}), Sound},
+     {cycle_unbounded, warning, <<"work">>, Kept(<<"topic">>, <<"#">>), Sound},
+     {cycle_unbounded, warning, <<"work">>, Kept(<<"fanout">>, <<>>), Sound},
+     {cycle_unbounded, warning, <<"work">>, Kept(<<"headers">>, <<>>), Sound},
+     %% by the alternate exchange
+     {cycle_unbounded, warning, <<"work">>,
+      (Kept(<<"direct">>, <<"other">>))#{
+        exchanges := [(exchange(<<"dlx">>, <<"direct">>))
+                      #{<<"arguments">> := #{<<"alternate-exchange">> => <<"last">>}},
+                      exchange(<<"last">>, <<"fanout">>)],
+        bindings := [binding(<<"last">>, <<"pause">>, <<>>)]}, Sound},
+     {dlx_unroutable, error, <<"pause">>,
+      (Kept(<<"topic">>, <<"work">>))#{queues := [queue(<<"work">>, #{<<"x-dead-letter-exchange">> => <<"dlx">>,
+                                                       <<"x-dead-letter-routing-key">> => <<"gone">>}),
+                                   queue(<<"pause">>, #{<<"x-dead-letter-exchange">> => <<>>,
+                                                        <<"x-message-ttl">> => 1000})],
+                                bindings := [binding(<<"dlx">>, <<"pause">>, <<"gone">>)]},
+      Kept(<<"topic">>, <<"#">>)},
      %% a delayed exchange that retries goes by no binding, and not for ever
      {cycle_unbounded, warning, <<"work">>,
       #{queues => [Keyed], exchanges => [Delayed(#{})],
@@ -195,14 +279,6 @@ cases() ->
       #{queues => [Work, Parked],
         exchanges => [Delayed(Retry#{<<"x-delay-retry-parking-exchange">> => <<>>,
                                      <<"x-delay-retry-parking-routing-key">> => <<"parked">>})]}},
-     %% what is parked is looked at too
-     {parking_unwatched, info, <<"parked">>,
-      #{queues => [Work, queue(<<"parked">>, #{})],
-        exchanges => [Delayed(Retry#{<<"x-delay-retry-parking-exchange">> => <<>>,
-                                     <<"x-delay-retry-parking-routing-key">> => <<"parked">>})]},
-      #{queues => [Work, Parked],
-        exchanges => [Delayed(Retry#{<<"x-delay-retry-parking-exchange">> => <<>>,
-                                     <<"x-delay-retry-parking-routing-key">> => <<"parked">>})]}},
      {at_most_once, warning, <<"work">>, WithQueue(QuorumDlx(#{})), WithQueue(QuorumDlx(AtLeastOnce))},
      {at_most_once, warning, <<"work">>,
       Sound#{policies => [policy(<<"ha">>, <<"work">>, #{<<"ha-mode">> => <<"all">>})]}, Sound},
@@ -216,7 +292,33 @@ cases() ->
       #{queues => [Quorum(#{})]}},
      {delivery_limit_without_dlx, warning, <<"work">>, #{queues => [Quorum(#{})], version => <<"4.0.5">>},
       #{queues => [Quorum(#{<<"x-delivery-limit">> => -1})], version => <<"4.0.5">>}},
-     {parking_unwatched, info, <<"parked">>, Sound#{queues := [Keyed, queue(<<"parked">>, #{})]}, Sound},
+     {parking_unwatched, warning, <<"parked">>, Unwatched(Sound),
+      (Unwatched(Sound))#{figures := #{<<"parked">> => {0, 9999}}}},
+     {parking_unwatched, warning, <<"parked">>, Unwatched(Sound),
+      (Unwatched(Sound))#{figures := #{<<"parked">> => {1, 10000}}}},
+     %% what is parked by a delayed exchange that retries is looked at too, work that is published to an
+     %% exchange is not
+     {parking_unwatched, warning, <<"parked">>,
+      Unwatched(#{queues => [Work],
+                  exchanges => [Delayed(Retry#{<<"x-delay-retry-parking-exchange">> => <<>>,
+                                               <<"x-delay-retry-parking-routing-key">> => <<"parked">>})]}),
+      (Unwatched(Sound))#{bindings := [ToParked, binding(<<"amq.topic">>, <<"parked">>, <<"k">>)]}},
+     %% nor what comes by a delay alone
+     {parking_unwatched, warning, <<"parked">>, Unwatched(Sound),
+      Unwatched(#{queues => [Delay(#{<<"x-message-ttl">> => 1000})]})},
+     {policy_key_as_argument, error, <<"work">>,
+      #{queues => [queue(<<"work">>, #{<<"dead-letter-exchange">> => <<>>,
+                                       <<"dead-letter-routing-key">> => <<"parked">>}), Parked]},
+      #{queues => [queue(<<"work">>, #{<<"dead-letter-exchange">> => <<>>,
+                                       <<"x-dead-letter-exchange">> => <<>>,
+                                       <<"x-dead-letter-routing-key">> => <<"parked">>}), Parked]}},
+     {argument_as_policy_key, error, <<"dl">>,
+      #{queues => [queue(<<"work">>, #{}), Parked],
+        policies => [policy(<<"dl">>, <<"^work$">>, #{<<"x-dead-letter-exchange">> => <<>>,
+                                                      <<"dead-letter-routing-key">> => <<"parked">>})]},
+      #{queues => [queue(<<"work">>, #{}), Parked],
+        policies => [policy(<<"dl">>, <<"^work$">>, #{<<"dead-letter-exchange">> => <<>>,
+                                                      <<"dead-letter-routing-key">> => <<"parked">>})]}},
      {x_death_growth, info, <<"q0">>, #{queues => ring(8)}, #{queues => ring(7)}},
      {priority_ttl, warning, <<"delay">>,
       #{queues => [Delay(#{<<"x-message-ttl">> => 1000, <<"x-max-priority">> => 5}), Parked]},
@@ -233,19 +335,19 @@ cases() ->
         policies => [(policy(<<"a">>, <<"^w">>, #{<<"max-length">> => 10}))#{<<"priority">> := 1},
                      policy(<<"b">>, <<"k$">>, #{<<"max-length">> => 20})]}},
      {policy_shadowed, error, <<"limits">>,
-      #{queues => [queue(<<"work">>, #{}), Parked],
+      #{queues => [queue(<<"work">>, #{}), Parked], bindings => [FromFanout],
         policies => [(policy(<<"limits">>, <<"work">>, #{<<"max-length">> => 9}))#{<<"priority">> := 1},
                      policy(<<"dl">>, <<".*">>, #{<<"dead-letter-exchange">> => <<"amq.fanout">>})]},
-      #{queues => [queue(<<"work">>, #{}), Parked],
+      #{queues => [queue(<<"work">>, #{}), Parked], bindings => [FromFanout],
         policies => [(policy(<<"limits">>, <<"work">>,
                              #{<<"max-length">> => 9, <<"dead-letter-exchange">> => <<"amq.fanout">>}))
                      #{<<"priority">> := 1},
                      policy(<<"dl">>, <<".*">>, #{<<"dead-letter-exchange">> => <<"amq.fanout">>})]}},
      {policy_not_applicable, error, <<"dl">>,
-      #{queues => [queue(<<"work">>, #{})],
+      #{queues => [queue(<<"work">>, #{}), Parked], bindings => [FromFanout],
         policies => [policy(<<"dl">>, <<"work">>, #{<<"dead-letter-exchange">> => <<"amq.fanout">>,
                                                     <<"delivery-limit">> => 3})]},
-      #{queues => [queue(<<"work">>, #{})],
+      #{queues => [queue(<<"work">>, #{}), Parked], bindings => [FromFanout],
         policies => [policy(<<"dl">>, <<"work">>, #{<<"dead-letter-exchange">> => <<"amq.fanout">>})]}},
      {argument_over_policy, info, <<"dl">>,
       Sound#{policies => [policy(<<"dl">>, <<"work">>, #{<<"dead-letter-exchange">> => <<"x">>})]},
@@ -334,8 +436,21 @@ definitions(Case) ->
                            || #{<<"name">> := Name} = Policy <- maps:get(operator, Case, [])]}.
 
 found(Case) ->
-    {ok, Topology} = rabbit_delay_topology:of_definitions(definitions(Case), <<"/">>),
-    rabbit_delay_doctor:check(Topology).
+    rabbit_delay_doctor:check(topology(definitions(Case), maps:get(figures, Case, #{}))).
+
+%% As if they came from a broker with so many {consumers, messages} in queues.
+topology(Definitions, Figures) ->
+    {ok, #{vhosts := #{<<"/">> := #{queues := Queues} = Objects}} = Topology} =
+        rabbit_delay_topology:of_definitions(Definitions, <<"/">>),
+    Topology#{vhosts := #{<<"/">> => Objects#{
+        queues := maps:map(fun (Name, Q) ->
+                                   case Figures of
+                                       #{Name := {Consumers, Messages}} ->
+                                           Q#{consumers := Consumers, messages := Messages};
+                                       _ ->
+                                           Q
+                                   end
+                           end, Queues)}}}.
 
 by_rule(Rule, Findings) -> [{S, Name} || #{rule := R, severity := S, name := Name} <- Findings, R =:= Rule].
 
