@@ -39,7 +39,10 @@ max_delay_ms() ->
 
 -spec max_delay_ms(rabbit_framing:amqp_table()) -> pos_integer().
 max_delay_ms(Args) ->
-    argument(<<"x-delay-max">>, Args, max_delay_ms()).
+    case argument(<<"x-delay-max">>, Args, none) of
+        none -> max_delay_ms();
+        Value -> {ok, Ms} = milliseconds(Value), Ms
+    end.
 
 %% What happens to a message whose delay cannot be used: reject (a channel error), nack (its publisher
 %% gets one, for this message alone), or route_now.
@@ -55,7 +58,7 @@ unusable_delay(Args) ->
 %% The largest message that can be delayed, bytes as stored (its properties included).
 -spec max_message_size() -> pos_integer().
 max_message_size() ->
-    env(max_message_size, 128 * ?MIB).
+    bytes(max_message_size, 128 * ?MIB).
 
 %% How many released messages may await their target queues' confirms, per exchange.
 -spec in_flight_messages(rabbit_framing:amqp_table()) -> pos_integer().
@@ -64,23 +67,23 @@ in_flight_messages(Args) ->
 
 -spec in_flight_bytes() -> pos_integer().
 in_flight_bytes() ->
-    env(in_flight_bytes, 32 * ?MIB).
+    bytes(in_flight_bytes, 32 * ?MIB).
 
 -spec wal_size() -> pos_integer().
 wal_size() ->
-    env(wal_size, 64 * ?MIB).
+    bytes(wal_size, 64 * ?MIB).
 
 %% A snapshot is taken after so many messages or bytes, whichever comes first.
 -spec snapshot_interval() -> {Messages :: pos_integer(), Bytes :: pos_integer()}.
 snapshot_interval() ->
-    {env(snapshot_interval_messages, 100000), env(snapshot_interval_bytes, 32 * ?MIB)}.
+    {env(snapshot_interval_messages, 100000), bytes(snapshot_interval_bytes, 32 * ?MIB)}.
 
 %% With less free space than this, bytes, delayed messages are refused. Never less than what is
 %% already under way may take: Ra's segment writer does not notice a full disk, and deletes the WAL
 %% file whose entries it has failed to write.
 -spec disk_free_limit() -> pos_integer().
 disk_free_limit() ->
-    max(env(disk_free_limit, 0), 2 * wal_size() + 4 * ?MIB).
+    max(bytes(disk_free_limit, 0), 2 * wal_size() + 4 * ?MIB).
 
 %% How many bytes of a delay queue's batches may be under way to the log.
 -spec appending_bytes() -> pos_integer().
@@ -126,7 +129,7 @@ arguments() ->
 -spec validate(rabbit_framing:amqp_table()) -> ok | {error, Format :: string(), [term()]}.
 validate(Args) ->
     first_error(
-      [integer_argument(<<"x-delay-max">>, Args, 1, ?MAX_DELAY_LIMIT_MS),
+      [max_delay_argument(<<"x-delay-max">>, Args),
        integer_argument(<<"x-delay-in-flight">>, Args, 1, ?IN_FLIGHT_LIMIT),
        case rabbit_misc:table_lookup(Args, <<"x-delay-unusable">>) of
            undefined -> ok;
@@ -137,6 +140,24 @@ validate(Args) ->
                           "not ~p", [Other]}
        end,
        rabbit_delay_policy:validate_arguments(Args)]).
+
+max_delay_argument(Name, Args) ->
+    case rabbit_misc:table_lookup(Args, Name) of
+        undefined ->
+            ok;
+        {_, Value} ->
+            case milliseconds(Value) of
+                {ok, Ms} when Ms >= 1, Ms =< ?MAX_DELAY_LIMIT_MS ->
+                    ok;
+                _ ->
+                    {error, "~s must be a time from 1 to ~b ms (such as 30s, 10m or 2h), not ~0tP",
+                     [Name, ?MAX_DELAY_LIMIT_MS, Value, 10]}
+            end
+    end.
+
+milliseconds(Ms) when is_integer(Ms) -> {ok, Ms};
+milliseconds(Text) when is_binary(Text) -> rabbit_delay_notation:interval(Text);
+milliseconds(_) -> error.
 
 integer_argument(Name, Args, Min, Max) ->
     case rabbit_misc:table_lookup(Args, Name) of
@@ -156,6 +177,16 @@ argument(Name, Args, Default) ->
     case rabbit_misc:table_lookup(Args, Name) of
         {_, Value} -> Value;
         undefined -> Default
+    end.
+
+%% The broker's reader of rabbitmq.conf knows KB, MB and GB, and leaves kB to us.
+bytes(Key, Default) ->
+    case env(Key, Default) of
+        N when is_integer(N) ->
+            N;
+        Text ->
+            {ok, N} = rabbit_delay_notation:size(list_to_binary(Text)),
+            N
     end.
 
 env(Key, Default) ->

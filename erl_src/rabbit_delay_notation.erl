@@ -1,10 +1,10 @@
 %% SPDX-License-Identifier: MPL-2.0
 
-%% Numbers and spans of time as people write them, in each form in which the plugin takes them. Pure
+%% Numbers, spans of time and sizes as people write them, the same wherever the plugin takes them. Pure
 %% functions; the words in which something is refused are the caller's.
 -module(rabbit_delay_notation).
 
--export([number/1, offset/1, interval/1]).
+-export([number/1, offset/1, interval/1, size/1]).
 
 %% A number as integer_to_binary/1 writes it, not negative.
 -spec number(binary()) -> {ok, non_neg_integer()} | error.
@@ -23,25 +23,40 @@ number(Word) when byte_size(Word) =< 20 ->
 number(_) ->
     error.
 
-%% In ms, as operators say how far from now or how much later: with a sign or without, and a unit (ms,
-%% s, m, h, d, w; ms if there is none).
+%% In ms, as operators say how far from now or how much later: an interval, with a sign or without.
 -spec offset(binary()) -> {ok, integer()} | error.
 offset(Word) ->
-    case re:run(Word, "^([+-]?)([0-9]{1,15})(ms|s|m|h|d|w|)$",
-                [dollar_endonly, {capture, all_but_first, binary}]) of
+    case re:run(Word, "^\\s*([+-]?)([0-9]{1,15})\\s*(ms|s|m|h|d|w|)\\s*$", [{capture, all_but_first, binary}]) of
         {match, [<<"-">>, Digits, Unit]} -> {ok, -ms(Digits, Unit)};
         {match, [_, Digits, Unit]} -> {ok, ms(Digits, Unit)};
         nomatch -> error
     end.
 
-%% In ms, as an exchange's arguments and policies have it: with blanks around it and before its unit or
-%% without, no sign and no weeks.
+%% In ms: digits and a unit (ms, s, m, h, d, w; ms if there is none), with blanks around them or without.
 -spec interval(binary()) -> {ok, non_neg_integer()} | error.
 interval(Text) ->
-    case re:run(Text, "^\\s*([0-9]{1,15})\\s*(ms|s|m|h|d|)\\s*$", [{capture, [1, 2], binary}]) of
+    case re:run(Text, "^\\s*([0-9]{1,15})\\s*(ms|s|m|h|d|w|)\\s*$", [{capture, [1, 2], binary}]) of
         {match, [Digits, Unit]} -> {ok, ms(Digits, Unit)};
         nomatch -> error
     end.
+
+%% In bytes: digits and a unit (kB, MB, GB, TB, in either case and with or without its B; 1024 times as
+%% much each; bytes if there is none).
+-spec size(binary()) -> {ok, non_neg_integer()} | error.
+size(Text) ->
+    case re:run(Text, "^\\s*([0-9]{1,15})\\s*([kmgt]?)(?:(?<=[a-z])i)?b?\\s*$",
+                [caseless, {capture, [1, 2], binary}]) of
+        {match, [Digits, Unit]} ->
+            {ok, binary_to_integer(Digits) bsl (10 * thousands(string:lowercase(Unit)))};
+        nomatch ->
+            error
+    end.
+
+thousands(<<>>) -> 0;
+thousands(<<"k">>) -> 1;
+thousands(<<"m">>) -> 2;
+thousands(<<"g">>) -> 3;
+thousands(<<"t">>) -> 4.
 
 ms(Digits, Unit) ->
     binary_to_integer(Digits) * unit(Unit).

@@ -5,9 +5,13 @@
 %% Pure functions; explain/2 also runs in rabbitmqctl, on headers from a file.
 -module(rabbit_delay_deaths).
 
--export([plain/1, history/1, last/1, first/1, first_key/2, redrives/1, explain/2, redriven/4, uncounted/1]).
+-export([reasons/0, plain/1, history/1, last/1, first/1, first_key/2, redrives/1, explain/2, redriven/4, uncounted/1]).
 
 -export_type([headers/0, death/0]).
+
+%% Why messages die, as brokers write it.
+-spec reasons() -> [binary()].
+reasons() -> [<<"rejected">>, <<"expired">>, <<"maxlen">>, <<"delivery_limit">>].
 
 %% Headers without AMQP's types, as JSON has them.
 -type headers() :: #{binary() => term()}.

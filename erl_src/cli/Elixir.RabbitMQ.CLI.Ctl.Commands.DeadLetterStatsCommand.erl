@@ -55,7 +55,7 @@ run([Queue], #{node := Node, vhost := VHost, limit := Limit, timeout := Timeout}
                                                "Looking took too long: there are more.\n"),
             [[{Name, text(Value)} || {Name, Value} <- Row] || Row <- Rows];
         {badrpc, _} = Failed -> {error, Failed};
-        {error, {_, Why}} -> {error, Why}
+        {error, Failure} -> rabbit_delay_cli:failure(Failure)
     end.
 
 text(Name) when is_binary(Name) -> rabbit_delay_text:escaped(Name);

@@ -17,13 +17,20 @@
                   {type, "the type by which it routes"},
                   {messages_delayed, "how many messages wait"},
                   {bytes_delayed, "their size as stored"},
-                  {next_due, "when the next is due, ms since the epoch; empty if none"},
+                  {next_due, "when the next is due (ms since the epoch for programs); empty if none"},
                   {overdue, "how many should have been released, and are not in flight"},
                   {in_flight, "released, not yet confirmed by their queues"},
                   {waiting, "due, waiting for queues that do not take them for now"},
                   {stuck_queues, "how many queues those are"},
                   {publish_rate, "messages taken a second"},
                   {release_rate, "messages released a second"},
+                  {released, "taken by their queues since the node started"},
+                  {cancelled, "cancelled since then, by keys or by operators"},
+                  {unroutable, "due since then, and no queue was bound for them"},
+                  {dead_lettered, "sent to delay-dead-letter-exchange since then"},
+                  {expired, "dropped since then as overdue (delay-overdue)"},
+                  {overflowed, "dropped since then by drop-latest-due"},
+                  {dropped, "since then neither taken nor kept, of those whose sender awaits no confirm"},
                   {unreadable, "whose record cannot be read now; tried again"},
                   {paused, "whether releasing is held back (pause_delayed_exchange)"}]).
 
@@ -64,9 +71,16 @@ validate(Args, _Options) ->
     end.
 
 -spec run([binary()], options()) -> term().
-run(Args, #{node := Node, vhost := VHost, timeout := Timeout}) ->
-    rpc:call(Node, rabbit_delay_exchange, list, [VHost, ?INFO_KEYS:prepare_info_keys(Args)],
-             Timeout).
+run(Args, #{node := Node, vhost := VHost, timeout := Timeout} = Options) ->
+    case rpc:call(Node, rabbit_delay_exchange, list, [VHost, ?INFO_KEYS:prepare_info_keys(Args)],
+                  Timeout) of
+        Rows when is_list(Rows) -> [times(Row, Options) || Row <- Rows];
+        Failure -> Failure
+    end.
+
+times(Row, Options) ->
+    Shown = rabbit_delay_cli:times(maps:from_list(Row), Options),
+    [{Column, maps:get(Column, Shown)} || {Column, _} <- Row].
 
 -spec output(term(), options()) -> term().
 output(Result, _Options) -> ?DEFAULT_OUTPUT:output(Result).

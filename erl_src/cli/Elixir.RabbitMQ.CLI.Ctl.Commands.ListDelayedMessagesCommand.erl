@@ -14,7 +14,8 @@
 -define(STREAM, 'Elixir.Stream').
 
 -define(COLUMNS, [{id, "names the message within its exchange"},
-                  {due, "when it is due, ms since the epoch"},
+                  {due, "when it is due; ms since the epoch for programs (--formatter json)"},
+                  {due_utc, "the same in UTC"},
                   {size, "bytes as stored"},
                   {key, "its x-delay-key, or else its message_id"},
                   {routing_key, "the first, if there are several"},
@@ -105,7 +106,7 @@ run([Exchange | Words], Options) ->
 
 wanted(Columns, #{body_bytes := Bytes}) ->
     Body = [payload, payload_encoding, truncated],
-    Content = Columns -- [id, due, size, cursor],
+    Content = Columns -- [id, due, due_utc, size, cursor],
     maps:from_list([{cursors, true} || lists:member(cursor, Columns)] ++
                    [{content, true} || Content =/= []] ++
                    [{body, Bytes} || Columns -- Body =/= Columns]).
@@ -134,10 +135,15 @@ next({page, [], Cursor, Left}, _, Fetch, _) ->
 next({page, Items, Cursor, Left}, Columns, _, Options) ->
     {[row(Item, Columns, Options) || Item <- Items], {page, [], Cursor, Left}}.
 
-row(Item0, Columns, Options) ->
+row(Item00, Columns, Options) ->
+    Item0 = case lists:member(due_utc, Columns) of
+                true -> Item00#{due_utc => rabbit_delay_time:utc(maps:get(due, Item00))};
+                false -> Item00
+            end,
     Item = case rabbit_delay_cli:is_json(Options) of
                true -> rabbit_delay_cli:json(Item0);
-               false -> maps:map(fun (_, Value) -> rabbit_delay_cli:text(Value) end, Item0)
+               false -> maps:map(fun (_, Value) -> rabbit_delay_cli:text(Value) end,
+                                 rabbit_delay_cli:times(Item0, Options))
            end,
     [{Column, maps:get(Column, Item, <<>>)} || Column <- Columns].
 

@@ -18,14 +18,14 @@
 switches() ->
     [{to_queue, string}, {to_exchange, string}, {routing_key, string},
      {to_original_exchange, boolean}, {reason, string}, {origin, string}, {header, string},
-     {older_than, integer}, {newer_than, integer}, {limit, integer}, {rate, integer},
+     {older_than, string}, {newer_than, string}, {limit, integer}, {rate, integer},
      {keep_x_death, boolean}].
 
 -spec usage() -> binary().
 usage() ->
     <<"redrive_dead_letters [--vhost <vhost>] [--to-queue <queue> | --to-exchange <exchange> "
       "[--routing-key <key>] | --to-original-exchange] [--reason <reason>] [--origin <queue>] "
-      "[--header <name>=<value>] [--older-than <s>] [--newer-than <s>] [--limit <n>] [--rate <n>] "
+      "[--header <name>=<value>] [--older-than <age>] [--newer-than <age>] [--limit <n>] [--rate <n>] "
       "[--keep-x-death] [--dry-run] [--formatter json] <queue>">>.
 
 -spec usage_additional() -> [[binary()]].
@@ -34,12 +34,12 @@ usage_additional() ->
      [<<"--to-queue">>, <<"to this queue">>],
      [<<"--to-exchange">>, <<"to this exchange, with --routing-key or the first key it had">>],
      [<<"--to-original-exchange">>, <<"to the exchange that it was published to, with its key">>],
-     [<<"--reason">>, <<"only those that died last for it: rejected, expired, maxlen, "
+     [<<"--reason">>, <<"only those that died last for it: rejected, expired, maxlen or "
                         "delivery_limit">>],
      [<<"--origin">>, <<"only those that died last in this queue">>],
      [<<"--header">>, <<"only those with this header">>],
-     [<<"--older-than, --newer-than">>, <<"only those that died last more, or no more, than so many "
-                                          "seconds ago">>],
+     [<<"--older-than, --newer-than">>, <<"only those that died last longer, or no longer, than this "
+                                          "ago: 90s, 10m, 2h, 3d (a plain number: seconds)">>],
      [<<"--limit">>, <<"move no more than so many">>],
      [<<"--rate">>, <<"move no more than so many a second">>],
      [<<"--keep-x-death">>, <<"leave the history in the message; otherwise it is taken off">>],
@@ -70,6 +70,38 @@ validate([_], Options) ->
             bad(<<"--routing-key goes with --to-exchange">>);
         _ when Positive =/= [] ->
             bad(<<"--limit and --rate are positive">>);
+        #{reason := Reason} ->
+            case lists:member(Reason, rabbit_delay_deaths:reasons()) of
+                true ->
+                    ages(Options);
+                false ->
+                    bad(iolist_to_binary(["--reason is one of ",
+                                          lists:join(", ", rabbit_delay_deaths:reasons()), ", not '",
+                                          rabbit_delay_text:escaped(Reason), "'"]))
+            end;
+        _ ->
+            ages(Options)
+    end;
+validate([], _) -> {validation_failure, not_enough_args};
+validate(_, _) -> {validation_failure, too_many_args}.
+
+ages(Options) ->
+    case [Key || Key <- [older_than, newer_than], Age <- [maps:get(Key, Options, <<"0">>)],
+                 seconds(Age) =:= error] of
+        [] -> header(Options);
+        _ -> bad(<<"--older-than and --newer-than are spans of time such as 90s, 10m, 2h or 3d">>)
+    end.
+
+%% A plain number is in seconds here.
+seconds(Age) ->
+    case {rabbit_delay_notation:number(Age), rabbit_delay_notation:interval(Age)} of
+        {{ok, Seconds}, _} -> {ok, Seconds};
+        {error, {ok, Ms}} -> {ok, Ms div 1000};
+        _ -> error
+    end.
+
+header(Options) ->
+    case Options of
         #{header := Header} ->
             case binary:split(Header, <<"=">>) of
                 [_, _] -> ok;
@@ -77,9 +109,7 @@ validate([_], Options) ->
             end;
         _ ->
             ok
-    end;
-validate([], _) -> {validation_failure, not_enough_args};
-validate(_, _) -> {validation_failure, too_many_args}.
+    end.
 
 bad(Why) -> {validation_failure, {bad_argument, Why}}.
 
@@ -101,7 +131,9 @@ request(Queue, #{vhost := VHost, preview := Preview} = Options) ->
              #{to_original_exchange := true} -> original_exchange;
              _ -> origin
          end,
-    Filters0 = maps:with([reason, origin, older_than, newer_than], Options),
+    Ages = maps:map(fun (_, Age) -> {ok, Seconds} = seconds(Age), Seconds end,
+                    maps:with([older_than, newer_than], Options)),
+    Filters0 = maps:merge(maps:with([reason, origin], Options), Ages),
     Filters = case Options of
                   #{header := Header} ->
                       [Name, Value] = binary:split(Header, <<"=">>),
@@ -126,7 +158,7 @@ await(Pid, Monitor, Shown, Began) ->
         {redrive, Pid, done, Result} ->
             _ = Shown andalso io:put_chars(standard_error, "\r\e[K"),
             case Result of
-                {error, {_, Why}} -> {error, Why};
+                {error, Failure} -> rabbit_delay_cli:failure(Failure);
                 _ -> Result
             end;
         {'DOWN', Monitor, process, _, Reason} ->

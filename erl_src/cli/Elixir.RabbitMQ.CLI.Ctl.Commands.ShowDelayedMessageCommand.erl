@@ -62,11 +62,16 @@ output({item, Item}, Options) ->
         true ->
             ?DEFAULT_OUTPUT:output(rabbit_delay_cli:json(Item), Options);
         false ->
+            Shown = case Item of
+                        #{due := Due} -> (rabbit_delay_cli:times(Item, Options))
+                                             #{due_utc => rabbit_delay_time:utc(Due)};
+                        _ -> Item
+                    end,
             Lines = [[atom_to_binary(Name, utf8), ": ", rabbit_delay_cli:text(Value)]
-                     || Name <- [id, due, size, exchange, routing_key, routing_keys, properties,
+                     || Name <- [id, due, due_utc, size, exchange, routing_key, routing_keys, properties,
                                  headers, payload_bytes, payload_encoding, truncated, payload,
                                  damaged],
-                        {ok, Value} <- [maps:find(Name, Item)]],
+                        {ok, Value} <- [maps:find(Name, Shown)]],
             ?DEFAULT_OUTPUT:output(iolist_to_binary(lists:join($\n, Lines)), Options)
     end;
 output(Result, Options) ->

@@ -5,7 +5,7 @@
 -module(rabbit_delay_cli).
 
 -export([selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/1, check_selection/3,
-         check_filter/1, filter/1, resource/2, call/4, switch/3, change/3, text/1, json/1, is_json/1]).
+         check_filter/1, filter/1, resource/2, call/4, failure/1, switch/3, change/3, text/1, times/2, json/1, is_json/1]).
 
 -export_type([options/0, result/0]).
 
@@ -27,8 +27,9 @@ selecting_switches() ->
 selecting_usage() ->
     [[<<"<exchange>">>, <<"a delayed message exchange">>],
      [<<"--due-from <time>, --due-to <time>">>,
-      <<"those due in this range, both included: ms since the epoch, 2027-01-31T12:00:00Z, or an "
-        "offset from now (+90m, -1h; ms, s, m, h, d, w)">>],
+      <<"those due in this range, both included: 2027-01-31 12:00:00 (this machine's time zone), "
+        "2027-01-31T12:00:00Z, an offset from now (+90m, -1h; ms, s, m, h, d, w), or ms since the "
+        "epoch">>],
      [<<"--key <key>">>, <<"those with this x-delay-key, or message_id if they have none">>],
      [<<"--routing-key <key>">>, <<"those published with this routing key (or a copy by CC)">>],
      [<<"--published-to <exchange>">>,
@@ -110,12 +111,16 @@ resource(Exchange, #{vhost := VHost}) ->
 -spec call(options(), atom(), [term()], fun((term()) -> result())) -> result().
 call(#{node := Node, timeout := Timeout}, Function, Args, Then) ->
     case rpc:call(Node, rabbit_delay_pending, Function, Args, Timeout) of
-        {error, {bad_request, Why}} -> {error, ?EXIT_USAGE, Why};
-        {error, {not_found, Why}} -> {error, ?EXIT_DATA, Why};
-        {error, {unavailable, Why}} -> {error, ?EXIT_UNAVAILABLE, Why};
+        {error, Failure} -> failure(Failure);
         {badrpc, _} = Failure -> Failure;
         Result -> Then(Result)
     end.
+
+%% The exit code and the words of what the broker refused (docs/operating.md has the table).
+-spec failure({Kind :: atom(), Why :: binary()}) -> {error, integer(), binary()}.
+failure({bad_request, Why}) -> {error, ?EXIT_USAGE, Why};
+failure({unavailable, Why}) -> {error, ?EXIT_UNAVAILABLE, Why};
+failure({_, Why}) -> {error, ?EXIT_DATA, Why}.
 
 %% Pauses or resumes an exchange.
 -spec switch(pause | resume, [binary()], options()) -> result().
@@ -227,6 +232,17 @@ safe(Value) ->
 -spec is_json(options()) -> boolean().
 is_json(#{formatter := <<"json">>}) -> true;
 is_json(_) -> false.
+
+%% Of what is shown to people, times (due, next_due) as they read them; programs get ms.
+-spec times(#{atom() => term()}, options()) -> #{atom() => term()}.
+times(Item, #{formatter := Formatter}) when Formatter =/= <<"pretty_table">>, Formatter =/= <<"table">> ->
+    Item;
+times(Item, _) ->
+    maps:map(fun (Key, Ms) when Key =:= due orelse Key =:= next_due, is_integer(Ms) ->
+                     rabbit_delay_time:shown(Ms, now_ms());
+                 (_, Value) ->
+                     Value
+             end, Item).
 
 %% A value of an item, for people: one line, and nothing that a terminal would act on.
 -spec text(term()) -> binary().

@@ -200,7 +200,7 @@ request(Json) ->
         {ok, Words} ->
             rabbit_delay_http:all(
               [{to, to(Words)},
-               {reason, optional(reason, fun is_text/1, Words)},
+               {reason, optional(reason, fun is_reason/1, Words)},
                {origin, optional(origin, fun is_text/1, Words)},
                {header, header(Words)},
                {targets, optional(targets, fun is_texts/1, Words)},
@@ -214,6 +214,8 @@ request(Json) ->
         Error ->
             Error
     end.
+
+is_reason(Reason) -> lists:member(Reason, rabbit_delay_deaths:reasons()).
 
 to(Words) ->
     case maps:with([to_queue, to_exchange, to_original_exchange], Words) of

@@ -312,7 +312,9 @@ answered(Correlation, Reply, #state{changes = Changes0} = State) ->
             State
     end.
 
-changed({ok, Changed}, From, InFlight, Change, State) ->
+changed({ok, Changed}, From, InFlight, Change, #state{counters = Counters} = State) ->
+    _ = is_tuple(Change) andalso element(1, Change) =:= cancel
+        andalso rabbit_delay_counters:add(Counters, cancelled, Changed),
     gen_server:reply(From, {ok, Changed, InFlight}),
     moved(Change, State);
 changed(ok, From, _, Change, #state{exchange = XName} = State) ->

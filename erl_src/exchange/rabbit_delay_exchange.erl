@@ -501,7 +501,13 @@ list_item(overdue, _, XName, Stat) -> rabbit_delay_registry:overdue(XName, Stat)
 list_item(unreadable, _, _, Stat) -> maps:get(unreadable, Stat, 0);
 list_item(paused, _, XName, _) -> rabbit_delay_registry:is_paused(XName);
 list_item(publish_rate, _, XName, _) -> rate(published, XName);
-list_item(release_rate, _, XName, _) -> rate(released, XName).
+list_item(release_rate, _, XName, _) -> rate(released, XName);
+%% What became of messages since the node started: a counter's name.
+list_item(Name, _, XName, _) ->
+    case rabbit_delay_registry:known_counters(XName) of
+        undefined -> 0;
+        Counters -> rabbit_delay_counters:get(Counters, Name)
+    end.
 
 rate(Name, XName) ->
     round(rabbit_delay_statistics:rate(Name, rabbit_delay_registry:samples(XName)) * 10) / 10.

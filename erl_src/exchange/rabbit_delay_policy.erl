@@ -3,17 +3,18 @@
 %% Settings of an exchange that it has by an argument, x-NAME, or by a policy, NAME; the argument
 %% goes before the policy, as RabbitMQ has it for exchanges.
 %%
-%%   delay-default            a delay for messages that say nothing of one, ms
+%%   delay-default            a delay for messages that say nothing of one; a time, as all times here,
+%%                            is a number of ms or text (30s, 10m, 2h: rabbit_delay_notation)
 %%   delay-max-length         how many messages may be pending
 %%   delay-max-length-bytes   how many bytes may be pending, as stored: a message is taken if it
-%%                            fits
+%%                            fits; a number, or text (2kB, 10MB)
 %%   delay-overflow           what becomes of what is beyond either: "reject-publish" (the default:
 %%                            publishers get a nack) or "drop-latest-due" (it is taken, and as many as
 %%                            are too many go, those due last first)
 %%   delay-release-rate       how many messages are released in a second, at most
 %%   delay-overdue            what becomes of a message that is released too late: "deliver" (the
 %%                            default), "drop", or "dead-letter"
-%%   delay-overdue-after      from when on it is too late, ms after it was due; 0 if not given
+%%   delay-overdue-after      from when on it is too late, a time after it was due; 0 if not given
 %%   delay-retry...           how dead letters come back: rabbit_delay_retry
 %%
 %% By policy only, since nobody checks here whether whoever declares an exchange may publish there:
@@ -53,7 +54,12 @@
 -define(MAX_BYTES, 16#7fffffffffffffff).
 -define(MAX_RATE, 10000000).
 
--define(LIMITS, [<<"delay-max-length">>, <<"delay-max-length-bytes">>]).
+-define(DEFAULT, <<"delay-default">>).
+-define(OVERDUE_AFTER, <<"delay-overdue-after">>).
+-define(TIMES, [?DEFAULT, ?OVERDUE_AFTER]).
+-define(MAX_LENGTH, <<"delay-max-length">>).
+-define(MAX_LENGTH_BYTES, <<"delay-max-length-bytes">>).
+-define(LIMITS, [?MAX_LENGTH, ?MAX_LENGTH_BYTES]).
 
 -define(OVERFLOW, <<"delay-overflow">>).
 
@@ -63,8 +69,7 @@
 
 -spec names() -> [binary()].
 names() ->
-    [<<"delay-default">>, <<"delay-release-rate">>, <<"delay-overdue">>,
-     <<"delay-overdue-after">>, ?OVERFLOW | ?LIMITS] ++ rabbit_delay_retry:names().
+    [?DEFAULT, <<"delay-release-rate">>, <<"delay-overdue">>, ?OVERDUE_AFTER, ?OVERFLOW | ?LIMITS] ++ rabbit_delay_retry:names().
 
 by_policy_only() -> [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY, ?KEYS_FROM].
 
@@ -88,9 +93,13 @@ validate_policy(Terms) ->
               ++ [rabbit_delay_retry:check_together(
                     maps:from_list([{Name, {Name, Value}} || {Name, Value} <- Terms]))]).
 
--spec merge_policy_value(binary(), Value, Value) -> Value when Value :: non_neg_integer().
-merge_policy_value(_, Value, OperatorValue) ->
-    min(Value, OperatorValue).
+-spec merge_policy_value(binary(), Value, Value) -> Value when Value :: non_neg_integer() | binary().
+merge_policy_value(Name, Value, OperatorValue) ->
+    case {understood(Name, Value), understood(Name, OperatorValue)} of
+        {{ok, N}, {ok, M}} when N < M -> Value;
+        {_, error} -> Value;
+        _ -> OperatorValue
+    end.
 
 -spec arguments() -> [binary()].
 arguments() -> [argument(Name) || Name <- names()].
@@ -116,11 +125,11 @@ validated([Error | _]) -> Error.
 
 argument(Name) -> <<"x-", Name/binary>>.
 
-check(<<"delay-default">>, Shown, Value) -> integer(Shown, Value, 1, ?MAX_DELAY_MS);
-check(<<"delay-max-length">>, Shown, Value) -> integer(Shown, Value, 0, ?MAX_MESSAGES);
-check(<<"delay-max-length-bytes">>, Shown, Value) -> integer(Shown, Value, 0, ?MAX_BYTES);
-check(<<"delay-release-rate">>, Shown, Value) -> integer(Shown, Value, 1, ?MAX_RATE);
-check(<<"delay-overdue-after">>, Shown, Value) -> integer(Shown, Value, 0, ?MAX_DELAY_MS);
+check(?DEFAULT, Shown, Value) -> number(?DEFAULT, Shown, Value, 1, ?MAX_DELAY_MS);
+check(?MAX_LENGTH, Shown, Value) -> number(?MAX_LENGTH, Shown, Value, 0, ?MAX_MESSAGES);
+check(?MAX_LENGTH_BYTES, Shown, Value) -> number(?MAX_LENGTH_BYTES, Shown, Value, 0, ?MAX_BYTES);
+check(<<"delay-release-rate">> = Name, Shown, Value) -> number(Name, Shown, Value, 1, ?MAX_RATE);
+check(?OVERDUE_AFTER, Shown, Value) -> number(?OVERDUE_AFTER, Shown, Value, 0, ?MAX_DELAY_MS);
 check(?OVERFLOW, _, <<"reject-publish">>) -> ok;
 check(?OVERFLOW, _, <<"drop-latest-due">>) -> ok;
 check(?OVERFLOW, Shown, Value) ->
@@ -141,9 +150,29 @@ check(Name, _, Value) when (Name =:= ?DEAD_LETTER_EXCHANGE orelse Name =:= ?DEAD
 check(_, Shown, Value) ->
     {error, "~s must be a string of at most 255 bytes, not ~p", [Shown, Value]}.
 
-integer(_, N, Min, Max) when is_integer(N), N >= Min, N =< Max -> ok;
-integer(Shown, Value, Min, Max) ->
-    {error, "~s must be an integer from ~b to ~b, not ~p", [Shown, Min, Max, Value]}.
+number(Name, Shown, Value, Min, Max) ->
+    case understood(Name, Value) of
+        {ok, N} when N >= Min, N =< Max ->
+            ok;
+        _ ->
+            {error, "~s must be ~s from ~b to ~b~s, not ~ts",
+             case lists:member(Name, ?TIMES) of
+                 true -> [Shown, "a time", Min, Max, " ms (such as 30s, 10m or 2h)", shown(Value)];
+                 false when Name =:= ?MAX_LENGTH_BYTES ->
+                     [Shown, "a size", Min, Max, " bytes (such as 2kB or 10MB)", shown(Value)];
+                 false -> [Shown, "an integer", Min, Max, "", shown(Value)]
+             end}
+    end.
+
+%% A number, or what is written of a time or a size.
+understood(_, N) when is_integer(N) -> {ok, N};
+understood(Name, Text) when is_binary(Text), (Name =:= ?DEFAULT orelse Name =:= ?OVERDUE_AFTER) ->
+    rabbit_delay_notation:interval(Text);
+understood(?MAX_LENGTH_BYTES, Text) when is_binary(Text) -> rabbit_delay_notation:size(Text);
+understood(_, _) -> error.
+
+shown(Text) when is_binary(Text) -> ["\"", rabbit_delay_text:escaped(Text), "\""];
+shown(Value) -> io_lib:format("~0tP", [Value, 10]).
 
 setting(Name, X, Default) ->
     usable(Name, rabbit_policy:get_arg(argument(Name), Name, X), Default).
@@ -153,20 +182,24 @@ usable(_, undefined, Default) ->
     Default;
 usable(Name, Value, Default) ->
     case check(Name, Name, Value) of
-        ok -> Value;
-        {error, _, _} -> Default
+        ok ->
+            case understood(Name, Value) of
+                {ok, N} -> N;
+                error -> Value
+            end;
+        {error, _, _} ->
+            Default
     end.
 
 %% ms
 -spec default_delay(rabbit_delay_broker:exchange()) -> pos_integer() | none.
 default_delay(X) ->
-    setting(<<"delay-default">>, X, none).
+    setting(?DEFAULT, X, none).
 
 -spec limits(rabbit_delay_broker:exchange()) ->
           {Messages :: non_neg_integer() | infinity, Bytes :: non_neg_integer() | infinity}.
 limits(X) ->
-    {setting(<<"delay-max-length">>, X, infinity),
-     setting(<<"delay-max-length-bytes">>, X, infinity)}.
+    {setting(?MAX_LENGTH, X, infinity), setting(?MAX_LENGTH_BYTES, X, infinity)}.
 
 -spec overflow(rabbit_delay_broker:exchange()) -> reject_publish | drop_latest_due.
 overflow(X) ->
@@ -186,11 +219,11 @@ overdue(X) ->
         <<"deliver">> ->
             deliver;
         <<"drop">> ->
-            {drop, setting(<<"delay-overdue-after">>, X, 0)};
+            {drop, setting(?OVERDUE_AFTER, X, 0)};
         <<"dead-letter">> ->
             case dead_letter_exchange(X) of
                 none -> deliver;
-                _ -> {dead_letter, setting(<<"delay-overdue-after">>, X, 0)}
+                _ -> {dead_letter, setting(?OVERDUE_AFTER, X, 0)}
             end
     end.
 

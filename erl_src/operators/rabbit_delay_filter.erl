@@ -119,7 +119,8 @@ value_text(_, Value) when is_float(Value) -> text("~p", [Value]);
 value_text(void, _) -> <<>>;
 value_text(_, _) -> not_comparable.
 
-%% A time: ms since the epoch, RFC 3339 (2027-01-31T12:00:00Z), or an offset from now (+90m, -1h).
+%% A time: ms since the epoch, RFC 3339 (2027-01-31T12:00:00Z), without a zone that of the machine on
+%% which this runs (2027-01-31 12:00:00), or an offset from now (+90m, -1h).
 -spec time(binary() | integer(), Now :: ms()) -> {ok, ms()} | {error, Why :: binary()}.
 time(Ms, _) when is_integer(Ms) ->
     in_range(Ms, Ms);
@@ -132,18 +133,31 @@ time(Word, _) when is_binary(Word) ->
     try
         in_range(binary_to_integer(Word), Word)
     catch
-        error:badarg -> rfc3339(Word)
+        error:badarg -> written(Word)
     end;
 time(Word, _) ->
     {error, text("~ts is not a time", [shown(Word)])}.
+
+written(Word) ->
+    case rabbit_delay_time:local(Word) of
+        {ok, Ms} ->
+            in_range(Ms, Word);
+        {error, twice} ->
+            {error, text("~ts comes twice, as clocks are put back: say which with a zone, as in "
+                         "2027-01-31T12:00:00+01:00", [shown(Word)])};
+        {error, no_such_time} ->
+            {error, text("there is no ~ts in this machine's time zone", [shown(Word)])};
+        {error, not_local} ->
+            rfc3339(Word)
+    end.
 
 rfc3339(Word) ->
     try
         in_range(calendar:rfc3339_to_system_time(binary_to_list(Word), [{unit, millisecond}]), Word)
     catch
         error:_ ->
-            {error, text("~ts is not a time: ms since the epoch, 2027-01-31T12:00:00Z, or an "
-                         "offset such as +90m", [shown(Word)])}
+            {error, text("~ts is not a time: ms since the epoch, 2027-01-31 12:00:00, "
+                         "2027-01-31T12:00:00Z, or an offset such as +90m", [shown(Word)])}
     end.
 
 in_range(Ms, _) when Ms >= 0, Ms =< ?MAX_MS -> {ok, Ms};

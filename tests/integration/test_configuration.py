@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MPL-2.0
 """Keys in rabbitmq.conf: what they do, and what a wrong value does."""
 
+import re
+
 import pika
 import pika.exceptions
 import pytest
@@ -125,6 +127,8 @@ WRONG = {
         ("max_delay", "soon"), ("unusable_delay", "perhaps"), ("in_flight.messages", "many"),
         ("snapshot_interval.messages", "1.5"), ("retry_interval.min", "often")],
     "not a size": [("wal_size", "big")],
+    "a small size": [("wal_size", "1023kB"), ("max_message_size", "0kB")],
+    "no unit of ours": [("in_flight.bytes", "2XB"), ("snapshot_interval.bytes", "kB")],
     "out of range": [
         ("max_delay", "0"), ("in_flight.messages", "0"), ("in_flight.bytes", "-5"),
         ("wal_size", "12"), ("snapshot_interval.messages", "0"), ("snapshot_interval.bytes", "1"),
@@ -144,6 +148,8 @@ def test_wrong_values_stop_the_start_and_are_all_named(brokers, kind):
     with open(broker.path("log", "startup.log"), encoding="utf-8") as startup:
         said = startup.read() + broker.log()
     assert [key for key, _ in WRONG[kind] if f"delayed_message.{key}" not in said] == []
+    if kind in ("not a size", "a small size", "no unit of ours", "out of range"):
+        assert re.findall(r"must be from \d.* to \d", said)
     broker.end()
 
 
@@ -153,9 +159,13 @@ def test_units_are_understood(brokers, tmp_path):
         f"delayed_message.data_dir = {data_dir}",
         "delayed_message.max_delay = 2h",
         "delayed_message.wal_size = 8MB",
-        "delayed_message.in_flight.bytes = 1MB",
-        "delayed_message.max_message_size = 1MB",
+        "delayed_message.in_flight.bytes = 64kB",
+        "delayed_message.snapshot_interval.bytes = 64 kB",
+        "delayed_message.max_message_size = 1024KB",
         "delayed_message.disk_free_limit = 10MB"])
+    assert broker.eval("rabbit_delay_config:in_flight_bytes().") == "65536"
+    assert broker.eval("element(2, rabbit_delay_config:snapshot_interval()).") == "65536"
+    assert broker.eval("rabbit_delay_config:max_message_size().") == "1048576"
     client = Client(broker)
     exchange, queue = client.delayed_and_queue()
     code, text = client.refusal(exchange, delay=7200_001)

@@ -76,6 +76,24 @@ def test_the_argument_goes_before_the_policy(client, management, policy):
     assert client.texts(queue, 1) == ["soon"]
 
 
+def test_times_and_sizes_may_have_units(client, management, policy, clock):
+    exchange, queue = client.delayed_and_queue(arguments={
+        "x-delay-default": "30m", "x-delay-max": "2h", "x-delay-max-length-bytes": "2kB"})
+    client.publish(exchange, body=b"default")
+    assert refused(client, exchange, body=bytes(2048))
+    assert client.texts_until_marker(queue) == []
+    holds(management, exchange, 1)
+    clock(30 * MINUTE_MS)
+    assert client.texts(queue, 1) == ["default"]
+    other, elsewhere = client.delayed_and_queue()
+    assert policy(other, delay_default="1h", delay_max_length_bytes="1MB")[0] == 201
+    client.publish(other, body=b"default")
+    assert refused(client, other, body=bytes(1 << 20))
+    assert client.texts_until_marker(elsewhere) == []
+    holds(management, other, 1)
+    assert client.refusal(exchange, delay=2 * HOUR_MS + 1)[0] == 406
+
+
 def test_a_default_delay_makes_a_loop_of_dead_lettering_slow(client):
     exchange = client.delayed(arguments={"x-delay-default": 300})
     queue = client.queue((exchange, "k"), arguments={"x-dead-letter-exchange": exchange,

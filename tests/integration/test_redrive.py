@@ -444,6 +444,8 @@ def test_who_may_not_use_rabbitmqctl_may_not_use_these(broker, local, vhost):
 @pytest.mark.parametrize("arguments, code", [
     ([], 64), (["a", "b"], 64), (["q", "--limit", "0"], 65), (["q", "--header", "x"], 65),
     (["q", "--to-queue", "a", "--to-exchange", "b"], 65), (["q", "--routing-key", "a"], 65),
-    (["no such queue"], 69), (["q", "--vhost", "no such vhost"], 69), (["q", "--bad"], 64)])
+    (["q", "--reason", "foo"], 65), (["q", "--reason", ""], 65), (["q", "--older-than", "1y"], 65),
+    (["q", "--newer-than", "-1"], 65),
+    (["no such queue"], 65), (["q", "--vhost", "no such vhost"], 65), (["q", "--bad"], 64)])
 def test_wrong_use(broker, arguments, code):
     assert broker.ctl("redrive_dead_letters", *arguments, check=False).returncode == code

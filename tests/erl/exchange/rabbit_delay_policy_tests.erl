@@ -7,20 +7,20 @@
 -define(P, rabbit_delay_policy).
 
 valid() ->
-    [{<<"delay-default">>, [1, 3153600000000]},
+    [{<<"delay-default">>, [1, 3153600000000, <<"1">>, <<"30s">>, <<" 10 m">>, <<"36500d">>]},
      {<<"delay-max-length">>, [0, 4294967294]},
-     {<<"delay-max-length-bytes">>, [0, 16#7fffffffffffffff]},
+     {<<"delay-max-length-bytes">>, [0, 16#7fffffffffffffff, <<"2kB">>, <<"2MB">>, <<"0">>]},
      {<<"delay-release-rate">>, [1, 10000000]},
      {<<"delay-overdue">>, [<<"deliver">>, <<"drop">>, <<"dead-letter">>]},
-     {<<"delay-overdue-after">>, [0, 3153600000000]}].
+     {<<"delay-overdue-after">>, [0, 3153600000000, <<"1w">>]}].
 
 invalid() ->
-    [{<<"delay-default">>, [0, 3153600000001, 1.5, <<"1">>, true]},
-     {<<"delay-max-length">>, [-1, 4294967295]},
-     {<<"delay-max-length-bytes">>, [-1, 1 bsl 63]},
+    [{<<"delay-default">>, [0, 3153600000001, 1.5, <<"0s">>, <<"36501d">>, <<"soon">>, true]},
+     {<<"delay-max-length">>, [-1, 4294967295, <<"2kB">>]},
+     {<<"delay-max-length-bytes">>, [-1, 1 bsl 63, <<"8388608TB">>, <<"2s">>]},
      {<<"delay-release-rate">>, [0, 10000001]},
      {<<"delay-overdue">>, [<<"Drop">>, <<>>, 1]},
-     {<<"delay-overdue-after">>, [-1, 3153600000001]}].
+     {<<"delay-overdue-after">>, [-1, 3153600000001, <<"-1s">>, <<"2kB">>]}].
 
 pairs(List) -> [{Name, Value} || {Name, Values} <- List, Value <- Values].
 
@@ -49,6 +49,11 @@ settings_test_() ->
      ?_assertEqual(7, ?P:default_delay(Policy([{Default, 7}], X))),
      ?_assertEqual(5, ?P:default_delay(Policy([{Default, 7}], Arg(Default, 5)))),
      ?_assertEqual(none, ?P:default_delay(Policy([{Default, <<"soon">>}], X))),
+     ?_assertEqual(30000, ?P:default_delay(Policy([{Default, <<"30s">>}], X))),
+     ?_assertEqual(30000, ?P:default_delay(Arg(Default, <<"30s">>))),
+     ?_assertEqual({infinity, 2048}, ?P:limits(Arg(<<"delay-max-length-bytes">>, <<"2kB">>))),
+     ?_assertEqual({drop, 60000}, ?P:overdue(Policy([{<<"delay-overdue-after">>, <<"1m">>}],
+                                                    Arg(<<"delay-overdue">>, <<"drop">>)))),
      ?_assertEqual({infinity, infinity}, ?P:limits(X)),
      ?_assertEqual({3, infinity}, ?P:limits(Arg(<<"delay-max-length">>, 3))),
      ?_assertEqual({3, 9}, ?P:limits(Policy([{<<"delay-max-length">>, 3},
@@ -77,4 +82,8 @@ settings_test_() ->
      ?_assertEqual(none, ?P:dead_letter_exchange(
                             Policy([{<<"delay-dead-letter-exchange">>, 5}], X))),
      ?_assertEqual(3, ?P:merge_policy_value(<<"delay-max-length">>, 3, 4)),
-     ?_assertEqual(3, ?P:merge_policy_value(<<"delay-max-length">>, 5, 3))].
+     ?_assertEqual(3, ?P:merge_policy_value(<<"delay-max-length">>, 5, 3)),
+     [?_assertEqual(Lower, ?P:merge_policy_value(<<"delay-max-length-bytes">>, Value, Operators))
+      || {Lower, Value, Operators} <- [{<<"2kB">>, <<"2kB">>, <<"1MB">>}, {<<"2kB">>, <<"1MB">>, <<"2kB">>},
+                                       {5, <<"2kB">>, 5}, {5, 5, <<"2kB">>},
+                                       {<<"2kB">>, 3000, <<"2kB">>}, {<<"2kB">>, <<"2kB">>, 3000}]]].
