@@ -7,14 +7,20 @@ locked cannot be installed, is."""
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-BUILT = os.path.join(os.path.dirname(os.path.dirname(HERE)), "_build", "clients")
+REPOSITORY = os.path.dirname(os.path.dirname(HERE))
+BUILT = os.path.join(REPOSITORY, "_build", "clients")
 
-# By language: the registry, the lock files, the commands that install (run in a copy of the
-# language's directory, $OUT is where that is), and one that asks the registry for something small.
+MAVEN_ASKS = ("mvn -q -B -U -Dmaven.repo.local=asks dependency:get "
+              "-Dartifact=com.rabbitmq:amqp-client:5.20.0 -Dtransitive=false")
+
+# By language: the registry, the lock files (of directories all files), the commands that install (run in
+# a copy of the language's directory, $OUT is where that is), and one that asks the registry for something
+# small.
 LANGUAGES = {
     "python": {
         "registry": "PyPI",
@@ -36,9 +42,16 @@ LANGUAGES = {
         "registry": "Maven Central",
         "locks": ["pom.xml"],
         "install": ["mvn -q -B dependency:copy-dependencies -DoutputDirectory=jars"],
-        "asks": "mvn -q -B -U -Dmaven.repo.local=asks dependency:get "
-                "-Dartifact=com.rabbitmq:amqp-client:5.20.0 -Dtransitive=false",
+        "asks": MAVEN_ASKS,
     },
+    **{f"spring-{boot}": {
+        "registry": "Maven Central",
+        "from": os.path.join(REPOSITORY, "examples", "spring"),
+        "locks": ["pom.xml", "src"],
+        "install": [f"mvn -q -B {profile} compile dependency:copy-dependencies "
+                    "-DoutputDirectory=target/jars"],
+        "asks": MAVEN_ASKS,
+    } for boot, profile in (("3.5", "-Dboot-3.5"), ("4.1", ""))},
     "go": {
         "registry": "the Go module proxy",
         "locks": ["go.mod", "go.sum"],
@@ -75,7 +88,8 @@ def install(language):
         stamp, complete = _stamp(language), os.path.join(directory, "complete")
         if not _has(complete, stamp):
             shutil.rmtree(directory, ignore_errors=True)
-            shutil.copytree(os.path.join(HERE, language), directory)
+            shutil.copytree(_source(language), directory,
+                            ignore=shutil.ignore_patterns("target"))
             for command in wanted["install"]:
                 code, said = _run(command, directory)
                 if code != 0:
@@ -98,12 +112,24 @@ def _explain(language, command, said):
     raise AssertionError(f"{language}: {command}: {said}")
 
 
+def _source(language):
+    return LANGUAGES[language].get("from") or os.path.join(HERE, language)
+
+
+def _files(path):
+    if not os.path.isdir(path):
+        return [path]
+    return sorted(os.path.join(directory, name) for directory, _, names in os.walk(path)
+                  for name in names)
+
+
 def _stamp(language):
     """Changes with the lock files, and with how they are installed."""
     digest = hashlib.sha256(repr(LANGUAGES[language]["install"]).encode())
     for name in LANGUAGES[language]["locks"]:
-        with open(os.path.join(HERE, language, name), "rb") as f:
-            digest.update(f.read())
+        for path in _files(os.path.join(_source(language), name)):
+            with open(path, "rb") as f:
+                digest.update(f.read())
     return digest.hexdigest()
 
 
@@ -116,7 +142,12 @@ def _has(path, text):
 
 
 def version(language, package):
-    """Of a Python package: the version that is locked."""
-    with open(os.path.join(HERE, language, "requirements.txt"), encoding="utf-8") as f:
-        return next(line.split("==")[1].split()[0] for line in f
+    """The version of a package that is locked: a name of PyPI's, or group:artifact of Maven Central's."""
+    with open(os.path.join(_source(language), LANGUAGES[language]["locks"][0]), encoding="utf-8") as f:
+        text = f.read()
+    if language == "python":
+        return next(line.split("==")[1].split()[0] for line in text.splitlines()
                     if line.startswith(package + "=="))
+    group, artifact = package.split(":")
+    return re.search(rf"<groupId>{re.escape(group)}</groupId>\s*<artifactId>{re.escape(artifact)}"
+                     r"</artifactId>\s*<version>(.*?)</version>", text).group(1)

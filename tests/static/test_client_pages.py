@@ -16,8 +16,6 @@ PAGES = {os.path.basename(path)[:-len(".md")]: path
          for path in glob.glob(os.path.join(REPOSITORY, "docs", "clients", "*.md"))}
 # Commands and settings are no programs.
 NO_PROGRAM = {"", "sh", "console", "text"}
-# Shown, but of no example yet.
-NOT_YET = {"jvm"}
 
 
 def text_of(path):
@@ -43,7 +41,7 @@ def flat(text):
     return "\n" + "".join(line.strip() + "\n" for line in text.splitlines() if line.strip())
 
 
-@pytest.mark.parametrize("page", sorted(set(PAGES) - NOT_YET))
+@pytest.mark.parametrize("page", sorted(PAGES))
 def test_what_a_page_shows_is_in_an_example(page):
     programs = [flat(text) for text in sources().values()]
     blocks = re.findall(r"^```(.*)\n((?s:.*?))^```$", text_of(PAGES[page]), re.MULTILINE)

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MPL-2.0
+// AMQP 1.0, RabbitMQ 4.0 and later: the delay is a message annotation.
+//
+// With com.rabbitmq.client:amqp-client and what it needs on the class path:
+//
+//     java -cp 'jars/*' Amqp10.java [amqp://guest:guest@localhost:5672]
+
+import com.rabbitmq.client.amqp.Connection;
+import com.rabbitmq.client.amqp.Consumer;
+import com.rabbitmq.client.amqp.Environment;
+import com.rabbitmq.client.amqp.Management;
+import com.rabbitmq.client.amqp.Message;
+import com.rabbitmq.client.amqp.Publisher;
+import com.rabbitmq.client.amqp.impl.AmqpEnvironmentBuilder;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.LinkedBlockingQueue;
+
+public class Amqp10 {
+    private static final String EXCHANGE = "example.jvm.amqp10";
+    private static final String QUEUE = "example.jvm.amqp10.jobs";
+
+    private static Message message(Publisher publisher, String body) {
+        return publisher.message(body.getBytes()).durable(true);
+    }
+
+    /** What the broker made of it. */
+    private static String sent(Publisher publisher, Message message) throws Exception {
+        CompletableFuture<String> outcome = new CompletableFuture<>();
+        publisher.publish(message, context -> outcome.complete(context.failureCause() == null
+            ? context.status().toString()
+            : context.status() + ": " + context.failureCause().getMessage()));
+        return outcome.get();
+    }
+
+    public static void main(String[] args) throws Exception {
+        Environment environment = new AmqpEnvironmentBuilder().build();
+        try (environment; Connection connection = environment.connectionBuilder()
+                .uri(args.length > 0 ? args[0] : "amqp://guest:guest@localhost:5672").build()) {
+            Management management = connection.management();
+            management.exchange(EXCHANGE).type("x-delayed-message")
+                .argument("x-delayed-type", "direct").declare();
+            management.queue(QUEUE).quorum().queue().declare();
+            management.binding().sourceExchange(EXCHANGE).key("job").destinationQueue(QUEUE).bind();
+
+            BlockingQueue<String> arrived = new LinkedBlockingQueue<>();
+            Consumer consumer = connection.consumerBuilder().queue(QUEUE)
+                .messageHandler((context, message) -> {
+                    arrived.add(new String(message.body()) + ", x-delay is "
+                        + message.annotation("x-delay"));
+                    context.accept();
+                }).build();
+            Publisher publisher = connection.publisherBuilder().exchange(EXCHANGE).key("job").build();
+
+            long began = System.currentTimeMillis();
+            System.out.println(sent(publisher, message(publisher, "job 1").annotation("x-delay", 1000L)));
+            System.out.printf("%s, after %.1f s%n", arrived.take(),
+                (System.currentTimeMillis() - began) / 1000.0);
+
+            sent(publisher, message(publisher, "job 2").annotation("x-delay", 1000L)
+                .annotation("x-delay-key", "two"));
+            sent(publisher, message(publisher, "").annotation("x-delay-cancel", "two"));
+            sent(publisher, message(publisher, "job 3").annotation("x-delay", 1500L));
+            System.out.println(arrived.take());
+
+            // A wrong delay closes the publisher.
+            System.out.println(sent(publisher, message(publisher, "job 4").annotation("x-delay", "5m")));
+
+            consumer.close();
+            management.queueDelete(QUEUE);
+            management.exchangeDelete(EXCHANGE);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Java's clients and Spring: what the samples print is what happened."""
+
+import os
+import re
+
+import pytest
+
+import locked
+from conftest import EXAMPLES, REPOSITORY
+from private_broker import default_series
+
+SAMPLES = os.path.join(EXAMPLES, "jvm")
+SPRING = os.path.join(REPOSITORY, "examples", "spring")
+BOOTS = ["3.5", "4.1"]
+
+# It says what is wrong by its exit code and on standard error.
+JAVA = ["java", "-XX:TieredStopAtLevel=1"]
+
+REFUSED = (r"PRECONDITION_FAILED - cannot delay a message published to exchange '[\w.]+' in vhost '/': "
+           r'header x-delay is the string "5m", not a number of milliseconds')
+PARKED = r"is parked: attempts_used_up, 4 times rejected"
+
+
+@pytest.fixture(scope="module")
+def jars(deps):
+    """The class path of what tests/clients/jvm locks."""
+    return os.path.join(deps("jvm"), "jars", "*")
+
+
+@pytest.fixture
+def spring(deps, broker, executed):
+    """spring(boot, class): the lines that the application writes."""
+    def run(boot, application):
+        target = os.path.join(deps(f"spring-{boot}"), "target")
+        return executed(*JAVA, "-cp",
+                        os.pathsep.join([os.path.join(target, "classes"),
+                                         os.path.join(target, "jars", "*")]),
+                        application, f"--spring.rabbitmq.port={broker.amqp_port}",
+                        "--logging.level.root=off").splitlines()
+
+    return run
+
+
+def boot_version(boot):
+    with open(os.path.join(SPRING, "pom.xml"), encoding="utf-8") as f:
+        return re.search(rf"<boot>{boot}</boot>\s*<boot\.version>(.*?)</boot\.version>",
+                         f.read()).group(1)
+
+
+def assert_said(lines, *patterns):
+    """The lines are of these patterns, in this order; what their numbers were."""
+    assert len(lines) == len(patterns), lines
+    found = [re.fullmatch(pattern, line) for pattern, line in zip(patterns, lines)]
+    assert all(found), list(zip(patterns, lines))
+    return [float(number) for match in found for number in match.groups()]
+
+
+def sample(executed, jars, broker, name):
+    return executed(*JAVA, "-cp", jars, os.path.join(SAMPLES, name), broker.amqp_url).splitlines()
+
+
+# ------------------------------------------------------------------------------- plain clients
+
+def test_amqp_client(broker, executed, jars, checked):
+    seconds, = assert_said(
+        sample(executed, jars, broker, "Delays.java"),
+        r"job 1 after ([\d.]+) s, x-delay is -1000", "returned: at once",
+        "job 3, and job 2 is cancelled", "refused: 406 " + REFUSED)
+    assert seconds >= 1.0
+    checked("amqp-client", locked.version("jvm", "com.rabbitmq:amqp-client"),
+            "delay", "mandatory", "wrong delay", "cancel")
+
+
+def test_retries_with_amqp_client(broker, executed, jars, checked):
+    lines = executed(*JAVA, "-cp", jars, os.path.join(REPOSITORY, "examples", "java", "Retry.java"),
+                     broker.amqp_url).splitlines()
+    assert lines[-1] == "order 2 is parked: attempts_used_up, 4 times rejected"
+    checked("amqp-client", locked.version("jvm", "com.rabbitmq:amqp-client"), "retry")
+
+
+@pytest.mark.skipif(default_series() == "3.10", reason="amqp-client for AMQP 1.0 needs RabbitMQ 4")
+def test_amqp_client_for_amqp_1_0(broker, executed, jars, checked):
+    seconds, = assert_said(
+        sample(executed, jars, broker, "Amqp10.java"),
+        "ACCEPTED", r"job 1, x-delay is -1000, after ([\d.]+) s", "job 3, x-delay is -1500",
+        r"REJECTED: cannot delay a message .*: annotation x-delay is the string \"5m\", "
+        r"not a number of milliseconds \[condition = amqp:precondition-failed\]")
+    assert seconds >= 1.0
+    checked("amqp-client (AMQP 1.0)", locked.version("jvm", "com.rabbitmq.client:amqp-client"),
+            "delay", "wrong delay", "cancel")
+
+
+def test_jms(broker, executed, jars, checked):
+    seconds, = assert_said(sample(executed, jars, broker, "Jms.java"), r"job 1 after ([\d.]+) s")
+    assert seconds >= 1.0
+    checked("RabbitMQ JMS", locked.version("jvm", "com.rabbitmq.jms:rabbitmq-jms"), "delay")
+
+
+# -------------------------------------------------------------------------------------- Spring
+
+@pytest.mark.parametrize("boot", BOOTS)
+def test_delayed_messages_with_spring(spring, checked, boot):
+    seconds, = assert_said(
+        spring(boot, "delayed.DelayedApplication"),
+        "confirmed", r"job 1, delayed by 1000 ms, came after ([\d.]+) s",
+        "confirmed", "reminded of lunch",
+        "returned: NO_ROUTE", "confirmed",
+        "refused", "406 " + REFUSED, "job 6, delayed by 1000 ms")
+    assert seconds >= 1.0
+    checked(f"Spring Boot {boot[0]}", boot_version(boot), "delay", "mandatory", "wrong delay", "cancel")
+
+
+@pytest.mark.parametrize("boot", BOOTS)
+def test_retries_with_spring(spring, checked, boot):
+    """What cannot be converted is retried and parked like what the listener throws."""
+    lines = spring(boot, "retry.RetryApplication")
+    assert [line for line in lines if line.startswith("order 1")] == [
+        "order 1, attempt 1: no answer", "order 1, attempt 2: no answer", "order 1, attempt 3: done"]
+    assert_said([line for line in lines if line.startswith("order 2")],
+                *[f"order 2, attempt {n}: no answer" for n in (1, 2, 3, 4)])
+    assert_said(sorted(line for line in lines if "parked" in line),
+                "not JSON " + PARKED, r'\{"name":"order 2"\} ' + PARKED,
+                r'\{"name":"payment"\} ' + PARKED)
+    checked(f"Spring Boot {boot[0]}", boot_version(boot), "retry")
+
+
+@pytest.mark.parametrize("boot", BOOTS)
+def test_retries_with_spring_cloud_stream(spring, checked, boot):
+    """The first is delayed by 1 s, then retried by the schedule alone, and not by that second again."""
+    *_, seconds = assert_said(
+        spring(boot, "stream.StreamApplication"),
+        *["job 1: no answer"] * 4, r'\{"name":"job 1"\} ' + PARKED, r"after ([\d.]+) s",
+        "not JSON " + PARKED)
+    assert seconds >= 1.7
+    checked(f"Spring Boot {boot[0]}", boot_version(boot), "Cloud Stream")
