@@ -6,9 +6,12 @@
 #
 # 3.10 is this machine's RabbitMQ (Debian 12); 4.0 and 4.3 are in chroots (Debian 13 and sid) that
 # make broker-4.0 and make broker-4.3 prepare. make dist-4.0, check-4.0, demo and so on make them.
+# Both take the archive 3.13-4.x, which is compiled in 4.0's.
 
 SERIES := 3.10 4.0 4.3
+ARCHIVES := 3.10 3.13-4.x
 export BROKER_SERIES ?= 3.10
+export DELAY_ARCHIVE := $(if $(filter 3.10,$(BROKER_SERIES)),3.10,3.13-4.x)
 BROKER_ROOT := $(if $(filter-out 3.10,$(BROKER_SERIES)),$(CURDIR)/_brokers/$(BROKER_SERIES))
 BROKER_HOME = $(lastword $(sort $(wildcard \
     $(BROKER_ROOT)/usr/lib/rabbitmq/lib/rabbitmq_server-$(BROKER_SERIES).*)))
@@ -20,13 +23,12 @@ CC := gcc
 APP := rabbitmq_delay_wheel
 VERSION := $(shell sed -n 's/.*{vsn, "\(.*\)"}.*/\1/p' erl_src/$(APP).app.src)
 NIF := priv/rabbit_delay_store.so
-EZ := dist/$(BROKER_SERIES)/$(APP)-$(VERSION).ez
+EZ := dist/$(DELAY_ARCHIVE)/$(APP)-$(VERSION).ez
 
-# Of newer brokers, this machine's compiler reads the headers but not the modules.
-BEAMS := _build$(if $(BROKER_ROOT),/$(BROKER_SERIES))
+BEAMS := _build$(if $(BROKER_ROOT),/$(DELAY_ARCHIVE))
+EBIN := $(BEAMS)/default/lib/$(APP)/ebin
 CLI_LIBS := $(BEAMS)/cli
-HEADERS := $(BEAMS)/headers
-export ERL_LIBS = $(if $(BROKER_ROOT),$(CURDIR)/$(HEADERS),$(BROKER_HOME)/plugins:$(CURDIR)/$(CLI_LIBS))
+export ERL_LIBS = $(BROKER_HOME)/plugins:$(CURDIR)/$(CLI_LIBS)
 export REBAR_BASE_DIR := $(CURDIR)/$(BEAMS)
 export REBAR_OFFLINE := 1
 export REBAR_GLOBAL_CONFIG_DIR := $(CURDIR)/_build/global
@@ -35,8 +37,8 @@ export LC_ALL := C.UTF-8
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1) $@" &&)
 
-.PHONY: soak-api deps deps-build deps-demo deps-bench deps-clients check-clients build nif erl $(SERIES:%=erl-%) demo demo-stop bench-core screenshots format clean \
-        dist $(SERIES:%=dist-%) $(SERIES:%=broker-%) \
+.PHONY: soak-api deps deps-build deps-demo deps-bench deps-clients check-clients build nif erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
+        dist $(SERIES:%=dist-%) dist-3.13-4.x $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static $(SERIES:%=check-%) \
         suites-c suites-erl suites-integration suites-static c-tests soak-faults
 .DELETE_ON_ERROR:
@@ -137,39 +139,42 @@ c-tests: $(C_TEST_PROGRAMS) $(C_BENCHES)
 -include $(wildcard _build/c/*/*.d _build/c/*/*/*.d)
 
 # ------------------------------------------------------------------------ Erlang
-erl: erl-$(BROKER_SERIES)
+erl: erl-$(DELAY_ARCHIVE)
 erl-3.10: $(CLI_LIBS)/rabbitmqctl/ebin
 	$(REBAR3) compile
-erl-4.0: $(HEADERS)
-	$(REBAR3) compile
-# Erlang 29, which RabbitMQ 4.3 may run on, does not load what Erlang 25 compiles, and the oldest that
-# it runs on is 27: Debian 13's, which RabbitMQ 4.0's chroot has.
-erl-4.3: $(HEADERS) broker-4.0
-	scripts/in_broker _brokers/4.0 $(CURDIR) $(realpath _brokers) -- env -C $(CURDIR) ERL_LIBS=$$ERL_LIBS LANG=C.UTF-8 \
-	    BROKER_SERIES=4.3 escript scripts/compile $(APP) $(BEAMS)/default/lib/$(APP)/ebin
+# Erlang 29, which RabbitMQ 4.3 may run on, does not load what Erlang 25 compiles, but all from 26 on load
+# what 27 compiles for 26: Debian 13's, which RabbitMQ 4.0's chroot has.
+erl-3.13-4.x: broker-4.0
+	@$(MAKE) --no-print-directory $(EBIN)/$(APP).app
 
-$(HEADERS): $(BROKER_HOME)/plugins
-	@rm -rf $@ && for include in $</*/include; do \
-	    app=$$(basename "$$(dirname "$$include")") && mkdir -p $@/$$app/ebin && \
-	    ln -s "$$include" $@/$$app/include || exit; \
-	done
+ERL_SOURCES := $(shell find erl_src include scripts/compile rebar.config rebar.config.script -not -name '.*')
+ifneq ($(BROKER_ROOT),)
+$(EBIN)/$(APP).app: $(ERL_SOURCES)
+	@rm -rf $(@D)
+	scripts/in_broker _brokers/4.0 $(CURDIR) -- env -C $(CURDIR) LANG=C.UTF-8 DELAY_ARCHIVE=$(DELAY_ARCHIVE) \
+	    sh -c 'ERL_LIBS=$$(echo /usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins) exec escript scripts/compile $(APP) $(@D)'
+endif
 
 $(CLI_LIBS)/rabbitmqctl/ebin: $(BROKER_HOME)/escript/rabbitmqctl scripts/cli_modules
 	@rm -rf $@ && mkdir -p $@
 	escript scripts/cli_modules $(BROKER_HOME)/escript/rabbitmqctl $@
 
 # -------------------------------------------------------------------------- dist
-# One archive a series. What cannot be built does not keep the others from it.
+# Two archives. What cannot be built does not keep the other from it.
 dist:
-	@failed=; for series in $(SERIES); do \
-	    $(MAKE) --no-print-directory dist-$$series || failed="$$failed $$series"; \
+	@failed=; for archive in $(ARCHIVES); do \
+	    $(MAKE) --no-print-directory dist-$$archive || failed="$$failed $$archive"; \
 	done; [ -z "$$failed" ] || { echo "not built: RabbitMQ$$failed" >&2; exit 1; }
 
-dist-3.10:
-dist-4.0 dist-4.3: dist-%: broker-%
-$(SERIES:%=dist-%): dist-%:
-	@$(MAKE) --no-print-directory BROKER_SERIES=$* build
-	@$(MAKE) --no-print-directory BROKER_SERIES=$* dist/$*/$(APP)-$(VERSION).ez
+dist-4.0 dist-4.3: dist-%: broker-% dist-3.13-4.x
+dist-3.10: broker-3.10
+dist-3.13-4.x: broker-4.0
+dist-3.10 dist-3.13-4.x: dist-%:
+	@$(MAKE) --no-print-directory BROKER_SERIES=$(series_of_$*) build
+	@$(MAKE) --no-print-directory BROKER_SERIES=$(series_of_$*) dist/$*/$(APP)-$(VERSION).ez
+# The broker that it is compiled with.
+series_of_3.10 := 3.10
+series_of_3.13-4.x := 4.0
 
 broker-3.10: deps-build
 broker-4.0 broker-4.3: broker-%:
@@ -177,7 +182,7 @@ broker-4.0 broker-4.3: broker-%:
 
 .PHONY: $(EZ)
 $(EZ):
-	@rm -rf dist/$(BROKER_SERIES) && mkdir -p $(@D)
+	@rm -rf $(@D) && mkdir -p $(@D)
 	escript scripts/ez $(APP) $(VERSION) $(BEAMS) $@
 
 # -------------------------------------------------------------------------- demo
@@ -234,7 +239,7 @@ $(SERIES:%=check-%): check-%: deps broker-%
 	@rm -f $(RESULTS)/*-$*.json
 	@$(MAKE) --no-print-directory dist-$*
 	@$(MAKE) --no-print-directory $(if $(filter 3.10,$*),,suite-series-$*) suite-integration-$*
-	@$(SUM) series-$* dist-$* integration-$*
+	@$(SUM) series-$* calls-$* dist-$* integration-$*
 
 # Client libraries, from the registries of their languages: SERIES=4.0 and CLIENTS=tests/clients/test_X.py
 # run a part. What passed goes into the table in docs/clients/README.md.
@@ -305,13 +310,14 @@ suite-integration-%:
 
 suite-series-%:
 	@$(RUN) series-$* -- tests/static/series $* _brokers/$*
-	@$(RUN) dist-$* -- $(PYTHON) tests/static/dist.py dist/$*/$(APP)-$(VERSION).ez
+	@$(RUN) calls-$* -- tests/static/broker_calls _build/3.13-4.x/default/lib/$(APP)/ebin
+	@$(RUN) dist-$* -- $(PYTHON) tests/static/dist.py dist/3.13-4.x/$(APP)-$(VERSION).ez
 
 suites-static:
 	@$(RUN) static-tally --junit "$(RESULTS)/tally/*.xml" -- $(PYTHON) -m pytest -q \
 	    -p no:cacheprovider --junitxml=$(RESULTS)/tally/tally.xml tests/static/test_tally.py \
 	    tests/static/test_links.py tests/static/test_sizes.py tests/static/test_once.py \
-	    tests/static/test_locks.py \
+	    tests/static/test_locks.py tests/static/test_broker_calls.py \
 	    tests/static/test_client_pages.py
 	@$(RUN) static-links -- tests/static/links
 	@$(RUN) static-sizes -- tests/static/sizes
@@ -321,7 +327,7 @@ suites-static:
 	@$(RUN) static-dist -- $(PYTHON) tests/static/dist.py $(EZ)
 	@$(RUN) static-rebuild -- tests/static/rebuild $(EZ)
 	@$(RUN) static-xref -- $(REBAR3) xref
-	@$(RUN) static-arrows -- tests/static/arrows $(BEAMS)/default/lib/$(APP)/ebin
+	@$(RUN) static-arrows -- tests/static/arrows $(EBIN)
 	@$(RUN) static-dialyzer -- $(REBAR3) dialyzer
 
 # What the HTTP API says, tried out at length.

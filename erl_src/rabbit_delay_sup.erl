@@ -17,11 +17,33 @@
 
 -behaviour(supervisor).
 
--export([boot/0, recover/0, stop/0, start_link/0, is_for_this_broker/0]).
+-export([register_type/0, unregister_type/0, register_policies/0, unregister_policies/0]).
+-export([boot/0, recover/0, stop/0, start_link/0]).
 -export([init/1]).
 
--include_lib("kernel/include/logger.hrl").
--include("rabbit_delay.hrl").
+%% All boot steps are here: in a broker that this archive is not for, other modules may not be loaded.
+-rabbit_boot_step(
+   {rabbit_delay_series,
+    [{description, "delayed messages: the broker's series"},
+     {mfa,         {rabbit_delay_series, look, []}},
+     {requires,    rabbit_registry},
+     {enables,     kernel_ready}]}).
+
+-rabbit_boot_step(
+   {rabbit_delay_exchange,
+    [{description, "exchange type x-delayed-message"},
+     {mfa,         {?MODULE, register_type, []}},
+     {cleanup,     {?MODULE, unregister_type, []}},
+     {requires,    [rabbit_registry, rabbit_delay_series]},
+     {enables,     kernel_ready}]}).
+
+-rabbit_boot_step(
+   {rabbit_delay_policy,
+    [{description, "policies of delayed exchanges"},
+     {mfa,         {?MODULE, register_policies, []}},
+     {cleanup,     {?MODULE, unregister_policies, []}},
+     {requires,    [rabbit_registry, rabbit_delay_series]},
+     {enables,     recovery}]}).
 
 -rabbit_boot_step(
    {rabbit_delay_sup,
@@ -38,35 +60,62 @@
      {requires,    [recovery, rabbit_delay_sup, rabbit_delay_exchange]},
      {enables,     routing_ready}]}).
 
--spec boot() -> ok.
-boot() ->
-    case is_for_this_broker() of
-        true ->
-            rabbit_sup:start_supervisor_child(?MODULE);
-        false ->
-            ?LOG_ERROR("this build of rabbitmq_delay_wheel is for RabbitMQ ~s and does not take part",
-                       [rabbit_delay_broker:series()], ?LOG_DOMAIN)
+-spec register_type() -> ok.
+register_type() ->
+    case rabbit_delay_series:status() of
+        ok -> rabbit_delay_exchange:register();
+        {unable, _} -> rabbit_delay_no_part:register();
+        {wrong, _} -> ok
     end.
 
-%% RabbitMQ 3.10 runs the boot steps even of a plugin that it has refused for its version.
--spec is_for_this_broker() -> boolean().
-is_for_this_broker() ->
-    {ok, Version} = application:get_key(rabbit, vsn),
-    lists:prefix(rabbit_delay_broker:series() ++ ".", Version).
+-spec unregister_type() -> ok.
+unregister_type() ->
+    case rabbit_delay_series:status() of
+        ok -> rabbit_delay_exchange:unregister();
+        {unable, _} -> rabbit_delay_no_part:unregister();
+        {wrong, _} -> ok
+    end.
+
+-spec register_policies() -> ok.
+register_policies() -> unless_wrong(fun rabbit_delay_policy:register/0).
+
+-spec unregister_policies() -> ok.
+unregister_policies() -> unless_wrong(fun rabbit_delay_policy:unregister/0).
+
+-spec boot() -> ok.
+boot() ->
+    if_it_takes_part(fun () -> rabbit_sup:start_supervisor_child(?MODULE) end).
 
 %% The exchanges are known now; what they hold is opened in the background.
 -spec recover() -> ok.
 recover() ->
-    case is_for_this_broker() andalso rabbit_delay_exchange:is_registered() of
-        true -> rabbit_delay_registry:recover();
-        false -> ok
-    end.
+    if_it_takes_part(fun () ->
+                             case rabbit_delay_exchange:is_registered() of
+                                 true -> rabbit_delay_registry:recover();
+                                 false -> ok
+                             end
+                     end).
 
 -spec stop() -> ok.
 stop() ->
-    ok = rabbit_delay_prometheus:unregister(),
-    ok = rabbit_delay_registry:withdraw(),
-    rabbit_sup:stop_child(?MODULE).
+    if_it_takes_part(fun () ->
+                             ok = rabbit_delay_prometheus:unregister(),
+                             ok = rabbit_delay_registry:withdraw(),
+                             rabbit_sup:stop_child(?MODULE)
+                     end).
+
+%% Policies that name ours can be set, and be imported, whether they have an effect or not.
+unless_wrong(Fun) ->
+    case rabbit_delay_series:status() of
+        {wrong, _} -> ok;
+        _ -> Fun()
+    end.
+
+if_it_takes_part(Fun) ->
+    case rabbit_delay_series:takes_part() of
+        true -> Fun();
+        false -> ok
+    end.
 
 -spec start_link() -> {ok, pid()} | {error, term()}.
 start_link() ->

@@ -2,12 +2,12 @@
 
 %% What the adapters for all series have in common, compiled into each with the records of its series.
 %% An adapter includes it behind its own attributes, with rabbit.hrl and rabbit_framing.hrl before it,
-%% and has SERIES, is_alive/1, internal/2, delete_queue/1 and decode/3.
+%% and has series/0, is_alive/1, internal/2, delete_queue/1 and decode/3.
 
 -export([is_booted/0, exchange_name/1, exchange_type/1, exchange_arguments/1, binding_key/1,
          is_durable/1, is_delayed/1, lookup_exchange/1, may_forward/2, is_permitted/3,
          channel_user/0]).
--export([decode/2, keeps_unrouted/0, delivery/1, confirm/3, reject/3, ack_credit/2]).
+-export([decode/2, serves_client/0, keeps_unrouted/0, delivery/1, confirm/3, reject/3, ack_credit/2]).
 -export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, sends_again/1,
          count_published/3, uncount_published/4]).
 
@@ -30,11 +30,11 @@
 %% What a stored message says of how it is to be read, a number of 16 bits:
 %%
 %%   bits 0 to 7   the encoding: one of those below
-%%   bits 8 to 14  SERIES of who stored it: 1 is 3.10, 2 is 4.0, 3 is 4.3; 0.1 said nothing, 0
+%%   bits 8 to 14  series/0 of who stored it: 1 is 3.10, 2 is 3.13 to 4.2, 3 is 4.3; 0.1 said nothing, 0
 %%   bit 15        rabbit_delay_retry's
 %%
 %% Numbers are never used again. docs/internals/formats.md has the rules.
--define(STORED(Encoding), ((?SERIES bsl 8) bor Encoding)).
+-define(STORED(Encoding), ((series() bsl 8) bor Encoding)).
 
 %% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
 -define(ENCODING_BASIC_MESSAGE_3_10, 1).
@@ -127,14 +127,30 @@ is_permitted(User, Resource, Permission) ->
 -spec decode(Number :: non_neg_integer(), binary()) ->
           {ok, message()} | {error, {unknown_encoding, Encoding :: byte(), Series :: byte()} | term()}.
 decode(Number, Binary) ->
+    Ours = series(),
     case {Number band 16#ff, (Number bsr 8) band 16#7f} of
-        {Encoding, Series} when Series =< ?SERIES ->
+        {Encoding, Series} when Series =< Ours ->
             case decode(Encoding, rabbit_delay_retry:is_marked(Number), Binary) of
                 unknown -> {error, {unknown_encoding, Encoding, Series}};
                 Result -> Result
             end;
         {Encoding, Series} ->
             {error, {unknown_encoding, Encoding, Series}}
+    end.
+
+%% Whether this process serves a client that declares: a channel, a session or a request of the HTTP
+%% API. Definitions are imported by other processes.
+-spec serves_client() -> boolean().
+serves_client() ->
+    case get('$initial_call') of
+        {Module, _, _} -> lists:member(Module, [rabbit_channel, rabbit_amqp_session, cowboy_stream_h]);
+        _ -> false
+    end.
+
+is_channel() ->
+    case get('$initial_call') of
+        {rabbit_channel, init, _} -> true;
+        _ -> false
     end.
 
 %% Whether the process that routes keeps what is not routed, and tries again: the worker that

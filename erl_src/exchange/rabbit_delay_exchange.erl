@@ -15,15 +15,7 @@
 -export([description/0, serialise_events/0, route/2, route/3, validate/1, validate_binding/2,
          create/2, delete/2, delete/3, policy_changed/2, add_binding/3, remove_bindings/3,
          assert_args_equivalence/2, info/1, info/2]).
--export([underlying_type/1, while_releasing/1, list/2, list_in/2, show/2]).
-
--rabbit_boot_step(
-   {rabbit_delay_exchange,
-    [{description, "exchange type x-delayed-message"},
-     {mfa,         {?MODULE, register, []}},
-     {cleanup,     {?MODULE, unregister, []}},
-     {requires,    rabbit_registry},
-     {enables,     kernel_ready}]}).
+-export([underlying_type/1, while_releasing/1, say_dropped/2, list/2, list_in/2, show/2]).
 
 -define(DELAYED_TYPE, <<"x-delayed-type">>).
 -define(RELEASING, {?MODULE, releasing}).
@@ -36,9 +28,7 @@
 %% is refused; at boot the broker must not fail because of us.
 -spec register() -> ok.
 register() ->
-    case rabbit_delay_sup:is_for_this_broker() andalso served_by() of
-        false ->
-            ok;
+    case served_by() of
         {other, Module} ->
             case rabbit_delay_broker:is_booted() of
                 true -> throw({error, lists:flatten(rivalry(Module))});
@@ -231,6 +221,12 @@ shown(Value) ->
 
 delay(X, Delivery, Message) ->
     XName = rabbit_delay_broker:exchange_name(X),
+    rabbit_delay_broker:if_storable(
+      Message,
+      fun () -> delay_at(XName, Delivery, Message) end,
+      fun (Why) -> refuse(precondition_failed, "~ts", [Why], XName) end).
+
+delay_at(XName, Delivery, Message) ->
     Size = rabbit_delay_broker:payload_size(Message),
     case rabbit_delay_config:max_message_size() of
         Limit when Size > Limit ->
@@ -277,7 +273,8 @@ refuse(ErrorName, Format, Args, XName) ->
          end,
     [].
 
-%% Once in a while by each process.
+%% Once in a while by each process. The first of Args is the exchange.
+-spec say_dropped(io:format(), [term(), ...]) -> ok.
 say_dropped(Format, Args) ->
     Now = erlang:monotonic_time(millisecond),
     case get(?DROPPED) of

@@ -41,14 +41,6 @@
 
 -type overdue() :: deliver | {drop | dead_letter, AfterMs :: non_neg_integer()}.
 
--rabbit_boot_step(
-   {?MODULE,
-    [{description, "policies of delayed exchanges"},
-     {mfa,         {?MODULE, register, []}},
-     {cleanup,     {?MODULE, unregister, []}},
-     {requires,    rabbit_registry},
-     {enables,     recovery}]}).
-
 -define(MAX_DELAY_MS, 3153600000000).
 -define(MAX_MESSAGES, 4294967294).
 -define(MAX_BYTES, 16#7fffffffffffffff).

@@ -64,6 +64,11 @@ def default_series():
     return os.environ.get("BROKER_SERIES") or "3.10"
 
 
+def dist_of(series):
+    """The directory with the plugin's archive for RabbitMQ of that series."""
+    return os.path.join(REPOSITORY, "dist", "3.10" if series == "3.10" else "3.13-4.x")
+
+
 def chroot_of(series):
     """The directory in which RabbitMQ of that series lives with its own system; None: this one."""
     return None if series == "3.10" else os.path.join(REPOSITORY, "_brokers", series)
@@ -178,7 +183,7 @@ class PrivateBroker:
         self.conf = list(conf)
         self.extra_env = dict(env or {})
         if plugin_dirs is None:
-            plugin_dirs = [os.path.join(REPOSITORY, "dist", self.series)]
+            plugin_dirs = [dist_of(self.series)]
         self.plugin_dirs = [os.path.abspath(d) for d in plugin_dirs]
         self.amqp_port, self.dist_port, self.epmd_port = free_port(), free_port(), free_port()
         self.plugin_ports = {}
@@ -577,7 +582,7 @@ def main():
 
     start = command("start", "start it, made anew unless the root holds one; prints where it is")
     start.add_argument("--series", help="of RabbitMQ: 3.10 (default), 4.0, 4.3")
-    start.add_argument("--plugin-dir", action="append", help="default: dist/SERIES of this checkout")
+    start.add_argument("--plugin-dir", action="append", help="default: the archive for it in dist/ of this checkout")
     start.add_argument("--enable", action="append", help="a plugin; default: rabbitmq_delay_wheel")
     start.add_argument("--conf", action="append", default=[], help="a line of rabbitmq.conf")
     command("stop", "stop it in an orderly way")

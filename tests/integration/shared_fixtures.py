@@ -13,13 +13,12 @@ import kept_rabbitmqctl
 from client import Client
 from management import Management
 from node import set_clock
-from private_broker import REPOSITORY, PrivateBroker, default_series
+from private_broker import PrivateBroker, default_series, dist_of
 
 # The suite also runs against another implementation of the exchange type, for comparison:
 # DELAY_PLUGIN names the plugin and DELAY_PLUGIN_DIR the directory that holds it.
 PLUGIN = os.environ.get("DELAY_PLUGIN", "rabbitmq_delay_wheel")
-PLUGIN_DIRS = [os.environ.get("DELAY_PLUGIN_DIR") or
-               os.path.join(REPOSITORY, "dist", default_series())]
+PLUGIN_DIRS = [os.environ.get("DELAY_PLUGIN_DIR") or dist_of(default_series())]
 
 # Statistics every second, so that a test which reads rates need not wait for five.
 QUICK_STATISTICS = ["collect_statistics_interval = 1000"]

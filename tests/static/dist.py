@@ -13,6 +13,9 @@ import zipfile
 # What the Erlang VM itself offers a NIF, and what the compiler adds.
 PROVIDED = re.compile(r"enif_\w+|_ITM_\w+|__gmon_start__|.+@@?GLIBC_[0-9.]+")
 OLDEST_BROKERS_GLIBC = (2, 36)
+# The broker itself looks at an archive for one series; one that may meet later ones looks at the broker.
+SAID = {"3.10": ['{broker_version_requirements,["3.10.0"]}', '{known_series,["3.10"]}'],
+        "3.13-4.x": ['{broker_version_requirements,[]}', '{known_series,["3.13","4.0","4.1","4.2","4.3"]}']}
 
 
 def output(*argv):
@@ -40,8 +43,9 @@ def problems(path):
     if f'{{vsn,"{version}"}}' not in properties.replace(" ", ""):
         yield f"{app_file}: its vsn is not {version}"
     series = os.path.basename(os.path.dirname(os.path.abspath(path)))
-    if f'{{broker_version_requirements,["{series}.0"]}}' not in properties.replace(" ", ""):
-        yield f"{app_file}: it is not for RabbitMQ {series}"
+    for said in SAID[series]:
+        if said not in re.sub(r"\s", "", properties):
+            yield f"{app_file}: it is not for RabbitMQ {series}: {said} is missing"
     listed = re.search(r"\{modules,\s*\[(.*?)\]\}", properties, re.S).group(1)
     modules = set(re.findall(r"[\w.'@]+", listed))
     beams = {os.path.basename(n)[:-len(".beam")] for n in names if n.endswith(".beam")}

@@ -1,16 +1,17 @@
 #!/usr/bin/env escript
 %% SPDX-License-Identifier: MPL-2.0
-%% series.escript SOURCES PLUGINS DEFINES...: compiles the plugin with this Erlang against a broker's
-%% plugins folder, its behaviours included, and looks for calls of what that broker does not have.
+%% series.escript SOURCES PLUGINS SERIES: compiles the plugin with this Erlang against a broker's plugins
+%% folder, its behaviours included, and holds what it calls and that broker does not have against
+%% broker_calls.eterm.
 -mode(compile).
 
-main([Sources, Plugins | Defines]) ->
+main([Sources, Plugins, Series]) ->
     Out = filename:join(Sources, "out"),
     ok = filelib:ensure_path(Out),
     Libraries = filelib:wildcard(filename:join([Plugins, "*", "ebin"])),
     ok = code:add_pathsz(Libraries),
     Options = [debug_info, warnings_as_errors, report, {outdir, Out},
-               {i, filename:join(Sources, "include")} | [{d, list_to_atom(D)} || D <- Defines]],
+               {i, filename:join(Sources, "include")}],
     Files = [_ | _] = filelib:wildcard(filename:join([Sources, "erl_src", "**", "rabbit*.erl"])),
     Failed = [File || File <- Files, compile:file(File, Options) =:= error],
     {ok, _} = xref:start(?MODULE, [{xref_mode, functions}]),
@@ -18,6 +19,13 @@ main([Sources, Plugins | Defines]) ->
                                           filename:join([code:lib_dir(), "*", "ebin"]))),
     {ok, _} = xref:add_directory(?MODULE, Out),
     {ok, Undefined} = xref:analyze(?MODULE, undefined_function_calls),
+    {ok, Table} = file:consult(filename:join(Sources, "broker_calls.eterm")),
+    Lacking = [Call || {calls, _, Of, Calls} <- Table, Of =/= all, not lists:member(Series, Of),
+                       Call <- Calls],
+    Unknown = [Call || {_, To} = Call <- Undefined, not lists:member(To, Lacking)],
+    Wrong = Lacking -- [To || {_, To} <- Undefined],
     [io:format("~p:~p/~p calls ~p:~p/~p, which does not exist~n",
-               tuple_to_list(From) ++ tuple_to_list(To)) || {From, To} <- Undefined],
-    halt(case {Failed, Undefined} of {[], []} -> 0; _ -> 1 end).
+               tuple_to_list(From) ++ tuple_to_list(To)) || {From, To} <- Unknown],
+    [io:format("~p:~p/~p exists: tests/static/broker_calls.eterm is wrong~n", tuple_to_list(To))
+     || To <- Wrong],
+    halt(case {Failed, Unknown, Wrong} of {[], [], []} -> 0; _ -> 1 end).

@@ -11,15 +11,15 @@
 -include_lib("rabbit_common/include/rabbit_framing.hrl").
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 
--export([series/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2]).
+-export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2]).
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
--export([message_of/1, confirms/1, parsed/1, headers/1, field_word/1, message_id/1, payload_size/1,
-         exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
+-export([message_of/1, if_storable/3, confirms/1, parsed/1, headers/1, field_word/1, message_id/1,
+         payload_size/1, exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
--export([raise_to_client/3, takes_nacks/0, protocol_error/3, serves_client/0]).
+-export([raise_to_client/3, takes_nacks/0, protocol_error/3]).
 -export([delete_queue/1, queue_pid/1]).
 -export([route/2, publish/4, handle_event/3, handle_down/2]).
 
@@ -32,8 +32,6 @@
 %% Where the AMQP 1.0 plugin keeps a message's annotations, as they came.
 -define(AMQP10_ANNOTATIONS, <<"x-amqp-1.0-message-annotations">>).
 
--define(SERIES, 1).
-
 %% In the dictionary of a process that routes: bindings of absent queues.
 -define(ABSENT, {?MODULE, absent}).
 -define(ABSENT_MS, 1000).
@@ -42,8 +40,12 @@
 
 %% ------------------------------------------------------------------------------- the node
 
--spec series() -> string().
-series() -> "3.10".
+%% Whether messages can be stored and released.
+-spec ready() -> ok.
+ready() -> ok.
+
+%% The number for what is stored here.
+series() -> 1.
 
 %% The directory that holds this node's data.
 -spec data_dir() -> file:filename().
@@ -132,6 +134,10 @@ route_by(Type, X, Delivery, _Options) ->
 %% The message that an exchange is asked to route.
 -spec message_of(delivery()) -> message().
 message_of(#delivery{message = Message}) -> Message.
+
+%% Store() if it can be stored.
+-spec if_storable(message(), fun(() -> Result), fun((Why :: string()) -> Result)) -> Result.
+if_storable(_, Store, _) -> Store().
 
 %% Whether the publisher awaits a confirm.
 -spec confirms(delivery()) -> boolean() | unknown.
@@ -339,16 +345,6 @@ raise_to_client(Name, Format, Args) ->
 -spec takes_nacks() -> boolean().
 takes_nacks() -> is_channel() andalso channel_takes_nacks().
 
-%% Whether this process serves a client that declares: a channel or a request of the HTTP API.
-%% Definitions are imported by other processes.
--spec serves_client() -> boolean().
-serves_client() ->
-    case {get(process_name), get('$initial_call')} of
-        {{rabbit_channel, _}, _} -> true;
-        {_, {cowboy_stream_h, _, _}} -> true;
-        _ -> false
-    end.
-
 %% Of a channel that declares for example. What is sent are this text's elements as bytes.
 -spec protocol_error(atom(), io:format(), [term()]) -> no_return().
 protocol_error(Name, Format, Args) ->
@@ -359,12 +355,6 @@ protocol_error(Name, Format, Args) ->
 
 %% A record as we declare it, marked as the broker's own where it knows such.
 internal(Q, _) -> Q.
-
-is_channel() ->
-    case get(process_name) of
-        {rabbit_channel, _} -> true;
-        _ -> false
-    end.
 
 is_alive(Pid) -> rabbit_mnesia:is_process_alive(Pid).
 

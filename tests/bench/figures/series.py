@@ -4,11 +4,10 @@
 import glob
 import os
 
-import loadgen
 import peers
 import plots
 from figures import burst, lateness, publish
-from private_broker import chroot_of
+from private_broker import chroot_of, dist_of
 from session import shown, spread, turns, verdict
 
 TITLE = "RabbitMQ's series"
@@ -22,7 +21,7 @@ LATENESS = lateness.CASES[0]
 
 
 def at_hand(series):
-    return glob.glob(os.path.join(loadgen.REPOSITORY, "dist", series, "*.ez")) and (
+    return glob.glob(os.path.join(dist_of(series), "*.ez")) and (
         chroot_of(series) is None or os.path.isdir(chroot_of(series)))
 
 

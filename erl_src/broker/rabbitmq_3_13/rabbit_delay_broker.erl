@@ -1,8 +1,8 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% The broker as the rest of the plugin sees it: whatever differs between RabbitMQ's series is here,
-%% and nowhere else. This is the adapter for RabbitMQ 4.0 (on Mnesia or Khepri) and, with
-%% RABBITMQ_4_3 defined, for 4.3.
+%% and nowhere else. This is the adapter for RabbitMQ from 3.13 on, on Mnesia or Khepri. What these
+%% series do not have in common is found out when the broker starts, by rabbit_delay_series.
 %%
 %% It owns no process and no table: its functions run in whoever calls them.
 %% include/rabbit_delay_broker.hrl has what is the same in all adapters.
@@ -15,15 +15,15 @@
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 -include("rabbit_delay.hrl").
 
--export([series/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2]).
+-export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2]).
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
--export([message_of/1, confirms/1, parsed/1, headers/1, field_word/1, message_id/1, payload_size/1,
-         exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
+-export([message_of/1, if_storable/3, confirms/1, parsed/1, headers/1, field_word/1, message_id/1,
+         payload_size/1, exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
--export([raise_to_client/3, takes_nacks/0, protocol_error/3, serves_client/0]).
+-export([raise_to_client/3, takes_nacks/0, protocol_error/3]).
 -export([delete_queue/1, queue_pid/1]).
 -export([route/2, publish/4, handle_event/3, handle_down/2]).
 
@@ -32,37 +32,44 @@
 -type message() :: mc:state().
 -type delivery() :: mc:state().
 
--ifdef(RABBITMQ_4_3).
--type queue() :: amqqueue:target().
--else.
--type queue() :: amqqueue:amqqueue().
--endif.
+%% From 4.2 on not all of the record, but what routing needs of it.
+-type queue() :: amqqueue:amqqueue() | tuple().
 
 %% A message container as mc:prepare(store, _) leaves it, as term_to_binary/1 writes it.
--define(ENCODING_CONTAINER_4, 2).
+-define(ENCODING_CONTAINER, 2).
 
 %% mc keeps this to itself; what queues keep on disk depends on it.
 -define(CONTAINER(Protocol, Data, Annotations), {mc, Protocol, Data, Annotations}).
 
 -define(X_DELAY, <<"x-delay">>).
+-define(NO_CONTAINERS, "feature flag message_containers is not enabled: "
+                       "rabbitmqctl enable_feature_flag message_containers").
 
--ifdef(RABBITMQ_4_3).
--define(SERIES, 3).
--else.
--define(SERIES, 2).
--endif.
+%% What some series have and others have not.
+-define(MAKE_INTERNAL, {amqqueue, make_internal, 2}).
+-define(SESSION_ERROR, {rabbit_amqp_util, protocol_error, 3}).
+-define(GET_TARGETS, {rabbit_db_queue, get_targets, 1}).
+-define(INDEX_TOPIC, {rabbit_db_topic_exchange, set, 1}).
 
 -include("rabbit_delay_broker.hrl").
 
 %% ------------------------------------------------------------------------------- the node
 
--ifdef(RABBITMQ_4_3).
--spec series() -> string().
-series() -> "4.3".
--else.
--spec series() -> string().
-series() -> "4.0".
--endif.
+%% Whether messages can be stored and released: before 4.0 that takes a feature flag.
+-spec ready() -> ok | {error, Why :: string()}.
+ready() ->
+    case rabbit_delay_series:has(?SESSION_ERROR)
+        orelse rabbit_feature_flags:is_enabled(message_containers) of
+        true -> ok;
+        false -> {error, ?NO_CONTAINERS}
+    end.
+
+%% The number for what is stored here: 4.3, the first without Mnesia, has one of its own.
+series() ->
+    case rabbit_delay_series:has(?INDEX_TOPIC) of
+        true -> 2;
+        false -> 3
+    end.
 
 %% The directory that holds this node's data.
 -spec data_dir() -> file:filename().
@@ -109,11 +116,9 @@ durable_delayed_exchanges() ->
 restore_bindings(rabbit_exchange_type_topic, #exchange{name = Name}) -> index_again(Name);
 restore_bindings(_, _) -> ok.
 
--ifdef(RABBITMQ_4_3).
-is_khepri() -> true.
-index_again(_) -> ok.
--else.
-is_khepri() -> rabbit_khepri:get_feature_state() =:= enabled.
+%% 4.3 has nothing else, and no way to fill the index of topics that Mnesia has.
+is_khepri() ->
+    not rabbit_delay_series:has(?INDEX_TOPIC) orelse rabbit_khepri:get_feature_state() =:= enabled.
 
 index_again(Name) ->
     case is_khepri() orelse is_indexed(Name) of
@@ -126,7 +131,6 @@ is_indexed(Name) ->
     [] =/= mnesia:dirty_match_object(
              rabbit_topic_trie_node,
              #topic_trie_node{trie_node = #trie_node{exchange_name = Name, _ = '_'}, _ = '_'}).
--endif.
 
 -spec add_binding(module(), none | pos_integer(), exchange(), rabbit_types:binding()) -> ok.
 add_binding(Type, Serial, #exchange{name = Name} = X, Binding) ->
@@ -184,6 +188,11 @@ route_by(Type, X, Message, Options) ->
 -spec message_of(delivery()) -> message().
 message_of(Message) -> Message.
 
+%% Store() if it can be stored. 3.13 has messages as 3.10 has them until message containers are enabled.
+-spec if_storable(message(), fun(() -> Result), fun((Why :: string()) -> Result)) -> Result.
+if_storable(?CONTAINER(_, _, _), Store, _) -> Store();
+if_storable(#basic_message{}, _, Refuse) -> Refuse(?NO_CONTAINERS).
+
 %% Whether the publisher awaits a confirm. An exchange is not told here.
 -spec confirms(delivery()) -> boolean() | unknown.
 confirms(_) -> unknown.
@@ -221,6 +230,8 @@ headers(?CONTAINER(mc_amqp, _, _) = Message) ->
             or_properties(Delay, rabbit_delay_header:names(), Properties)
                 ++ or_properties(Key, rabbit_delay_key:names(), Properties)
     end;
+headers(#basic_message{content = Content}) ->
+    rabbit_basic:extract_headers(Content);
 headers(Message) ->
     annotated(rabbit_delay_header:names() ++ rabbit_delay_key:names(), Message).
 
@@ -274,9 +285,9 @@ exchange_of(Message, XName) ->
 -spec encode(message()) -> {Encoding :: pos_integer(), binary()}.
 encode(Message0) ->
     {_, Message} = mc:take_annotation(id, Message0),
-    {?STORED(?ENCODING_CONTAINER_4), term_to_binary(mc:prepare(store, Message))}.
+    {?STORED(?ENCODING_CONTAINER), term_to_binary(mc:prepare(store, Message))}.
 
-decode(?ENCODING_CONTAINER_4, Marked, Binary) ->
+decode(?ENCODING_CONTAINER, Marked, Binary) ->
     decoded(Binary, Marked, fun (?CONTAINER(_, _, _) = Message) -> {ok, Message};
                                 (_) -> {error, not_a_message}
                             end);
@@ -452,8 +463,7 @@ raise_to_client(Name, Format, Args) ->
         {rabbit_channel, init, _} ->
             protocol_error(Name, Format, Args);
         {rabbit_amqp_session, init, _} ->
-            rabbit_amqp_util:protocol_error(amqp10_condition(Name), "~ts",
-                                            [client_text(Format, Args)]);
+            end_session(amqp10_condition(Name), client_text(Format, Args));
         {Reader, init, _} when Reader =:= rabbit_mqtt_reader; Reader =:= rabbit_web_mqtt_handler ->
             Why = client_text(Format, Args),
             ?LOG_ERROR("~ts", [Why], ?LOG_DOMAIN),
@@ -472,13 +482,11 @@ takes_nacks() ->
         _ -> false
     end.
 
-%% Whether this process serves a client that declares: a channel, a session or a request of the HTTP
-%% API. Definitions are imported by other processes.
--spec serves_client() -> boolean().
-serves_client() ->
-    case get('$initial_call') of
-        {Module, _, _} -> lists:member(Module, [rabbit_channel, rabbit_amqp_session, cowboy_stream_h]);
-        _ -> false
+%% Until 4.0 what AMQP 1.0 brings comes by a channel.
+end_session(Condition, Text) ->
+    case rabbit_delay_series:has(?SESSION_ERROR) of
+        true -> rabbit_amqp_util:protocol_error(Condition, "~ts", [Text]);
+        false -> no_client
     end.
 
 amqp10_condition(access_refused) -> ?V_1_0_AMQP_ERROR_UNAUTHORIZED_ACCESS;
@@ -494,20 +502,14 @@ client_text(Format, Args) -> rabbit_delay_text:escaped(io_lib:format(Format, Arg
 
 %% ------------------------------------------------------------- the internal queue's record
 
-is_channel() ->
-    case get('$initial_call') of
-        {rabbit_channel, init, _} -> true;
-        _ -> false
-    end.
-
 is_alive(Pid) -> rabbit_process:is_process_alive(Pid).
 
 %% A record as we declare it, marked as the broker's own where it knows such.
--ifdef(RABBITMQ_4_3).
-internal(Q, XName) -> amqqueue:make_internal(Q, XName).
--else.
-internal(Q, _) -> Q.
--endif.
+internal(Q, XName) ->
+    case rabbit_delay_series:has(?MAKE_INTERNAL) of
+        true -> amqqueue:make_internal(Q, XName);
+        false -> Q
+    end.
 
 -spec delete_queue(rabbit_amqqueue:name()) -> ok.
 delete_queue(QName) ->
@@ -541,13 +543,15 @@ route(X, Message) ->
               end,
     Missing ++ rabbit_amqqueue:prepend_extra_bcc(Qs).
 
--ifdef(RABBITMQ_4_3).
-lookup_queues(Names) -> rabbit_db_queue:get_targets(Names).
-is_absent(_) -> false.
--else.
-lookup_queues(Names) -> rabbit_amqqueue:lookup_many(Names).
-is_absent(QName) -> rabbit_db_queue:get_durable(QName) =/= {error, not_found}.
--endif.
+lookup_queues(Names) ->
+    case rabbit_delay_series:has(?GET_TARGETS) of
+        true -> rabbit_db_queue:get_targets(Names);
+        false -> rabbit_amqqueue:lookup_many(Names)
+    end.
+
+%% Khepri's index has all of them, wherever they are.
+is_absent(QName) ->
+    not is_khepri() andalso rabbit_db_queue:get_durable(QName) =/= {error, not_found}.
 
 missing(QNames) -> [{absent, QName} || QName <- QNames, is_absent(QName)].
 
@@ -584,8 +588,7 @@ handle_down({{'DOWN', QName}, _, process, Pid, Reason}, Publisher) ->
         {eol, Publisher1, _} -> {eol, QName, rabbit_queue_type:remove(QName, Publisher1)};
         _ -> {ok, Publisher, []}
     end;
-handle_down(_, _) ->
-    unknown.
+handle_down(_, _) -> unknown.
 
 %% 4.3 says why a queue rejects.
 outcome({ok, Publisher, Actions}) ->
