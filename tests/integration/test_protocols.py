@@ -42,8 +42,7 @@ def test_amqp_1_0(protocols, client, node_modules, kind):
     queue = client.queue((exchange, "k"), arguments={"x-queue-type": kind})
     target, source = ((f"/exchange/{exchange}/k", f"/amq/queue/{queue}") if OLD else
                       (f"/exchanges/{exchange}/k", f"/queues/{queue}"))
-    run("node", "amqp10_client.js", str(protocols.amqp_port), target, source,
-        "false" if OLD else "true")
+    run("node", "amqp10_client.js", str(protocols.amqp_port), target, source)
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])

@@ -29,8 +29,9 @@
 -type delivery() :: #delivery{}.
 -type queue() :: amqqueue:amqqueue().
 
-%% Where the AMQP 1.0 plugin keeps a message's annotations, as they came.
+%% Where the AMQP 1.0 plugin keeps a message's annotations and application properties, as they came.
 -define(AMQP10_ANNOTATIONS, <<"x-amqp-1.0-message-annotations">>).
+-define(AMQP10_PROPERTIES, <<"x-amqp-1.0-app-properties">>).
 
 %% In the dictionary of a process that routes: bindings of absent queues.
 -define(ABSENT, {?MODULE, absent}).
@@ -148,27 +149,54 @@ confirms(#delivery{confirm = Confirm}) -> Confirm.
 parsed(#basic_message{content = Content} = Message) ->
     Message#basic_message{content = rabbit_binary_parser:ensure_content_decoded(Content)}.
 
-%% AMQP 1.0's message annotations among them.
+%% AMQP 1.0's message annotations among them and, where neither these nor a header say when, or whose, its
+%% application properties.
 -spec headers(message()) -> rabbit_delay_header:headers().
 headers(#basic_message{content = Content}) ->
     Headers = rabbit_basic:extract_headers(Content),
-    case amqp10_annotations(Headers) of
-        [] ->
+    case is_amqp10(Headers) of
+        false ->
             Headers;
-        Annotations ->
-            [Field || Name <- rabbit_delay_header:names() ++ rabbit_delay_key:names(),
-                      {{symbol, N}, Value} <- Annotations, N =:= Name,
-                      Field <- rabbit_delay_header:from_amqp10(Name, Value)] ++ Headers
+        true ->
+            Sections = amqp10_sections(Headers),
+            {_, Delay} = amqp10_fields(rabbit_delay_header:names(), Sections, Headers),
+            {_, Key} = amqp10_fields(rabbit_delay_key:names(), Sections, Headers),
+            Delay ++ Key ++ Headers
     end.
 
-amqp10_annotations(undefined) ->
-    [];
-amqp10_annotations(Headers) ->
-    case lists:keyfind(?AMQP10_ANNOTATIONS, 1, Headers) of
+is_amqp10(undefined) ->
+    false;
+is_amqp10(Headers) ->
+    lists:keymember(?AMQP10_ANNOTATIONS, 1, Headers)
+        orelse lists:keymember(?AMQP10_PROPERTIES, 1, Headers).
+
+%% What AMQP 1.0's sections say under these names, and which section that is.
+amqp10_fields(Names, {Annotations, Properties}, Headers) ->
+    case fields(Names, symbol, Annotations) of
+        [] ->
+            case lists:any(fun (Name) -> rabbit_delay_header:find(Name, Headers) =/= undefined end,
+                           Names) of
+                true -> {"header", []};
+                false -> {"application property", fields(Names, utf8, Properties)}
+            end;
+        Annotated ->
+            {"annotation", Annotated}
+    end.
+
+fields(Names, Tag, Section) ->
+    [Field || Name <- Names, {{T, N}, Value} <- Section, T =:= Tag, N =:= Name,
+              Field <- rabbit_delay_header:from_amqp10(Name, Value)].
+
+amqp10_sections(Headers) ->
+    {amqp10_section(?AMQP10_ANNOTATIONS, Headers), amqp10_section(?AMQP10_PROPERTIES, Headers)}.
+
+amqp10_section(Name, Headers) ->
+    case lists:keyfind(Name, 1, Headers) of
         {_, longstr, Binary} ->
             %% Anyone can send such a header.
             try amqp10_framing:decode_bin(Binary) of
                 [#'v1_0.message_annotations'{content = Content}] when is_list(Content) -> Content;
+                [#'v1_0.application_properties'{content = Content}] when is_list(Content) -> Content;
                 _ -> []
             catch
                 _:_ -> []
@@ -177,12 +205,13 @@ amqp10_annotations(Headers) ->
             []
     end.
 
-%% What its protocol calls such a field.
+%% What its protocol calls the field that its delay is in.
 -spec field_word(message()) -> string().
 field_word(#basic_message{content = Content}) ->
-    case amqp10_annotations(rabbit_basic:extract_headers(Content)) of
-        [] -> "header";
-        _ -> "annotation"
+    Headers = rabbit_basic:extract_headers(Content),
+    case is_amqp10(Headers) of
+        false -> "header";
+        true -> element(1, amqp10_fields(rabbit_delay_header:names(), amqp10_sections(Headers), Headers))
     end.
 
 -spec message_id(message()) -> binary() | undefined.
@@ -236,7 +265,7 @@ content(#basic_message{exchange_name = #resource{name = Exchange}, routing_keys 
 released(#basic_message{content = Content} = Message) ->
     Message#basic_message{
       content = rabbit_basic:map_headers(
-                  fun (Headers) -> negate_annotation(rabbit_delay_header:negate(Headers)) end,
+                  fun (Headers) -> rabbit_delay_header:negate(negate_amqp10(Headers)) end,
                   Content)}.
 
 %% As it goes to the dead-letter exchange XName: with these headers, and RoutingKey if that is not
@@ -306,28 +335,31 @@ returned(#basic_message{exchange_name = Name, routing_keys = Keys} = Message, De
                          _ -> Keys
                      end}.
 
-negate_annotation(Headers) ->
-    Annotations = amqp10_annotations(Headers),
-    case negated([{Key, Field} || {{symbol, <<"x-delay">> = Name} = Key, Value} <- Annotations,
-                                  Field <- rabbit_delay_header:from_amqp10(Name, Value)]) of
-        {Key, Field} ->
-            Value = rabbit_delay_header:to_amqp10(Field),
-            Encoded = amqp10_framing:encode_bin(
-                        #'v1_0.message_annotations'{
-                           content = lists:keyreplace(Key, 1, Annotations, {Key, Value})}),
-            lists:keyreplace(?AMQP10_ANNOTATIONS, 1, Headers,
-                             {?AMQP10_ANNOTATIONS, longstr, iolist_to_binary(Encoded)});
-        none ->
-            Headers
+%% Annotations are negated in their place; of properties, which cannot be changed on the way, an annotation
+%% says so.
+negate_amqp10(Headers) ->
+    case is_amqp10(Headers) of
+        false -> Headers;
+        true -> negate_sections(Headers)
     end.
 
-negated([{Key, Field}]) ->
-    case rabbit_delay_header:negate([Field]) of
-        [Field] -> none;
-        [Negated] -> {Key, Negated}
-    end;
-negated(_) ->
-    none.
+negate_sections(Headers) ->
+    {Before, _} = Sections = amqp10_sections(Headers),
+    Negated = case amqp10_fields(rabbit_delay_header:names(), Sections, Headers) of
+                  {"annotation", Fields} -> rabbit_delay_header:negate(Fields) -- Fields;
+                  {_, Fields} -> rabbit_delay_header:negated_properties(Fields)
+              end,
+    case [{{symbol, element(1, Field)}, rabbit_delay_header:to_amqp10(Field)} || Field <- Negated] of
+        [] ->
+            Headers;
+        Annotations ->
+            Content = lists:foldl(fun ({Key, _} = Annotation, Acc) ->
+                                          lists:keystore(Key, 1, Acc, Annotation)
+                                  end, Before, Annotations),
+            Encoded = amqp10_framing:encode_bin(#'v1_0.message_annotations'{content = Content}),
+            lists:keystore(?AMQP10_ANNOTATIONS, 1, Headers,
+                           {?AMQP10_ANNOTATIONS, longstr, iolist_to_binary(Encoded)})
+    end.
 
 %% ----------------------------------------------------------------------- the publishing client
 

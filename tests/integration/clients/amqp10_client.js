@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
-// AMQP 1.0, with rhea. Arguments: port, the target's address, the source's address, whether application
-// properties count.
+// AMQP 1.0, with rhea. Arguments: port, the target's address, the source's address.
 import assert from 'node:assert/strict';
 import rhea from 'rhea';
 
-const [port, target, source, properties] = process.argv.slice(2);
+const [port, target, source] = process.argv.slice(2);
 const { types, message } = rhea;
 
 function connect() {
@@ -103,42 +102,40 @@ assert.deepEqual((await arrived(2)).map(text), ['stays', 'last']);
 
 // Application properties, where no annotation says otherwise. They come as they were sent; an
 // annotation says that the message has been delayed, also when it is sent again as it came.
-if (properties === 'true') {
-  const sent = [
-    ['property', 400, { 'x-delay': types.wrap_long(400) }, {}],
-    ['text', 700, { 'x-delay': '700' }, {}],
-    ['other property', 1000, { 'x-opt-delivery-delay': types.wrap_int(1000) }, {}],
-    ['annotation', 1300, { 'x-delay': types.wrap_int(HOUR) }, { 'x-delay': types.wrap_uint(1300) }],
-    ['zero', 0, { 'x-delay': types.wrap_int(HOUR) }, { 'x-opt-delivery-delay': types.wrap_uint(0) }],
-  ];
-  const at = new Map();
-  for (const [name, , given, annotations] of sent) {
-    at.set(name, await send(name, annotations, { kept: 'yes', ...given }));
-  }
-  const came = new Map((await arrived(sent.length)).map((arrival) => [text(arrival), arrival]));
-  for (const [name, delay, given] of sent) {
-    const { at: when, message: received } = came.get(name);
-    assert.ok(when >= at.get(name) + delay, `${name} came early`);
-    const [header] = Object.keys(given);
-    assert.equal(String(received.application_properties[header]), String(Number(given[header])));
-    assert.equal(received.application_properties.kept, 'yes');
-    if (delay > 0) assert.equal(Number(received.message_annotations[header]), -delay, name);
-  }
-  for (const name of ['property', 'other property', 'annotation']) {
-    const { message_annotations: annotations, application_properties: given } = came.get(name).message;
-    await send(`${name} again`, annotations, { ...given, 'x-delay': types.wrap_int(HOUR),
-      'x-opt-delivery-delay': types.wrap_int(HOUR) });
-  }
-  assert.equal((await arrived(3)).length, 3);
-  await send('replaced', {}, { 'x-delay': types.wrap_int(HOUR), 'x-delay-key': 'p' });
-  await send('replacement', { 'x-delay': types.wrap_int(1) }, { 'x-delay-key': 'p',
-    'x-delay-on-duplicate': 'replace' });
-  assert.equal(text((await arrived(1))[0]), 'replacement');
+const sent = [
+  ['property', 400, { 'x-delay': types.wrap_long(400) }, {}],
+  ['text', 700, { 'x-delay': '700' }, {}],
+  ['other property', 1000, { 'x-opt-delivery-delay': types.wrap_int(1000) }, {}],
+  ['annotation', 1300, { 'x-delay': types.wrap_int(HOUR) }, { 'x-delay': types.wrap_uint(1300) }],
+  ['zero', 0, { 'x-delay': types.wrap_int(HOUR) }, { 'x-opt-delivery-delay': types.wrap_uint(0) }],
+];
+const at = new Map();
+for (const [name, , given, annotations] of sent) {
+  at.set(name, await send(name, annotations, { kept: 'yes', ...given }));
 }
+const came = new Map((await arrived(sent.length)).map((arrival) => [text(arrival), arrival]));
+for (const [name, delay, given] of sent) {
+  const { at: when, message: received } = came.get(name);
+  assert.ok(when >= at.get(name) + delay, `${name} came early`);
+  const [header] = Object.keys(given);
+  assert.equal(String(received.application_properties[header]), String(Number(given[header])));
+  assert.equal(received.application_properties.kept, 'yes');
+  if (delay > 0) assert.equal(Number(received.message_annotations[header]), -delay, name);
+}
+for (const name of ['property', 'other property', 'annotation']) {
+  const { message_annotations: annotations, application_properties: given } = came.get(name).message;
+  await send(`${name} again`, annotations, { ...given, 'x-delay': types.wrap_int(HOUR),
+    'x-opt-delivery-delay': types.wrap_int(HOUR) });
+}
+assert.equal((await arrived(3)).length, 3);
+await send('replaced', {}, { 'x-delay': types.wrap_int(HOUR), 'x-delay-key': 'p' });
+await send('replacement', { 'x-delay': types.wrap_int(1) }, { 'x-delay-key': 'p',
+  'x-delay-on-duplicate': 'replace' });
+assert.equal(text((await arrived(1))[0]), 'replacement');
 
 // A delay that cannot be used: refused in the protocol's own words, and only this connection is told.
 for (const [section, word] of [['message_annotations', 'annotation'],
-  ...(properties === 'true' ? [['application_properties', 'application property']] : [])]) {
+  ['application_properties', 'application property']]) {
   const doomed = connect();
   const failed = new Promise((resolve) => {
     for (const kind of ['sender', 'session', 'connection']) {
