@@ -21,17 +21,19 @@
 
 -spec switches() -> [{atom(), atom()}].
 switches() ->
-    [{timeout, integer}, {definitions, string}, {fail_on, string}, {all_vhosts, boolean}].
+    [{timeout, integer}, {definitions, string}, {accept, string}, {fail_on, string},
+     {all_vhosts, boolean}].
 
 -spec usage() -> binary().
 usage() ->
     <<"check_dead_lettering [--vhost <vhost> | --all-vhosts] [--definitions <file>] "
-      "[--fail-on <error|warning|info|never>] [--formatter json]">>.
+      "[--accept <file>] [--fail-on <error|warning|info|never>] [--formatter json]">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->
     [[<<"--vhost">>, <<"of which vhost; default: /, or with --definitions all">>],
      [<<"--definitions">>, <<"check this definitions file (JSON, of any broker); needs no broker">>],
+     [<<"--accept">>, <<"findings in this file (JSON) do not count">>],
      [<<"--fail-on">>, <<"exit code 1 where something as severe is found; default: error">>],
      [<<"--formatter">>, <<"json: the findings as one JSON object">>]].
 
@@ -62,6 +64,16 @@ distribution(_) -> cli.
 
 -spec run([binary()], options()) -> {ok, [rabbit_delay_doctor:finding()]} | {error, term()} |
           {error, integer(), binary()} | {badrpc, term()}.
+run([], #{accept := File} = Options) ->
+    case rabbit_delay_doctor_accepted:of_file(File) of
+        {ok, Accepted} ->
+            case run([], maps:remove(accept, Options)) of
+                {ok, Findings} -> {ok, rabbit_delay_doctor_accepted:mark(Findings, Accepted)};
+                Failed -> Failed
+            end;
+        {error, Why} ->
+            {error, ?EXIT_DATA, unicode:characters_to_binary(Why)}
+    end;
 run([], #{definitions := File} = Options) ->
     case rabbit_delay_topology:of_file(File, maps:get(vhost, Options, <<"/">>)) of
         {ok, Topology} ->

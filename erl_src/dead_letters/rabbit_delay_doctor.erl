@@ -24,14 +24,16 @@
                 ttl_zero | policy_tie | policy_shadowed | policy_not_applicable |
                 argument_over_policy | policy_unusable | unusable_value | delay_ladder |
                 retry_parking_missing | topic_permissions_unchecked | policy_key_as_argument |
-                argument_as_policy_key.
+                argument_as_policy_key | unreadable_entry.
 
 -type finding() :: #{rule := rule(), severity := severity(), vhost := binary(),
-                     kind := queue | policy | exchange, name := binary(),
+                     kind := queue | policy | exchange | entry, name := binary(),
                      %% why it bites
                      why := binary(),
                      %% what to do about it, in words and as shell commands that do it
-                     mend := binary(), commands := [binary()]}.
+                     mend := binary(), commands := [binary()],
+                     %% the reason for which it is to count no more
+                     accepted => binary()}.
 
 %% A vhost as the rules look at it.
 -type context() :: #{vhost := binary(), objects := rabbit_delay_topology:vhost(),
@@ -49,10 +51,18 @@
 
 %% The worst first.
 -spec check(rabbit_delay_topology:topology()) -> [finding()].
-check(#{vhosts := VHosts} = Topology) ->
-    Found = lists:append([check_vhost(Topology, VHost, maps:get(VHost, VHosts))
-                          || VHost <- rabbit_delay_topology:vhosts(Topology)]),
+check(#{vhosts := VHosts, odd := Odd} = Topology) ->
+    Found = [unreadable(Where, What) || {Where, What} <- Odd]
+        ++ lists:append([check_vhost(Topology, VHost, maps:get(VHost, VHosts))
+                         || VHost <- rabbit_delay_topology:vhosts(Topology)]),
     lists:sort(fun (A, B) -> order(A) =< order(B) end, Found).
+
+%% An entry of a definitions file.
+unreadable(Where, What) ->
+    #{rule => unreadable_entry, severity => warning, vhost => <<>>, kind => entry, name => Where,
+      why => <<Where/binary, " ", What/binary, ", so it was left out: what it would lead to is not "
+               "checked.">>,
+      mend => <<"Export the definitions again, or correct the entry.">>, commands => []}.
 
 order(#{severity := Severity, rule := Rule, vhost := VHost, name := Name}) ->
     {-severity_rank(Severity), VHost, Rule, Name}.
@@ -100,7 +110,7 @@ rules() ->
      parking_unwatched, x_death_growth, priority_ttl, ttl_zero, policy_tie, policy_shadowed,
      policy_not_applicable, argument_over_policy, policy_unusable, unusable_value, delay_ladder,
      retry_parking_missing, topic_permissions_unchecked, policy_key_as_argument,
-     argument_as_policy_key].
+     argument_as_policy_key, unreadable_entry].
 
 %% What holds for one queue of a vhost.
 -spec settings(binary(), rabbit_delay_topology:vhost()) ->
@@ -148,7 +158,7 @@ dead_lettering(Qs, Retrying, Objects) ->
     {Sources, Index,
      rabbit_delay_dead_letter_routes:explore([{queue, Name} || Name <- maps:keys(Sources)], Index)}.
 
-check_vhost(Topology, VHost, #{queues := Queues} = Objects) ->
+check_vhost(Topology, VHost, #{queues := Queues, accepted := Accepted} = Objects) ->
     {Qs, Unusable} = settle_policies(Objects),
     Retrying = retrying(Objects),
     {Sources, Index, Graph} = dead_lettering(Qs, Retrying, Objects),
@@ -158,10 +168,11 @@ check_vhost(Topology, VHost, #{queues := Queues} = Objects) ->
                 dead_letter_targets => dead_letter_targets(Graph),
                 bindings_to => bindings_to(Objects, Queues),
                 cyclic => cyclic(Graph)},
-    lists:append([lists:append([rabbit_delay_doctor_queues:check(Q, Context) || Q <- Qs]),
-                  rabbit_delay_doctor_graph:check(Context),
-                  rabbit_delay_doctor_policies:check(Qs, Unusable, Context),
-                  rabbit_delay_doctor_exchanges:check(Context)]).
+    Found = lists:append([lists:append([rabbit_delay_doctor_queues:check(Q, Context) || Q <- Qs]),
+                          rabbit_delay_doctor_graph:check(Context),
+                          rabbit_delay_doctor_policies:check(Qs, Unusable, Context),
+                          rabbit_delay_doctor_exchanges:check(Context)]),
+    rabbit_delay_doctor_accepted:mark(Found, Accepted).
 
 %% Where what dies in a queue goes for good. A delayed exchange that retries gives it back, so often
 %% and no more, and then parks it: not by its bindings, and in no cycle.

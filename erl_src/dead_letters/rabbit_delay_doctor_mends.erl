@@ -272,8 +272,12 @@ replacement(Names, #{graph := Graph, qs := Qs, sources := Sources,
     Ends = lists:usort([{X, End} || Name <- Few,
                                     {routing, X, _} = Node
                                         <- lists:sublist(maps:get({queue, Name}, Graph), ?ENDS),
-                                    End <- rabbit_delay_dead_letter_routes:targets(Node, Graph, ?ENDS),
-                                    not is_map_key(End, Replaced),
+                                    Targets <- [rabbit_delay_dead_letter_routes:targets(
+                                                  Node, Graph, ?ENDS)],
+                                    %% where they end, and not the exchanges between them
+                                    not lists:any(fun (Target) -> is_map_key(Target, Replaced) end,
+                                                  Targets),
+                                    End <- Targets,
                                     Q <- [maps:get(End, Qs)],
                                     not (has(ttl, Q) andalso has(dlx, Q))]),
     To = lists:usort([X || {X, _} <- Ends, X =/= <<>>]),

@@ -14,7 +14,14 @@
 text([]) ->
     <<"No traps found.\n">>;
 text(Findings) ->
-    unicode:characters_to_binary(lists:join($\n, [text_of(Finding) || Finding <- Findings])).
+    {Open, Accepted} = rabbit_delay_doctor_accepted:split(Findings),
+    unicode:characters_to_binary(
+      [lists:join($\n, [text_of(Finding) || Finding <- Open]),
+       ["No traps found but what is accepted.\n" || Open =:= []],
+       [io_lib:format("~naccepted ~s: ~s \"~ts\" in vhost \"~ts\": ~ts~n",
+                      [Rule, Kind, rabbit_delay_text:escaped(Name), rabbit_delay_text:escaped(VHost),
+                       rabbit_delay_text:escaped(Reason)])
+        || #{rule := Rule, kind := Kind, name := Name, vhost := VHost, accepted := Reason} <- Accepted]]).
 
 text_of(#{rule := Rule, severity := Severity, vhost := VHost, kind := Kind, name := Name,
           why := Why, mend := Mend, commands := Commands}) ->
@@ -24,12 +31,15 @@ text_of(#{rule := Rule, severity := Severity, vhost := VHost, kind := Kind, name
      "  ", rabbit_delay_text:escaped(Why), "\n  ", rabbit_delay_text:escaped(Mend), $\n,
      [["    ", rabbit_delay_text:escaped(Command), $\n] || Command <- Commands]].
 
-%% One object: how many findings of each severity, and the findings. Shapes: docs/dead-letters.md.
+%% One object: how many findings of each severity, the findings, and those that are accepted. Shapes:
+%% docs/dead-letters.md.
 -spec json([rabbit_delay_doctor:finding()]) -> binary().
 json(Findings) ->
+    {Open, Accepted} = rabbit_delay_doctor_accepted:split(Findings),
     iolist_to_binary(
-      rabbit_json:encode(#{<<"version">> => 1, <<"counts">> => counts(Findings),
-                           <<"findings">> => [json_of(Finding) || Finding <- Findings]})).
+      rabbit_json:encode(#{<<"version">> => 1, <<"counts">> => counts(Open),
+                           <<"findings">> => [json_of(Finding) || Finding <- Open],
+                           <<"accepted">> => [json_of(Finding) || Finding <- Accepted]})).
 
 %% What rabbit_delay_doctor:live_graph/1 found. A node is a queue, or an exchange that routes dead
 %% letters with certain keys; an edge is a pair of their numbers. Without the queues that neither
@@ -87,11 +97,14 @@ counts(Findings) ->
 
 -spec summary([rabbit_delay_doctor:finding()]) -> binary().
 summary(Findings) ->
-    #{<<"error">> := Errors, <<"warning">> := Warnings, <<"info">> := Infos} = counts(Findings),
-    iolist_to_binary(io_lib:format("dead-lettering: ~b error, ~b warning, ~b info",
-                                   [Errors, Warnings, Infos])).
+    {Open, Accepted} = rabbit_delay_doctor_accepted:split(Findings),
+    #{<<"error">> := Errors, <<"warning">> := Warnings, <<"info">> := Infos} = counts(Open),
+    iolist_to_binary([io_lib:format("dead-lettering: ~b error, ~b warning, ~b info",
+                                    [Errors, Warnings, Infos]),
+                      [io_lib:format(", ~b accepted", [length(Accepted)]) || Accepted =/= []]]).
 
 %% 0 where there is none.
 -spec worst([rabbit_delay_doctor:finding()]) -> 0..3.
 worst(Findings) ->
-    lists:max([0 | [rabbit_delay_doctor:severity_rank(S) || #{severity := S} <- Findings]]).
+    {Open, _} = rabbit_delay_doctor_accepted:split(Findings),
+    lists:max([0 | [rabbit_delay_doctor:severity_rank(S) || #{severity := S} <- Open]]).

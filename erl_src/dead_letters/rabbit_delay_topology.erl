@@ -3,8 +3,8 @@
 %% The queues, exchanges, bindings and policies of a broker as one value, whether they come from a
 %% running broker or from a definitions file of any broker.
 %%
-%% It runs in the process that asks, rabbitmqctl's for a file, and owns nothing. What is not as a
-%% definitions file has it is refused with what it is.
+%% It runs in the process that asks, rabbitmqctl's for a file, and owns nothing. An entry that is not as
+%% definitions files have it is left out and named; a file is refused only if it has no definitions.
 -module(rabbit_delay_topology).
 
 -include_lib("rabbit_common/include/resource.hrl").
@@ -21,7 +21,9 @@
                       version := [non_neg_integer()],
                       %% whether the broker can dead-letter at least once
                       at_least_once := boolean(),
-                      vhosts := #{binary() => vhost()}}.
+                      vhosts := #{binary() => vhost()},
+                      %% entries of a file that are left out: where, and why
+                      odd := [{Where :: binary(), What :: binary()}]}.
 
 -type vhost() :: #{queues := #{binary() => queue()},
                    exchanges := #{binary() => exchange()},
@@ -29,7 +31,8 @@
                    policies := [policy()],
                    operator_policies := [policy()],
                    %% the exchanges that have some
-                   topic_permissions := [binary()]}.
+                   topic_permissions := [binary()],
+                   accepted := [rabbit_delay_doctor_accepted:accepted()]}.
 
 -type queue() :: #{name := binary(), type := classic | quorum | stream | other,
                    durable := boolean(),
@@ -69,50 +72,72 @@ of_file(Path, DefaultVHost) ->
             end
     end.
 
-of_json(Path, Json, DefaultVHost) ->
-    case rabbit_json:try_decode(Json) of
+of_json(Path, Bytes, DefaultVHost) ->
+    case rabbit_delay_definitions:decode(Bytes, ?MAX_FILE_BYTES) of
         {ok, Definitions} ->
             case of_definitions(Definitions, DefaultVHost) of
                 {ok, _} = Ok -> Ok;
                 {error, Why} -> {error, [Path, ": ", Why]}
             end;
-        {error, _} ->
+        error ->
             {error, [Path, " is not JSON, or it is cut off"]}
     end.
 
 -spec of_definitions(term(), DefaultVHost :: binary()) -> {ok, topology()} | {error, iodata()}.
 of_definitions(#{} = Definitions, DefaultVHost) ->
-    try
-        {ok, read(Definitions, DefaultVHost)}
-    catch
-        throw:{malformed, Where, What} -> {error, [Where, " ", What]}
-    end;
+    {ok, read(Definitions, DefaultVHost)};
 of_definitions(_, _) ->
     {error, "the definitions are not a JSON object"}.
 
 read(Definitions, DefaultVHost) ->
-    Version = version(first([<<"rabbitmq_version">>, <<"rabbit_version">>], Definitions, <<>>)),
-    Types = maps:from_list([vhost_default_type(V) || V <- entries(<<"vhosts">>, Definitions)]),
-    Parts = [{queues, [read_queue(Q, Types, DefaultVHost)
-                       || Q <- entries(<<"queues">>, Definitions)]},
-             {exchanges, [read_exchange(X, DefaultVHost)
-                          || X <- entries(<<"exchanges">>, Definitions)]},
-             {bindings, [read_binding(B, DefaultVHost)
-                         || B <- entries(<<"bindings">>, Definitions)]},
-             {policies, [read_policy(P, DefaultVHost)
-                         || P <- entries(<<"policies">>, Definitions)]},
-             {operator_policies, [read_operator_policy(P, DefaultVHost)
-                                  || {_, #{<<"component">> := <<"operator_policy">>}} = P
-                                         <- entries(<<"parameters">>, Definitions)]},
-             {topic_permissions, [read_topic_permission(P, DefaultVHost)
-                                  || P <- entries(<<"topic_permissions">>, Definitions)]}],
-    VHosts = case maps:keys(Types) of
+    {Types, OddVHosts} = read(fun vhost_default_type/1, <<"vhosts">>, Definitions),
+    TypeOf = maps:from_list(Types),
+    Each = fun (Read) -> fun (Entry) -> Read(Entry, DefaultVHost) end end,
+    Read = [{Kind, read(Reader, Category, Definitions)}
+            || {Kind, Category, Reader} <-
+                   [{queues, <<"queues">>, fun (Q) -> read_queue(Q, TypeOf, DefaultVHost) end},
+                    {exchanges, <<"exchanges">>, Each(fun read_exchange/2)},
+                    {bindings, <<"bindings">>, Each(fun read_binding/2)},
+                    {policies, <<"policies">>, Each(fun read_policy/2)},
+                    {parameters, <<"parameters">>, Each(fun read_parameter/2)},
+                    {topic_permissions, <<"topic_permissions">>,
+                     Each(fun read_topic_permission/2)}]],
+    Parts = [Part || {Kind, {Objects, _}} <- Read, Part <- parts(Kind, Objects)],
+    VHosts = case maps:keys(TypeOf) of
                  [] -> [DefaultVHost];
                  Names -> Names
              end,
+    Version = broker_version(Definitions),
     #{source => definitions, version => Version,
       at_least_once => Version =:= [] orelse Version >= [3, 10],
-      vhosts => assemble(VHosts, Parts)}.
+      vhosts => assemble(VHosts, Parts),
+      odd => OddVHosts ++ lists:append([Odd || {_, {_, Odd}} <- Read])}.
+
+%% Of RabbitMQ; that of another broker says nothing here.
+broker_version(#{<<"lavinmq_version">> := _}) ->
+    [];
+broker_version(Definitions) ->
+    version(first([<<"rabbitmq_version">>, <<"rabbit_version">>], Definitions, <<>>)).
+
+parts(parameters, Objects) ->
+    [{Kind, [{VHost, Object} || {VHost, {K, Object}} <- Objects, K =:= Kind]}
+     || Kind <- [operator_policies, accepted]];
+parts(Kind, Objects) ->
+    [{Kind, Objects}].
+
+%% What the entries of a category are, and those that are not what they should be.
+read(Reader, Category, Definitions) ->
+    lists:foldr(fun (Entry, {Good, Odd}) ->
+                        try Reader(Entry) of
+                            none -> {Good, Odd};
+                            Object -> {[Object | Good], Odd}
+                        catch
+                            throw:{malformed, Where, What} -> {Good, [odd(Where, What) | Odd]}
+                        end
+                end, {[], not_listed(Category, Definitions)}, entries(Category, Definitions)).
+
+odd(Where, What) ->
+    {unicode:characters_to_binary(Where), unicode:characters_to_binary(What)}.
 
 assemble(Names, Parts) ->
     Grouped = lists:foldl(
@@ -132,7 +157,7 @@ vhost(Objects) ->
       exchanges => maps:merge(predeclared(), by_name(Objects(exchanges))),
       bindings => Objects(bindings), policies => Objects(policies),
       operator_policies => Objects(operator_policies),
-      topic_permissions => Objects(topic_permissions)}.
+      topic_permissions => Objects(topic_permissions), accepted => Objects(accepted)}.
 
 by_name(Objects) -> maps:from_list([{Name, Object} || #{name := Name} = Object <- Objects]).
 
@@ -148,14 +173,17 @@ predeclared() ->
 entries(Category, Definitions) ->
     case Definitions of
         #{Category := List} when is_list(List) ->
-            [case Entry of
-                 #{} -> {where(Category, N), Entry};
-                 _ -> malformed(where(Category, N), "is not an object")
-             end || {N, Entry} <- lists:zip(lists:seq(0, length(List) - 1), List)];
-        #{Category := _} ->
-            malformed(Category, "is not a list");
+            [{where(Category, N), Entry}
+             || {N, Entry} <- lists:zip(lists:seq(0, length(List) - 1), List)];
         _ ->
             []
+    end.
+
+not_listed(Category, Definitions) ->
+    case maps:get(Category, Definitions, []) of
+        List when is_list(List) -> [];
+        null -> [];
+        _ -> [odd(Category, "is not a list")]
     end.
 
 where(Category, N) -> [Category, $[, integer_to_binary(N), $]].
@@ -177,7 +205,8 @@ version(Text) ->
         nomatch -> []
     end.
 
-vhost_default_type({Where, Entry}) ->
+vhost_default_type({Where, Entry0}) ->
+    Entry = entry(Entry0, Where),
     {text(<<"name">>, Entry, Where),
      case Entry of
          #{<<"default_queue_type">> := Type} when is_binary(Type) -> Type;
@@ -185,7 +214,8 @@ vhost_default_type({Where, Entry}) ->
          _ -> <<"classic">>
      end}.
 
-read_queue({Where, Entry}, Types, DefaultVHost) ->
+read_queue({Where, Entry0}, Types, DefaultVHost) ->
+    Entry = entry(Entry0, Where),
     VHost = vhost_of(Where, Entry, DefaultVHost),
     Arguments = object(<<"arguments">>, Entry, Where),
     Type = first([<<"type">>], Entry,
@@ -196,13 +226,15 @@ read_queue({Where, Entry}, Types, DefaultVHost) ->
                   orelse maps:get(<<"exclusive">>, Entry, false) =:= true,
               arguments => Arguments, consumers => unknown, messages => unknown}}.
 
-read_exchange({Where, Entry}, DefaultVHost) ->
+read_exchange({Where, Entry0}, DefaultVHost) ->
+    Entry = entry(Entry0, Where),
     {vhost_of(Where, Entry, DefaultVHost),
      #{name => text(<<"name">>, Entry, Where), type => text(<<"type">>, Entry, Where),
        durable => maps:get(<<"durable">>, Entry, true) =:= true,
        arguments => object(<<"arguments">>, Entry, Where)}}.
 
-read_binding({Where, Entry}, DefaultVHost) ->
+read_binding({Where, Entry0}, DefaultVHost) ->
+    Entry = entry(Entry0, Where),
     Kind = case text(<<"destination_type">>, Entry, Where) of
                <<"queue">> -> queue;
                <<"exchange">> -> exchange;
@@ -211,19 +243,36 @@ read_binding({Where, Entry}, DefaultVHost) ->
     {vhost_of(Where, Entry, DefaultVHost),
      #{source => text(<<"source">>, Entry, Where),
        destination => {Kind, text(<<"destination">>, Entry, Where)},
-       key => text(<<"routing_key">>, Entry, Where),
+       key => case Entry of
+                  #{<<"routing_key">> := null} -> <<>>;
+                  _ -> text(<<"routing_key">>, Entry, Where)
+              end,
        arguments => object(<<"arguments">>, Entry, Where)}}.
 
-read_policy({Where, Entry}, DefaultVHost) ->
+read_policy({Where, Entry0}, DefaultVHost) ->
+    Entry = entry(Entry0, Where),
     {vhost_of(Where, Entry, DefaultVHost),
      policy(text(<<"name">>, Entry, Where), Entry, Where)}.
 
-read_operator_policy({Where, Entry}, DefaultVHost) ->
-    {vhost_of(Where, Entry, DefaultVHost),
-     policy(text(<<"name">>, Entry, Where), object(<<"value">>, Entry, Where),
-            [Where, ".value"])}.
+read_parameter({Where, Entry0}, DefaultVHost) ->
+    Entry = entry(Entry0, Where),
+    Accepted = rabbit_delay_doctor_accepted:component(),
+    case Entry of
+        #{<<"component">> := <<"operator_policy">>} ->
+            {vhost_of(Where, Entry, DefaultVHost),
+             {operator_policies, policy(text(<<"name">>, Entry, Where),
+                                        object(<<"value">>, Entry, Where), [Where, ".value"])}};
+        #{<<"component">> := Accepted} ->
+            case rabbit_delay_doctor_accepted:parse(object(<<"value">>, Entry, Where)) of
+                {ok, What} -> {vhost_of(Where, Entry, DefaultVHost), {accepted, What}};
+                {error, Why} -> malformed([Where, ".value"], Why)
+            end;
+        _ ->
+            none
+    end.
 
-read_topic_permission({Where, Entry}, DefaultVHost) ->
+read_topic_permission({Where, Entry0}, DefaultVHost) ->
+    Entry = entry(Entry0, Where),
     {vhost_of(Where, Entry, DefaultVHost), text(<<"exchange">>, Entry, Where)}.
 
 policy(Name, Entry, Where) ->
@@ -231,15 +280,20 @@ policy(Name, Entry, Where) ->
       apply_to => first([<<"apply-to">>], Entry, <<"all">>),
       priority => case maps:get(<<"priority">>, Entry, 0) of
                       Priority when is_integer(Priority) -> Priority;
+                      null -> 0;
+                      Priority when is_float(Priority), Priority == trunc(Priority) -> trunc(Priority);
                       _ -> malformed([Where, ".priority"], "is not a whole number")
                   end,
       definition => object(<<"definition">>, Entry, Where)}.
 
 vhost_of(Where, Entry, DefaultVHost) ->
     case Entry of
-        #{<<"vhost">> := _} -> text(<<"vhost">>, Entry, Where);
+        #{<<"vhost">> := VHost} when VHost =/= null -> text(<<"vhost">>, Entry, Where);
         _ -> DefaultVHost
     end.
+
+entry(#{} = Entry, _) -> Entry;
+entry(_, Where) -> malformed(Where, "is not an object").
 
 text(Key, Entry, Where) ->
     case Entry of
@@ -253,6 +307,7 @@ object(Key, Entry, Where) ->
         #{Key := #{} = Object} -> Object;
         %% An empty object, as some brokers write it.
         #{Key := []} -> #{};
+        #{Key := null} -> #{};
         #{Key := _} -> malformed([Where, $., Key], "is not an object");
         _ -> #{}
     end.
@@ -271,7 +326,7 @@ queue_type(_) -> other.
 -spec live([rabbit_types:vhost()]) -> topology().
 live(VHosts) ->
     Version = version(list_to_binary(rabbit_misc:version())),
-    #{source => live, version => Version,
+    #{source => live, version => Version, odd => [],
       at_least_once => Version >= [4] orelse rabbit_feature_flags:is_enabled(stream_queue),
       vhosts => maps:from_list([{VHost, live_vhost(VHost)} || VHost <- VHosts])}.
 
@@ -286,7 +341,8 @@ live_vhost(VHost) ->
       operator_policies => [live_policy(P) || P <- rabbit_policy:list_op(VHost)],
       topic_permissions => [proplists:get_value(exchange, P)
                             || P <- rabbit_auth_backend_internal:list_vhost_topic_permissions(
-                                      VHost)]}.
+                                      VHost)],
+      accepted => rabbit_delay_doctor_accepted:of_vhost(VHost)}.
 
 live_queue(Q) ->
     #resource{name = Name} = amqqueue:get_name(Q),

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MPL-2.0
 """check_dead_lettering: each trap that it names does on a real broker what it says, and what it says
-mends it does so; and the command with a broker, a file, and what is no such file."""
+mends it does so. (The command itself: test_doctor_command.py.)"""
 
-import json
 import time
 import uuid
 
@@ -517,69 +516,3 @@ def test_a_sound_topology_has_no_findings(local, broker, vhost):
                                overflow="reject-publish"))
     local.delayed_and_queue()
     assert findings(broker, vhost) == []
-
-
-# ----------------------------------------------------------------------------- the command
-
-def check(broker, *arguments):
-    return broker.ctl("check_dead_lettering", *arguments, check=False)
-
-
-def test_the_command_on_a_broker(broker, local, vhost):
-    local.queue(name="naïve \"q\"", arguments=dead("gone"))
-    told = check(broker, "--vhost", vhost)
-    assert told.returncode == 1
-    assert "error dlx_missing: queue \"naïve \"q\"\" in vhost" in told.stdout
-    assert "1 error" in told.stderr
-    told = check(broker, "--vhost", vhost, "--formatter", "json")
-    assert told.returncode == 1
-    report = json.loads(told.stdout)
-    assert report["counts"] == {"error": 1, "warning": 0, "info": 0}
-    assert report["findings"][0]["name"] == "naïve \"q\""
-    assert report["findings"][0]["vhost"] == vhost
-    assert check(broker, "--vhost", vhost, "--fail-on", "never").returncode == 0
-
-
-def test_the_command_says_by_its_exit_code_how_bad_it_is(broker, local, vhost):
-    local.queue(arguments={"x-message-ttl": 1000})
-    assert check(broker, "--vhost", vhost).returncode == 0
-    assert check(broker, "--vhost", vhost, "--fail-on", "warning").returncode == 1
-    assert check(broker, "--vhost", vhost, "--fail-on", "sometimes").returncode == 65
-    assert check(broker, "--vhost", "no such vhost").returncode == 65
-    assert check(broker, "surplus").returncode == 64
-
-
-def test_a_file_is_checked_without_a_broker(brokers):
-    """And says the same as the broker that it was exported from."""
-    broker = brokers("definitions", enable=(PLUGIN, "rabbitmq_management"))
-    client = Client(broker)
-    client.queue(name="a b/c", arguments=dead("gone"), keep=True)
-    client.queue(name="ø", arguments=dead("", "ø", message_ttl=1000), keep=True)
-    dlx = client.exchange("topic", keep=True)
-    client.queue((dlx, "x.#"), name="z", arguments=dead(dlx, "y.z"), keep=True)
-    client.connection.close()
-    live = [(f["rule"], f["name"]) for f in findings(broker, "/")]
-    file = broker.path("definitions.json")
-    broker.ctl("export_definitions", file)
-    broker.stop()
-    told = check(broker, "--definitions", file, "--formatter", "json")
-    assert told.returncode == 1, told.stderr
-    assert [(f["rule"], f["name"]) for f in json.loads(told.stdout)["findings"]] == live
-    assert {rule for rule, _ in live} >= {"dlx_missing", "cycle_dropped", "dlx_unroutable"}
-
-    with open(file, encoding="utf-8") as f:
-        whole = f.read()
-    bad = broker.path("bad.json")
-    for content, complaint in [(whole[:len(whole) // 2], "cut off"), ("", "empty"),
-                               ("[" * 100000, "cut off"), ("[]", "not a JSON object"),
-                               (json.dumps({"queues": [{"name": 7}]}), "queues[0].name"),
-                               (json.dumps({"bindings": "x"}), "bindings"), ("\0\xff", "JSON")]:
-        with open(bad, "w", encoding="latin-1") as f:
-            f.write(content)
-        told = check(broker, "--definitions", bad)
-        assert told.returncode == 65 and complaint in told.stderr, told
-    with open(bad, "wb") as f:
-        f.truncate(600 << 20)
-    told = check(broker, "--definitions", bad)
-    assert told.returncode == 65 and "at most" in told.stderr
-    assert check(broker, "--definitions", broker.path("none.json")).returncode == 65

@@ -81,6 +81,8 @@ def scene(shown):
         method, _, _ = next(client.channel.consume("work"))
         client.channel.basic_reject(method.delivery_tag, requeue=False)
     client.channel.cancel()
+    with open(shown.path("accepted.json"), "w", encoding="utf-8") as f:
+        json.dump({"accepted": []}, f)
     with open(shown.path("definitions.json"), "w", encoding="utf-8") as f:
         json.dump(management.get("definitions"), f)
     yield client

@@ -97,7 +97,11 @@ function vhosts_of(answer) {
 
 function findings(answer) {
     const HTML = pages().HTML;
-    if (answer.findings.length == 0) return HTML`<p>... no traps ...</p>`;
+    const accepted = answer.accepted.length > 0 && HTML`<p id="dead-lettering-accepted">Accepted: ${
+        answer.accepted.map(function (finding) {
+            return HTML`<br/>${finding.rule}, ${finding.kind} <b>${finding.name}</b>: ${finding.accepted}`;
+        })}</p>`;
+    if (answer.findings.length == 0) return HTML`<p>... no traps ...</p>${accepted}`;
     return HTML`
 <table class="list" id="dead-lettering-table">
   <thead>
@@ -123,7 +127,7 @@ function findings(answer) {
     </tr>`;
   })}
   </tbody>
-</table>`;
+</table>${accepted}`;
 }
 
 // ------------------------------------------------------------------------------ the drawing

@@ -6,6 +6,8 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
+-export([mend/2, reached/2, routed/4]).
+
 -import(rabbit_delay_doctor_tests, [cases/0, definitions/1, topology/2, queue/2, exchange/2, binding/3]).
 
 %% Their commands prepare what publishers are to use, or show something.
@@ -42,7 +44,7 @@ mended(Rule, Name, Case) ->
     Found = rabbit_delay_doctor:check(topology(Before, Figures)),
     [#{commands := Commands, mend := Mend}] =
         [F || #{rule := R, name := N} = F <- Found, R =:= Rule, N =:= Name],
-    After = lists:foldl(fun execute/2, Before, words(Commands)),
+    After = mend(Commands, Before),
     FoundThen = rabbit_delay_doctor:check(topology(After, Figures)),
     Then = [{R, N} || #{rule := R, name := N} <- FoundThen],
     ?assertEqual([], Then -- [{R, N} || #{rule := R, name := N} <- Found]),
@@ -60,6 +62,9 @@ mended(Rule, Name, Case) ->
     %% What a mend takes away it says.
     ?assert(Lost =:= [] orelse nomatch =/= binary:match(Mend, <<"no longer">>),
             lists:flatten(io_lib:format("~p", [{Lost, Mend, Commands}]))).
+
+%% The definitions after these commands.
+mend(Commands, Definitions) -> lists:foldl(fun execute/2, Definitions, words(Commands)).
 
 %% What each command would give the program.
 words(Commands) ->

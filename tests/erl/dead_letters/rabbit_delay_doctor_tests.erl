@@ -5,7 +5,8 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
--export([cases/0, definitions/1, topology/2, queue/2, exchange/2, binding/3, matches/2]).
+-export([cases/0, found/1, by_rule/2, definitions/1, topology/2, queue/2, exchange/2, binding/3,
+         policy/3, matches/2]).
 
 %% {Rule, its severity there, the object it names, broken, sound}; both as a definitions file is.
 cases() ->
@@ -363,6 +364,8 @@ cases() ->
      {unusable_value, error, <<"work">>,
       #{queues => [queue(<<"work">>, #{<<"x-message-ttl">> => <<"soon">>})]},
       #{queues => [queue(<<"work">>, #{<<"x-message-ttl">> => 9})]}},
+     {unreadable_entry, warning, <<"policies[0].pattern">>,
+      Sound#{policies => [#{<<"name">> => <<"p">>}]}, Sound},
      {topic_permissions_unchecked, warning, <<"dlx">>,
       Sound#{exchanges := [(Delayed(#{}))#{<<"arguments">> := #{<<"x-delayed-type">> => <<"topic">>}}],
              topic_permissions => [topic_permission(<<"dlx">>)]},
@@ -491,18 +494,6 @@ hostile_names_test() ->
     {ok, _} = rabbit_json:try_decode(rabbit_delay_doctor_report:json(Findings)),
     [#{commands := [_, Command | _]}] = [F || #{rule := dlx_missing} = F <- Findings],
     ?assertNotEqual(nomatch, binary:match(Command, <<"/queues/%2F/no.parked">>)).
-
-malformed_test_() ->
-    [?_assertMatch({error, _}, rabbit_delay_topology:of_definitions(Definitions, <<"/">>))
-     || Definitions <- [[], <<"x">>, 1, #{<<"queues">> => 1}, #{<<"queues">> => [1]},
-                        #{<<"queues">> => [#{}]}, #{<<"queues">> => [#{<<"name">> => 1}]},
-                        #{<<"queues">> => [#{<<"name">> => <<"q">>, <<"arguments">> => 1}]},
-                        #{<<"bindings">> => [#{<<"source">> => <<>>, <<"destination">> => <<"q">>,
-                                               <<"destination_type">> => <<"other">>,
-                                               <<"routing_key">> => <<>>}]},
-                        #{<<"policies">> => [#{<<"name">> => <<"p">>}]},
-                        #{<<"topic_permissions">> => [#{<<"user">> => <<"u">>}]},
-                        #{<<"exchanges">> => [#{<<"name">> => <<"x">>, <<"type">> => null}]}]].
 
 %% An export of one vhost names none.
 one_vhost_test() ->
