@@ -12,7 +12,7 @@ FIGURES ?= all
 BENCH_ARGS ?=
 SOAK_MINUTES ?= 60
 
-.PHONY: bench-load bench bench-quick soak
+.PHONY: bench-load bench bench-quick bench-celery soak
 bench-load: $(BENCH_LOAD)
 $(BENCH_LOAD): $(BENCH_SOURCES) tests/bench/load.h
 	@mkdir -p $(@D)
@@ -26,3 +26,7 @@ bench-quick: dist-$(BROKER_SERIES) $(BENCH_LOAD)
 
 soak: dist-$(BROKER_SERIES) $(BENCH_LOAD)
 	/usr/bin/python3 tests/bench/soak.py --minutes $(SOAK_MINUTES)
+
+# A Celery task that waits: through the delayed exchange, and Celery's own way. CELERY_ARGS="--rounds 3".
+bench-celery: dist-$(BROKER_SERIES)
+	/usr/bin/python3 tests/bench/bench_celery.py $(CELERY_ARGS)
