@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MPL-2.0
 """Celery with examples/clients/python/celery: tasks wait in the broker, and none is lost."""
 
+import json
 import os
 import re
 import signal
@@ -167,3 +168,23 @@ def test_no_task_is_lost_when_workers_and_the_broker_are_killed(brokers, python,
     assert has_no_ladder(Management(own))
     checked("Celery", VERSION, "workers and broker killed: no task lost")
     own.end()
+
+
+def test_every_way_to_say_when_is_heard(broker, management, client, python, executed, checked):
+    sent, refused, to_be_refused = json.loads(executed(
+        python, "celery_ways.py", cwd=RECORDED, env=environment(broker, "classic")))
+    assert set(refused) == set(to_be_refused), refused
+    assert all("has to be routed to a queue" in text for text in refused.values())
+    pending = broker.rows("list_delayed_messages", "celery.later", "id", "key", "due", "routing_keys")
+    keys = [row["key"] for row in pending]
+    bound = {(row["destination"], row["routing_key"])
+             for row in management.get("exchanges/%2F/celery.later/bindings/source")}
+    for name, (task, queue, earliest, latest) in sent.items():
+        assert keys.count(task) == 1, (name, pending)
+        row = pending[keys.index(task)]
+        assert earliest <= row["due"] <= latest, (name, earliest, row, latest)
+        assert row["routing_keys"] == [queue], (name, row)
+        assert (queue, queue) in bound, name
+    checked("Celery", VERSION, "canvases, routes, etas of every kind")
+    for queue in {queue for _, queue, _, _ in sent.values()}:
+        client.channel.queue_delete(queue)

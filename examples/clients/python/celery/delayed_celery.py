@@ -11,11 +11,10 @@ A task goes to the queue that Celery routes it to. One routed to an exchange wit
 
 import math
 import time
-from datetime import datetime
 
 import celery
 from celery.utils import uuid
-from celery.utils.time import maybe_make_aware
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu import Exchange, Queue
 from kombu.common import Broadcast
@@ -54,11 +53,10 @@ class DelayedCelery(celery.Celery):
 
     def _due(self, countdown, eta):
         """Milliseconds since the epoch: a time, so that a publish which is tried again is as due."""
-        if eta is None:
+        if countdown:
             return math.ceil((time.time() + countdown) * 1000)
-        if isinstance(eta, str):
-            eta = datetime.fromisoformat(eta)
-        return math.ceil(maybe_make_aware(eta, self.timezone).timestamp() * 1000)
+        # As to Celery, one without a time zone is UTC.
+        return math.ceil(maybe_make_aware(maybe_iso8601(eta)).timestamp() * 1000)
 
 
 class _Bound(Queue):
