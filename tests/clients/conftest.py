@@ -84,6 +84,8 @@ def checked(request):
     rows = []
 
     def row(name, version, *what):
+        # They are listed in a cell.
+        assert not [text for text in (name, version, *what) if "," in text or "|" in text]
         rows.append({"language": request.path.stem.split("_")[1], "client": name,
                      "version": version, "series": default_series(), "what": list(what)})
 

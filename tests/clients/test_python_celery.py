@@ -110,6 +110,7 @@ def test_what_waits_is_in_no_worker(broker, management, client, python, worker, 
                          if kind == "quorum" else None)
     record = tmp_path / "record"
     env = environment(broker, kind, QUEUE=queue, RECORD=str(record))
+    client.delayed(name="celery.later", keep=True)
     before = management.messages_delayed("celery.later")
     running = worker("recorded", RECORDED, env).ready()
     executed(python, "recorded.py", "20", "14400", cwd=RECORDED, env=env)
@@ -185,6 +186,6 @@ def test_every_way_to_say_when_is_heard(broker, management, client, python, exec
         assert earliest <= row["due"] <= latest, (name, earliest, row, latest)
         assert row["routing_keys"] == [queue], (name, row)
         assert (queue, queue) in bound, name
-    checked("Celery", VERSION, "canvases, routes, etas of every kind")
+    checked("Celery", VERSION, "canvases and routes", "etas of every kind")
     for queue in {queue for _, queue, _, _ in sent.values()}:
         client.channel.queue_delete(queue)
