@@ -239,7 +239,7 @@ $(SERIES:%=check-%): check-%: deps broker-%
 	@rm -f $(RESULTS)/*-$*.json
 	@$(MAKE) --no-print-directory dist-$*
 	@$(MAKE) --no-print-directory $(if $(filter 3.10,$*),,suite-series-$*) suite-integration-$*
-	@$(SUM) series-$* calls-$* dist-$* integration-$*
+	@$(SUM) series-$* calls-$* dist-$* rebuild-$* integration-$*
 
 # Client libraries, from the registries of their languages: SERIES=4.0 and CLIENTS=tests/clients/test_X.py
 # run a part. What passed goes into the table in docs/clients/README.md.
@@ -312,6 +312,7 @@ suite-series-%:
 	@$(RUN) series-$* -- tests/static/series $* _brokers/$*
 	@$(RUN) calls-$* -- tests/static/broker_calls _build/3.13-4.x/default/lib/$(APP)/ebin
 	@$(RUN) dist-$* -- $(PYTHON) tests/static/dist.py dist/3.13-4.x/$(APP)-$(VERSION).ez
+	$(if $(filter 4.0,$*),@$(RUN) rebuild-$* -- tests/static/rebuild dist/3.13-4.x/$(APP)-$(VERSION).ez)
 
 suites-static:
 	@$(RUN) static-tally --junit "$(RESULTS)/tally/*.xml" -- $(PYTHON) -m pytest -q \

@@ -245,6 +245,33 @@ def test_it_works_with_no_feature_flag_but_those_that_are_required(brokers):
         broker.end()
 
 
+@pytest.mark.skipif(SERIES == "3.10", reason="it has no other messages")
+def test_what_no_container_holds_is_refused_in_words_or_routed(broker, client):
+    """Messages as 3.13 has them until feature flag message_containers is enabled; later series only know
+    what they are."""
+    exchange, queue = client.delayed_and_queue()
+    answers = evaluate(broker, f"""begin
+        Name = rabbit_misc:r(<<"/">>, exchange, <<"{exchange}">>),
+        {{ok, X}} = rabbit_exchange:lookup(Name),
+        Routed = fun (By, Headers) ->
+            Self = self(),
+            spawn(fun () ->
+                put('$initial_call', {{By, init, 1}}),
+                Message = rabbit_basic:message(Name, <<"k">>, [{{headers, Headers}}], <<"x">>),
+                basic_message = element(1, Message),
+                Self ! {{routed, catch rabbit_exchange:route(X, Message)}}
+            end),
+            receive {{routed, Answer}} -> Answer end
+        end,
+        Delay = [{{<<"x-delay">>, long, 1000}}],
+        {{'EXIT', {{amqp_error, precondition_failed, Why, _}}}} = Routed(rabbit_channel, Delay),
+        [Q] = Routed(rabbit_channel, []),
+        [] = Routed(rabbit_amqqueue_process, Delay),
+        {{binary_to_list(iolist_to_binary(Why)), binary_to_list(element(4, Q))}}
+        end.""".replace("\n", " "))
+    assert "rabbitmqctl enable_feature_flag message_containers" in answers and queue in answers
+
+
 # ------------------------------------------------------------------- what an earlier series left
 
 after_another = pytest.mark.skipif(
