@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: MPL-2.0
 """Java's clients and Spring: what the samples print is what happened."""
 
+import json
 import os
 import re
+import subprocess
 
 import pytest
 
+import header_values
 import locked
 from conftest import EXAMPLES, REPOSITORY
+from management import WITHIN
 from private_broker import default_series
 
+PROGRAMS = os.path.join(REPOSITORY, "tests", "clients", "jvm")
 SAMPLES = os.path.join(EXAMPLES, "jvm")
 SPRING = os.path.join(REPOSITORY, "examples", "spring")
 BOOTS = ["3.5", "4.1"]
@@ -28,16 +33,19 @@ def jars(deps):
     return os.path.join(deps("jvm"), "jars", "*")
 
 
+def application(deps, boot, name, port):
+    """The command line of one of the applications."""
+    target = os.path.join(deps(f"spring-{boot}"), "target")
+    return [*JAVA, "-cp", os.pathsep.join([os.path.join(target, "classes"),
+                                           os.path.join(target, "jars", "*")]),
+            name, f"--spring.rabbitmq.port={port}", "--logging.level.root=off"]
+
+
 @pytest.fixture
 def spring(deps, broker, executed):
     """spring(boot, class): the lines that the application writes."""
-    def run(boot, application):
-        target = os.path.join(deps(f"spring-{boot}"), "target")
-        return executed(*JAVA, "-cp",
-                        os.pathsep.join([os.path.join(target, "classes"),
-                                         os.path.join(target, "jars", "*")]),
-                        application, f"--spring.rabbitmq.port={broker.amqp_port}",
-                        "--logging.level.root=off").splitlines()
+    def run(boot, name):
+        return executed(*application(deps, boot, name, broker.amqp_port)).splitlines()
 
     return run
 
@@ -97,6 +105,15 @@ def test_jms(broker, executed, jars, checked):
     checked("RabbitMQ JMS", locked.version("jvm", "com.rabbitmq.jms:rabbitmq-jms"), "delay")
 
 
+def test_header_values(broker, client, executed, jars, checked, tmp_path):
+    chosen = header_values.cases("bsIlfdDTtSxFAV")
+    exchange, queue = client.delayed_and_queue()
+    told = executed(*JAVA, "-cp", jars, os.path.join(PROGRAMS, "HeaderValues.java"), broker.amqp_url,
+                    exchange, header_values.written(tmp_path / "cases", chosen))
+    header_values.check(client, queue, chosen, json.loads(told))
+    checked("amqp-client", locked.version("jvm", "com.rabbitmq:amqp-client"), "header values")
+
+
 # -------------------------------------------------------------------------------------- Spring
 
 @pytest.mark.parametrize("boot", BOOTS)
@@ -134,3 +151,48 @@ def test_retries_with_spring_cloud_stream(spring, checked, boot):
         "not JSON " + PARKED)
     assert seconds >= 1.7
     checked(f"Spring Boot {boot[0]}", boot_version(boot), "Cloud Stream")
+
+
+@pytest.mark.parametrize("boot", BOOTS)
+def test_what_spring_republishes_is_not_delayed_again(spring, checked, boot):
+    lines = spring(boot, "republish.RepublishApplication")
+    assert set(lines[:-1]) == {"job 1: no answer"}
+    assert lines[-1] == "job 1 has failed: no answer; it was delayed again by: null"
+    checked(f"Spring Boot {boot[0]}", boot_version(boot), "republish")
+
+
+@pytest.mark.parametrize("boot", BOOTS)
+def test_a_spring_application_survives_the_broker(brokers, deps, checked, boot):
+    """It is killed while the application publishes and messages are pending."""
+    own = brokers(f"spring-{boot}")
+    with subprocess.Popen(application(deps, boot, "survive.SurvivingApplication", own.amqp_port),
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL, text=True) as program:
+        try:
+            assert program.stdout.readline() == "100 are confirmed\n"
+            own.kill9()
+            own.start()
+            said = program.stdout.read().splitlines()
+            assert program.wait(WITHIN) == 0
+        finally:
+            program.kill()
+    assert said == [*(f"{n} are confirmed" for n in range(200, 1001, 100)), "1000 arrived"]
+    checked(f"Spring Boot {boot[0]}", boot_version(boot), "broker lost")
+
+
+@pytest.mark.skipif(default_series() == "3.10", reason="Spring's AMQP 1.0 needs RabbitMQ 4")
+def test_spring_with_amqp_1_0(spring, checked):
+    """An application property delays it."""
+    seconds, = assert_said(
+        spring("4.1", "amqp10.Amqp10Application"), r"job 1 after ([\d.]+) s",
+        "refused: The message was rejected")
+    assert seconds >= 1.0
+    checked("Spring AMQP 1.0", boot_version("4.1"), "delay", "wrong delay")
+
+
+def test_spring_amqp_2(broker, executed, jars, checked):
+    """It shows a delay that comes as a 32-bit integer, and all come as 64-bit ones."""
+    lines = executed(*JAVA, "-cp", jars, os.path.join(PROGRAMS, "Spring2.java"),
+                     broker.amqp_url).splitlines()
+    assert lines == ["job 1, receivedDelay is null, x-delay is null"]
+    checked("Spring AMQP 2", locked.version("jvm", "org.springframework.amqp:spring-rabbit"), "delay")
