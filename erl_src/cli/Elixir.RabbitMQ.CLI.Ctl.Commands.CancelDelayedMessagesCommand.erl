@@ -9,17 +9,17 @@
 -include("rabbit_delay_command.hrl").
 
 -spec switches() -> [{atom(), atom()}].
-switches() -> [{timeout, integer} | rabbit_delay_cli:selecting_switches()].
+switches() -> [{timeout, integer} | rabbit_delay_cli:several_switches() ++ rabbit_delay_cli:selecting_switches()].
 
 -spec usage() -> binary().
 usage() ->
-    <<"cancel_delayed_messages [--vhost <vhost>] <exchange> (<id> ... | "
+    <<"cancel_delayed_messages [--vhost <vhost>] (<exchange> | --pattern <regexp> | --all-exchanges) (<id> ... | "
       "[--due-from <time>] [--due-to <time>] [--key <key>] [--routing-key <key>] "
       "[--published-to <exchange>] [--header <name>=<value>] [--dry-run])">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->
-    rabbit_delay_cli:selecting_usage() ++
+    rabbit_delay_cli:selecting_usage() ++ rabbit_delay_cli:several_usage() ++
         [[<<"<id>">>, <<"of a message, as list_delayed_messages shows it">>],
          [<<"--dry-run">>, <<"only counts the messages that the filter means">>]].
 
@@ -27,8 +27,7 @@ usage_additional() ->
 description() -> <<"Cancels delayed messages that are pending">>.
 
 -spec banner([binary()], rabbit_delay_cli:options()) -> binary().
-banner([Exchange | _], #{vhost := VHost}) ->
-    <<"Cancelling messages of delayed exchange ", Exchange/binary, " in vhost ", VHost/binary, " ...">>.
+banner(Args, Options) -> rabbit_delay_cli:banner(<<"Cancelling messages of">>, Args, Options).
 
 -spec merge_defaults([binary()], rabbit_delay_cli:options()) ->
           {[binary()], rabbit_delay_cli:options()}.

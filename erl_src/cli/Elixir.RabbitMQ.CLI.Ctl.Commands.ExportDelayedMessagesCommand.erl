@@ -5,7 +5,8 @@
 %% of a node that does not run.
 %%
 %% It runs in rabbitmqctl, which owns the file and asks rabbit_delay_transfer in the broker for a page
-%% at a time. The file has its name when it is complete, and not before.
+%% at a time. The file has its name when it is complete, and not before; what there is of an export that
+%% was ended is in <file>.part, and says where to go on.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.ExportDelayedMessagesCommand').
 
 -include("rabbit_delay_command.hrl").
@@ -17,17 +18,18 @@
 -type options() :: #{atom() => term()}.
 
 -spec switches() -> [{atom(), atom()}].
-switches() -> [{timeout, integer}, {mnesia_dir, string}].
+switches() -> [{timeout, integer}, {mnesia_dir, string}, {resume, boolean}].
 
 -spec usage() -> binary().
 usage() ->
-    <<"export_delayed_messages [--vhost <vhost>] --file <file> {<exchange> | "
+    <<"export_delayed_messages [--vhost <vhost>] --file <file> {<exchange> [--resume] | "
       "--mnesia-dir <dir> [<exchange>]}">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->
     [[<<"<exchange>">>, <<"a delayed message exchange">>],
      [<<"--file">>, <<"where to; it must not be there yet">>],
+     [<<"--resume">>, <<"go on where an export to this file was ended, in <file>.part">>],
      [<<"--mnesia-dir">>, <<"of what the official plugin has in this data directory of a node that does "
                             "not run, seen from here">>]].
 
@@ -45,6 +47,8 @@ banner([Exchange], #{vhost := VHost}) ->
 merge_defaults(Args, Options) -> {Args, maps:merge(#{vhost => <<"/">>}, Options)}.
 
 -spec validate([binary()], options()) -> ok | {validation_failure, term()}.
+validate(_, #{resume := true, mnesia_dir := _}) ->
+    {validation_failure, {bad_argument, <<"--resume goes without --mnesia-dir">>}};
 validate([], #{file := _, mnesia_dir := _}) -> ok;
 validate([_], #{file := _}) -> ok;
 validate([_], _) -> {validation_failure, {not_enough_args, <<"--file is missing">>}};
@@ -59,17 +63,63 @@ run(Args, #{file := File} = Options) ->
         true ->
             {error, ?EXIT_DATA, <<File/binary, " is there already">>};
         false ->
-            case file:open(Part, [write, raw, binary, delayed_write]) of
-                {ok, Device} ->
-                    Result = write(Args, Options, Device),
+            case opened(Part, Options) of
+                {ok, Device, From} ->
+                    Result = write(Args, Options, Device, From),
                     Closed = [file:datasync(Device), file:close(Device)],
                     finish(Result, lists:usort(Closed), Part, File);
+                {error, _, _} = Failure ->
+                    Failure;
                 {error, Reason} ->
                     failed(Part, Reason)
             end
     end.
 
-write(Args, #{mnesia_dir := Dir} = Options, Device) ->
+%% Where to go on, {0, 0} at first, and how many lines there are already.
+opened(Part, #{resume := true}) ->
+    case file:open(Part, [read, write, raw, binary, {read_ahead, 1048576}]) of
+        {ok, Device} ->
+            case whole_lines(Device, 0, 0, none) of
+                {ok, End, Count, Last} ->
+                    case position(Last) of
+                        {ok, Position} ->
+                            {ok, End} = file:position(Device, End),
+                            ok = file:truncate(Device),
+                            {ok, Device, {Position, Count}};
+                        error ->
+                            ok = file:close(Device),
+                            {error, ?EXIT_DATA, <<Part/binary, " does not say where to go on">>}
+                    end;
+                {error, _} = Error ->
+                    Error
+            end;
+        {error, _} = Error ->
+            Error
+    end;
+opened(Part, _) ->
+    case file:open(Part, [write, raw, binary, delayed_write]) of
+        {ok, Device} -> {ok, Device, {{0, 0}, 0}};
+        {error, _} = Error -> Error
+    end.
+
+position(none) -> {ok, {0, 0}};
+position(Line) -> rabbit_delay_transfer:position(Line).
+
+%% What was ended may have cut the last one.
+whole_lines(Device, End, Count, Last) ->
+    case file:read_line(Device) of
+        {ok, Line} ->
+            case binary:last(Line) of
+                $\n -> whole_lines(Device, End + byte_size(Line), Count + 1, Line);
+                _ -> {ok, End, Count, Last}
+            end;
+        eof ->
+            {ok, End, Count, Last};
+        {error, _} = Error ->
+            Error
+    end.
+
+write(Args, #{mnesia_dir := Dir} = Options, Device, _) ->
     Exchange = case Args of
                    [Name] -> Name;
                    [] -> all
@@ -82,8 +132,12 @@ write(Args, #{mnesia_dir := Dir} = Options, Device) ->
     catch
         throw:{stopped, Failure} -> Failure
     end;
-write([Exchange], Options, Device) ->
-    pages(Exchange, Options, Device, {0, 0}, 0, 0).
+write([Exchange], #{vhost := VHost} = Options, Device, {From, Before}) ->
+    Total = rabbit_delay_cli:pending(rabbit_misc:r(VHost, exchange, Exchange), Options),
+    Progress = rabbit_delay_progress:new(max(0, Total - Before), Options),
+    Export = #{exchange => Exchange, options => Options, device => Device, before => Before,
+               progress => Progress},
+    walk(From, Export, 0, 0).
 
 %% The broker makes lines of them: it knows the records of earlier series.
 official(Entries, Exchange, #{node := Node, vhost := VHost, timeout := Timeout}, Device,
@@ -109,36 +163,72 @@ notes(Others, Lost) ->
         [["\nThe last ", integer_to_list(Lost), " bytes were not written whole by the node that stopped."]
          || Lost > 0].
 
-pages(Exchange, #{node := Node, vhost := VHost, timeout := Timeout} = Options, Device, Cursor, Count,
+%% The broker finds many at a time, and makes lines of some at a time.
+walk(Cursor, #{exchange := Exchange} = Export, Count, Damaged) ->
+    case call(places, [Exchange, Cursor], Export) of
+        {ok, Ids, Next} -> pages(Ids, Next, Export, Count, Damaged);
+        {error, Failure} -> stopped(Failure, Export, Count)
+    end.
+
+pages(<<>>, done, #{progress := Progress, before := Before}, Count, Damaged) ->
+    ok = rabbit_delay_progress:ended(Progress),
+    {ok, Before + Count, Damaged, []};
+pages(<<>>, Cursor, Export, Count, Damaged) ->
+    walk(Cursor, Export, Count, Damaged);
+pages(Ids, Cursor, #{exchange := Exchange, device := Device, progress := Progress} = Export, Count,
       Damaged) ->
-    case rpc:call(Node, rabbit_delay_transfer, export, [VHost, Exchange, Cursor, ?PAGE], Timeout) of
-        {ok, Lines, Bad, Next} ->
+    Some = binary:part(Ids, 0, min(?PAGE * 8, byte_size(Ids))),
+    case call(export, [Exchange, Some], Export) of
+        {ok, Lines, Bad, Seen} ->
             case file:write(Device, [[Line, $\n] || Line <- Lines]) of
-                ok when Next =:= done ->
-                    {ok, Count + length(Lines), Damaged + Bad, []};
                 ok ->
-                    pages(Exchange, Options, Device, Next, Count + length(Lines), Damaged + Bad);
+                    <<_:Seen/binary-unit:64, Rest/binary>> = Ids,
+                    Written = Count + length(Lines),
+                    pages(Rest, Cursor,
+                          Export#{progress := rabbit_delay_progress:step(Written, Progress)},
+                          Written, Damaged + Bad);
                 {error, Reason} ->
                     {file, Reason}
             end;
-        {badrpc, _} = Failed ->
-            {error, Failed};
-        {error, _} = Error ->
-            Error
+        {error, Failure} ->
+            stopped(Failure, Export, Count)
+    end.
+
+call(Function, Args, #{options := #{node := Node, vhost := VHost, timeout := Timeout}}) ->
+    case rpc:call(Node, rabbit_delay_transfer, Function, [VHost | Args], Timeout) of
+        {badrpc, _} = Failed -> {error, {unavailable, rabbit_delay_cli:went_away(Failed)}};
+        Result -> Result
+    end.
+
+%% What is written so far stays, if there is any.
+stopped({_, _} = Failure, #{before := Before, progress := Progress}, Count) ->
+    ok = rabbit_delay_progress:ended(Progress),
+    {error, Code, Why} = rabbit_delay_cli:failure(Failure),
+    case Before + Count of
+        0 ->
+            {error, Code, Why};
+        N ->
+            {kept, {error, Code, unicode:characters_to_binary(
+                                   [Why, io_lib:format("~n~s so far: go on with --resume",
+                                                       [rabbit_delay_cli:count(N, "message")])])}}
     end.
 
 finish({ok, Count, Damaged, Notes}, [ok], Part, File) ->
     case file:rename(Part, File) of
         ok when Damaged =:= 0 ->
-            {ok, unicode:characters_to_binary([io_lib:format("~b messages exported", [Count]), Notes])};
+            {ok, unicode:characters_to_binary([[rabbit_delay_cli:count(Count, "message"), " exported"], Notes])};
         ok ->
             {error, ?EXIT_DAMAGED,
              unicode:characters_to_binary(
-               [io_lib:format("~b messages exported, ~b could not be read: see the broker's log",
-                              [Count, Damaged]), Notes])};
+               [[rabbit_delay_cli:count(Count, "message"), " exported, "],
+                io_lib:format("~b could not be read: see the broker's log", [Damaged]), Notes])};
         {error, Reason} ->
             failed(File, Reason)
     end;
+finish({kept, Failure}, [ok], _, _) ->
+    Failure;
+finish({kept, Failure}, Closed, Part, File) ->
+    finish(Failure, Closed, Part, File);
 finish(Failure, Closed, Part, _) ->
     _ = file:delete(Part),
     case Failure of

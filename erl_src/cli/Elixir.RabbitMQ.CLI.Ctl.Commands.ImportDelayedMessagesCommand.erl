@@ -22,12 +22,13 @@
 -type options() :: #{atom() => term()}.
 
 -spec switches() -> [{atom(), atom()}].
-switches() -> [{timeout, integer}, {exchange, string}, {from_line, integer}].
+switches() -> [{timeout, integer}, {exchange, string}, {from_line, integer},
+               {skip_pending, boolean}].
 
 -spec usage() -> binary().
 usage() ->
     <<"import_delayed_messages [--vhost <vhost>] [--file <file> [--exchange <exchange>] "
-      "[--from-line <n>]]">>.
+      "[--from-line <n>] [--skip-pending]]">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->
@@ -36,7 +37,9 @@ usage_additional() ->
      [<<"--vhost">>, <<"of a file, the vhost that it goes to, by default \"/\"; of Mnesia, the only one "
                        "that is looked at">>],
      [<<"--exchange">>, <<"to this delayed exchange; otherwise to the one that each line names">>],
-     [<<"--from-line">>, <<"go on from here; default: 1">>]].
+     [<<"--from-line">>, <<"go on from here; default: 1">>],
+     [<<"--skip-pending">>, <<"leave out what is pending already, as it was when this began: for a file "
+                              "that is imported again">>]].
 
 -spec description() -> binary().
 description() ->
@@ -61,18 +64,19 @@ validate([], #{from_line := Line}) when Line < 1 ->
 validate([], #{file := _}) -> ok;
 validate([], #{exchange := _}) -> needs_file();
 validate([], #{from_line := _}) -> needs_file();
+validate([], #{skip_pending := true}) -> needs_file();
 validate([], _) -> ok;
 validate(_, _) -> {validation_failure, too_many_args}.
 
 needs_file() ->
-    {validation_failure, {bad_argument, <<"--exchange and --from-line go with --file">>}}.
+    {validation_failure, {bad_argument, <<"--exchange, --from-line and --skip-pending go with --file">>}}.
 
 -spec run([binary()], options()) -> term().
 run([], #{file := File, from_line := From} = Options) ->
     case file:open(File, [read, raw, binary, {read_ahead, 1048576}]) of
         {ok, Device} ->
             Result = case skip(Device, From - 1) of
-                         ok -> chunks(Device, From, 0, Options);
+                         ok -> from_file(Device, File, From, Options);
                          Failure -> Failure
                      end,
             _ = file:close(Device),
@@ -105,10 +109,8 @@ call(Function, Args, #{node := Node, timeout := Timeout}) ->
 
 failed({error, {unavailable, Why}}) ->
     {error, ?EXIT_UNAVAILABLE, Why};
-failed({badrpc, {'EXIT', Reason}}) ->
-    {error, ?EXIT_UNAVAILABLE, format("it failed in the broker: ~0P", [Reason, 20])};
-failed({badrpc, Reason}) ->
-    {error, ?EXIT_UNAVAILABLE, format("the broker went away: ~0P", [Reason, 20])}.
+failed({badrpc, _} = Failure) ->
+    {error, ?EXIT_UNAVAILABLE, rabbit_delay_cli:went_away(Failure)}.
 
 %% In steps, so that it ends with the tool.
 steps(VHost, Cursor, Sum0, Total, Options) ->
@@ -209,34 +211,137 @@ skip(Device, N) ->
         {error, Reason} -> {error, ?EXIT_DATA, unicode:characters_to_binary(file:format_error(Reason))}
     end.
 
+from_file(Device, File, From, Options) ->
+    {ok, Begin} = file:position(Device, cur),
+    Import = #{device => Device, options => Options, size => max(0, filelib:file_size(File) - Begin),
+               %% how often each is pending that is to be left out
+               pending => case Options of
+                              #{skip_pending := true} -> ets:new(pending, [set, private]);
+                              _ -> none
+                          end,
+               %% of which exchanges that is known
+               known => #{}, unroutable => 0, progress => rabbit_delay_progress:new(0, Options)},
+    #{progress := Progress} = Import,
+    Result = chunks(From, 0, 0, 0, Import),
+    ok = rabbit_delay_progress:ended(Progress),
+    Result.
+
 %% First: the number of the first line that is not in yet.
-chunks(Device, First, Count, #{node := Node, vhost := VHost, timeout := Timeout} = Options) ->
+chunks(First, Count, Skipped, Bytes,
+       #{device := Device, options := Options, unroutable := Unroutable} = Import0) ->
     case lines(Device, ?LINES, ?BYTES, []) of
         {ok, []} ->
-            {ok, iolist_to_binary(io_lib:format("~b messages imported", [Count]))};
+            {ok, iolist_to_binary([rabbit_delay_cli:count(Count, "message"), " imported",
+                                   [[", ", rabbit_delay_cli:count(Skipped, "message"), " left out as pending"]
+                                    || is_map_key(skip_pending, Options)],
+                                   [[", of which ", integer_to_binary(Unroutable), " due already and "
+                                     "unroutable: no queue is bound for them"] || Unroutable > 0]])};
         {ok, Lines} ->
-            case rpc:call(Node, rabbit_delay_transfer, import,
-                          [VHost, Lines, maps:get(exchange, Options, undefined)], Timeout) of
-                ok ->
-                    chunks(Device, First + length(Lines), Count + length(Lines), Options);
+            case chunk(Lines, Import0) of
+                {ok, New, Import} ->
+                    Read = Bytes + iolist_size(Lines),
+                    chunks(First + length(Lines), Count + New, Skipped + length(Lines) - New, Read,
+                           shown(Count + Skipped + length(Lines), Read, Import));
                 {error, {line, N, Why}} ->
                     stopped(?EXIT_DATA, First, Count, ["line ", integer_to_list(First + N - 1), ": ", Why]);
                 {error, {unavailable, Why}} ->
                     stopped(?EXIT_UNAVAILABLE, First, Count, Why);
+                {error, {_, Why}} ->
+                    stopped(?EXIT_DATA, First, Count, Why);
                 {error, Why} ->
                     stopped(?EXIT_DATA, First, Count, Why);
-                {badrpc, Reason} ->
-                    stopped(?EXIT_UNAVAILABLE, First, Count, io_lib:format("the broker went away: ~0P", [Reason, 8]))
+                {badrpc, _} = Failure ->
+                    stopped(?EXIT_UNAVAILABLE, First, Count, rabbit_delay_cli:went_away(Failure))
             end;
         {error, Reason} ->
             stopped(?EXIT_DATA, First, Count, file:format_error(Reason))
     end.
 
+%% As many lines as there would be if the rest were as long as those so far.
+shown(Lines, Read, #{progress := Progress, size := Size} = Import) ->
+    Total = max(Lines, Lines * Size div max(1, Read)),
+    Import#{progress := rabbit_delay_progress:step(Lines, rabbit_delay_progress:total(Total, Progress))}.
+
+chunk(Lines, Import0) ->
+    case left(Lines, Import0) of
+        {ok, [], Import} ->
+            {ok, 0, Import};
+        {ok, Left, #{options := #{vhost := VHost} = Options} = Import} ->
+            case transfer(import, [VHost, Left, maps:get(exchange, Options, undefined)], Import) of
+                {ok, N} -> {ok, length(Left), Import#{unroutable := maps:get(unroutable, Import) + N}};
+                Failure -> Failure
+            end;
+        Failure ->
+            Failure
+    end.
+
+%% Those that are not pending already. What is there twice in the file and once pending is imported once.
+left(Lines, #{pending := none} = Import) ->
+    {ok, Lines, Import};
+left(Lines, #{options := Options, pending := Pending} = Import0) ->
+    case transfer(marks, [Lines, maps:get(exchange, Options, undefined)], Import0) of
+        {ok, Marks} ->
+            case known(lists:usort([Exchange || {Exchange, _} <- Marks]), Import0) of
+                {ok, Import} ->
+                    {ok, [Line || {Line, {_, Mark}} <- lists:zip(Lines, Marks),
+                                  not is_pending(Mark, Pending)], Import};
+                Failure ->
+                    Failure
+            end;
+        Failure ->
+            Failure
+    end.
+
+is_pending(Mark, Pending) ->
+    case ets:lookup(Pending, Mark) of
+        [{_, N}] when N > 0 -> ets:insert(Pending, {Mark, N - 1});
+        _ -> false
+    end.
+
+known([], Import) ->
+    {ok, Import};
+known([Exchange | Rest], #{known := Known} = Import) when is_map_key(Exchange, Known) ->
+    known(Rest, Import);
+known([Exchange | Rest], #{known := Known} = Import) ->
+    case learn(Exchange, {0, 0}, Import) of
+        ok -> known(Rest, Import#{known := Known#{Exchange => []}});
+        Failure -> Failure
+    end.
+
+learn(Exchange, Cursor, #{options := #{vhost := VHost}} = Import) ->
+    case transfer(places, [VHost, Exchange, Cursor], Import) of
+        {ok, Ids, Next} ->
+            case {learn_ids(Ids, Exchange, Import), Next} of
+                {ok, done} -> ok;
+                {ok, _} -> learn(Exchange, Next, Import);
+                {Failure, _} -> Failure
+            end;
+        Failure ->
+            Failure
+    end.
+
+learn_ids(<<>>, _, _) ->
+    ok;
+learn_ids(Ids, Exchange, #{options := #{vhost := VHost}, pending := Pending} = Import) ->
+    Some = binary:part(Ids, 0, min(?LINES * 8, byte_size(Ids))),
+    case transfer(pending_marks, [VHost, Exchange, Some], Import) of
+        {ok, Marks, Seen} ->
+            lists:foreach(fun (Mark) -> ets:update_counter(Pending, Mark, 1, {Mark, 0}) end, Marks),
+            <<_:Seen/binary-unit:64, Rest/binary>> = Ids,
+            learn_ids(Rest, Exchange, Import);
+        Failure ->
+            Failure
+    end.
+
+transfer(Function, Args, #{options := #{node := Node, timeout := Timeout}}) ->
+    rpc:call(Node, rabbit_delay_transfer, Function, Args, Timeout).
+
 stopped(Code, First, Count, Why) ->
     {error, Code,
      unicode:characters_to_binary(
-       [Why, io_lib:format("~n~b messages are imported. Go on with --from-line ~b; of the ~b lines from "
-                           "there on some may be in already.", [Count, First, ?LINES])])}.
+       [Why, io_lib:format("~n~s imported. Go on with --from-line ~b; of the ~b lines from there on some "
+                           "may be in already: --skip-pending leaves these out.",
+                           [rabbit_delay_cli:count(Count, "message"), First, ?LINES])])}.
 
 lines(_, 0, _, Lines) ->
     {ok, lists:reverse(Lines)};

@@ -12,6 +12,7 @@
 -include("rabbit_delay_command.hrl").
 
 -define(INFO_KEYS, 'Elixir.RabbitMQ.CLI.Ctl.InfoKeys').
+-define(STREAM, 'Elixir.Stream').
 
 -define(COLUMNS, [{name, "the exchange"},
                   {type, "the type by which it routes"},
@@ -37,15 +38,18 @@
 -type options() :: #{atom() => term()}.
 
 -spec switches() -> [{atom(), atom()}].
-switches() -> [{timeout, integer}].
+switches() -> [{timeout, integer}, {watch, string}].
 
 -spec usage() -> binary().
 usage() ->
-    <<"list_delayed_exchanges [--vhost <vhost>] [--no-table-headers] [<column> ...]">>.
+    <<"list_delayed_exchanges [--vhost <vhost>] [--no-table-headers] [--watch <pause>] "
+      "[<column> ...]">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->
-    [[atom_to_binary(Column, utf8), list_to_binary(Meaning)] || {Column, Meaning} <- ?COLUMNS].
+    [[<<"--watch <pause>">>, <<"again and again, until it is ended, with a pause (2s) and the time, "
+                               "column at">>]
+     | [[atom_to_binary(Column, utf8), list_to_binary(Meaning)] || {Column, Meaning} <- ?COLUMNS]].
 
 -spec description() -> binary().
 description() -> <<"Lists delayed message exchanges and what they hold">>.
@@ -64,14 +68,55 @@ merge_defaults(Args, Options) ->
     {Args, maps:merge(#{vhost => <<"/">>, table_headers => true}, Options)}.
 
 -spec validate([binary()], options()) -> ok | {validation_failure, term()}.
-validate(Args, _Options) ->
+validate(Args, Options) ->
+    case pause(Options) of
+        {ok, _} -> columns(Args);
+        error -> {validation_failure, {bad_argument, <<"--watch is a span of time from 100ms to 1d">>}}
+    end.
+
+pause(#{watch := Word}) ->
+    case rabbit_delay_notation:interval(Word) of
+        {ok, Ms} when Ms >= 100, Ms =< 86400000 -> {ok, Ms};
+        _ -> error
+    end;
+pause(_) ->
+    {ok, none}.
+
+columns(Args) ->
     case ?INFO_KEYS:validate_info_keys(Args, [Column || {Column, _} <- ?COLUMNS]) of
         {ok, _} -> ok;
         Failure -> Failure
     end.
 
 -spec run([binary()], options()) -> term().
-run(Args, #{node := Node, vhost := VHost, timeout := Timeout} = Options) ->
+run(Args, #{watch := _} = Options) ->
+    {ok, Pause} = pause(Options),
+    case rows(Args, Options) of
+        Rows when is_list(Rows) ->
+            {stream, ?STREAM:resource(fun () -> Rows end,
+                                      fun (Next) -> watched(Next, Pause, Args, Options) end,
+                                      fun (_) -> ok end)};
+        Failure ->
+            Failure
+    end;
+run(Args, Options) ->
+    rows(Args, Options).
+
+watched(ended, _, _, _) ->
+    {halt, ended};
+watched(wait, Pause, Args, Options) ->
+    receive after Pause -> watched(rows(Args, Options), Pause, Args, Options) end;
+watched(Rows, _, _, Options) when is_list(Rows) ->
+    At = maps:get(due, rabbit_delay_cli:times(#{due => erlang:system_time(millisecond)}, Options)),
+    {[[{at, clock(At)} | Row] || Row <- Rows], wait};
+watched(Failure, _, _, _) ->
+    {[{error, rabbit_delay_cli:went_away(Failure)}], ended}.
+
+%% Without how far off it is.
+clock(<<Shown:19/binary, _/binary>>) -> Shown;
+clock(Ms) -> Ms.
+
+rows(Args, #{node := Node, vhost := VHost, timeout := Timeout} = Options) ->
     case rpc:call(Node, rabbit_delay_exchange, list, [VHost, ?INFO_KEYS:prepare_info_keys(Args)],
                   Timeout) of
         Rows when is_list(Rows) -> [times(Row, Options) || Row <- Rows];

@@ -9,30 +9,29 @@
 -include("rabbit_delay_command.hrl").
 
 -spec switches() -> [{atom(), atom()}].
-switches() -> [{timeout, integer}].
+switches() -> [{timeout, integer} | rabbit_delay_cli:several_switches()].
 
 -spec usage() -> binary().
 usage() ->
-    <<"purge_delayed_messages [--vhost <vhost>] <exchange> [--dry-run]">>.
+    <<"purge_delayed_messages [--vhost <vhost>] (<exchange> | --pattern <regexp> | --all-exchanges) [--dry-run]">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->
     [[<<"<exchange>">>, <<"a delayed message exchange">>],
-     [<<"--dry-run">>, <<"only counts its messages">>]].
+     [<<"--dry-run">>, <<"only counts the messages">>] | rabbit_delay_cli:several_usage()].
 
 -spec description() -> binary().
 description() -> <<"Cancels every delayed message that is pending on an exchange">>.
 
 -spec banner([binary()], rabbit_delay_cli:options()) -> binary().
-banner([Exchange | _], #{vhost := VHost}) ->
-    <<"Purging delayed exchange ", Exchange/binary, " in vhost ", VHost/binary, " ...">>.
+banner(Args, Options) -> rabbit_delay_cli:banner(<<"Purging">>, Args, Options).
 
 -spec merge_defaults([binary()], rabbit_delay_cli:options()) ->
           {[binary()], rabbit_delay_cli:options()}.
 merge_defaults(Args, Options) -> rabbit_delay_cli:defaults(Args, Options).
 
 -spec validate([binary()], rabbit_delay_cli:options()) -> ok | {validation_failure, term()}.
-validate(Args, _Options) -> rabbit_delay_cli:check_exchange(Args).
+validate(Args, Options) -> rabbit_delay_cli:check_exchange(Args, Options).
 
 -spec run([binary()], rabbit_delay_cli:options()) -> rabbit_delay_cli:result().
 run(Args, Options) -> rabbit_delay_cli:change(cancel, Args, Options).

@@ -10,7 +10,6 @@
 -include("rabbit_delay_command.hrl").
 
 -define(EXIT_LEFT, 1).
--define(BAR, 30).
 
 -type options() :: #{atom() => term()}.
 
@@ -121,7 +120,7 @@ run([Queue], #{node := Node} = Options) ->
         Pid ->
             Shown = not (is_map_key(quiet, Options) orelse is_map_key(silent, Options)
                          orelse is_map_key(formatter, Options)),
-            await(Pid, monitor(process, Pid), Shown, erlang:monotonic_time(millisecond))
+            await(Pid, monitor(process, Pid), Shown, rabbit_delay_progress:new(0, Options))
     end.
 
 request(Queue, #{vhost := VHost, preview := Preview} = Options) ->
@@ -146,35 +145,28 @@ request(Queue, #{vhost := VHost, preview := Preview} = Options) ->
                  rate => maps:get(rate, Options, infinity), dry_run => Preview,
                  keep_x_death => maps:get(keep_x_death, Options, false)}, Filters).
 
-await(Pid, Monitor, Shown, Began) ->
+await(Pid, Monitor, Shown, Progress0) ->
     receive
-        {redrive, Pid, progress, Counts} ->
-            _ = Shown andalso progress(Counts, erlang:monotonic_time(millisecond) - Began),
-            await(Pid, Monitor, Shown, Began);
+        {redrive, Pid, progress, #{total := Total, examined := Examined}} ->
+            Progress = rabbit_delay_progress:step(Examined,
+                                                  rabbit_delay_progress:total(Total, Progress0)),
+            await(Pid, Monitor, Shown, Progress);
         {redrive, Pid, targets, Targets} ->
             _ = Shown andalso io:put_chars(standard_error,
                                            ["To be redriven:", targets(Targets), $\n]),
-            await(Pid, Monitor, Shown, Began);
+            await(Pid, Monitor, Shown, Progress0);
         {redrive, Pid, done, Result} ->
-            _ = Shown andalso io:put_chars(standard_error, "\r\e[K"),
+            ok = rabbit_delay_progress:ended(Progress0),
             case Result of
                 {error, Failure} -> rabbit_delay_cli:failure(Failure);
                 _ -> Result
             end;
         {'DOWN', Monitor, process, _, Reason} ->
-            {error, unicode:characters_to_binary(
-                      io_lib:format("the broker went away (~0P). What was not moved is in the queue "
-                                    "still; what was just on its way may be in both.", [Reason, 8]))}
+            ok = rabbit_delay_progress:ended(Progress0),
+            rabbit_delay_cli:failure(
+              {unavailable, <<(rabbit_delay_cli:went_away({badrpc, Reason}))/binary, ". What was not moved "
+                              "is in the queue still; what was just on its way may be in both.">>})
     end.
-
-progress(#{total := Total, examined := Examined}, Ms) when Total > 0, Examined > 0 ->
-    Filled = ?BAR * min(Examined, Total) div Total,
-    io:format(standard_error, "\r[~s~s] ~b of ~b, ~b/s, ~b s left\e[K",
-              [lists:duplicate(Filled, $#), lists:duplicate(?BAR - Filled, $.), Examined, Total,
-               Examined * 1000 div max(1, Ms),
-               Ms * max(0, Total - Examined) div Examined div 1000]);
-progress(_, _) ->
-    ok.
 
 -spec output(term(), options()) -> term().
 output({ok, Counts}, #{preview := Preview} = Options) ->

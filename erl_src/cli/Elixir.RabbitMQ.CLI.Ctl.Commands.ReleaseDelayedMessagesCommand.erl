@@ -9,17 +9,17 @@
 -include("rabbit_delay_command.hrl").
 
 -spec switches() -> [{atom(), atom()}].
-switches() -> [{timeout, integer}, {all, boolean} | rabbit_delay_cli:selecting_switches()].
+switches() -> [{timeout, integer}, {all, boolean} | rabbit_delay_cli:several_switches() ++ rabbit_delay_cli:selecting_switches()].
 
 -spec usage() -> binary().
 usage() ->
-    <<"release_delayed_messages [--vhost <vhost>] <exchange> (<id> ... | --all | "
+    <<"release_delayed_messages [--vhost <vhost>] (<exchange> | --pattern <regexp> | --all-exchanges) (<id> ... | --all | "
       "[--due-from <time>] [--due-to <time>] [--key <key>] [--routing-key <key>] "
       "[--published-to <exchange>] [--header <name>=<value>]) [--dry-run]">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->
-    rabbit_delay_cli:selecting_usage() ++
+    rabbit_delay_cli:selecting_usage() ++ rabbit_delay_cli:several_usage() ++
         [[<<"<id>">>, <<"of a message, as list_delayed_messages shows it">>],
          [<<"--all">>, <<"every pending message">>],
          [<<"--dry-run">>, <<"only counts the messages that are meant">>]].
@@ -28,8 +28,7 @@ usage_additional() ->
 description() -> <<"Releases delayed messages before they are due">>.
 
 -spec banner([binary()], rabbit_delay_cli:options()) -> binary().
-banner([Exchange | _], #{vhost := VHost}) ->
-    <<"Releasing messages of delayed exchange ", Exchange/binary, " in vhost ", VHost/binary, " ...">>.
+banner(Args, Options) -> rabbit_delay_cli:banner(<<"Releasing messages of">>, Args, Options).
 
 -spec merge_defaults([binary()], rabbit_delay_cli:options()) ->
           {[binary()], rabbit_delay_cli:options()}.

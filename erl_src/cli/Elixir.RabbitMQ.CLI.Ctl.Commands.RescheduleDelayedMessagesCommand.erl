@@ -9,30 +9,30 @@
 -include("rabbit_delay_command.hrl").
 
 -spec switches() -> [{atom(), atom()}].
-switches() -> [{timeout, integer}, {all, boolean}, {to, string}, {by, string}
-               | rabbit_delay_cli:selecting_switches()].
+switches() -> [{timeout, integer}, {all, boolean}, {to, string}, {by, string}, {cursor, string}
+               | rabbit_delay_cli:several_switches() ++ rabbit_delay_cli:selecting_switches()].
 
 -spec usage() -> binary().
 usage() ->
-    <<"reschedule_delayed_messages [--vhost <vhost>] <exchange> (--to <time> | --by <offset>) "
+    <<"reschedule_delayed_messages [--vhost <vhost>] (<exchange> | --pattern <regexp> | --all-exchanges) (--to <time> | --by <offset>) "
       "(<id> ... | --all | [--due-from <time>] [--due-to <time>] [--key <key>] "
       "[--routing-key <key>] [--published-to <exchange>] [--header <name>=<value>]) [--dry-run]">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->
-    rabbit_delay_cli:selecting_usage() ++
+    rabbit_delay_cli:selecting_usage() ++ rabbit_delay_cli:several_usage() ++
         [[<<"<id>">>, <<"of a message, as list_delayed_messages shows it">>],
          [<<"--all">>, <<"every pending message">>],
          [<<"--to <time>">>, <<"the new due time, written as for --due-from">>],
          [<<"--by <offset>">>, <<"how much later (90m) or earlier (-90m): ms, s, m, h, d, w">>],
+         [<<"--cursor <cursor>">>, <<"go on where one that was ended says so">>],
          [<<"--dry-run">>, <<"only counts the messages that are meant">>]].
 
 -spec description() -> binary().
 description() -> <<"Gives pending delayed messages another due time">>.
 
 -spec banner([binary()], rabbit_delay_cli:options()) -> binary().
-banner([Exchange | _], #{vhost := VHost}) ->
-    <<"Rescheduling messages of delayed exchange ", Exchange/binary, " in vhost ", VHost/binary, " ...">>.
+banner(Args, Options) -> rabbit_delay_cli:banner(<<"Rescheduling messages of">>, Args, Options).
 
 -spec merge_defaults([binary()], rabbit_delay_cli:options()) ->
           {[binary()], rabbit_delay_cli:options()}.

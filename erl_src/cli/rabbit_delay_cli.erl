@@ -4,7 +4,8 @@
 %% the broker: only rabbit_delay_filter is called directly.
 -module(rabbit_delay_cli).
 
--export([selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/1, check_selection/3,
+-export([several_switches/0, several_usage/0, banner/3, pending/2, went_away/1, count/2, unroutable/3,
+         selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/2, check_selection/3,
          check_filter/1, filter/1, resource/2, call/4, failure/1, switch/3, change/3, text/1, times/2, json/1, is_json/1]).
 
 -export_type([options/0, result/0]).
@@ -13,6 +14,9 @@
 -type result() :: term().
 
 -define(BY, <<"rabbitmqctl">>).
+%% How long it waits to see what became of messages that it made due.
+-define(SETTLED_MS, 5000).
+-define(LOOK_MS, 100).
 -define(EXIT_USAGE, 64).
 -define(EXIT_DATA, 65).
 -define(EXIT_UNAVAILABLE, 69).
@@ -42,17 +46,66 @@ defaults(Args, Options) ->
     Defaults = #{vhost => <<"/">>, count_only => maps:get(dry_run, Options, false)},
     {Args, maps:merge(Defaults, maps:remove(dry_run, Options))}.
 
--spec check_exchange([binary()]) -> ok | {validation_failure, term()}.
-check_exchange([_]) -> ok;
-check_exchange([]) -> {validation_failure, not_enough_args};
-check_exchange(_) -> {validation_failure, too_many_args}.
+%% The switches that name exchanges, in the place of one.
+-spec several_switches() -> [{atom(), atom()}].
+several_switches() -> [{pattern, string}, {all_exchanges, boolean}].
+
+-spec several_usage() -> [[binary()]].
+several_usage() ->
+    [[<<"--pattern <regexp>">>, <<"instead of an exchange: all delayed ones of the vhost whose name it "
+                                  "matches, as a policy's pattern does">>],
+     [<<"--all-exchanges">>, <<"instead of an exchange: all delayed ones of the vhost">>]].
+
+%% Doing: <<"Purging">>, for instance.
+-spec banner(Doing :: binary(), [binary()], options()) -> binary().
+banner(Doing, [Exchange | _], #{vhost := VHost}) ->
+    <<Doing/binary, " delayed exchange ", Exchange/binary, " in vhost ", VHost/binary, " ...">>;
+banner(Doing, [], #{vhost := VHost} = Options) ->
+    <<Doing/binary, " delayed exchanges ", (case Options of
+                                                #{pattern := Pattern} -> <<"matching ", Pattern/binary, " ">>;
+                                                _ -> <<>>
+                                            end)/binary, "in vhost ", VHost/binary, " ...">>.
+
+%% An exchange, or what names several.
+-spec check_exchange([binary()], options()) -> ok | {validation_failure, term()}.
+check_exchange(Args, Options) ->
+    case {Args, Options} of
+        {_, #{pattern := _, all_exchanges := true}} ->
+            bad("either --pattern or --all-exchanges");
+        {[], #{pattern := Pattern}} ->
+            case re:compile(Pattern) of
+                {ok, _} -> ok;
+                {error, {Why, At}} -> bad(format("--pattern is no regular expression: ~s at ~b", [Why, At]))
+            end;
+        {[], #{all_exchanges := true}} ->
+            ok;
+        {[_ | _], _} when is_map_key(pattern, Options); map_get(all_exchanges, Options) ->
+            bad("either an exchange, or --pattern or --all-exchanges; ids go with an exchange");
+        {[_], _} ->
+            ok;
+        {[], _} ->
+            {validation_failure, not_enough_args};
+        _ ->
+            {validation_failure, too_many_args}
+    end.
 
 %% Of an exchange and ids, or a filter, or --all where that is offered.
 -spec check_selection([binary()], options(), OfferedAll :: boolean()) ->
           ok | {validation_failure, term()}.
-check_selection([], _, _) ->
-    {validation_failure, not_enough_args};
-check_selection([_ | Ids], Options, OfferedAll) ->
+check_selection(Args, Options, OfferedAll) ->
+    Exchange = case is_several(Options) of
+                   true -> Args;
+                   false -> lists:sublist(Args, 1)
+               end,
+    case check_exchange(Exchange, Options) of
+        ok -> check_messages(Args -- Exchange, Options, OfferedAll);
+        Failure -> Failure
+    end.
+
+is_several(Options) ->
+    is_map_key(pattern, Options) orelse maps:get(all_exchanges, Options, false).
+
+check_messages(Ids, Options, OfferedAll) ->
     HasFilter = maps:size(words(Options)) > 0,
     All = OfferedAll andalso maps:get(all, Options, false),
     case {Ids, HasFilter, All, maps:get(count_only, Options, false)} of
@@ -122,47 +175,214 @@ failure({bad_request, Why}) -> {error, ?EXIT_USAGE, Why};
 failure({unavailable, Why}) -> {error, ?EXIT_UNAVAILABLE, Why};
 failure({_, Why}) -> {error, ?EXIT_DATA, Why}.
 
-%% Pauses or resumes an exchange.
+%% Pauses or resumes exchanges.
 -spec switch(pause | resume, [binary()], options()) -> result().
-switch(Change, [Exchange], Options) ->
-    call(Options, Change, [resource(Exchange, Options), ?BY], fun (ok) -> ok end).
+switch(Change, Args, Options) ->
+    each(Args, Options,
+         fun (Exchange) ->
+                 call(Options, Change, [resource(Exchange, Options), ?BY], fun (ok) -> {done, Exchange} end)
+         end,
+         fun (_) -> ok end).
 
-%% Runs an operation on an exchange's messages, by ids or as the options say.
+%% Runs an operation on messages of exchanges, by ids or as the options say.
 -spec change(rabbit_delay_pending:operation(), [binary()], options()) -> result().
-change(Operation, [Exchange], Options) ->
-    Sum = #{examined => 0, matched => 0, changed => 0, in_flight => 0},
-    change_matching(resource(Exchange, Options), Operation, filter(Options),
-                    #{by => ?BY, dry_run => maps:get(count_only, Options, false)}, Sum, Options);
-change(Operation, [Exchange | Words], Options) ->
+change(Operation, [Exchange, _ | _] = [_ | Words], Options) ->
     Ids = [Id || Word <- Words, {ok, Id} <- [rabbit_delay_filter:id(Word)]],
-    call(Options, change_ids, [resource(Exchange, Options), Operation, Ids, ?BY],
-         fun ({ok, Outcomes}) -> by_ids(Operation, Outcomes, Options) end).
+    unroutable(
+      Operation =:= release, Options,
+      fun () ->
+              call(Options, change_ids, [resource(Exchange, Options), Operation, Ids, ?BY],
+                   fun ({ok, Outcomes}) -> by_ids(Operation, Outcomes, Options) end)
+      end);
+change(Operation, Args, Options) ->
+    Several = is_several(Options),
+    DryRun = maps:get(count_only, Options, false),
+    unroutable(
+      Operation =:= release andalso not DryRun, Options,
+      fun () ->
+              each(Args, Options,
+                   fun (Exchange) -> change_one(Operation, Exchange, DryRun, Options) end,
+                   fun (Done) -> told(Operation, Done, Several, Options) end)
+      end).
+
+change_one(Operation, Exchange, DryRun, Options) ->
+    XName = resource(Exchange, Options),
+    Sum = #{examined => 0, matched => 0, changed => 0, in_flight => 0},
+    Progress = rabbit_delay_progress:new(pending(XName, Options), Options),
+    case change_matching(XName, Operation, filter(Options),
+                         maps:merge(#{by => ?BY, dry_run => DryRun}, maps:with([cursor], Options)),
+                         Sum, Progress, Options) of
+        #{} = All -> {done, {Exchange, All}};
+        Failure -> Failure
+    end.
 
 %% In steps, so that it ends with the tool.
-change_matching(XName, Operation, Filter, Request, Sum0, Options) ->
-    call(Options, change_matching, [XName, Operation, Filter, Request],
-         fun ({ok, #{cursor := Cursor} = Step}) ->
-                 Sum = maps:map(fun (Key, N) -> N + maps:get(Key, Step) end, Sum0),
-                 case Cursor of
-                     none -> matching(Operation, Sum, Options);
-                     _ -> change_matching(XName, Operation, Filter, Request#{cursor => Cursor},
-                                          Sum, Options)
-                 end
-         end).
-
-matching(Operation, #{matched := Matched, changed := Changed, in_flight := InFlight} = Sum,
-         Options) ->
-    case is_json(Options) of
-        true ->
-            Sum;
-        false when map_get(count_only, Options) ->
-            {ok, format("~b messages would be ~s", [Matched, done(Operation)])};
-        false when InFlight > 0 ->
-            {ok, format("~b messages ~s, ~b are in flight already", [Changed, done(Operation),
-                                                                    InFlight])};
-        false ->
-            {ok, format("~b messages ~s", [Changed, done(Operation)])}
+change_matching(XName, Operation, Filter, Request, Sum0, Progress0, Options) ->
+    case call(Options, change_matching, [XName, Operation, Filter, Request], fun (Result) -> Result end) of
+        {ok, #{cursor := Cursor} = Step} ->
+            #{examined := Examined} = Sum =
+                maps:map(fun (Key, N) -> N + maps:get(Key, Step) end, Sum0),
+            Progress = rabbit_delay_progress:step(Examined, Progress0),
+            case Cursor of
+                none ->
+                    ok = rabbit_delay_progress:ended(Progress),
+                    Sum;
+                _ ->
+                    change_matching(XName, Operation, Filter, Request#{cursor => Cursor}, Sum, Progress,
+                                    Options)
+            end;
+        Failure ->
+            ok = rabbit_delay_progress:ended(Progress0),
+            stopped(Failure, Sum0, Operation, Request)
     end.
+
+%% What is run again does what is left, but a reschedule by a span would move some twice.
+stopped({error, Code, Why}, #{changed := Changed}, {reschedule_by, _} = Operation,
+        #{cursor := Cursor}) ->
+    {error, Code, format("~ts~n~s ~s so far: go on with --cursor ~s",
+                         [Why, count(Changed, "message"), done(Operation), Cursor])};
+stopped({error, Code, Why}, #{changed := Changed}, Operation, _) when Changed > 0 ->
+    {error, Code, format("~ts~n~s ~s so far: run it again to go on",
+                         [Why, count(Changed, "message"), done(Operation)])};
+stopped(Failure, _, _, _) ->
+    Failure.
+
+%% One exchange after the other; what was done stays done if one fails.
+each([Exchange], _, Fun, Then) ->
+    case Fun(Exchange) of
+        {done, Result} -> Then([Result]);
+        Failure -> Failure
+    end;
+each([], #{node := Node, vhost := VHost, timeout := Timeout} = Options, Fun, Then) ->
+    case rpc:call(Node, rabbit_delay_exchange, list, [VHost, [name]], Timeout) of
+        Rows when is_list(Rows) ->
+            Pattern = maps:get(pattern, Options, <<>>),
+            case lists:sort([Name || [{name, Name}] <- Rows, re:run(Name, Pattern) =/= nomatch]) of
+                [] -> {error, ?EXIT_DATA, <<"there is no such delayed exchange in vhost '", VHost/binary, "'">>};
+                Names -> each_of(Names, Fun, Then, [])
+            end;
+        Failure ->
+            Failure
+    end.
+
+each_of([], _, Then, Done) ->
+    Then(lists:reverse(Done));
+each_of([Name | Rest], Fun, Then, Done) ->
+    case Fun(Name) of
+        {done, Result} ->
+            each_of(Rest, Fun, Then, [Result | Done]);
+        {error, Code, Why} ->
+            {error, Code, format("exchange '~ts': ~ts~n~s before it done", [text(Name), Why,
+                                                                            count(length(Done), "exchange")])};
+        Failure ->
+            Failure
+    end.
+
+told(Operation, Done, Several, Options) ->
+    case is_json(Options) of
+        true when Several ->
+            {stream, [[{exchange, Name} | maps:to_list(Sum)] || {Name, Sum} <- Done]};
+        true ->
+            [{_, Sum}] = Done,
+            Sum;
+        false when Several ->
+            {ok, iolist_to_binary(lists:join($\n, [[text(Name), ": ", matching(Operation, Sum, Options)]
+                                                   || {Name, Sum} <- Done]))};
+        false ->
+            [{_, Sum}] = Done,
+            {ok, matching(Operation, Sum, Options)}
+    end.
+
+matching(Operation, #{matched := Matched, changed := Changed, in_flight := InFlight}, Options) ->
+    case maps:get(count_only, Options, false) of
+        true ->
+            format("~s would be ~s", [count(Matched, "message"), done(Operation)]);
+        false when InFlight > 0 ->
+            format("~s ~s, ~b ~s in flight already",
+                   [count(Changed, "message"), done(Operation), InFlight, are(InFlight)]);
+        false ->
+            format("~s ~s", [count(Changed, "message"), done(Operation)])
+    end.
+
+are(1) -> "is";
+are(_) -> "are".
+
+%% 1 message, 2 messages
+-spec count(non_neg_integer(), string()) -> string().
+count(1, What) -> "1 " ++ What;
+count(N, What) -> integer_to_list(N) ++ " " ++ What ++ "s".
+
+%% How many messages an exchange holds, as far as that can be said.
+-spec pending(rabbit_exchange:name(), options()) -> non_neg_integer().
+pending(XName, #{node := Node, timeout := Timeout}) ->
+    case rpc:call(Node, rabbit_delay_exchange, show, [XName, [messages_delayed]], Timeout) of
+        {ok, [{messages_delayed, N}]} -> N;
+        _ -> 0
+    end.
+
+%% Why there was no answer.
+-spec went_away({badrpc, term()}) -> binary().
+went_away({badrpc, timeout}) -> <<"the broker did not answer in time (--timeout)">>;
+went_away({badrpc, {'EXIT', _}}) -> <<"it failed in the broker: see its log">>;
+went_away({badrpc, _}) -> <<"the broker went away">>.
+
+%% Does what makes messages due, and tells how many were unroutable meanwhile, of each exchange of the
+%% vhost. What goes on is awaited, for a bounded time: to a queue that takes nothing it would be long.
+-spec unroutable(boolean(), options(), fun(() -> result())) -> result().
+unroutable(false, _, Fun) ->
+    Fun();
+unroutable(true, Options, Fun) ->
+    Before = routing(Options),
+    Result = Fun(),
+    case is_tuple(Result) andalso element(1, Result) =:= badrpc of
+        true ->
+            Result;
+        false ->
+            After = settled(Options, erlang:monotonic_time(millisecond) + ?SETTLED_MS),
+            with_unroutable(Result, [{Name, N - maps:get(Name, Before, 0)}
+                                     || {Name, N} <- lists:sort(maps:to_list(After)),
+                                        N > maps:get(Name, Before, 0)])
+    end.
+
+routing(Options) ->
+    maps:map(fun (_, {N, _}) -> N end, routed(Options)).
+
+routed(#{node := Node, vhost := VHost, timeout := Timeout}) ->
+    case rpc:call(Node, rabbit_delay_exchange, list,
+                  [VHost, [name, unroutable, overdue, in_flight, paused]], Timeout) of
+        Rows when is_list(Rows) ->
+            maps:from_list([{Name, {N, not Paused andalso Overdue + InFlight > 0}}
+                            || [{_, Name}, {_, N}, {_, Overdue}, {_, InFlight}, {_, Paused}] <- Rows]);
+        _ ->
+            #{}
+    end.
+
+settled(Options, Until) ->
+    Routed = routed(Options),
+    case lists:any(fun ({_, Busy}) -> Busy end, maps:values(Routed))
+        andalso erlang:monotonic_time(millisecond) < Until of
+        true ->
+            receive after ?LOOK_MS -> settled(Options, Until) end;
+        false ->
+            maps:map(fun (_, {N, _}) -> N end, Routed)
+    end.
+
+with_unroutable(Result, []) ->
+    Result;
+with_unroutable(#{} = Sum, Exchanges) ->
+    Sum#{unroutable => lists:sum([N || {_, N} <- Exchanges])};
+with_unroutable({ok, Text}, Exchanges) ->
+    {ok, iolist_to_binary([Text, unroutable_text(Exchanges)])};
+with_unroutable({error, Code, Text}, Exchanges) ->
+    {error, Code, iolist_to_binary([Text, unroutable_text(Exchanges)])};
+with_unroutable(Result, Exchanges) ->
+    _ = io:put_chars(standard_error, [unroutable_text(Exchanges), $\n]),
+    Result.
+
+unroutable_text(Exchanges) ->
+    [["\n", count(N, "message"), " of exchange '", text(Name), "' ", case N of 1 -> "was"; _ -> "were" end,
+      " unroutable meanwhile: no queue is bound for ", case N of 1 -> "it"; _ -> "them" end]
+     || {Name, N} <- Exchanges].
 
 by_ids(Operation, Outcomes, Options) ->
     AllDone = lists:all(fun ({_, Outcome}) -> Outcome =:= done end, Outcomes),

@@ -11,6 +11,8 @@
 %%   headers       [name, type, value] each, the types as rabbit_framing names them; a table is such a
 %%                 list again, an array a list of [type, value]
 %%   body          base64
+%% and, where it was pending when it was exported,
+%%   id            its id there, as text; where the export can be resumed
 %% Names, keys and text that are not UTF-8 are {"base64": ...}, as are headers of type binary.
 %%
 %% It runs in the process that asks, in the broker, a page of lines at a time. To export changes
@@ -21,13 +23,16 @@
 -include_lib("amqp_client/include/amqp_client.hrl").
 -include("rabbit_delay.hrl").
 
--export([export/4, official_lines/3, import/3, line/3, parse/1]).
+-export([places/3, export/3, official_lines/3, import/3, marks/2, pending_marks/3, line/3,
+         parse/1, position/1]).
 
 -export_type([cursor/0]).
 
 -define(FORMAT, 1).
 -define(PAGE_BYTES, 4194304).
+-define(PLACES, 65535).
 -define(CONFIRM_SECONDS, 30).
+-define(DELAY_HEADERS, [<<"x-delay">>, <<"x-opt-delivery-time">>, <<"x-opt-delivery-delay">>]).
 
 -type cursor() :: {rabbit_delay_store:ms(), rabbit_delay_store:id()}.
 
@@ -36,21 +41,50 @@
 
 %% ------------------------------------------------------------------------------------- export
 
-%% The lines of at most Max messages after a cursor, {0, 0} at first, in due order, where to go on, and
+%% The ids, <<Id:64/little, ...>>, of the next messages after a cursor, {0, 0} at first, in due order, and
+%% where to go on. The store finds them by a walk over all that is pending, so they are as many as it
+%% gives at once.
+-spec places(rabbit_types:vhost(), Exchange :: binary(), cursor()) ->
+          {ok, Ids :: binary(), cursor() | done} | rabbit_delay_pending:error().
+places(VHost, Exchange, Cursor) ->
+    with_store(VHost, Exchange,
+               fun (none) ->
+                       {ok, <<>>, done};
+                   (Store) ->
+                       case rabbit_delay_store:places(Store, Cursor, forward, ?PLACES) of
+                           {ok, Places} ->
+                               {ok, << <<Id:64/little>> || {_, Id, _} <- Places >>, next(Places)};
+                           {error, Reason} ->
+                               unreadable(Reason)
+                       end
+               end).
+
+next(Places) when length(Places) < ?PLACES -> done;
+next(Places) ->
+    {Due, Id, _} = lists:last(Places),
+    {Due, Id}.
+
+%% The lines of the first Seen of these messages, as many as make a page, but of those that are gone; and
 %% how many could not be read.
--spec export(rabbit_types:vhost(), Exchange :: binary(), cursor(), Max :: 1..65535) ->
-          {ok, [binary()], Damaged :: non_neg_integer(), cursor() | done} | {error, binary()}.
-export(VHost, Exchange, Cursor, Max) ->
+-spec export(rabbit_types:vhost(), Exchange :: binary(), Ids :: binary()) ->
+          {ok, [binary()], Damaged :: non_neg_integer(), Seen :: pos_integer()}
+          | rabbit_delay_pending:error().
+export(VHost, Exchange, Ids) ->
+    with_store(VHost, Exchange,
+               fun (none) ->
+                       {ok, [], 0, byte_size(Ids) div 8};
+                   (Store) ->
+                       case rabbit_delay_store:read_many(Store, Ids, ?PAGE_BYTES) of
+                           {ok, Records, Seen} -> lines(Records, Ids, Seen, Store, Exchange);
+                           {error, Reason} -> unreadable(Reason)
+                       end
+               end).
+
+with_store(VHost, Exchange, Fun) ->
     XName = rabbit_misc:r(VHost, exchange, Exchange),
     case is_delayed(XName) of
-        false ->
-            no_exchange(VHost, Exchange);
-        true ->
-            case rabbit_delay_pending:with_store(
-                   XName, fun (Store, _) -> export_page(Store, Exchange, Cursor, Max) end) of
-                {error, {_, Why}} -> {error, Why};
-                Result -> Result
-            end
+        false -> {error, {not_found, no_exchange(VHost, Exchange)}};
+        true -> rabbit_delay_pending:with_store(XName, fun (Store, _) -> Fun(Store) end)
     end.
 
 is_delayed(XName) ->
@@ -60,45 +94,49 @@ is_delayed(XName) ->
     end.
 
 no_exchange(VHost, Exchange) ->
-    {error, <<"there is no delayed exchange \"", Exchange/binary, "\" in vhost \"", VHost/binary,
-              "\"">>}.
-
-export_page(none, _, _, _) ->
-    {ok, [], 0, done};
-export_page(Store, Exchange, Cursor, Max) ->
-    case rabbit_delay_store:page(Store, Cursor, Max) of
-        {ok, Records} -> export_records(Records, Store, Exchange, Cursor, [], 0, 0, Max);
-        {error, Reason} -> unreadable(Reason)
-    end.
+    <<"there is no delayed exchange \"", Exchange/binary, "\" in vhost \"", VHost/binary, "\"">>.
 
 unreadable(Reason) ->
-    {error, iolist_to_binary(io_lib:format("the store cannot be read: ~0P", [Reason, 10]))}.
+    {error, {unavailable, iolist_to_binary(io_lib:format("the store cannot be read: ~0P", [Reason, 10]))}}.
 
-export_records([], _, _, Cursor, Lines, _, Damaged, 0) ->
-    {ok, lists:reverse(Lines), Damaged, Cursor};
-export_records([], _, _, _, Lines, _, Damaged, _) ->
-    {ok, lists:reverse(Lines), Damaged, done};
-export_records(_, _, _, Cursor, Lines, Bytes, Damaged, _) when Bytes > ?PAGE_BYTES ->
-    {ok, lists:reverse(Lines), Damaged, Cursor};
-export_records([#{id := Id, due := Due} | Rest], Store, Exchange, _, Lines, Bytes, Damaged, Left) ->
-    Read = case rabbit_delay_store:read(Store, Id) of
-               {ok, #{encoding := Encoding, body := Body}} ->
-                   rabbit_delay_broker:decode(Encoding, Body);
-               {error, _} = Error ->
-                   Error
-           end,
-    case Read of
+%% Of what was not among those read in one go it is found out whether it is gone.
+lines(Records, Ids, Seen, Store, Exchange) ->
+    Found = maps:from_list([{Id, Record} || #{id := Id} = Record <- Records]),
+    Reads = [case Found of
+                 #{Id := Record} -> {Id, {ok, Record}};
+                 _ -> {Id, rabbit_delay_store:read(Store, Id)}
+             end || <<Id:64/little>> <= binary:part(Ids, 0, Seen * 8)],
+    case lists:keyfind({error, eclosed}, 2, Reads) of
+        false ->
+            Lines = [pending_line(Exchange, Id, Record) || {Id, {ok, Record}} <- Reads],
+            Good = [Line || Line <- Lines, is_binary(Line)],
+            Unread = [Id || {Id, {error, Reason}} <- Reads, Reason =/= enoent],
+            {ok, Good, length(Unread) + length(Lines) - length(Good), Seen};
+        _ ->
+            unreadable(eclosed)
+    end.
+
+pending_line(Exchange, Id, #{due := Due, encoding := Encoding, body := Body}) ->
+    case rabbit_delay_broker:decode(Encoding, Body) of
         {ok, Message} ->
-            Line = line(Exchange, Due, rabbit_delay_broker:content(Message)),
-            export_records(Rest, Store, Exchange, {Due, Id}, [Line | Lines], Bytes + byte_size(Line),
-                           Damaged, Left - 1);
-        {error, enoent} ->
-            %% Released meanwhile.
-            export_records(Rest, Store, Exchange, {Due, Id}, Lines, Bytes, Damaged, Left - 1);
-        {error, eclosed} ->
-            unreadable(eclosed);
+            line(Exchange, Due, rabbit_delay_broker:content(Message),
+                 #{<<"id">> => integer_to_binary(Id)});
         {error, _} ->
-            export_records(Rest, Store, Exchange, {Due, Id}, Lines, Bytes, Damaged + 1, Left - 1)
+            damaged
+    end.
+
+%% Where an export goes on behind this line, if it says so.
+-spec position(binary()) -> {ok, cursor()} | error.
+position(Line) ->
+    case rabbit_json:try_decode(Line) of
+        {ok, #{<<"format">> := ?FORMAT, <<"due">> := Due, <<"id">> := Word}}
+          when is_integer(Due), is_binary(Word) ->
+            case rabbit_delay_notation:number(Word) of
+                {ok, Id} -> {ok, {Due, Id}};
+                error -> error
+            end;
+        _ ->
+            error
     end.
 
 %% The lines of what the official plugin had in another node's data directory, for one exchange of a
@@ -130,11 +168,14 @@ official_line(VHost, Exchange, {delay_entry, {delay_key, Due, _} = Key, Delivery
 
 %% A message's line, without its end.
 -spec line(Exchange :: binary(), rabbit_delay_store:ms(), rabbit_delay_broker:content()) -> binary().
+line(Exchange, Due, Content) ->
+    line(Exchange, Due, Content, #{}).
+
 line(Exchange, Due, #{routing_keys := Keys, properties := Properties, headers := Headers,
-                      payload := Payload}) ->
+                      payload := Payload}, More) ->
     iolist_to_binary(
       rabbit_json:encode(
-        #{<<"format">> => ?FORMAT, <<"exchange">> => text(Exchange), <<"due">> => Due,
+        More#{<<"format">> => ?FORMAT, <<"exchange">> => text(Exchange), <<"due">> => Due,
           <<"routing_keys">> => [text(Key) || Key <- Keys],
           <<"properties">> => maps:from_list([{atom_to_binary(Name, utf8), property(Value)}
                                               || {Name, Value} <- Properties]),
@@ -169,8 +210,10 @@ encoded(Bytes) -> #{<<"base64">> => base64:encode(Bytes)}.
 
 %% Publishes the messages of some lines and waits until all are confirmed. Nothing is published if one
 %% of them is malformed: its number is told, from 1. Exchange: that of all, not what the lines say.
+%% Unroutable are those of them that are due already, and no queue is bound for them.
 -spec import(rabbit_types:vhost(), [binary()], Exchange :: binary() | undefined) ->
-          ok | {error, {line, pos_integer(), Why :: binary()} | {unavailable, Why :: binary()} |
+          {ok, Unroutable :: non_neg_integer()}
+          | {error, {line, pos_integer(), Why :: binary()} | {unavailable, Why :: binary()} |
                 binary()}.
 import(VHost, Lines, Exchange) ->
     try
@@ -178,11 +221,42 @@ import(VHost, Lines, Exchange) ->
         Targets = lists:usort([target(Message, Exchange) || Message <- Messages]),
         case [X || X <- Targets, not is_delayed(rabbit_misc:r(VHost, exchange, X))] of
             [] -> publish(VHost, Messages, Exchange);
-            [Missing | _] -> no_exchange(VHost, Missing)
+            [Missing | _] -> {error, no_exchange(VHost, Missing)}
         end
     catch
         throw:{line, _, _} = Malformed -> {error, Malformed}
     end.
+
+%% By which the same message is known again, in a line and where it is pending: all that is in it and its
+%% due time, but what an import changes of its headers; and the exchange that it is for.
+-spec marks([binary()], Exchange :: binary() | undefined) ->
+          {ok, [{binary(), Mark :: binary()}]} | {error, {line, pos_integer(), Why :: binary()}}.
+marks(Lines, Exchange) ->
+    try
+        {ok, [mark(parsed(N, Line), Exchange)
+              || {N, Line} <- lists:zip(lists:seq(1, length(Lines)), Lines)]}
+    catch
+        throw:{line, _, _} = Malformed -> {error, Malformed}
+    end.
+
+%% Those of the first Seen of these messages that can be read.
+-spec pending_marks(rabbit_types:vhost(), Exchange :: binary(), Ids :: binary()) ->
+          {ok, [binary()], Seen :: pos_integer()} | rabbit_delay_pending:error().
+pending_marks(VHost, Exchange, Ids) ->
+    case export(VHost, Exchange, Ids) of
+        {ok, Lines, _, Seen} ->
+            {ok, [Mark || Line <- Lines, {ok, Message} <- [parse(Line)],
+                          {_, Mark} <- [mark(Message, Exchange)]], Seen};
+        Failure ->
+            Failure
+    end.
+
+mark(#{due := Due, keys := Keys, payload := Payload,
+       properties := #'P_basic'{headers = Headers} = Properties} = Message, Exchange) ->
+    X = target(Message, Exchange),
+    Kept = [Header || {Name, _, _} = Header <- Headers, not lists:member(Name, ?DELAY_HEADERS)],
+    {X, erlang:md5(term_to_binary({X, Due, lists:sort(Keys), lists:sort(Kept), Payload,
+                                   Properties#'P_basic'{headers = undefined}}))}.
 
 target(#{exchange := X}, undefined) -> X;
 target(_, X) -> X.
@@ -198,9 +272,10 @@ publish(VHost, Messages, Exchange) ->
         {ok, {_, Channel} = Connection} ->
             try
                 #'confirm.select_ok'{} = amqp_channel:call(Channel, #'confirm.select'{}),
+                ok = amqp_channel:register_return_handler(Channel, self()),
                 lists:foreach(fun (Message) -> publish_one(Channel, Message, Exchange) end, Messages),
                 case amqp_channel:wait_for_confirms(Channel, ?CONFIRM_SECONDS) of
-                    true -> ok;
+                    true -> {ok, returned(0)};
                     _ -> unavailable("the exchange does not take messages at present")
                 end
             catch
@@ -211,6 +286,14 @@ publish(VHost, Messages, Exchange) ->
             end;
         {error, {unavailable, _}} = Error ->
             Error
+    end.
+
+%% They came before the confirms.
+returned(N) ->
+    receive
+        {#'basic.return'{}, _} -> returned(N + 1)
+    after 0 ->
+        N
     end.
 
 unavailable(Why) -> {error, {unavailable, unicode:characters_to_binary(Why)}}.
@@ -232,7 +315,7 @@ publish_one(Channel, #{due := Due, keys := [Key | Keys], payload := Payload,
     Headers = [At | lists:keydelete(Name, 1, rabbit_delay_header:negate(Headers0))]
         ++ [{<<"BCC">>, array, [{longstr, Copy} || Copy <- Copies]} || Copies =/= []],
     ok = amqp_channel:call(Channel, #'basic.publish'{exchange = target(Message, Exchange),
-                                                     routing_key = Key},
+                                                     routing_key = Key, mandatory = true},
                            #amqp_msg{props = Properties#'P_basic'{headers = Headers},
                                      payload = Payload}).
 

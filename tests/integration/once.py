@@ -22,6 +22,7 @@ ONCE = {
     "test_overflow.py": ["3.10", "4.3"],
     "test_pending.py": ["4.3"],
     "test_times.py": ["4.0"],
+    "test_commands.py": ["4.0"],
     "test_redrive.py::test_the_broker_ends_in_the_middle": ["4.0"],
     "test_transfer.py::test_the_broker_ends_in_the_middle": ["4.3"],
     # Drawn into the broker's own pages: the oldest and the newest of them.
