@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MPL-2.0
 """Go's clients: what the samples print is what happened."""
 
+import json
 import os
 import re
 
 import pytest
 
+import header_values
 import locked
 from private_broker import default_series
 from samples import (SAID, SAID_DECLARED, SAID_UNTOLD, WHAT, assert_said, declare, sample)
@@ -60,3 +62,12 @@ def test_amqp_1_0(broker, client, go, checked):
                 SAID_DECLARED)
     checked("Azure/go-amqp (AMQP 1.0)", version("github.com/Azure/go-amqp"),
             "delay", "wrong delay", "cancel")
+
+
+def test_header_values(broker, client, go, checked, tmp_path):
+    chosen = header_values.cases("bBsuIilfdDTVtSAFx")
+    exchange, queue = client.delayed_and_queue()
+    told = go(os.path.join(locked.HERE, "go", "header_values.go"), broker.amqp_url,
+                 exchange, header_values.written(tmp_path / "cases", chosen))
+    header_values.check(client, queue, chosen, json.loads(told))
+    checked("amqp091-go", version("github.com/rabbitmq/amqp091-go"), "header values")

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+import header_values
 import locked
 from client import Client
 from conftest import PLUGIN
@@ -99,3 +100,14 @@ def test_mqtt_5(brokers, javascript, checked):
     eventually(broker.log, lambda log: 'header x-delay is the string "5m"' in log)
     broker.end()
     checked("MQTT.js (MQTT 5)", version("mqtt"), "delay", "wrong delay", "cancel")
+
+
+def test_header_values(broker, client, javascript, checked, tmp_path):
+    """Its strings are UTF-8, and its headers' room is 64 KiB."""
+    chosen = [case for case in header_values.cases("bBsuIilfdDTVtSAFx")
+              if case.letter != "S" or isinstance(case.value, str) and len(case.value) < 50_000]
+    exchange, queue = client.delayed_and_queue()
+    told = javascript(os.path.join(locked.HERE, "javascript", "header_values.mjs"), broker.amqp_url,
+                 exchange, header_values.written(tmp_path / "cases", chosen))
+    header_values.check(client, queue, chosen, json.loads(told))
+    checked("amqplib", version("amqplib"), "header values")

@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: MPL-2.0
 """PHP's clients, as Debian packages them: what the samples print is what happened."""
 
+import json
+import os
+
 import pytest
 
-from samples import SAID, WHAT, assert_said, sample
+import header_values
+import locked
+from samples import SAID, SAID_WITH, WHAT, assert_said, sample
+
+PACKAGES = ["PhpAmqpLib", "Symfony/Component/Messenger", "Symfony/Component/Messenger/Bridge/Amqp"]
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +20,8 @@ def php(executed, tmp_path_factory):
     directory = tmp_path_factory.mktemp("php")
     (directory / "vendor").mkdir()
     (directory / "vendor" / "autoload.php").write_text(
-        "<?php require_once 'PhpAmqpLib/autoload.php';\n", encoding="utf-8")
+        "<?php\n" + "".join(f"require_once '{package}/autoload.php';\n" for package in PACKAGES),
+        encoding="utf-8")
 
     def run(path, *arguments):
         return executed("php", "-d", "include_path=.:/usr/share/php", "-d", "error_reporting=-1",
@@ -31,3 +39,19 @@ def version(executed, package):
 def test_a_sample(broker, php, executed, checked, name):
     assert_said(php(sample("php", f"{name}.php"), broker.amqp_url), SAID[name])
     checked("php-amqplib", version(executed, "php-amqplib"), WHAT[name])
+
+
+@pytest.mark.usefixtures("alone")
+def test_symfony_messenger(broker, php, executed, checked):
+    assert_said(php(sample("php", "symfony.php"), broker.amqp_url), SAID_WITH[2:])
+    checked("Symfony Messenger", version(executed, "php-symfony-amqp-messenger").split("+")[0],
+            "delay", "wrong delay", "cancel")
+
+
+def test_header_values(broker, client, php, checked, tmp_path, executed):
+    chosen = header_values.cases("bBsuIilDTVtSAFx")
+    exchange, queue = client.delayed_and_queue()
+    told = php(os.path.join(locked.HERE, "php", "header_values.php"), broker.amqp_url,
+                 exchange, header_values.written(tmp_path / "cases", chosen))
+    header_values.check(client, queue, chosen, json.loads(told))
+    checked("php-amqplib", version(executed, "php-amqplib"), "header values")
