@@ -3,12 +3,14 @@
 
 import json
 import os
+import time
 
 import pytest
 
 import header_values
 import locked
-from samples import SAID, SAID_WITH, WHAT, assert_said, sample
+from client import assert_on_time
+from samples import SAID, SAID_WITH, WHAT, assert_said, declare, sample
 
 PACKAGES = ["PhpAmqpLib", "Symfony/Component/Messenger", "Symfony/Component/Messenger/Bridge/Amqp"]
 
@@ -46,6 +48,35 @@ def test_symfony_messenger(broker, php, executed, checked):
     assert_said(php(sample("php", "symfony.php"), broker.amqp_url), SAID_WITH[2:])
     checked("Symfony Messenger", version(executed, "php-symfony-amqp-messenger").split("+")[0],
             "delay", "wrong delay", "cancel")
+
+
+@pytest.mark.usefixtures("alone")
+def test_laravel(client, broker, php, checked):
+    """The example's class, on what it calls of the package: it is no Debian package."""
+    declare(client)
+    client.channel.queue_bind("work", "later", "work")
+    began = time.monotonic()
+    assert php(os.path.join(locked.HERE, "php", "laravel.php"), broker.amqp_url,
+               sample("php", "laravel.php")) == "later now\n"
+    now, later = client.collect("work", 2)
+    assert (now.properties.correlation_id, later.properties.correlation_id) == ("now", "later")
+    assert later.at - began >= 2
+    assert later.headers == {"laravel": {"attempts": 3}, "x-delay": -2000}
+    checked("Laravel, laravel-queue-rabbitmq (replayed)", "14.5.3", "delay")
+
+
+@pytest.mark.usefixtures("alone")
+def test_laravels_own_ladder_on_a_delayed_exchange(client, checked):
+    """What it declares for a delay of 2 s when its exchange is a delayed one: the queue of that delay
+    expires to the exchange, which does not delay a message without a header."""
+    declare(client)
+    client.channel.queue_bind("work", "later", "work")
+    client.queue(name="work.delay.2000", arguments={
+        "x-dead-letter-exchange": "later", "x-dead-letter-routing-key": "work",
+        "x-message-ttl": 2000, "x-expires": 4000})
+    published = client.publish("", "work.delay.2000", b"{}", headers={"laravel": {"attempts": 0}})
+    assert_on_time(client.one("work"), published, 2000)
+    checked("Laravel, laravel-queue-rabbitmq (replayed)", "14.5.3", "its own ladder")
 
 
 def test_header_values(broker, client, php, checked, tmp_path, executed):
