@@ -9,6 +9,7 @@ import pytest
 
 import header_values
 import locked
+import lost
 from private_broker import default_series
 from samples import (SAID, SAID_DECLARED, SAID_UNTOLD, WHAT, assert_said, declare, sample)
 
@@ -71,3 +72,10 @@ def test_header_values(broker, client, go, checked, tmp_path):
                  exchange, header_values.written(tmp_path / "cases", chosen))
     header_values.check(client, queue, chosen, json.loads(told))
     checked("amqp091-go", version("github.com/rabbitmq/amqp091-go"), "header values")
+
+
+def test_a_broker_that_is_lost(brokers, deps, checked):
+    lines = lost.told(brokers, "go", "go", "run",
+                      os.path.join(locked.HERE, "go", "lost.go"), cwd=deps("go")).splitlines()
+    assert lines == ["confirmed: false", "closed: 501"]
+    checked("amqp091-go", version("github.com/rabbitmq/amqp091-go"), "lost broker")

@@ -3,12 +3,14 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
 
 import header_values
 import locked
+import lost
 from client import Client
 from conftest import PLUGIN
 from management import eventually
@@ -36,6 +38,7 @@ def javascript(deps, executed, tmp_path_factory):
             copied = copied.removesuffix(".mts") + ".mjs"
         return executed("node", copied, *arguments)
 
+    run.directory = directory
     return run
 
 
@@ -111,3 +114,11 @@ def test_header_values(broker, client, javascript, checked, tmp_path):
                  exchange, header_values.written(tmp_path / "cases", chosen))
     header_values.check(client, queue, chosen, json.loads(told))
     checked("amqplib", version("amqplib"), "header values")
+
+
+def test_a_broker_that_is_lost(brokers, javascript, checked):
+    lines = lost.told(brokers, "javascript", "node", shutil.copy(
+        os.path.join(locked.HERE, "javascript", "lost.mjs"), javascript.directory)).splitlines()
+    assert lines[0] == "channel closed"
+    assert re.fullmatch("connection error: .*, connection closed", lines[1])
+    checked("amqplib", version("amqplib"), "lost broker")

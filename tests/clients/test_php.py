@@ -9,10 +9,14 @@ import pytest
 
 import header_values
 import locked
+import lost
 from client import assert_on_time
 from samples import SAID, SAID_WITH, WHAT, assert_said, declare, sample
 
 PACKAGES = ["PhpAmqpLib", "Symfony/Component/Messenger", "Symfony/Component/Messenger/Bridge/Amqp"]
+
+PHP = ["php", "-d", "include_path=.:/usr/share/php", "-d", "error_reporting=-1", "-d",
+       "display_errors=stderr"]
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +30,9 @@ def php(executed, tmp_path_factory):
         encoding="utf-8")
 
     def run(path, *arguments):
-        return executed("php", "-d", "include_path=.:/usr/share/php", "-d", "error_reporting=-1",
-                        "-d", "display_errors=stderr", path, *arguments, cwd=directory)
+        return executed(*PHP, path, *arguments, cwd=directory)
 
+    run.directory = directory
     return run
 
 
@@ -86,3 +90,10 @@ def test_header_values(broker, client, php, checked, tmp_path, executed):
                  exchange, header_values.written(tmp_path / "cases", chosen))
     header_values.check(client, queue, chosen, json.loads(told))
     checked("php-amqplib", version(executed, "php-amqplib"), "header values")
+
+
+def test_a_broker_that_is_lost(brokers, php, executed, checked):
+    lines = lost.told(brokers, "php", *PHP, os.path.join(locked.HERE, "php", "lost.php"),
+                      cwd=php.directory).splitlines()
+    assert lines == ["PhpAmqpLib\\Exception\\AMQPConnectionClosedException"]
+    checked("php-amqplib", version(executed, "php-amqplib"), "lost broker")

@@ -8,6 +8,7 @@ import pytest
 
 import header_values
 import locked
+import lost
 from samples import SAID, WHAT, assert_said, sample
 
 
@@ -30,3 +31,10 @@ def test_header_values(broker, client, executed, checked, tmp_path):
                  exchange, header_values.written(tmp_path / "cases", chosen))
     header_values.check(client, queue, chosen, json.loads(told), {"I": "l"})
     checked("Bunny", version(executed), "header values")
+
+
+def test_a_broker_that_is_lost(brokers, executed, checked):
+    """It waits for as long as for any answer, and does not say why there is none."""
+    lines = lost.told(brokers, "ruby", "ruby", os.path.join(locked.HERE, "ruby", "lost.rb")).splitlines()
+    assert lines == ["Timeout::Error"]
+    checked("Bunny", version(executed), "lost broker")

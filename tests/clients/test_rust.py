@@ -7,6 +7,7 @@ import re
 import pytest
 
 import locked
+import lost
 from samples import SAID, SAID_WITH, WHAT, assert_said
 
 
@@ -20,6 +21,8 @@ def rust(deps, executed):
 
     def run(program, *arguments):
         return executed(os.path.join(target, "debug", program), *arguments)
+
+    run.directory = os.path.join(target, "debug")
 
     return run
 
@@ -41,3 +44,9 @@ def test_a_sample(broker, rust, checked, name):
 def test_the_sample_of_amqprs(broker, rust, checked):
     assert_said(rust("with_amqprs", broker.amqp_url.removesuffix("/%2F")), SAID_WITH)
     checked("amqprs", version("amqprs"), "delay", "mandatory", "wrong delay", "cancel")
+
+
+def test_a_broker_that_is_lost(brokers, rust, checked):
+    (line,) = lost.told(brokers, "rust", os.path.join(rust.directory, "lost")).splitlines()
+    assert line.startswith("failed: "), line
+    checked("lapin", version("lapin"), "lost broker")
