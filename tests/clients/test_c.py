@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+import header_values
 import locked
 import lost
 from samples import SAID, WHAT, assert_said, sample
@@ -41,3 +42,30 @@ def test_a_broker_that_is_lost(brokers, c, executed, checked):
     lines = lost.told(brokers, "c", c(os.path.join(locked.HERE, "c", "lost.c"))).splitlines()
     assert lines in (["a socket error occurred"], ["connection closed unexpectedly"])
     checked("librabbitmq", version(executed), "lost broker")
+
+
+def line_of(case):
+    """A case as the program reads it."""
+    value = case.value
+    if case.letter in "SxD" and isinstance(value, list):
+        value = bytes(value) if case.letter in "Sx" else "{} {}".format(*value)
+    elif case.letter == "F":
+        value = value["ms"]
+    elif case.letter == "A":
+        (value,) = value
+    elif case.letter in "tV":
+        value = int(value or 0)
+    value = value if isinstance(value, bytes) else str(value).encode()
+    copy = int(case.for_program["copy"])
+    return f"{case.letter} {copy} {case.name.encode().hex()} {value.hex()}\n"
+
+
+def test_header_values(broker, client, c, executed, checked, tmp_path):
+    chosen = header_values.cases("bBsuIilfdDTVtSAFx")
+    (tmp_path / "cases").write_text("".join(map(line_of, chosen)), encoding="ascii")
+    exchange, queue = client.delayed_and_queue()
+    output = executed(c(os.path.join(locked.HERE, "c", "header_values.c")), broker.amqp_url, exchange,
+                      str(tmp_path / "cases"))
+    told = dict(line.split("\t") for line in output.splitlines())
+    header_values.check(client, queue, chosen, {name: said or None for name, said in told.items()})
+    checked("librabbitmq", version(executed), "header values")
