@@ -41,7 +41,7 @@ def test_a_sample(broker, c, executed, checked, name):
 def test_a_broker_that_is_lost(brokers, c, executed, checked):
     lines = lost.told(brokers, "c", c(os.path.join(locked.HERE, "c", "lost.c"))).splitlines()
     assert lines in (["a socket error occurred"], ["connection closed unexpectedly"])
-    checked("librabbitmq", version(executed), "lost broker")
+    checked("librabbitmq", version(executed), "broker lost")
 
 
 def line_of(case):

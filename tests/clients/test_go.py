@@ -78,4 +78,4 @@ def test_a_broker_that_is_lost(brokers, deps, checked):
     lines = lost.told(brokers, "go", "go", "run",
                       os.path.join(locked.HERE, "go", "lost.go"), cwd=deps("go")).splitlines()
     assert lines == ["confirmed: false", "closed: 501"]
-    checked("amqp091-go", version("github.com/rabbitmq/amqp091-go"), "lost broker")
+    checked("amqp091-go", version("github.com/rabbitmq/amqp091-go"), "broker lost")

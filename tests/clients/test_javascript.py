@@ -121,4 +121,4 @@ def test_a_broker_that_is_lost(brokers, javascript, checked):
         os.path.join(locked.HERE, "javascript", "lost.mjs"), javascript.directory)).splitlines()
     assert lines[0] == "channel closed"
     assert re.fullmatch("connection error: .*, connection closed", lines[1])
-    checked("amqplib", version("amqplib"), "lost broker")
+    checked("amqplib", version("amqplib"), "broker lost")

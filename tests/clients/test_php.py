@@ -96,4 +96,4 @@ def test_a_broker_that_is_lost(brokers, php, executed, checked):
     lines = lost.told(brokers, "php", *PHP, os.path.join(locked.HERE, "php", "lost.php"),
                       cwd=php.directory).splitlines()
     assert lines == ["PhpAmqpLib\\Exception\\AMQPConnectionClosedException"]
-    checked("php-amqplib", version(executed, "php-amqplib"), "lost broker")
+    checked("php-amqplib", version(executed, "php-amqplib"), "broker lost")

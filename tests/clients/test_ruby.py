@@ -37,4 +37,4 @@ def test_a_broker_that_is_lost(brokers, executed, checked):
     """It waits for as long as for any answer, and does not say why there is none."""
     lines = lost.told(brokers, "ruby", "ruby", os.path.join(locked.HERE, "ruby", "lost.rb")).splitlines()
     assert lines == ["Timeout::Error"]
-    checked("Bunny", version(executed), "lost broker")
+    checked("Bunny", version(executed), "broker lost")

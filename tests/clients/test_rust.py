@@ -49,4 +49,4 @@ def test_the_sample_of_amqprs(broker, rust, checked):
 def test_a_broker_that_is_lost(brokers, rust, checked):
     (line,) = lost.told(brokers, "rust", os.path.join(rust.directory, "lost")).splitlines()
     assert line.startswith("failed: "), line
-    checked("lapin", version("lapin"), "lost broker")
+    checked("lapin", version("lapin"), "broker lost")
