@@ -16,7 +16,10 @@
 -export_type([index/0, graph/0, node_/0, keys/0, source/0]).
 
 %% Keys of dead letters that are followed for each queue.
--define(MOST_BROUGHT, 32).
+-define(MOST_BROUGHT, 256).
+-define(MOST_STEPS, 100000).
+%% What a key costs that is kept: it is an edge of the graph.
+-define(STEPS_OF_KEY, 10).
 
 -type keys() :: {key, binary()} | {pattern, [binary()]} | any.
 
@@ -85,7 +88,7 @@ index(#{queues := Queues, exchanges := Exchanges, bindings := Bindings, policies
                                          || #{source := X, destination := {exchange, D}} = B <- Usable,
                                             always_matches(maps:get(X, Types), B)]),
               inbound => inbound(Types, Usable, Sources), brought => #{}, sources => Sources},
-    Index#{brought => brought(maps:keys(Sources), #{}, Index)}.
+    Index#{brought := brought(Index)}.
 
 %% Whether any message goes by that binding.
 always_matches(fanout, _) -> true;
@@ -100,23 +103,32 @@ always_matches(headers, #{arguments := Arguments}) ->
 always_matches(_, _) -> false.
 
 %% The keys that queues' dead letters bring to the next ones, and those on, where they keep them. More
-%% than some of a queue are as good as any.
-brought([], Brought, _) ->
-    Brought;
-brought([Queue | Queues], Brought, #{sources := Sources} = Index0) ->
-    Index = Index0#{brought => Brought},
-    {X, _} = Source = maps:get(Queue, Sources),
-    New = [{To, Keys} || {key, _} = Keys <- arrivals(Queue, Source, Index),
-                         {queue, To} <- maps:keys(explore([{routing, X, Keys}],
-                                                          Index#{sources => #{}})),
-                         is_new(Keys, maps:get(To, Brought, #{}))],
-    Next = lists:foldl(fun ({To, Keys}, Acc) ->
-                               maps:update_with(To, fun (Set) -> Set#{Keys => true} end,
-                                                #{Keys => true}, Acc)
-                       end, Brought, New),
-    brought(lists:usort([To || {To, _} <- New, is_map_key(To, Sources),
-                               element(2, maps:get(To, Sources)) =:= undefined]) ++ Queues,
-            Next, Index0).
+%% than some of a queue are as good as any; and after so many steps those that are found will do.
+brought(#{sources := Sources} = Index) ->
+    Ways = [{X, Keys} || {Queue, {X, _} = Source} <- maps:to_list(Sources),
+                         {key, _} = Keys <- arrivals(Queue, Source, Index)],
+    brought(Ways, #{}, #{}, ?MOST_STEPS, Index#{sources := #{}}, Sources).
+
+brought([{_, _} = Way | Ways], Done, Brought, Steps, Index, Sources)
+  when is_map_key(Way, Done); Steps < 0 ->
+    brought(Ways, Done, Brought, Steps, Index, Sources);
+brought([{X, Keys} = Way | Ways], Done, Brought0, Steps, Index, Sources) ->
+    Reached = maps:keys(explore([{routing, X, Keys}], Index)),
+    {Next, Brought} =
+        lists:foldl(
+          fun ({queue, To}, {Next, Acc}) ->
+                  Set = maps:get(To, Acc, #{}),
+                  case {maps:get(To, Sources, none), is_new(Keys, Set)} of
+                      {{OnTo, undefined}, true} -> {[{OnTo, Keys} | Next], Acc#{To => Set#{Keys => true}}};
+                      _ -> {Next, Acc}
+                  end;
+              (_, Acc) ->
+                  Acc
+          end, {[], Brought0}, Reached),
+    brought(lists:usort(Next) ++ Ways, Done#{Way => true}, Brought,
+            Steps - length(Reached) - ?STEPS_OF_KEY * length(Next), Index, Sources);
+brought([], _, Brought, _, _, _) ->
+    Brought.
 
 is_new(Keys, Set) -> not is_map_key(Keys, Set) andalso map_size(Set) < ?MOST_BROUGHT.
 

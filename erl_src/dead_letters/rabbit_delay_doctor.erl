@@ -8,10 +8,10 @@
 %% _exchanges, _policies and _graph, what they say in _mends and _report.
 -module(rabbit_delay_doctor).
 
--export([check/1, live/1, live_graph/1, rules/0, severity_rank/1]).
+-export([check/1, live/1, live_graph/1, graph/1, rules/0, severity_rank/1]).
 -export([settings/2, at_once/1, reaches_at_once/3, feeders/2]).
 
--export_type([finding/0, rule/0, severity/0, context/0]).
+-export_type([drawn/0, finding/0, rule/0, severity/0, context/0]).
 
 -include("rabbit_delay_doctor.hrl").
 
@@ -34,6 +34,11 @@
                      mend := binary(), commands := [binary()],
                      %% the reason for which it is to count no more
                      accepted => binary()}.
+
+%% From queues with a dead-letter exchange on, those queues whose exchange does not exist, and how many
+%% messages queues have.
+-type drawn() :: {rabbit_delay_dead_letter_routes:graph(), [{Queue :: binary(), Missing :: binary()}],
+                  #{Queue :: binary() => non_neg_integer()}}.
 
 %% A vhost as the rules look at it.
 -type context() :: #{vhost := binary(), objects := rabbit_delay_topology:vhost(),
@@ -82,25 +87,27 @@ live(VHosts) ->
         [Missing | _] -> {error, {no_such_vhost, Missing}}
     end.
 
-%% Where dead letters go in a vhost of the broker that this runs in: from queues with a dead-letter
-%% exchange on, and those queues whose exchange does not exist.
--spec live_graph(rabbit_types:vhost()) ->
-          {ok, {rabbit_delay_dead_letter_routes:graph(), [{Queue :: binary(), Missing :: binary()}]}}
-          | {error, {no_such_vhost, binary()}}.
+%% Where dead letters go in a vhost of the broker that this runs in.
+-spec live_graph(rabbit_types:vhost()) -> {ok, drawn()} | {error, {no_such_vhost, binary()}}.
 live_graph(VHost) ->
     case rabbit_vhost:exists(VHost) of
         true ->
-            #{vhosts := #{VHost := #{exchanges := Exchanges} = Objects}} =
-                rabbit_delay_topology:live([VHost]),
-            {Qs, _} = settle_policies(Objects),
-            {Sources, _, Graph} = dead_lettering(Qs, retrying(Objects), Objects),
-            Missing = [{Name, X} || #q{name = Name} = Q <- Qs, X <- [rabbit_delay_doctor_queues:value(dlx, Q)],
-                                    is_binary(X), not is_map_key(X, Exchanges),
-                                    not is_map_key(Name, Sources)],
-            {ok, {Graph, Missing}};
+            #{vhosts := #{VHost := Objects}} = rabbit_delay_topology:live([VHost]),
+            {ok, graph(Objects)};
         false ->
             {error, {no_such_vhost, VHost}}
     end.
+
+-spec graph(rabbit_delay_topology:vhost()) -> drawn().
+graph(#{exchanges := Exchanges, queues := Queues} = Objects) ->
+    {Qs, _} = settle_policies(Objects),
+    {Sources, _, Graph} = dead_lettering(Qs, retrying(Objects), Objects),
+    Missing = [{Name, X} || #q{name = Name} = Q <- Qs,
+                            X <- [rabbit_delay_doctor_queues:value(dlx, Q)],
+                            is_binary(X), not is_map_key(X, Exchanges),
+                            not is_map_key(Name, Sources)],
+    {Graph, Missing, maps:from_list([{Name, N} || #{name := Name, messages := N} <- maps:values(Queues),
+                                                  is_integer(N)])}.
 
 -spec rules() -> [rule()].
 rules() ->

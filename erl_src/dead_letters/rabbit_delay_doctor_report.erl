@@ -43,9 +43,10 @@ json(Findings) ->
 
 %% What rabbit_delay_doctor:live_graph/1 found. A node is a queue, or an exchange that routes dead
 %% letters with certain keys; an edge is a pair of their numbers. Without the queues that neither
-%% dead-letter nor get dead letters.
--spec graph_json({rabbit_delay_dead_letter_routes:graph(), [{binary(), binary()}]}) -> binary().
-graph_json({Graph0, Missing}) ->
+%% dead-letter nor get dead letters. Nodes on the same circle have the same number; what leads nowhere
+%% is told.
+-spec graph_json(rabbit_delay_doctor:drawn()) -> binary().
+graph_json({Graph0, Missing, Messages}) ->
     Graph = lists:foldl(fun ({Queue, X}, Acc) ->
                                 Acc#{{queue, Queue} => [{missing, X}], {missing, X} => []}
                         end, Graph0, Missing),
@@ -55,9 +56,13 @@ graph_json({Graph0, Missing}) ->
     Edges = [[From, To] || {Node, From} <- maps:to_list(Numbers),
                            Next <- beyond(maps:get(Node, Graph), Graph),
                            {ok, To} <- [maps:find(Next, Numbers)]],
+    Parts = rabbit_delay_dead_letter_routes:cycles(fun (_) -> true end, Graph),
+    Circles = maps:from_list([{Node, N} || {N, Part} <- lists:zip(lists:seq(1, length(Parts)), Parts),
+                                           Node <- Part]),
+    Node = fun (N) -> maps:merge(node_json(N), more_json(N, Graph, Circles, Messages)) end,
     iolist_to_binary(
       rabbit_json:encode(#{<<"version">> => 1,
-                           <<"nodes">> => [node_json(N) || N <- lists:sublist(Shown, ?MAX_NODES)],
+                           <<"nodes">> => [Node(N) || N <- lists:sublist(Shown, ?MAX_NODES)],
                            <<"edges">> => lists:sort(Edges),
                            <<"truncated">> => length(Shown) > ?MAX_NODES})).
 
@@ -67,6 +72,20 @@ beyond(Nodes, Graph) ->
                                   {bound, _, _} -> beyond(maps:get(Node, Graph), Graph);
                                   _ -> [Node]
                               end || Node <- Nodes])).
+
+more_json(Node, Graph, Circles, Messages) ->
+    maps:from_list([{<<"circle">>, N} || {ok, N} <- [maps:find(Node, Circles)]]
+                   ++ [{<<"messages">>, N} || {queue, Name} <- [Node],
+                                              {ok, N} <- [maps:find(Name, Messages)]]
+                   ++ [{<<"leads_nowhere">>, true} || leads_nowhere(Node, Graph)]).
+
+%% With a key that is not known the default exchange leads to whatever queue has that name.
+leads_nowhere({routing, <<>>, any}, _) -> false;
+leads_nowhere({routing, <<>>, {pattern, _}}, _) -> false;
+leads_nowhere({routing, _, _} = Node, Graph) ->
+    not rabbit_delay_dead_letter_routes:leads_to_queue(Node, Graph);
+leads_nowhere({missing, _}, _) -> true;
+leads_nowhere({queue, _}, _) -> false.
 
 node_json({queue, Name}) ->
     #{<<"kind">> => <<"queue">>, <<"name">> => rabbit_delay_text:printable(Name)};

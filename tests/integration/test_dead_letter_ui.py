@@ -60,10 +60,41 @@ def test_the_drawing_shows_where_dead_letters_go(page, local, vhost, parked):
     for name in (work, queue, "broken", "gone é", "there", "back", "(default)"):
         assert name in names
     assert page.count(f"{GRAPH} path.back") == 1
+    red = page.evaluate("Array.from(document.querySelectorAll('" + GRAPH + " rect.red'), "
+                        "r => r.parentNode.querySelector('text').textContent)")
+    assert sorted(name for name in red if name != "(default)") == ["back", "gone é", "there"]
+    assert any(text.startswith("queue, 3") for text in page.evaluate(
+        f"Array.from(document.querySelectorAll('{GRAPH} text'), t => t.textContent)"))
     assert page.count(f"{GRAPH} path.forward") == 6
     page.click(f'{GRAPH} a:has-text("{queue}")')
     page.waitForSelector(GROUPS)
     assert work in page.texts(GROUPS)[0]
+
+
+def drawn(page):
+    """The texts of queues in the drawing."""
+    return page.evaluate(f"Array.from(document.querySelectorAll('{GRAPH} a'), a => a.textContent)")
+
+
+def test_of_many_queues_the_red_ones_are_drawn_and_what_is_asked_for(page, local, vhost):
+    """And what leads nowhere by its key is red."""
+    dlx = local.exchange("direct")
+    for number in range(500):
+        parked = local.queue(name=f"parked {number}")
+        local.channel.queue_bind(parked, dlx, f"k{number}")
+        local.queue(name=f"work {number}", arguments={
+            "x-dead-letter-exchange": dlx, "x-dead-letter-routing-key": f"k{number}"})
+    local.queue(name="lost", arguments={"x-dead-letter-exchange": dlx,
+                                        "x-dead-letter-routing-key": "nowhere"})
+    visit(page, vhost)
+    links = drawn(page)
+    assert len(links) == 1 and "lost" in links[0]
+    assert page.count(f"{GRAPH} rect.red") == 1
+    page.fill(".dead-lettering-filter", "work 321")
+    page.waitForSelector(f'{GRAPH} a:has-text("work 321")')
+    links = drawn(page)
+    assert len(links) == 2 and any("parked 321" in link for link in links)
+    assert page.count(f"{GRAPH} rect.red") == 0
 
 
 def test_a_queue_is_looked_into(page, local, vhost, parked):

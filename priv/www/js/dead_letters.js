@@ -3,14 +3,18 @@
 // Dead-lettering in the management pages: the traps that are found in it, a drawing of where dead
 // letters go, and what is in a queue of them. It comes from /api/dead-lettering and /api/dead-letters,
 // and is made of what delayed.js offers as DelayedPages.
+//
+// Longer than other files are, as the management pages load one script for an extension.
 
 (function () {
 'use strict';
 
 const SVG = 'http://www.w3.org/2000/svg';
 
-// More is no drawing any more.
+// More is no drawing any more; then what is red is drawn, or what is asked for.
 const MAX_NODES = 150;
+
+const RED = '#cc3333';
 
 const SEVERITY_COLOURS = {error: 'red', warning: 'yellow', info: 'green'};
 
@@ -142,15 +146,96 @@ function show_graphs(vhosts, mine) {
             place.append(HTML`<h3>Virtual host ${vhost}</h3>`.html);
             if (graph.nodes.length == 0) {
                 place.append(HTML`<p>... no queue dead-letters ...</p>`.html);
-            } else if (graph.nodes.length > MAX_NODES) {
-                place.append(HTML`<p>There are too many queues and exchanges to draw (${
-                    graph.truncated ? 'more than ' : ''}${graph.nodes.length}).</p>`.html);
-            } else {
-                place.append($('<div class="box" style="overflow-x: auto"></div>').append(
-                    drawing(vhost, graph)));
+                return;
             }
+            const filter = $('<input type="text" class="dead-lettering-filter" size="30"/>')
+                .attr('placeholder', 'only what leads to or from ...');
+            const box = $('<div></div>');
+            const draw = function () { draw_part(box, vhost, graph, $.trim(filter.val())); };
+            let typed = null;
+            filter.on('input', function () {
+                clearTimeout(typed);
+                typed = setTimeout(draw, 200);
+            });
+            place.append($('<p></p>').append(filter), box);
+            draw();
+            with_rates(vhost, graph, function () {
+                if (mine === loading) draw();
+            });
         });
     });
+}
+
+function is_red(node) {
+    return node.leads_nowhere === true || node.circle !== undefined;
+}
+
+// The part of the graph that leads to or from nodes that are wanted.
+function part_of(graph, wanted) {
+    const to = graph.nodes.map(function () { return []; }), from = to.map(function () { return []; });
+    graph.edges.forEach(function (edge) {
+        to[edge[0]].push(edge[1]);
+        from[edge[1]].push(edge[0]);
+    });
+    const keep = {};
+    [to, from].forEach(function (next) {
+        const seen = {}, left = [];
+        graph.nodes.forEach(function (node, i) { if (wanted(node)) left.push(i); });
+        while (left.length > 0) {
+            const i = left.pop();
+            if (seen[i]) continue;
+            seen[i] = keep[i] = true;
+            left.push.apply(left, next[i]);
+        }
+    });
+    const number = {}, nodes = [];
+    graph.nodes.forEach(function (node, i) {
+        if (keep[i]) number[i] = nodes.push(node) - 1;
+    });
+    return {nodes: nodes, edges: graph.edges.filter(function (edge) {
+        return keep[edge[0]] && keep[edge[1]];
+    }).map(function (edge) { return [number[edge[0]], number[edge[1]]]; })};
+}
+
+function draw_part(box, vhost, graph, text) {
+    const HTML = pages().HTML, all = graph.nodes.length, much = all > MAX_NODES;
+    const lower = text.toLowerCase();
+    const part = text !== '' ? part_of(graph, function (node) {
+        return node.name.toLowerCase().indexOf(lower) >= 0;
+    }) : much ? part_of(graph, is_red) : graph;
+    const of = (graph.truncated ? 'more than ' : '') + all;
+    box.empty();
+    if (part.nodes.length == 0) {
+        box.append(HTML`<p>${text !== '' ? 'Nothing has that in its name.'
+            : 'None of ' + of + ' queues and exchanges leads nowhere or in a circle.'}</p>`.html);
+    } else if (part.nodes.length > 4 * MAX_NODES) {
+        box.append(HTML`<p>These are too many queues and exchanges to draw (${part.nodes.length} of ${
+            of}): write a part of a name above.</p>`.html);
+    } else {
+        if (much && text === '') {
+            box.append(HTML`<p>Of ${of} queues and exchanges those are drawn that have to do with what
+                leads nowhere or in a circle.</p>`.html);
+        }
+        box.append($('<div class="box" style="overflow: auto; max-height: 900px"></div>').append(
+            drawing(vhost, part)));
+    }
+}
+
+// What queues take in, messages a second, as the management plugin knows it.
+function with_rates(vhost, graph, done) {
+    pages().request('GET', '/queues/' + esc(vhost) + '?columns=name,message_stats.publish_details.rate',
+                    null, function (queues) {
+        const rates = {};
+        if (!Array.isArray(queues)) return;
+        queues.forEach(function (queue) {
+            const stats = queue.message_stats;
+            if (stats && stats.publish_details) rates['q' + queue.name] = stats.publish_details.rate;
+        });
+        graph.nodes.forEach(function (node) {
+            if (node.kind == 'queue') node.rate = rates['q' + node.name];
+        });
+        done();
+    }, function () {});
 }
 
 // The layer of each node: behind all that lead to it, but by the edges that close a circle.
@@ -228,7 +313,10 @@ function label_of(node) {
 }
 
 function detail_of(node) {
-    if (node.kind == 'queue') return 'queue';
+    if (node.kind == 'queue') {
+        return 'queue' + (node.messages === undefined ? '' : ', ' + fmt_num_thousands(node.messages))
+            + (node.rate > 0 ? ', ' + fmt_num_thousands(Math.round(10 * node.rate) / 10) + '/s' : '');
+    }
     if (node.kind == 'missing_exchange') return 'no such exchange';
     const key = node.key === null || node.key === undefined ? 'any key' : 'key ' + node.key;
     return key.length > 34 ? key.substring(0, 33) + '\u2026' : key;
@@ -257,6 +345,8 @@ function drawing(vhost, graph) {
     graph.edges.forEach(function (edge) {
         const from = at(edge[0]), to = at(edge[1]);
         const back = found.is_back(edge[0], edge[1]);
+        const circle = graph.nodes[edge[0]].circle;
+        const red = back || (circle !== undefined && circle === graph.nodes[edge[1]].circle);
         const x1 = from.x + width, y1 = from.y + height / 2, x2 = to.x, y2 = to.y + height / 2;
         const low = total.height - 12;
         const d = back ? 'M' + x1 + ' ' + y1 + ' C' + (x1 + 40) + ' ' + low + ' ' + (x1 + 20) + ' '
@@ -264,20 +354,22 @@ function drawing(vhost, graph) {
                 + ' ' + low + ' ' + (x2 - 40) + ' ' + y2 + ' ' + x2 + ' ' + y2
             : 'M' + x1 + ' ' + y1 + ' C' + (x1 + 40) + ' ' + y1 + ' ' + (x2 - 40) + ' ' + y2 + ' '
                 + x2 + ' ' + y2;
-        svg('path', {d: d, fill: 'none', stroke: back ? '#cc3333' : '#888888', 'stroke-width': 1.5,
+        svg('path', {d: d, fill: 'none', stroke: red ? RED : '#888888', 'stroke-width': 1.5,
                      'class': back ? 'back' : 'forward'}, root);
         svg('path', {d: 'M' + (x2 - 7) + ' ' + (y2 - 4) + ' L' + x2 + ' ' + y2 + ' L' + (x2 - 7) + ' '
-                     + (y2 + 4), fill: 'none', stroke: back ? '#cc3333' : '#888888',
+                     + (y2 + 4), fill: 'none', stroke: red ? RED : '#888888',
                      'stroke-width': 1.5}, root);
     });
     graph.nodes.forEach(function (node, i) {
-        const place = at(i), style = NODE_STYLES[node.kind];
+        const place = at(i), style = NODE_STYLES[node.leads_nowhere ? 'missing_exchange' : node.kind];
         const link = node.kind == 'queue' ? svg('a', {href: page_url(vhost, node.name)}, root)
             : svg('g', {}, root);
         svg('title', {}, link).textContent = node.name
             + (typeof node.key === 'string' ? ', key ' + node.key : '');
         svg('rect', {x: place.x, y: place.y, width: width, height: height,
-                     rx: node.kind == 'queue' ? 3 : 16, fill: style.fill, stroke: style.stroke}, link);
+                     rx: node.kind == 'queue' ? 3 : 16, fill: style.fill,
+                     stroke: is_red(node) ? RED : style.stroke,
+                     'class': is_red(node) ? 'red' : 'sound'}, link);
         svg('text', {x: place.x + width / 2, y: place.y + 15, 'text-anchor': 'middle',
                      'font-size': 12, 'font-weight': 'bold', fill: '#333333'},
             link).textContent = label_of(node);

@@ -6,7 +6,7 @@
 -include_lib("eunit/include/eunit.hrl").
 
 -export([cases/0, found/1, by_rule/2, definitions/1, topology/2, queue/2, exchange/2, binding/3,
-         policy/3, matches/2]).
+         policy/3, ring/1, matches/2]).
 
 %% {Rule, its severity there, the object it names, broken, sound}; both as a definitions file is.
 cases() ->
