@@ -8,7 +8,7 @@
 %% wrong in an exchange's arguments is refused when it is declared (validate/1).
 -module(rabbit_delay_config).
 
--export([data_dir/0, max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,
+-export([data_dir/0, misplaced/0, misplaced/2, max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,
          in_flight_messages/1, in_flight_bytes/0, wal_size/0, snapshot_interval/0,
          disk_free_limit/0, appending_bytes/0, max_open_files/1, spare_descriptors/1,
          retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1, arguments/0]).
@@ -31,6 +31,36 @@ data_dir() ->
         Dir when is_binary(Dir) -> unicode:characters_to_list(Dir);
         Dir -> Dir
     end.
+
+%% Why data_dir/0 is not used: what RabbitMQ 4 would delete is no place to keep messages.
+-spec misplaced() -> ok | {error, Why :: binary()}.
+misplaced() ->
+    misplaced(data_dir(), filename:absname(rabbit_delay_broker:data_dir())).
+
+-spec misplaced(file:filename(), Base :: file:filename()) -> ok | {error, Why :: binary()}.
+misplaced(Dir, Base) ->
+    Quorum = filename:join(Base, "quorum"),
+    case is_below(Dir, Base) andalso not is_below(Dir, Quorum) of
+        true ->
+            {error, unicode:characters_to_binary(
+                      io_lib:format("data directory ~ts (delayed_message.data_dir) is in the broker's own "
+                                    "data directory and not below its quorum: RabbitMQ deletes what it "
+                                    "finds there when it moves to Khepri. Stop the broker, move it to ~ts "
+                                    "or to another place, and set delayed_message.data_dir to that",
+                                    [Dir, filename:join(Quorum, filename:basename(Dir))]))};
+        false ->
+            ok
+    end.
+
+is_below(Dir, Base) ->
+    lists:suffix(parts(Base), parts(Dir)).
+
+%% The last first, and without dots.
+parts(Path) ->
+    lists:foldl(fun (".", Parts) -> Parts;
+                    ("..", [_ | Parts]) -> Parts;
+                    (Part, Parts) -> [Part | Parts]
+                end, [], filename:split(unicode:characters_to_list(Path))).
 
 %% The longest delay that a publisher may ask for.
 -spec max_delay_ms() -> pos_integer().

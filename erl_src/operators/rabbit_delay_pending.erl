@@ -344,7 +344,11 @@ with_exchange(XName, Fun) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, X} ->
             case rabbit_delay_broker:is_delayed(X) of
-                true -> Fun(X);
+                true ->
+                    case rabbit_delay_config:misplaced() of
+                        ok -> Fun(X);
+                        {error, Why} -> {error, {unavailable, Why}}
+                    end;
                 false -> {error, {not_found, text("~ts is not of type ~s",
                                                   [rabbit_delay_text:rs(XName), ?EXCHANGE_TYPE])}}
             end;

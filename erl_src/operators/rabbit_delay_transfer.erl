@@ -220,7 +220,11 @@ import(VHost, Lines, Exchange) ->
         Messages = [parsed(N, Line) || {N, Line} <- lists:zip(lists:seq(1, length(Lines)), Lines)],
         Targets = lists:usort([target(Message, Exchange) || Message <- Messages]),
         case [X || X <- Targets, not is_delayed(rabbit_misc:r(VHost, exchange, X))] of
-            [] -> publish(VHost, Messages, Exchange);
+            [] ->
+                case rabbit_delay_config:misplaced() of
+                    ok -> publish(VHost, Messages, Exchange);
+                    {error, Why} -> {error, {unavailable, Why}}
+                end;
             [Missing | _] -> {error, no_exchange(VHost, Missing)}
         end
     catch

@@ -196,7 +196,8 @@ stop_system(System) ->
 
 start(#state{generation = Generation} = State) ->
     Dir = rabbit_delay_config:data_dir(),
-    case first_error([fun rabbit_delay_broker:ready/0, fun library/0, fun () -> usable(Dir) end]) of
+    case first_error([fun rabbit_delay_broker:ready/0, fun library/0,
+                      fun rabbit_delay_config:misplaced/0, fun () -> usable(Dir) end]) of
         ok ->
             ok = limit_open_files(),
             Config = rabbit_delay_raft:system_config(),

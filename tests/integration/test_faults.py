@@ -464,6 +464,31 @@ def test_a_data_directory_that_is_a_file_is_named_and_retried(brokers, tmp_path)
     broker.end()
 
 
+def test_a_data_directory_that_the_broker_would_delete_is_refused(brokers):
+    """And by every command alike, which say the same."""
+    broker = brokers("data-dir-misplaced", conf=["delayed_message.data_dir = delayed"])
+    eventually(lambda: "not below its quorum" in broker.log(), bool)
+    client = Client(broker)
+    exchange = client.delayed(keep=True)
+    with pytest.raises(REFUSALS):
+        client.publish(exchange, body=b"x", delay=1000)
+    with open(broker.path("lines"), "w", encoding="utf-8") as f:
+        f.write('{"format": 1, "exchange": "%s", "due": 9999999999999, "routing_keys": ["k"], '
+                '"properties": {}, "headers": [], "body": ""}\n' % exchange)
+    for command in (["list_delayed_messages", exchange], ["show_delayed_message", exchange, "1"],
+                    ["cancel_delayed_messages", exchange, "1"], ["purge_delayed_messages", exchange],
+                    ["release_delayed_messages", exchange, "--all"],
+                    ["reschedule_delayed_messages", exchange, "--all", "--by", "1h"],
+                    ["pause_delayed_exchange", exchange], ["resume_delayed_exchange", exchange],
+                    ["export_delayed_messages", exchange, "--file", broker.path("out")],
+                    ["import_delayed_messages", "--file", broker.path("lines")]):
+        done = broker.ctl(*command, check=False)
+        assert done.returncode == 69 and "not below its quorum" in done.stdout + done.stderr, done
+    assert not os.path.exists(os.path.join(broker.data_dir, "delayed"))
+    client.close()
+    broker.end()
+
+
 def test_publishers_without_confirms_while_nothing_can_be_taken(brokers, tmp_path):
     """Up to 3.13 an exchange knows that nobody would hear of a nack, and closes the connection. Later
     it does not, and the message is dropped, as RabbitMQ drops one for a queue that is down."""
