@@ -22,8 +22,24 @@ CC := gcc
 
 APP := rabbitmq_delay_wheel
 VERSION := $(shell sed -n 's/.*{vsn, "\(.*\)"}.*/\1/p' erl_src/$(APP).app.src)
-NIF := priv/rabbit_delay_store.so
-EZ := dist/$(DELAY_ARCHIVE)/$(APP)-$(VERSION).ez
+
+# The native library, one for each processor and C library. Those that this machine has no compiler or no
+# headers for (make deps-release) are not built, and an archive without them says in its name what it has.
+LIBRARIES := x86_64-gnu x86_64-musl aarch64-gnu aarch64-musl
+SYSROOT ?= _build/sysroot
+MACHINE := $(shell $(CC) -dumpmachine)
+first_of = $(firstword $(subst -, ,$(1)))
+last_of = $(lastword $(subst -, ,$(1)))
+HOST := $(call first_of,$(MACHINE))-$(call last_of,$(MACHINE))
+compiler = $(if $(filter $(call first_of,$(HOST)),$(call first_of,$(1))),$(CC),$(call first_of,$(1))-linux-gnu-gcc)
+buildable = $(if $(filter $(HOST),$(1)),$(1),$(if $(filter %-gnu,$(HOST)),$(and \
+    $(wildcard $(SYSROOT)/complete),$(shell command -v $(call compiler,$(1))),$(1))))
+BUILT := $(foreach library,$(LIBRARIES),$(call buildable,$(library)))
+library_file = priv/$(1)/rabbit_delay_store.so
+NIF := $(call library_file,$(HOST))
+empty :=
+EZ_NAME := $(APP)-$(VERSION)$(if $(filter-out $(BUILT),$(LIBRARIES)),+$(subst $(empty) ,+,$(BUILT)))
+EZ := dist/$(DELAY_ARCHIVE)/$(EZ_NAME).ez
 
 BEAMS := _build$(if $(BROKER_ROOT),/$(DELAY_ARCHIVE))
 EBIN := $(BEAMS)/default/lib/$(APP)/ebin
@@ -37,7 +53,7 @@ export LC_ALL := C.UTF-8
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1) $@" &&)
 
-.PHONY: soak-api deps deps-build deps-demo deps-bench deps-clients check-clients build nif erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
+.PHONY: soak-api deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) dist-3.13-4.x $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static $(SERIES:%=check-%) \
         suites-c suites-erl suites-integration suites-static c-tests soak-faults
@@ -51,6 +67,10 @@ deps:
 	@scripts/deps check
 deps-build:
 	@scripts/deps build
+# And what compiles the library for other machines, which make dist leaves out where it is missing.
+deps-release:
+	@scripts/deps release
+	@scripts/sysroot
 deps-demo:
 	@scripts/deps demo
 deps-bench:
@@ -73,25 +93,43 @@ C_STANDARD := -std=c11 -D_GNU_SOURCE -Iinclude -Ic_src
 C_WARNINGS := -Wall -Wextra -Wpedantic -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
               -Wpointer-arith -Wvla
 CORE_WARNINGS := $(C_WARNINGS) -Wconversion
-C_HARDENED = -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection \
-              $(C_HARDENED_$(shell uname -m))
+C_HARDENED := -fstack-protector-strong -fstack-clash-protection
 C_HARDENED_x86_64 := -fcf-protection
-C_HARDENED_aarch64 := -mbranch-protection=standard
+C_HARDENED_aarch64 := -mbranch-protection=standard -mno-outline-atomics
 C_NIF_FLAGS = $(C_STANDARD) -O2 -g -fPIC -fvisibility=hidden $(C_HARDENED) \
-               -ffile-prefix-map=$(CURDIR)=. -I$(or $(ERL_INCLUDE),/usr/lib/erlang/usr/include)
+               -ffile-prefix-map=$(CURDIR)=. -ffile-prefix-map=$(SYSROOT)=sysroot \
+               -I$(or $(ERL_INCLUDE),/usr/lib/erlang/usr/include)
 LIBCK := $(firstword $(wildcard /usr/lib/*/libck.a /usr/lib/libck.a))
 
-NIF_OBJECTS := $(patsubst c_src/%.c,_build/c/nif/%.o,$(sort $(wildcard c_src/*.c)))
+# What compiles and links for a processor and a C library. musl has neither fortified functions nor
+# versions of symbols.
+includes_of = $(if $(filter $(HOST),$(1)),,-isystem $(SYSROOT)/$(call first_of,$(1))/usr/include)
+flags_gnu =
+flags_musl = -D_UINTPTR_T_DEFINED -nostdinc -isystem $(SYSROOT)/$(call first_of,$(1))/usr/include/$(call first_of,$(1))-linux-musl \
+             -isystem $(shell $(call compiler,$(1)) -print-file-name=include)
+flags_of = $(call flags_$(call last_of,$(1)),$(1)) $(includes_of) $(C_HARDENED_$(call first_of,$(1)))
+nif_flags_gnu := -include c_src/dw_glibc_floor.h -D_FORTIFY_SOURCE=2
+nif_flags_musl :=
+nif_link_gnu = -lpthread
+nif_link_musl = -nostdlib -L$(SYSROOT)/$(call first_of,$(1))/lib/$(call first_of,$(1))-linux-musl -lc -lgcc
 
 nif: $(NIF)
+libraries: $(foreach library,$(BUILT),$(call library_file,$(library)))
 
-_build/c/nif/%.o: c_src/%.c Makefile
-	@mkdir -p $(@D)
-	$(call say,CC) $(CC) $(C_NIF_FLAGS) $(CORE_WARNINGS) -MMD -MP -c -o $@ $<
+define library
+_build/c/nif/$(1)/%.o: c_src/%.c Makefile
+	@mkdir -p $$(@D)
+	$$(call say,CC) $$(call compiler,$(1)) $$(C_NIF_FLAGS) $$(call flags_of,$(1)) $$(nif_flags_$$(call last_of,$(1))) \
+	    $$(CORE_WARNINGS) -MMD -MP -c -o $$@ $$<
 
-$(NIF): $(NIF_OBJECTS)
-	$(call say,LD) $(CC) -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,nodelete,--as-needed -o $@ $^ $(LIBCK) -lpthread
-	@md5sum $@ | cut -d " " -f 1 >$(@:.so=.md5)
+$$(call library_file,$(1)): $(patsubst c_src/%.c,_build/c/nif/$(1)/%.o,$(sort $(wildcard c_src/*.c)))
+	@mkdir -p $$(@D)
+	$$(call say,LD) $$(call compiler,$(1)) -shared \
+	    -Wl,-z,relro,-z,now,-z,noexecstack,-z,nodelete,--as-needed -o $$@ $$^ \
+	    $$(call nif_link_$$(call last_of,$(1)),$(1))
+	@md5sum $$@ | cut -d " " -f 1 >$$(@:.so=.md5)
+endef
+$(foreach l,$(BUILT),$(eval $(call library,$(l))))
 
 # The core and its tests in three flavours. With DW_TESTS, broken invariants (c_src/dw_invariant.h) can be
 # had on purpose, and others end the program; with DW_TESTS_ABORT they all do.
@@ -119,6 +157,47 @@ _build/c/$(1)/test_%: _build/c/$(1)/tests/test_%.o _build/c/$(1)/tests/filter.o 
 endef
 $(foreach f,asan tsan plain,$(eval $(call flavour,$(f))))
 .SECONDARY:
+
+# The same tests for the libraries that are not this machine's, as programs that need nothing of it: natively
+# where only the C library is another, and else under qemu.
+OTHERS := $(filter-out $(HOST),$(BUILT))
+# Emulated they take up to a hundred times as long.
+C_TESTS_QEMU := test_crc32c test_errno test_manifest test_origin test_partition test_store_fixture \
+                test_store_keyed test_store_model
+tests_on = $(if $(call run_on,$(1)),$(C_TESTS_QEMU),$(C_TESTS))
+start_gnu =
+end_gnu =
+start_musl = -nostdlib $(addprefix $(SYSROOT)/$(call first_of,$(1))/usr/lib/$(call first_of,$(1))-linux-musl/,crt1.o crti.o)
+end_musl = -L$(SYSROOT)/$(call first_of,$(1))/usr/lib/$(call first_of,$(1))-linux-musl -lc -lgcc -lgcc_eh -lc \
+           $(SYSROOT)/$(call first_of,$(1))/usr/lib/$(call first_of,$(1))-linux-musl/crtn.o
+run_on = $(if $(filter $(call first_of,$(HOST)),$(call first_of,$(1))),,qemu-$(call first_of,$(1)))
+
+define other
+_build/c/$(1)/core/%.o: c_src/%.c Makefile
+	@mkdir -p $$(@D)
+	$$(call say,CC) $$(call compiler,$(1)) $$(C_STANDARD) $$(c_flags_plain) $$(call flags_of,$(1)) -MMD -MP -c -o $$@ $$<
+
+_build/c/$(1)/tests/%.o: tests/c/%.c Makefile
+	@mkdir -p $$(@D)
+	$$(call say,CC) $$(call compiler,$(1)) $$(C_STANDARD) -Itests/c -I$$(SYSROOT)/cmocka/include $$(c_flags_plain) \
+	    $$(call flags_of,$(1)) -MMD -MP -c -o $$@ $$<
+
+_build/c/$(1)/tests/cmocka.o: $$(SYSROOT)/cmocka/src/cmocka.c Makefile
+	@mkdir -p $$(@D)
+	$$(call say,CC) $$(call compiler,$(1)) -std=gnu99 -O2 -I$$(SYSROOT)/cmocka/include -DHAVE_SIGNAL_H -DHAVE_STRINGS_H \
+	    -DHAVE_CLOCK_GETTIME -DHAVE_STRUCT_TIMESPEC $$(call flags_of,$(1)) -c -o $$@ $$<
+
+_build/c/$(1)/libdw.a: $$(patsubst c_src/%.c,_build/c/$(1)/core/%.o,$$(C_CORE)) \
+                       $$(patsubst tests/c/%.c,_build/c/$(1)/tests/%.o,$$(C_SUPPORT))
+	@rm -f $$@
+	$$(call say,AR) ar rcs $$@ $$^
+
+_build/c/$(1)/test_%: _build/c/$(1)/tests/test_%.o _build/c/$(1)/tests/filter.o _build/c/$(1)/tests/cmocka.o \
+                      _build/c/$(1)/libdw.a
+	$$(call say,LD) $$(call compiler,$(1)) -static -o $$@ $$(call start_$(call last_of,$(1)),$(1)) $$^ -lpthread -lm \
+	    $$(call end_$(call last_of,$(1)),$(1))
+endef
+$(foreach l,$(OTHERS),$(eval $(call other,$(l))))
 
 # What the core alone takes, without a broker.
 C_BENCHES := $(patsubst tests/bench/%.c,_build/c/plain/%,$(wildcard tests/bench/bench_*.c))
@@ -171,10 +250,13 @@ dist-3.10: broker-3.10
 dist-3.13-4.x: broker-4.0
 dist-3.10 dist-3.13-4.x: dist-%:
 	@$(MAKE) --no-print-directory BROKER_SERIES=$(series_of_$*) build
-	@$(MAKE) --no-print-directory BROKER_SERIES=$(series_of_$*) dist/$*/$(APP)-$(VERSION).ez
+	@$(MAKE) --no-print-directory BROKER_SERIES=$(series_of_$*) archive
 # The broker that it is compiled with.
 series_of_3.10 := 3.10
 series_of_3.13-4.x := 4.0
+
+archive: libraries
+	@$(MAKE) --no-print-directory $(EZ)
 
 broker-3.10: deps-build
 broker-4.0 broker-4.3: broker-%:
@@ -183,7 +265,7 @@ broker-4.0 broker-4.3: broker-%:
 .PHONY: $(EZ)
 $(EZ):
 	@rm -rf $(@D) && mkdir -p $(@D)
-	escript scripts/ez $(APP) $(VERSION) $(BEAMS) $@
+	escript scripts/ez $(APP) $(BEAMS) $@ $(BUILT)
 
 # -------------------------------------------------------------------------- demo
 demo: deps-demo dist-3.10
@@ -206,6 +288,7 @@ RESULTS := _build/results
 
 check: deps
 	@rm -rf $(RESULTS)
+	@$(NEED) libraries-of-other-machines -- scripts/sysroot || true
 	@{ $(MAKE) --no-print-directory dist-3.10 && \
 	    $(MAKE) --no-print-directory -j2 -Otarget suites-static suites-c suites-erl && \
 	    $(MAKE) --no-print-directory suites-integration; } || $(FAIL) check "stopped, see above"
@@ -275,19 +358,26 @@ suites-c:
 	@for t in $(C_TESTS_THREADED); do \
 	    $(RUN) c-tsan-$$t -- _build/c/tsan/$$t || exit; \
 	done
+	@$(MAKE) --no-print-directory $(OTHERS:%=suite-c-%)
+
+$(LIBRARIES:%=suite-c-%): suite-c-%:
+	@$(RUN) c-compile-$* -- $(MAKE) --no-print-directory -k $(foreach t,$(call tests_on,$*),_build/c/$*/$(t))
+	@for t in $(call tests_on,$*); do \
+	    $(RUN) c-$*-$$t -- env DW_TEST_SMALL=1 $(call run_on,$*) _build/c/$*/$$t || exit; \
+	done
 
 # The library for tests/erl/sanitized.
 SANITIZED := _build/sanitized/$(APP)
 
-suites-erl: $(SANITIZED)/priv/rabbit_delay_store.so
+suites-erl: $(SANITIZED)/$(NIF)
 	@mkdir -p $(RESULTS)/eunit $(RESULTS)/sanitized
 	@$(RUN) erl-eunit --junit "$(RESULTS)/eunit/*.xml" -- $(REBAR3) eunit
 	@$(RUN) erl-sanitized --junit "$(RESULTS)/sanitized/*.xml" -- \
 	    tests/erl/sanitized $(SANITIZED) $(RESULTS)/sanitized
 
-$(SANITIZED)/priv/rabbit_delay_store.so: $(wildcard c_src/*.c c_src/*.h include/*.h) Makefile
+$(SANITIZED)/$(NIF): $(wildcard c_src/*.c c_src/*.h include/*.h) Makefile
 	@mkdir -p $(@D)
-	$(call say,CC) $(CC) $(C_NIF_FLAGS) -U_FORTIFY_SOURCE $(c_flags_asan) -UDW_TESTS $(CORE_WARNINGS) -shared \
+	$(call say,CC) $(CC) $(C_NIF_FLAGS) $(call flags_of,$(HOST)) $(c_flags_asan) -UDW_TESTS $(CORE_WARNINGS) -shared \
 	    -Wl,-z,nodelete -o $@ $(wildcard c_src/*.c) $(LIBCK) -lpthread
 
 # One suite, or one test of it: TEST=test_heap CASE=many, TEST=rabbit_delay_key_tests,
@@ -311,8 +401,8 @@ suite-integration-%:
 suite-series-%:
 	@$(RUN) series-$* -- tests/static/series $* _brokers/$*
 	@$(RUN) calls-$* -- tests/static/broker_calls _build/3.13-4.x/default/lib/$(APP)/ebin
-	@$(RUN) dist-$* -- $(PYTHON) tests/static/dist.py dist/3.13-4.x/$(APP)-$(VERSION).ez
-	$(if $(filter 4.0,$*),@$(RUN) rebuild-$* -- tests/static/rebuild dist/3.13-4.x/$(APP)-$(VERSION).ez)
+	@$(RUN) dist-$* -- $(PYTHON) tests/static/dist.py dist/3.13-4.x/$(EZ_NAME).ez
+	$(if $(filter 4.0,$*),@$(RUN) rebuild-$* -- tests/static/rebuild dist/3.13-4.x/$(EZ_NAME).ez)
 
 suites-static:
 	@$(RUN) static-tally --junit "$(RESULTS)/tally/*.xml" -- $(PYTHON) -m pytest -q \
@@ -344,4 +434,4 @@ format:
 	$(CLANG_FORMAT) -i $(C_ALL)
 
 clean:
-	rm -rf _build dist $(NIF) $(NIF:.so=.md5)
+	rm -rf _build dist $(LIBRARIES:%=priv/%)

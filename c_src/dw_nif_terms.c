@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MPL-2.0 */
 #include "dw_nif.h"
 
+#include "dw_errno.h"
 #include "dw_le.h"
 
-#include <ctype.h>
 #include <string.h>
 
 /* Erlang terms to C and back. It owns the atoms, which are made when the library is loaded; all
@@ -42,16 +42,7 @@ void nif_make_atoms(ErlNifEnv *env) {
 /* ---------------------------------------------------------------------- to Erlang */
 
 ERL_NIF_TERM nif_errno_atom(ErlNifEnv *env, int number) {
-    char name[32] = "unknown";
-    const char *known = strerrorname_np(number);
-    if (known != NULL && strlen(known) < sizeof name) {
-        size_t i = 0;
-        for (; known[i] != '\0'; ++i) {
-            name[i] = (char)tolower((unsigned char)known[i]);
-        }
-        name[i] = '\0';
-    }
-    return enif_make_atom(env, name);
+    return enif_make_atom(env, dw_errno_name(number));
 }
 
 ERL_NIF_TERM nif_failure(ErlNifEnv *env, int result, int os_error) {

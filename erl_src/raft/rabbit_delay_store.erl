@@ -57,8 +57,6 @@
 
 -on_load(init/0).
 
--define(APP, rabbitmq_delay_wheel).
--define(LIBRARY, "rabbit_delay_store").
 -define(NOT_LOADED, erlang:nif_error({not_loaded, ?MODULE})).
 
 -opaque store() :: reference().
@@ -408,7 +406,22 @@ path(_) ->
     error(badarg).
 
 init() ->
-    File = filename:join(code:priv_dir(?APP), ?LIBRARY ".so"),
+    [First | Others] = rabbit_delay_library:files(),
+    load(First, Others).
+
+%% Where none can be loaded, it is the first one's fault that counts.
+load(File, Others) ->
+    case load(File) of
+        {error, _} = Error ->
+            case [Other || Other <- Others, load(Other) =:= ok] of
+                [_ | _] -> ok;
+                [] -> Error
+            end;
+        ok ->
+            ok
+    end.
+
+load(File) ->
     case file:read_file(File) of
         {ok, Bytes} ->
             Build = binary:encode_hex(erlang:md5(Bytes)),

@@ -244,10 +244,15 @@ library() ->
         timeout ->
             {error, format("Erlang's code server has not loaded the library within ~b ms", [?LIBRARY_MS])};
         _ ->
-            {error, format("the library ~ts cannot be loaded: a line with rabbit_delay_store in the "
-                           "broker's log says why",
-                           [filename:join(code:priv_dir(rabbitmq_delay_wheel),
-                                          "rabbit_delay_store.so")])}
+            [File | _] = Files = rabbit_delay_library:files(),
+            {error, case lists:any(fun filelib:is_regular/1, Files) of
+                        true ->
+                            format("the library ~ts cannot be loaded: a line with rabbit_delay_store in "
+                                   "the broker's log says why", [File]);
+                        false ->
+                            format("the library ~ts is not in this archive of the plugin, which was built "
+                                   "for other machines", [File])
+                    end}
     end.
 
 %% A disk that fails, fails for thousands of exchanges.

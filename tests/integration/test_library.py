@@ -3,6 +3,7 @@
 
 import glob
 import os
+import platform
 import zipfile
 
 import pika.exceptions
@@ -79,7 +80,7 @@ def test_with_a_damaged_library_all_else_works_and_delays_are_refused_in_words(b
     [archive] = glob.glob(os.path.join(PLUGIN_DIRS[0], "*.ez"))
     with zipfile.ZipFile(archive) as content:
         content.extractall(tmp_path)
-    [path] = tmp_path.glob("*/priv/rabbit_delay_store.so")
+    [path] = tmp_path.glob(f"*/priv/{platform.machine()}-gnu/rabbit_delay_store.so")
     library = path.read_bytes()
     path.write_bytes(DAMAGES[damage](library))
     broker = brokers(f"damaged-{damage.replace(' ', '-')}", plugin_dirs=[str(tmp_path)],
@@ -109,3 +110,21 @@ def test_with_a_damaged_library_all_else_works_and_delays_are_refused_in_words(b
         client.close()
     finally:
         broker.end()
+
+
+def test_an_archive_for_other_machines_says_so(brokers, tmp_path):
+    [archive] = glob.glob(os.path.join(PLUGIN_DIRS[0], "*.ez"))
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(tmp_path)
+    for path in tmp_path.glob(f"*/priv/{platform.machine()}-*/rabbit_delay_store.so"):
+        path.unlink()
+    broker = brokers("other-machines", plugin_dirs=[str(tmp_path)])
+    client = Client(broker)
+    exchange, queue = client.delayed_and_queue("topic")
+    client.publish(exchange, body=b"at once")
+    assert client.texts(queue, 1) == ["at once"]
+    with pytest.raises((pika.exceptions.NackError, pika.exceptions.ChannelClosedByBroker)):
+        client.publish(exchange, body=b"refused", delay=1000)
+    eventually(broker.log, lambda log: f"{platform.machine()}-gnu/rabbit_delay_store.so is not in this "
+               "archive of the plugin, which was built for other machines" in log)
+    broker.end()
