@@ -66,7 +66,7 @@ def test_laravel(client, broker, php, checked):
     assert (now.properties.correlation_id, later.properties.correlation_id) == ("now", "later")
     assert later.at - began >= 2
     assert later.headers == {"laravel": {"attempts": 3}, "x-delay": -2000}
-    checked("Laravel, laravel-queue-rabbitmq (replayed)", "14.5.3", "delay")
+    checked("Laravel: laravel-queue-rabbitmq (replayed)", "14.5.3", "delay")
 
 
 @pytest.mark.usefixtures("alone")
@@ -80,7 +80,7 @@ def test_laravels_own_ladder_on_a_delayed_exchange(client, checked):
         "x-message-ttl": 2000, "x-expires": 4000})
     published = client.publish("", "work.delay.2000", b"{}", headers={"laravel": {"attempts": 0}})
     assert_on_time(client.one("work"), published, 2000)
-    checked("Laravel, laravel-queue-rabbitmq (replayed)", "14.5.3", "its own ladder")
+    checked("Laravel: laravel-queue-rabbitmq (replayed)", "14.5.3", "its own ladder")
 
 
 def test_header_values(broker, client, php, checked, tmp_path, executed):
