@@ -8,7 +8,8 @@
 %% wrong in an exchange's arguments is refused when it is declared (validate/1).
 -module(rabbit_delay_config).
 
--export([data_dir/0, misplaced/0, misplaced/2, max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,
+-export([data_dir/0, misplaced/0, misplaced/2,
+         max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,
          in_flight_messages/1, in_flight_bytes/0, wal_size/0, snapshot_interval/0,
          disk_free_limit/0, appending_bytes/0, max_open_files/1, spare_descriptors/1,
          retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1, arguments/0]).

@@ -9,11 +9,13 @@
 -include("rabbit_delay_command.hrl").
 
 -spec switches() -> [{atom(), atom()}].
-switches() -> [{timeout, integer} | rabbit_delay_cli:several_switches() ++ rabbit_delay_cli:selecting_switches()].
+switches() -> [{timeout, integer}
+               | rabbit_delay_cli:several_switches() ++ rabbit_delay_cli:selecting_switches()].
 
 -spec usage() -> binary().
 usage() ->
-    <<"cancel_delayed_messages [--vhost <vhost>] (<exchange> | --pattern <regexp> | --all-exchanges) (<id> ... | "
+    <<"cancel_delayed_messages [--vhost <vhost>] (<exchange> | "
+      "--pattern <regexp> | --all-exchanges) (<id> ... | "
       "[--due-from <time>] [--due-to <time>] [--key <key>] [--routing-key <key>] "
       "[--published-to <exchange>] [--header <name>=<value>] [--dry-run])">>.
 

@@ -13,7 +13,8 @@ switches() -> [{timeout, integer} | rabbit_delay_cli:several_switches()].
 
 -spec usage() -> binary().
 usage() ->
-    <<"pause_delayed_exchange [--vhost <vhost>] (<exchange> | --pattern <regexp> | --all-exchanges)">>.
+    <<"pause_delayed_exchange [--vhost <vhost>] (<exchange> | "
+      "--pattern <regexp> | --all-exchanges)">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->

@@ -13,7 +13,8 @@ switches() -> [{timeout, integer} | rabbit_delay_cli:several_switches()].
 
 -spec usage() -> binary().
 usage() ->
-    <<"purge_delayed_messages [--vhost <vhost>] (<exchange> | --pattern <regexp> | --all-exchanges) [--dry-run]">>.
+    <<"purge_delayed_messages [--vhost <vhost>] (<exchange> | "
+      "--pattern <regexp> | --all-exchanges) [--dry-run]">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->

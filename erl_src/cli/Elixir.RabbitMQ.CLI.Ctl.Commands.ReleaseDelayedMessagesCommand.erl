@@ -9,11 +9,13 @@
 -include("rabbit_delay_command.hrl").
 
 -spec switches() -> [{atom(), atom()}].
-switches() -> [{timeout, integer}, {all, boolean} | rabbit_delay_cli:several_switches() ++ rabbit_delay_cli:selecting_switches()].
+switches() -> [{timeout, integer}, {all, boolean}
+               | rabbit_delay_cli:several_switches() ++ rabbit_delay_cli:selecting_switches()].
 
 -spec usage() -> binary().
 usage() ->
-    <<"release_delayed_messages [--vhost <vhost>] (<exchange> | --pattern <regexp> | --all-exchanges) (<id> ... | --all | "
+    <<"release_delayed_messages [--vhost <vhost>] (<exchange> | "
+      "--pattern <regexp> | --all-exchanges) (<id> ... | --all | "
       "[--due-from <time>] [--due-to <time>] [--key <key>] [--routing-key <key>] "
       "[--published-to <exchange>] [--header <name>=<value>]) [--dry-run]">>.
 

@@ -10,11 +10,13 @@
 
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer}, {all, boolean}, {to, string}, {by, string}, {cursor, string}
+              
                | rabbit_delay_cli:several_switches() ++ rabbit_delay_cli:selecting_switches()].
 
 -spec usage() -> binary().
 usage() ->
-    <<"reschedule_delayed_messages [--vhost <vhost>] (<exchange> | --pattern <regexp> | --all-exchanges) (--to <time> | --by <offset>) "
+    <<"reschedule_delayed_messages [--vhost <vhost>] (<exchange> | "
+      "--pattern <regexp> | --all-exchanges) (--to <time> | --by <offset>) "
       "(<id> ... | --all | [--due-from <time>] [--due-to <time>] [--key <key>] "
       "[--routing-key <key>] [--published-to <exchange>] [--header <name>=<value>]) [--dry-run]">>.
 

@@ -12,7 +12,8 @@ switches() -> [{timeout, integer} | rabbit_delay_cli:several_switches()].
 
 -spec usage() -> binary().
 usage() ->
-    <<"resume_delayed_exchange [--vhost <vhost>] (<exchange> | --pattern <regexp> | --all-exchanges)">>.
+    <<"resume_delayed_exchange [--vhost <vhost>] (<exchange> | "
+      "--pattern <regexp> | --all-exchanges)">>.
 
 -spec usage_additional() -> [[binary()]].
 usage_additional() ->

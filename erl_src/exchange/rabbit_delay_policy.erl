@@ -61,7 +61,8 @@
 
 -spec names() -> [binary()].
 names() ->
-    [?DEFAULT, <<"delay-release-rate">>, <<"delay-overdue">>, ?OVERDUE_AFTER, ?OVERFLOW | ?LIMITS] ++ rabbit_delay_retry:names().
+    [?DEFAULT, <<"delay-release-rate">>, <<"delay-overdue">>, ?OVERDUE_AFTER, ?OVERFLOW
+     | ?LIMITS] ++ rabbit_delay_retry:names().
 
 by_policy_only() -> [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY, ?KEYS_FROM].
 
