@@ -17,7 +17,8 @@
 
 -behaviour(supervisor).
 
--export([register_type/0, unregister_type/0, register_policies/0, unregister_policies/0]).
+-export([register_type/0, unregister_type/0, register_policies/0, unregister_policies/0,
+         register_accepted/0, unregister_accepted/0]).
 -export([boot/0, recover/0, stop/0, start_link/0]).
 -export([init/1]).
 
@@ -42,6 +43,14 @@
     [{description, "policies of delayed exchanges"},
      {mfa,         {?MODULE, register_policies, []}},
      {cleanup,     {?MODULE, unregister_policies, []}},
+     {requires,    [rabbit_registry, rabbit_delay_series]},
+     {enables,     recovery}]}).
+
+-rabbit_boot_step(
+   {rabbit_delay_doctor_accepted,
+    [{description, "accepted findings of check_dead_lettering"},
+     {mfa,         {?MODULE, register_accepted, []}},
+     {cleanup,     {?MODULE, unregister_accepted, []}},
      {requires,    [rabbit_registry, rabbit_delay_series]},
      {enables,     recovery}]}).
 
@@ -81,6 +90,12 @@ register_policies() -> unless_wrong(fun rabbit_delay_policy:register/0).
 
 -spec unregister_policies() -> ok.
 unregister_policies() -> unless_wrong(fun rabbit_delay_policy:unregister/0).
+
+-spec register_accepted() -> ok.
+register_accepted() -> unless_wrong(fun () -> rabbit_delay_doctor_accepted:register() end).
+
+-spec unregister_accepted() -> ok.
+unregister_accepted() -> unless_wrong(fun () -> rabbit_delay_doctor_accepted:unregister() end).
 
 -spec boot() -> ok.
 boot() ->

@@ -21,14 +21,6 @@
 -type accepted() :: #{rule := binary(), reason := binary(), vhost => binary(), kind => binary(),
                       name => binary(), pattern => tuple()}.
 
--rabbit_boot_step(
-   {?MODULE,
-    [{description, "accepted findings of check_dead_lettering"},
-     {mfa,         {?MODULE, register, []}},
-     {cleanup,     {?MODULE, unregister, []}},
-     {requires,    rabbit_registry},
-     {enables,     recovery}]}).
-
 -define(COMPONENT, <<"accepted-dead-lettering">>).
 -define(MAX_FILE_BYTES, (16 * 1024 * 1024)).
 -define(MATCH_LIMIT, 20000).
