@@ -290,7 +290,7 @@ check: deps
 	@rm -rf $(RESULTS)
 	@$(NEED) libraries-of-other-machines -- scripts/sysroot || true
 	@{ $(MAKE) --no-print-directory dist-3.10 && \
-	    $(MAKE) --no-print-directory -j2 -Otarget suites-static suites-c suites-erl && \
+	    $(MAKE) --no-print-directory -j2 -Otarget suites-c suites-erl suites-static && \
 	    $(MAKE) --no-print-directory suites-integration; } || $(FAIL) check "stopped, see above"
 	@$(SUM)
 
