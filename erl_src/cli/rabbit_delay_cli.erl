@@ -187,8 +187,8 @@ switch(Change, Args, Options) ->
 
 %% Runs an operation on messages of exchanges, by ids or as the options say.
 -spec change(rabbit_delay_pending:operation(), [binary()], options()) -> result().
-change(Operation, [Exchange, _ | _] = [_ | Words], Options) ->
-    Ids = [Id || Word <- Words, {ok, Id} <- [rabbit_delay_filter:id(Word)]],
+change(Operation, [Exchange, First | Others], Options) ->
+    Ids = [Id || Word <- [First | Others], {ok, Id} <- [rabbit_delay_filter:id(Word)]],
     unroutable(
       Operation =:= release, Options,
       fun () ->

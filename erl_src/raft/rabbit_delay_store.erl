@@ -412,13 +412,13 @@ init() ->
 %% Where none can be loaded, it is the first one's fault that counts.
 load(File, Others) ->
     case load(File) of
-        {error, _} = Error ->
-            case [Other || Other <- Others, load(Other) =:= ok] of
-                [_ | _] -> ok;
-                [] -> Error
+        {error, {load_failed, _}} = Error ->
+            case lists:any(fun (Other) -> load(Other) =:= ok end, Others) of
+                true -> ok;
+                false -> Error
             end;
-        ok ->
-            ok
+        Result ->
+            Result
     end.
 
 load(File) ->
