@@ -222,17 +222,17 @@ def test_a_quorum_queue_does_not_drop_what_is_looked_at_too_often(broker, local,
 def test_what_would_come_back_at_once_is_refused(broker, local, vhost):
     work, parked = topology(local)
     park(local, work, parked, ["m"])
-    refused = redrive(broker, vhost, parked, "--to-queue", parked, check=69)
+    refused = redrive(broker, vhost, parked, "--to-queue", parked, check=64)
     assert "at once" in refused.stderr
     local.queue(name="mirror", arguments={"x-dead-letter-exchange": "", "x-message-ttl": 0,
                                           "x-dead-letter-routing-key": parked})
-    refused = redrive(broker, vhost, parked, "--to-queue", "mirror", check=69)
+    refused = redrive(broker, vhost, parked, "--to-queue", "mirror", check=64)
     assert "at once" in refused.stderr
     back = local.exchange("fanout")
     local.channel.queue_bind(parked, back, "")
-    refused = redrive(broker, vhost, parked, "--to-exchange", back, "--routing-key", "k", check=69)
+    refused = redrive(broker, vhost, parked, "--to-exchange", back, "--routing-key", "k", check=64)
     assert "at once" in refused.stderr
-    refused = redrive(broker, vhost, parked, "--to-queue", "none", check=69)
+    refused = redrive(broker, vhost, parked, "--to-queue", "none", check=65)
     assert "no queue is there" in refused.stderr
     assert depth(local, parked) == 1
 

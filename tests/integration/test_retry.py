@@ -576,7 +576,7 @@ def test_a_broker_that_ends_meanwhile(own, arguments, end):
 # ----------------------------------------------------------------------- settings and permissions
 
 INVALID = {
-    "": ["", "1s,", "1s,,2s", "soon", "0s", "0", "-1s", "1.5s", "1w", "36501d", ",".join(["1s"] * 101),
+    "": ["", "1s,", "1s,,2s", "soon", "0s", "0", "-1s", "1.5s", "1y", "36501d", ",".join(["1s"] * 101),
          True],
     "-initial": [0, "never", "0ms", "101000d", [1]],
     "-multiplier": [0.5, "0", 1001, "x"],
