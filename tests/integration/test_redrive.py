@@ -232,7 +232,7 @@ def test_what_would_come_back_at_once_is_refused(broker, local, vhost):
     local.channel.queue_bind(parked, back, "")
     refused = redrive(broker, vhost, parked, "--to-exchange", back, "--routing-key", "k", check=64)
     assert "at once" in refused.stderr
-    refused = redrive(broker, vhost, parked, "--to-queue", "none", check=65)
+    refused = redrive(broker, vhost, parked, "--to-queue", "none", check=64)
     assert "no queue is there" in refused.stderr
     assert depth(local, parked) == 1
 
