@@ -23,7 +23,9 @@ DOCS = {os.path.basename(path)[:-len(".md")]: path
 # What a broker that was just made cannot do; test_moving_in does it.
 ELSEWHERE = ["rabbitmqctl import_delayed_messages",
              "rabbitmqctl export_delayed_messages --mnesia-dir /backup/rabbit@old --file moved.jsonl",
-             "rabbitmqctl import_delayed_messages --file moved.jsonl"]
+             "rabbitmqctl import_delayed_messages --file moved.jsonl",
+             # Goes on until it is ended: test_commands.py.
+             "rabbitmqctl list_delayed_exchanges --watch 2s name messages_delayed release_rate"]
 # It is told by the exit code whether something is found.
 FINDS = "rabbitmqctl check_dead_lettering"
 
@@ -81,6 +83,12 @@ def scene(shown):
         method, _, _ = next(client.channel.consume("work"))
         client.channel.basic_reject(method.delivery_tag, requeue=False)
     client.channel.cancel()
+    management.request("PUT", "vhosts/tenant-7", {})
+    management.request("PUT", "permissions/tenant-7/guest",
+                       {"configure": ".*", "write": ".*", "read": ".*"})
+    tenant = Client(shown, "tenant-7")
+    tenant.delayed(name="theirs", keep=True)
+    tenant.close()
     with open(shown.path("accepted.json"), "w", encoding="utf-8") as f:
         json.dump({"accepted": []}, f)
     with open(shown.path("definitions.json"), "w", encoding="utf-8") as f:
