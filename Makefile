@@ -34,7 +34,7 @@ HOST := $(call first_of,$(MACHINE))-$(call last_of,$(MACHINE))
 compiler = $(if $(filter $(call first_of,$(HOST)),$(call first_of,$(1))),$(CC),$(call first_of,$(1))-linux-gnu-gcc)
 buildable = $(if $(filter $(HOST),$(1)),$(1),$(if $(filter %-gnu,$(HOST)),$(and \
     $(wildcard $(SYSROOT)/complete),$(shell command -v $(call compiler,$(1))),$(1))))
-BUILT := $(foreach library,$(LIBRARIES),$(call buildable,$(library)))
+BUILT := $(strip $(foreach library,$(LIBRARIES),$(call buildable,$(library))))
 library_file = priv/$(1)/rabbit_delay_store.so
 NIF := $(call library_file,$(HOST))
 empty :=
