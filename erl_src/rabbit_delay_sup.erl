@@ -92,10 +92,10 @@ register_policies() -> unless_wrong(fun rabbit_delay_policy:register/0).
 unregister_policies() -> unless_wrong(fun rabbit_delay_policy:unregister/0).
 
 -spec register_accepted() -> ok.
-register_accepted() -> unless_wrong(fun () -> rabbit_delay_doctor_accepted:register() end).
+register_accepted() -> unless_wrong(fun rabbit_delay_doctor_accepted:register/0).
 
 -spec unregister_accepted() -> ok.
-unregister_accepted() -> unless_wrong(fun () -> rabbit_delay_doctor_accepted:unregister() end).
+unregister_accepted() -> unless_wrong(fun rabbit_delay_doctor_accepted:unregister/0).
 
 -spec boot() -> ok.
 boot() ->
