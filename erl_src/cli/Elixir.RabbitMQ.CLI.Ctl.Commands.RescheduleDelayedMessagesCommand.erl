@@ -10,7 +10,6 @@
 
 -spec switches() -> [{atom(), atom()}].
 switches() -> [{timeout, integer}, {all, boolean}, {to, string}, {by, string}, {cursor, string}
-              
                | rabbit_delay_cli:several_switches() ++ rabbit_delay_cli:selecting_switches()].
 
 -spec usage() -> binary().

@@ -7,7 +7,7 @@
 -export([several_switches/0, several_usage/0, banner/3, pending/2, went_away/1, count/2, unroutable/3,
          selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/2, check_selection/3,
          check_filter/1, filter/1, resource/2, call/4, failure/1, switch/3, change/3,
-         text/1, times/2, json/1, is_json/1]).
+         text/1, times/2, json/1, is_json/1, is_for_programs/1]).
 
 -export_type([options/0, result/0]).
 
@@ -456,16 +456,24 @@ safe(Value) ->
 is_json(#{formatter := <<"json">>}) -> true;
 is_json(_) -> false.
 
+%% Whether a formatter was chosen that is not for people.
+-spec is_for_programs(options()) -> boolean().
+is_for_programs(#{formatter := Formatter}) -> not lists:member(Formatter, [<<"pretty_table">>, <<"table">>]);
+is_for_programs(_) -> false.
+
 %% Of what is shown to people, times (due, next_due) as they read them; programs get ms.
 -spec times(#{atom() => term()}, options()) -> #{atom() => term()}.
-times(Item, #{formatter := Formatter}) when Formatter =/= <<"pretty_table">>, Formatter =/= <<"table">> ->
-    Item;
-times(Item, _) ->
-    maps:map(fun (Key, Ms) when Key =:= due orelse Key =:= next_due, is_integer(Ms) ->
-                     rabbit_delay_time:shown(Ms, now_ms());
-                 (_, Value) ->
-                     Value
-             end, Item).
+times(Item, Options) ->
+    case is_for_programs(Options) of
+        true ->
+            Item;
+        false ->
+            maps:map(fun (Key, Ms) when Key =:= due orelse Key =:= next_due, is_integer(Ms) ->
+                             rabbit_delay_time:shown(Ms, now_ms());
+                         (_, Value) ->
+                             Value
+                     end, Item)
+    end.
 
 %% A value of an item, for people: one line, and nothing that a terminal would act on.
 -spec text(term()) -> binary().

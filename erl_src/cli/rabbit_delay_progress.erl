@@ -22,8 +22,13 @@
 -spec new(Total :: non_neg_integer(), rabbit_delay_cli:options()) -> progress().
 new(_, #{quiet := true}) -> none;
 new(_, #{silent := true}) -> none;
-new(_, #{formatter := Formatter}) when Formatter =/= <<"pretty_table">>, Formatter =/= <<"table">> -> none;
-new(Total, _) ->
+new(Total, Options) ->
+    case rabbit_delay_cli:is_for_programs(Options) of
+        true -> none;
+        false -> new(Total)
+    end.
+
+new(Total) ->
     Now = now_ms(),
     case is_terminal() of
         true -> #{total => Total, kind => terminal, began => Now, next => Now};
