@@ -8,7 +8,7 @@
 %% wrong in an exchange's arguments is refused when it is declared (validate/1).
 -module(rabbit_delay_config).
 
--export([data_dir/0, misplaced/0, misplaced/2,
+-export([read_sizes/0, data_dir/0, misplaced/0, misplaced/2,
          max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,
          in_flight_messages/1, in_flight_bytes/0, wal_size/0, snapshot_interval/0,
          disk_free_limit/0, appending_bytes/0, max_open_files/1, spare_descriptors/1,
@@ -32,6 +32,21 @@ data_dir() ->
         Dir when is_binary(Dir) -> unicode:characters_to_list(Dir);
         Dir -> Dir
     end.
+
+%% The broker's reader of rabbitmq.conf knows KB, MB and GB, and leaves kB to us: what is text becomes a
+%% number, before anything is asked here.
+-spec read_sizes() -> ok.
+read_sizes() ->
+    lists:foreach(
+      fun (Key) ->
+              case application:get_env(?APP, Key) of
+                  {ok, Text} when is_list(Text) ->
+                      {ok, Bytes} = rabbit_delay_notation:size(list_to_binary(Text)),
+                      application:set_env(?APP, Key, Bytes);
+                  _ ->
+                      ok
+              end
+      end, [max_message_size, in_flight_bytes, wal_size, snapshot_interval_bytes, disk_free_limit]).
 
 %% Why data_dir/0 is not used: what RabbitMQ 4 would delete is no place to keep messages.
 -spec misplaced() -> ok | {error, Why :: binary()}.
@@ -89,7 +104,7 @@ unusable_delay(Args) ->
 %% The largest message that can be delayed, bytes as stored (its properties included).
 -spec max_message_size() -> pos_integer().
 max_message_size() ->
-    bytes(max_message_size, 128 * ?MIB).
+    env(max_message_size, 128 * ?MIB).
 
 %% How many released messages may await their target queues' confirms, per exchange.
 -spec in_flight_messages(rabbit_framing:amqp_table()) -> pos_integer().
@@ -98,23 +113,23 @@ in_flight_messages(Args) ->
 
 -spec in_flight_bytes() -> pos_integer().
 in_flight_bytes() ->
-    bytes(in_flight_bytes, 32 * ?MIB).
+    env(in_flight_bytes, 32 * ?MIB).
 
 -spec wal_size() -> pos_integer().
 wal_size() ->
-    bytes(wal_size, 64 * ?MIB).
+    env(wal_size, 64 * ?MIB).
 
 %% A snapshot is taken after so many messages or bytes, whichever comes first.
 -spec snapshot_interval() -> {Messages :: pos_integer(), Bytes :: pos_integer()}.
 snapshot_interval() ->
-    {env(snapshot_interval_messages, 100000), bytes(snapshot_interval_bytes, 32 * ?MIB)}.
+    {env(snapshot_interval_messages, 100000), env(snapshot_interval_bytes, 32 * ?MIB)}.
 
 %% With less free space than this, bytes, delayed messages are refused. Never less than what is
 %% already under way may take: Ra's segment writer does not notice a full disk, and deletes the WAL
 %% file whose entries it has failed to write.
 -spec disk_free_limit() -> pos_integer().
 disk_free_limit() ->
-    max(bytes(disk_free_limit, 0), 2 * wal_size() + 4 * ?MIB).
+    max(env(disk_free_limit, 0), 2 * wal_size() + 4 * ?MIB).
 
 %% How many bytes of a delay queue's batches may be under way to the log.
 -spec appending_bytes() -> pos_integer().
@@ -208,16 +223,6 @@ argument(Name, Args, Default) ->
     case rabbit_misc:table_lookup(Args, Name) of
         {_, Value} -> Value;
         undefined -> Default
-    end.
-
-%% The broker's reader of rabbitmq.conf knows KB, MB and GB, and leaves kB to us.
-bytes(Key, Default) ->
-    case env(Key, Default) of
-        N when is_integer(N) ->
-            N;
-        Text ->
-            {ok, N} = rabbit_delay_notation:size(list_to_binary(Text)),
-            N
     end.
 
 env(Key, Default) ->

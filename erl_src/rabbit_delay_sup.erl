@@ -99,7 +99,10 @@ unregister_accepted() -> unless_wrong(fun rabbit_delay_doctor_accepted:unregiste
 
 -spec boot() -> ok.
 boot() ->
-    if_it_takes_part(fun () -> rabbit_sup:start_supervisor_child(?MODULE) end).
+    if_it_takes_part(fun () ->
+                             ok = rabbit_delay_config:read_sizes(),
+                             rabbit_sup:start_supervisor_child(?MODULE)
+                     end).
 
 %% The exchanges are known now; what they hold is opened in the background.
 -spec recover() -> ok.
