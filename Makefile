@@ -105,13 +105,14 @@ LIBCK := $(firstword $(wildcard /usr/lib/*/libck.a /usr/lib/libck.a))
 # versions of symbols.
 includes_of = $(if $(filter $(HOST),$(1)),,-isystem $(SYSROOT)/$(call first_of,$(1))/usr/include)
 flags_gnu =
-flags_musl = -D_UINTPTR_T_DEFINED -nostdinc -isystem $(SYSROOT)/$(call first_of,$(1))/usr/include/$(call first_of,$(1))-linux-musl \
+musl_of = $(SYSROOT)/$(call first_of,$(1))/$(2)/$(call first_of,$(1))-linux-musl
+flags_musl = -D_UINTPTR_T_DEFINED -nostdinc -isystem $(call musl_of,$(1),usr/include) \
              -isystem $(shell $(call compiler,$(1)) -print-file-name=include)
 flags_of = $(call flags_$(call last_of,$(1)),$(1)) $(includes_of) $(C_HARDENED_$(call first_of,$(1)))
 nif_flags_gnu := -include c_src/dw_glibc_floor.h -D_FORTIFY_SOURCE=2
 nif_flags_musl :=
 nif_link_gnu = -lpthread
-nif_link_musl = -nostdlib -L$(SYSROOT)/$(call first_of,$(1))/lib/$(call first_of,$(1))-linux-musl -lc -lgcc
+nif_link_musl = -nostdlib -L$(call musl_of,$(1),lib) -lc -lgcc
 
 nif: $(NIF)
 libraries: $(foreach library,$(BUILT),$(call library_file,$(library)))
@@ -137,67 +138,55 @@ c_flags_asan := -DDW_TESTS -O1 -g -fno-omit-frame-pointer -fsanitize=address,und
                 -fno-sanitize-recover=all
 c_flags_tsan := -DDW_TESTS -O1 -g -fsanitize=thread
 c_flags_plain := -DDW_TESTS_ABORT -O2 -g
+FLAVOURS := asan tsan plain
+end_of_ours := -lcmocka $(LIBCK) -lpthread -lm
 
-define flavour
-_build/c/$(1)/core/%.o: c_src/%.c Makefile
-	@mkdir -p $$(@D)
-	$$(call say,CC) $$(CC) $$(C_STANDARD) $$(c_flags_$(1)) $$(CORE_WARNINGS) -MMD -MP -c -o $$@ $$<
-
-_build/c/$(1)/tests/%.o: tests/c/%.c Makefile
-	@mkdir -p $$(@D)
-	$$(call say,CC) $$(CC) $$(C_STANDARD) -Itests/c $$(c_flags_$(1)) $$(C_WARNINGS) -MMD -MP -c -o $$@ $$<
-
-_build/c/$(1)/libdw.a: $$(patsubst c_src/%.c,_build/c/$(1)/core/%.o,$$(C_CORE)) \
-                       $$(patsubst tests/c/%.c,_build/c/$(1)/tests/%.o,$$(C_SUPPORT))
-	@rm -f $$@
-	$$(call say,AR) ar rcs $$@ $$^
-
-_build/c/$(1)/test_%: _build/c/$(1)/tests/test_%.o _build/c/$(1)/tests/filter.o _build/c/$(1)/libdw.a
-	$$(call say,LD) $$(CC) $$(c_flags_$(1)) -o $$@ $$^ -lcmocka $$(LIBCK) -lpthread -lm
-endef
-$(foreach f,asan tsan plain,$(eval $(call flavour,$(f))))
-.SECONDARY:
-
-# The same tests for the libraries that are not this machine's, as programs that need nothing of it: natively
-# where only the C library is another, and else under qemu.
+# And one for each library that is not this machine's, as programs that need nothing of it: natively where
+# only the C library is another, and else under qemu.
 OTHERS := $(filter-out $(HOST),$(BUILT))
 # Emulated they take up to a hundred times as long.
 C_TESTS_QEMU := test_crc32c test_errno test_manifest test_origin test_partition test_store_fixture \
                 test_store_keyed test_store_model
 tests_on = $(if $(call run_on,$(1)),$(C_TESTS_QEMU),$(C_TESTS))
-start_gnu =
-end_gnu =
-start_musl = -nostdlib $(addprefix $(SYSROOT)/$(call first_of,$(1))/usr/lib/$(call first_of,$(1))-linux-musl/,crt1.o crti.o)
-end_musl = -L$(SYSROOT)/$(call first_of,$(1))/usr/lib/$(call first_of,$(1))-linux-musl -lc -lgcc -lgcc_eh -lc \
-           $(SYSROOT)/$(call first_of,$(1))/usr/lib/$(call first_of,$(1))-linux-musl/crtn.o
 run_on = $(if $(filter $(call first_of,$(HOST)),$(call first_of,$(1))),,qemu-$(call first_of,$(1)))
+start_gnu = -static
+end_gnu = -lpthread -lm
+start_musl = -static -nostdlib $(addprefix $(call musl_of,$(1),usr/lib)/,crt1.o crti.o)
+end_musl = -L$(call musl_of,$(1),usr/lib) -lc -lgcc -lgcc_eh -lc $(call musl_of,$(1),usr/lib)/crtn.o
 
 define other
-_build/c/$(1)/core/%.o: c_src/%.c Makefile
-	@mkdir -p $$(@D)
-	$$(call say,CC) $$(call compiler,$(1)) $$(C_STANDARD) $$(c_flags_plain) $$(call flags_of,$(1)) -MMD -MP -c -o $$@ $$<
-
-_build/c/$(1)/tests/%.o: tests/c/%.c Makefile
-	@mkdir -p $$(@D)
-	$$(call say,CC) $$(call compiler,$(1)) $$(C_STANDARD) -Itests/c -I$$(SYSROOT)/cmocka/include $$(c_flags_plain) \
-	    $$(call flags_of,$(1)) -MMD -MP -c -o $$@ $$<
+cc_$(1) := $(call compiler,$(1))
+c_flags_$(1) = $$(c_flags_plain) -I$$(SYSROOT)/cmocka/include $$(call flags_of,$(1))
+cmocka_$(1) := _build/c/$(1)/tests/cmocka.o
+start_$(1) = $$(call start_$(call last_of,$(1)),$(1))
+end_$(1) = $$(call end_$(call last_of,$(1)),$(1))
 
 _build/c/$(1)/tests/cmocka.o: $$(SYSROOT)/cmocka/src/cmocka.c Makefile
 	@mkdir -p $$(@D)
-	$$(call say,CC) $$(call compiler,$(1)) -std=gnu99 -O2 -I$$(SYSROOT)/cmocka/include -DHAVE_SIGNAL_H -DHAVE_STRINGS_H \
-	    -DHAVE_CLOCK_GETTIME -DHAVE_STRUCT_TIMESPEC $$(call flags_of,$(1)) -c -o $$@ $$<
+	$$(call say,CC) $$(cc_$(1)) -std=gnu99 -DHAVE_SIGNAL_H -DHAVE_STRINGS_H -DHAVE_CLOCK_GETTIME \
+	    -DHAVE_STRUCT_TIMESPEC $$(c_flags_$(1)) -c -o $$@ $$<
+endef
+$(foreach l,$(OTHERS),$(eval $(call other,$(l))))
+
+define flavour
+_build/c/$(1)/core/%.o: c_src/%.c Makefile
+	@mkdir -p $$(@D)
+	$$(call say,CC) $$(or $$(cc_$(1)),$$(CC)) $$(C_STANDARD) $$(c_flags_$(1)) $$(CORE_WARNINGS) -MMD -MP -c -o $$@ $$<
+
+_build/c/$(1)/tests/%.o: tests/c/%.c Makefile
+	@mkdir -p $$(@D)
+	$$(call say,CC) $$(or $$(cc_$(1)),$$(CC)) $$(C_STANDARD) -Itests/c $$(c_flags_$(1)) $$(C_WARNINGS) -MMD -MP -c -o $$@ $$<
 
 _build/c/$(1)/libdw.a: $$(patsubst c_src/%.c,_build/c/$(1)/core/%.o,$$(C_CORE)) \
                        $$(patsubst tests/c/%.c,_build/c/$(1)/tests/%.o,$$(C_SUPPORT))
 	@rm -f $$@
 	$$(call say,AR) ar rcs $$@ $$^
 
-_build/c/$(1)/test_%: _build/c/$(1)/tests/test_%.o _build/c/$(1)/tests/filter.o _build/c/$(1)/tests/cmocka.o \
-                      _build/c/$(1)/libdw.a
-	$$(call say,LD) $$(call compiler,$(1)) -static -o $$@ $$(call start_$(call last_of,$(1)),$(1)) $$^ -lpthread -lm \
-	    $$(call end_$(call last_of,$(1)),$(1))
+_build/c/$(1)/test_%: _build/c/$(1)/tests/test_%.o _build/c/$(1)/tests/filter.o $$(cmocka_$(1)) _build/c/$(1)/libdw.a
+	$$(call say,LD) $$(or $$(cc_$(1)),$$(CC)) $$(c_flags_$(1)) -o $$@ $$(start_$(1)) $$^ $$(or $$(end_$(1)),$$(end_of_ours))
 endef
-$(foreach l,$(OTHERS),$(eval $(call other,$(l))))
+$(foreach f,$(FLAVOURS) $(OTHERS),$(eval $(call flavour,$(f))))
+.SECONDARY:
 
 # What the core alone takes, without a broker.
 C_BENCHES := $(patsubst tests/bench/%.c,_build/c/plain/%,$(wildcard tests/bench/bench_*.c))
