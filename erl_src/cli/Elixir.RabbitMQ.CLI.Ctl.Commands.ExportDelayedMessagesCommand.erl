@@ -135,9 +135,19 @@ write(Args, #{mnesia_dir := Dir} = Options, Device, _) ->
 write([Exchange], #{vhost := VHost} = Options, Device, {From, Before}) ->
     Total = rabbit_delay_cli:pending(rabbit_misc:r(VHost, exchange, Exchange), Options),
     Progress = rabbit_delay_progress:new(max(0, Total - Before), Options),
-    Export = #{exchange => Exchange, options => Options, device => Device, before => Before,
-               progress => Progress},
-    walk(From, Export, 0, 0).
+    case rabbit_delay_cli:fold_pending(
+           fun (Cursor) -> call(places, [Exchange, Cursor], Options) end, From, ?PAGE,
+           fun (Ids, Acc) -> page(call(export, [Exchange, Ids], Options), Device, Acc) end,
+           {0, 0, Progress}) of
+        {ok, {Count, Damaged, Ended}} ->
+            ok = rabbit_delay_progress:ended(Ended),
+            {ok, Before + Count, Damaged, []};
+        {stopped, {error, Failure}, {Count, _, Ended}} ->
+            ok = rabbit_delay_progress:ended(Ended),
+            stopped(Failure, Before + Count);
+        {stopped, {file, _} = Failure, _} ->
+            Failure
+    end.
 
 %% The broker makes lines of them: it knows the records of earlier series.
 official(Entries, Exchange, #{node := Node, vhost := VHost, timeout := Timeout}, Device,
@@ -163,48 +173,27 @@ notes(Others, Lost) ->
         [["\nThe last ", integer_to_list(Lost), " bytes were not written whole by the node that stopped."]
          || Lost > 0].
 
-%% The broker finds many at a time, and makes lines of some at a time.
-walk(Cursor, #{exchange := Exchange} = Export, Count, Damaged) ->
-    case call(places, [Exchange, Cursor], Export) of
-        {ok, Ids, Next} -> pages(Ids, Next, Export, Count, Damaged);
-        {error, Failure} -> stopped(Failure, Export, Count)
-    end.
+page({ok, Lines, Bad, Seen}, Device, {Count, Damaged, Progress}) ->
+    case file:write(Device, [[Line, $\n] || Line <- Lines]) of
+        ok ->
+            Written = Count + length(Lines),
+            {ok, Seen, {Written, Damaged + Bad, rabbit_delay_progress:step(Written, Progress)}};
+        {error, Reason} ->
+            {file, Reason}
+    end;
+page({error, _} = Failure, _, _) ->
+    Failure.
 
-pages(<<>>, done, #{progress := Progress, before := Before}, Count, Damaged) ->
-    ok = rabbit_delay_progress:ended(Progress),
-    {ok, Before + Count, Damaged, []};
-pages(<<>>, Cursor, Export, Count, Damaged) ->
-    walk(Cursor, Export, Count, Damaged);
-pages(Ids, Cursor, #{exchange := Exchange, device := Device, progress := Progress} = Export, Count,
-      Damaged) ->
-    Some = binary:part(Ids, 0, min(?PAGE * 8, byte_size(Ids))),
-    case call(export, [Exchange, Some], Export) of
-        {ok, Lines, Bad, Seen} ->
-            case file:write(Device, [[Line, $\n] || Line <- Lines]) of
-                ok ->
-                    <<_:Seen/binary-unit:64, Rest/binary>> = Ids,
-                    Written = Count + length(Lines),
-                    pages(Rest, Cursor,
-                          Export#{progress := rabbit_delay_progress:step(Written, Progress)},
-                          Written, Damaged + Bad);
-                {error, Reason} ->
-                    {file, Reason}
-            end;
-        {error, Failure} ->
-            stopped(Failure, Export, Count)
-    end.
-
-call(Function, Args, #{options := #{node := Node, vhost := VHost, timeout := Timeout}}) ->
+call(Function, Args, #{node := Node, vhost := VHost, timeout := Timeout}) ->
     case rpc:call(Node, rabbit_delay_transfer, Function, [VHost | Args], Timeout) of
         {badrpc, _} = Failed -> {error, {unavailable, rabbit_delay_cli:went_away(Failed)}};
         Result -> Result
     end.
 
 %% What is written so far stays, if there is any.
-stopped({_, _} = Failure, #{before := Before, progress := Progress}, Count) ->
-    ok = rabbit_delay_progress:ended(Progress),
+stopped(Failure, Written) ->
     {error, Code, Why} = rabbit_delay_cli:failure(Failure),
-    case Before + Count of
+    case Written of
         0 ->
             {error, Code, Why};
         N ->

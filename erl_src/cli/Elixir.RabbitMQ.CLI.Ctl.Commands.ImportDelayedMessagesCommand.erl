@@ -303,35 +303,24 @@ known([], Import) ->
 known([Exchange | Rest], #{known := Known} = Import) when is_map_key(Exchange, Known) ->
     known(Rest, Import);
 known([Exchange | Rest], #{known := Known} = Import) ->
-    case learn(Exchange, {0, 0}, Import) of
-        ok -> known(Rest, Import#{known := Known#{Exchange => []}});
-        Failure -> Failure
+    case learn(Exchange, Import) of
+        {ok, _} -> known(Rest, Import#{known := Known#{Exchange => []}});
+        {stopped, Failure, _} -> Failure
     end.
 
-learn(Exchange, Cursor, #{options := #{vhost := VHost}} = Import) ->
-    case transfer(places, [VHost, Exchange, Cursor], Import) of
-        {ok, Ids, Next} ->
-            case {learn_ids(Ids, Exchange, Import), Next} of
-                {ok, done} -> ok;
-                {ok, _} -> learn(Exchange, Next, Import);
-                {Failure, _} -> Failure
-            end;
-        Failure ->
-            Failure
-    end.
-
-learn_ids(<<>>, _, _) ->
-    ok;
-learn_ids(Ids, Exchange, #{options := #{vhost := VHost}, pending := Pending} = Import) ->
-    Some = binary:part(Ids, 0, min(?LINES * 8, byte_size(Ids))),
-    case transfer(pending_marks, [VHost, Exchange, Some], Import) of
-        {ok, Marks, Seen} ->
-            lists:foreach(fun (Mark) -> ets:update_counter(Pending, Mark, 1, {Mark, 0}) end, Marks),
-            <<_:Seen/binary-unit:64, Rest/binary>> = Ids,
-            learn_ids(Rest, Exchange, Import);
-        Failure ->
-            Failure
-    end.
+learn(Exchange, #{options := #{vhost := VHost}, pending := Pending} = Import) ->
+    rabbit_delay_cli:fold_pending(
+      fun (Cursor) -> transfer(places, [VHost, Exchange, Cursor], Import) end, {0, 0}, ?LINES,
+      fun (Ids, Acc) ->
+              case transfer(pending_marks, [VHost, Exchange, Ids], Import) of
+                  {ok, Marks, Seen} ->
+                      lists:foreach(fun (Mark) -> ets:update_counter(Pending, Mark, 1, {Mark, 0}) end,
+                                    Marks),
+                      {ok, Seen, Acc};
+                  Failure ->
+                      Failure
+              end
+      end, learnt).
 
 transfer(Function, Args, #{options := #{node := Node, timeout := Timeout}}) ->
     rpc:call(Node, rabbit_delay_transfer, Function, Args, Timeout).

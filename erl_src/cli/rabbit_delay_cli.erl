@@ -4,7 +4,7 @@
 %% the broker: only rabbit_delay_filter is called directly.
 -module(rabbit_delay_cli).
 
--export([several_switches/0, several_usage/0, banner/3, pending/2, went_away/1, count/2, unroutable/3,
+-export([several_switches/0, several_usage/0, banner/3, pending/2, fold_pending/5, went_away/1, count/2, unroutable/3,
          selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/2, check_selection/3,
          check_filter/1, filter/1, resource/2, call/4, failure/1, switch/3, change/3,
          text/1, times/2, json/1, is_json/1, is_for_programs/1]).
@@ -319,6 +319,35 @@ pending(XName, #{node := Node, timeout := Timeout}) ->
     case rpc:call(Node, rabbit_delay_exchange, show, [XName, [messages_delayed]], Timeout) of
         {ok, [{messages_delayed, N}]} -> N;
         _ -> 0
+    end.
+
+%% Folds over what is pending, in due order: Places says of which ids it is, many at a time, from a cursor
+%% on, and Fun is called with Max of them at most and says of how many it was. Whatever else either
+%% answers ends it.
+-spec fold_pending(fun((Cursor) -> {ok, Ids :: binary(), Cursor | done} | Failure), Cursor, Max :: pos_integer(),
+                   fun((Ids :: binary(), Acc) -> {ok, Seen :: pos_integer(), Acc} | Failure), Acc) ->
+          {ok, Acc} | {stopped, Failure, Acc} when Cursor :: rabbit_delay_transfer:cursor(), Failure :: term().
+fold_pending(Places, Cursor, Max, Fun, Acc0) ->
+    case Places(Cursor) of
+        {ok, Ids, Next} ->
+            case fold_ids(Ids, Max, Fun, Acc0) of
+                {ok, Acc} when Next =:= done -> {ok, Acc};
+                {ok, Acc} -> fold_pending(Places, Next, Max, Fun, Acc);
+                Stopped -> Stopped
+            end;
+        Failure ->
+            {stopped, Failure, Acc0}
+    end.
+
+fold_ids(<<>>, _, _, Acc) ->
+    {ok, Acc};
+fold_ids(Ids, Max, Fun, Acc0) ->
+    case Fun(binary:part(Ids, 0, min(Max * 8, byte_size(Ids))), Acc0) of
+        {ok, Seen, Acc} ->
+            <<_:Seen/binary-unit:64, Rest/binary>> = Ids,
+            fold_ids(Rest, Max, Fun, Acc);
+        Failure ->
+            {stopped, Failure, Acc0}
     end.
 
 %% Why there was no answer.
