@@ -119,6 +119,14 @@ class Client:
                                                                         **properties), mandatory)
         return began
 
+    def is_taken(self, *args, **kwargs):
+        """Publishes; False if that is refused for now."""
+        try:
+            self.publish(*args, **kwargs)
+            return True
+        except (pika.exceptions.NackError, pika.exceptions.ChannelClosedByBroker):
+            return False
+
     def refusal(self, *args, **kwargs):
         """Publishes what the broker must refuse by closing the channel: the reply code and text."""
         return closes_channel(lambda: self.publish(*args, **kwargs))

@@ -5,7 +5,7 @@ to start."""
 import subprocess
 import time
 
-from management import WITHIN
+from management import WITHIN, eventually
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -65,6 +65,23 @@ def queue_process(queue):
     return (f'(fun () -> {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, '
             f'<<"{queue}">>)), case amqqueue:get_pid(Q) of {{N, _}} -> whereis(N); P -> P end '
             f'end)()')
+
+
+def kill_queue(broker, queue):
+    """Kills the process of a queue, and waits until another answers in its place."""
+    before = evaluate(broker, f"pid_to_list({queue_process(queue)}).")
+    evaluate(broker, f"exit(list_to_pid({before}), kill).")
+    answers = f"""case catch begin P = {queue_process(queue)}, {{pid_to_list(P), P}} end of
+        {{{before}, _}} -> no;
+        {{_, Pid}} -> case catch begin {{registered_name, N}} = process_info(Pid, registered_name),
+                                 ra:members({{N, node()}}, 1000) end of
+                          {{timeout, _}} -> no;
+                          {{error, _}} -> no;
+                          _ -> is_process_alive(Pid)
+                      end;
+        _ -> no
+    end.""".replace("\n", " ")
+    eventually(lambda: evaluate(broker, answers), lambda answer: answer == "true", within=60)
 
 
 def halt_beyond(broker, resource, messages):

@@ -190,6 +190,8 @@ class PrivateBroker:
         self._beam = None
         self._epmd = None
         self._kept = None
+        # Whether a tool that wants the broker to run may come before that is so.
+        self._booting = False
 
     @classmethod
     def attach(cls, root):
@@ -374,6 +376,7 @@ class PrivateBroker:
                                     self.path("log", "startup.log"))
         _end_at_exit.append(self)
         self._save()
+        self._booting = wait
         if wait:
             self.wait_until_amqp(timeout)
         return time.monotonic() - began
@@ -381,6 +384,18 @@ class PrivateBroker:
     def wait_until_amqp(self, timeout=300):
         """Waits until a client's protocol header is answered."""
         self._until(lambda: _speaks_amqp(self.amqp_port), self._beam, "the broker", timeout)
+
+    def _wait_until_booted(self, timeout=300):
+        """AMQP is answered a little before the broker says of itself that it runs, and until then
+        rabbitmqctl refuses most commands."""
+        if self._booting and self.running():
+            asks = self.inside("erl_call", "-address", f"127.0.0.1:{self.dist_port}", "-c", self.cookie,
+                               "-a", "rabbit is_running []")
+            self._until(lambda: subprocess.run(
+                asks, env=self.environment(), stdin=subprocess.DEVNULL, capture_output=True,
+                text=True, timeout=timeout, check=False).stdout.strip() == "true",
+                self._beam, "the broker", timeout)
+        self._booting = False
 
     def wait_until(self, condition, timeout=120, what="the condition"):
         """Waits until condition() is true; fails with the logs if it is not within `timeout`."""
@@ -463,6 +478,7 @@ class PrivateBroker:
 
     def start_tool(self, name, *arguments):
         """Starts one against the node: its subprocess.Popen, in a process group of its own."""
+        self._wait_until_booted()
         return subprocess.Popen(self.tool_argv(name, *arguments), env=self.environment(),
                                 cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -470,6 +486,7 @@ class PrivateBroker:
     def tool(self, name, *arguments, check=True, timeout=300):
         """Runs one of RabbitMQ's command-line tools against the node; its standard output, or
         with check=False the subprocess.CompletedProcess."""
+        self._wait_until_booted()
         done = subprocess.run(self.tool_argv(name, *arguments), env=self.environment(),
                               cwd=self.root, stdin=subprocess.DEVNULL, capture_output=True,
                               text=True, timeout=timeout, check=False)
@@ -493,6 +510,7 @@ class PrivateBroker:
             self._kept.end()
 
     def ctl(self, *arguments, check=True, timeout=300):
+        self._wait_until_booted()
         if self._kept is None:
             return self.tool("rabbitmqctl", *arguments, check=check, timeout=timeout)
         return self._done(self._kept.run(arguments, timeout), "rabbitmqctl", arguments, check)

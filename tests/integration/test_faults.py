@@ -16,7 +16,7 @@ import wire
 from client import Client, assert_on_time
 from conftest import PLUGIN
 from management import Management, eventually
-from node import HOUR_MS, evaluate, kill_9, queue_process, set_clock
+from node import HOUR_MS, evaluate, kill_9, kill_queue, set_clock
 
 REFUSALS = (pika.exceptions.NackError, pika.exceptions.UnroutableError,
             pika.exceptions.ChannelClosedByBroker)
@@ -121,7 +121,7 @@ def test_a_target_whose_process_is_killed_as_messages_come_due_gets_them_all(cli
     for _ in range(2):
         # A few at a time, or a slow machine has all of them before the queue is killed.
         missing -= {delivery.text for delivery in client.collect(queue, 200, prefetch=10)}
-        evaluate(broker, f"exit({queue_process(queue)}, kill).")
+        kill_queue(broker, queue)
     client.collect_every(queue, missing)
 
 

@@ -105,7 +105,8 @@ def test_with_a_damaged_library_all_else_works_and_delays_are_refused_in_words(b
         os.rename(replacement, path)
         eventually(lambda: evaluate(broker, "rabbit_delay_system:status()."),
                    lambda status: status == "up", within=90)
-        client.publish(exchange, body=b"later", delay=1)
+        # It is looked at again a while after it was late.
+        eventually(lambda: client.is_taken(exchange, body=b"later", delay=1), bool, within=90)
         assert client.texts(queue, 1) == ["later"]
         client.close()
     finally:

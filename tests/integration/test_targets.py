@@ -11,7 +11,7 @@ from client import Client
 from conftest import PLUGIN, QUICK_STATISTICS
 from management import eventually
 from metrics import Metrics
-from node import evaluate, kill_9, queue_process
+from node import evaluate, kill_9, kill_queue, queue_process
 
 MANY = 8000
 # What may be in flight, and what slow queues may have unconfirmed besides.
@@ -153,7 +153,7 @@ def test_what_waits_for_a_queue_can_be_cancelled_and_is_routed_anew(client, brok
     # What the queue did not take finds another, if that is bound in its place.
     client.channel.queue_bind(alternate, exchange, "k")
     client.channel.queue_unbind(stalled, exchange, "k")
-    evaluate(broker, f"exit({queue_process(stalled)}, kill).")
+    kill_queue(broker, stalled)
     client.collect(alternate, 5000 - waiting, within=60)
     all_settled(broker, exchange)
 

@@ -78,6 +78,48 @@ def test_suites_are_what_they_wrote_and_how_they_ended(tally, tmp_path, cases, c
     assert last(said) == wanted
     if SKIPPED in cases:
         assert "skipped: a: cannot be had (c skipped)" in said.splitlines()
+    if FAILED in cases:
+        assert "    FAILED c failed\n        no\n" in said
+
+
+@pytest.fixture
+def steadying(tmp_path):
+    """A module of tests that pass from so many runs on, and the command that runs it."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_s.py").write_text("""
+import pathlib, pytest
+@pytest.mark.parametrize("passes_from", [1, 1, 2, 3])
+def test_it(passes_from, request):
+    count = pathlib.Path(__file__).with_name(request.node.name.replace("/", "-"))
+    runs = len(count.read_text()) + 1 if count.exists() else 1
+    count.write_text("x" * runs)
+    assert runs >= passes_from, "not yet"
+""")
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+
+
+def test_what_passes_when_run_once_more_is_named_as_unsteady(tally, tmp_path, steadying):
+    command = [*steadying, f"--junitxml={tmp_path}/junit/a.xml"]
+    tally("run", "a", "--junit", f"{tmp_path}/junit/*.xml", "--", *command, "tests")
+    assert last(tally("sum", code=1)) == "2 passed, 2 failed"
+    tally("again", "a", "--junit", f"{tmp_path}/again/*.xml", "--", *steadying,
+          f"--junitxml={tmp_path}/again/a.xml")
+    said = tally("sum", code=1)
+    assert last(said) == "3 passed, 1 failed"
+    assert re.search(r"^    unsteady, passed when run once more: tests.test_s test_it\[2\]\n .*not yet",
+                     said, re.MULTILINE)
+    assert re.search(r"^    FAILED tests.test_s test_it\[3\]\n .*not yet", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("cases, code", [
+    ([FAILED] * 6, 1), ([PASSED, FAILED], 3), ([PASSED], 139), ([PASSED], 0)])
+def test_many_that_failed_or_a_crash_are_not_looked_at_again(tally, tmp_path, cases, code):
+    path = tmp_path / "junit" / "a.xml"
+    tally("run", "a", "--junit", str(path), "--", *junit(path, *cases), str(code))
+    failed = 0 if cases == [PASSED] and code == 0 else 1
+    before = tally("sum", code=failed)
+    tally("again", "a", "--junit", str(path), "--", *junit(path, PASSED), "0")
+    assert tally("sum", code=failed) == before
 
 
 def test_what_was_written_before_or_only_in_part_does_not_count(tally, tmp_path):
