@@ -3,6 +3,7 @@
 # make demo     see it work          make check   run every test
 # make dist     build the plugin     make bench   measure it against other ways
 # make build    compile              make deps    install what all of these need (Debian, root)
+# make release  what people get
 #
 # 3.10 is this machine's RabbitMQ (Debian 12); 4.0 and 4.3 are in chroots (Debian 13 and sid) that
 # make broker-4.0 and make broker-4.3 prepare. make dist-4.0, check-4.0, demo and so on make them.
@@ -53,7 +54,7 @@ export LC_ALL := C.UTF-8
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1) $@" &&)
 
-.PHONY: soak-api deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
+.PHONY: soak-api release check-release deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) dist-3.13-4.x $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static $(SERIES:%=check-%) \
         suites-c suites-erl suites-integration suites-static c-tests soak-faults
@@ -256,6 +257,13 @@ $(EZ):
 	@rm -rf $(@D) && mkdir -p $(@D)
 	escript scripts/ez $(APP) $(BEAMS) $@ $(BUILT)
 
+# What is given to people, of the commit that is checked out: docs/internals/releases.md.
+release: deps-build
+	@SYSROOT="$(abspath $(SYSROOT))" $(PYTHON) scripts/release "$(VERSION)" $(filter-out $(BUILT),$(LIBRARIES))
+
+check-release: deps-build
+	@tests/static/release_twice
+
 # -------------------------------------------------------------------------- demo
 demo: deps-demo dist-3.10
 	@$(PYTHON) demo/demo.py
@@ -407,7 +415,8 @@ suites-static:
 	    -p no:cacheprovider --junitxml=$(RESULTS)/tally/tally.xml tests/static/test_tally.py \
 	    tests/static/test_links.py tests/static/test_sizes.py tests/static/test_once.py \
 	    tests/static/test_locks.py tests/static/test_broker_calls.py \
-	    tests/static/test_client_pages.py tests/static/test_client_locks.py
+	    tests/static/test_client_pages.py tests/static/test_client_locks.py \
+	    tests/static/test_release.py
 	@$(RUN) static-links -- tests/static/links
 	@$(RUN) static-sizes -- tests/static/sizes
 	@$(RUN) static-locks -- tests/static/locks $(wildcard c_src/*.c c_src/*.h)
