@@ -56,7 +56,7 @@ say = $(if $(V),,@echo "  $(1) $@" &&)
 
 .PHONY: soak-api release check-release deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) dist-3.13-4.x $(SERIES:%=broker-%) \
-        check check-c check-erl check-integration check-static $(SERIES:%=check-%) \
+        check check-c check-erl check-integration check-static check-cluster $(SERIES:%=check-%) \
         suites-c suites-erl suites-integration suites-static c-tests soak-faults
 .DELETE_ON_ERROR:
 
@@ -345,6 +345,28 @@ suite-clients-%:
 	@$(RUN) clients-$* --junit "$(RESULTS)/pytest-clients-$*/*.xml" -- env BROKER_SERIES=$* \
 	    PYTHONPATH=tests/integration $(PYTHON) -m pytest -q -p no:cacheprovider \
 	    --junitxml=$(RESULTS)/pytest-clients-$*/clients.xml $(CLIENTS)
+
+# Three nodes in namespaces, killed, paused and cut off from each other. SERIES=4.0 runs one series (4.0 on
+# Mnesia and on Khepri), SECONDS=60 has each fault last so much longer, CLUSTER_TESTS picks some.
+CLUSTER_TESTS := tests/cluster
+CLUSTERS := $(foreach series,$(SERIES),$(if $(filter 4.0,$(series)),4.0-mnesia 4.0-khepri,$(series)))
+check-cluster: deps
+	@rm -f $(RESULTS)/cluster-*.json
+	@for series in $(SERIES); do \
+	    [ $$series = 3.10 ] || \
+	        $(NEED) cluster-$$series -- sh -c "scripts/broker 4.0 && scripts/broker $$series" || continue; \
+	    $(NEED) cluster-$$series -- $(PYTHON) tests/cluster/namespaces.py --allowed || continue; \
+	    $(MAKE) --no-print-directory dist-$$series $$(printf 'suite-cluster-%s ' \
+	        $$(printf '%s\n' $(CLUSTERS) | grep "^$$series")) || \
+	        $(FAIL) cluster-$$series "it cannot be built, see above"; \
+	done
+	@$(SUM) cluster-
+
+suite-cluster-%:
+	@$(RUN) cluster-$* --junit "$(RESULTS)/pytest-cluster-$*/*.xml" -- env \
+	    BROKER_SERIES=$(firstword $(subst -, ,$*)) CLUSTER_METADATA=$(word 2,$(subst -, ,$*)) \
+	    CLUSTER_SECONDS=$(SECONDS) PYTHONPATH=tests/integration $(PYTHON) -m pytest -q -rP \
+	    -p no:cacheprovider --junitxml=$(RESULTS)/pytest-cluster-$*/cluster.xml $(CLUSTER_TESTS)
 
 # Every place and every errno of tests/c/test_store_faults.c, of which make check draws some, and ten
 # times as many power cuts and broken invariants.

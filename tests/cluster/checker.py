@@ -12,6 +12,7 @@ which all that is in a record share), "what", and of which client or fault:
     returned    id: it was unroutable
     delivered   id, redelivered
     opened, closed (why), cancelled (why): a client's connection or consumer
+    silent      seconds: a publisher gave its connection up, as the oldest message had no answer for so long
     fault       name: what was done to a node; healed name: it was undone
 
 judge(events) is a pure function of them. `checker.py FILE` judges one that was written.
@@ -108,6 +109,7 @@ class Verdict:
     duplicates: list = dataclasses.field(default_factory=list)
     closed: list = dataclasses.field(default_factory=list)
     cancelled: list = dataclasses.field(default_factory=list)
+    silent: list = dataclasses.field(default_factory=list)
     retried_and_both_delivered: list = dataclasses.field(default_factory=list)
     latest: float = 0.0
     latest_id: str = None
@@ -136,8 +138,8 @@ class Verdict:
         counted = " ".join(f"{what} {self.counts.get(what, 0)}" for what in OF_MESSAGES)
         return (f"{counted}; lost {len(self.lost)}, early {len(self.early)}, duplicates "
                 f"{len(self.duplicates)} ({len(self.unmarked)} unmarked, {len(self.stale())} stale), closed "
-                f"{len(self.closed)}; latest {self.latest:.3f} s; longest without a confirm "
-                f"{self.no_confirm.seconds:.2f} s ({self.no_confirm.fault}), without a release "
+                f"{len(self.closed)}, given up {len(self.silent)}; latest {self.latest:.3f} s; longest "
+                f"without a confirm {self.no_confirm.seconds:.2f} s ({self.no_confirm.fault}), without a release "
                 f"{self.no_release.seconds:.2f} s ({self.no_release.fault})")
 
 
@@ -186,6 +188,7 @@ def judge(events):
         if message.after is not None and message.deliveries and messages[message.after].deliveries]
     verdict.closed = [event for event in events if event["what"] == "closed"]
     verdict.cancelled = [event for event in events if event["what"] == "cancelled"]
+    verdict.silent = [event for event in events if event["what"] == "silent"]
     verdict.no_confirm = _no_confirm(events, messages, faults)
     verdict.no_release = _no_release(messages, faults)
     return verdict

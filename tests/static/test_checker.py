@@ -24,7 +24,7 @@ def history(*events):
     made = []
     for at, what, name, *more in events:
         key = "name" if what in ("fault", "healed") else "client" if what in (
-            "closed", "opened", "cancelled") else "id"
+            "closed", "opened", "cancelled", "silent") else "id"
         event = {"at": at, "what": what, key: name, **(more[0] if more else {})}
         if what == "sent":
             event.setdefault("due", None)
@@ -150,10 +150,11 @@ def test_what_cannot_be_is_unsound(events):
     assert len(verdict.unsound) == 1 and verdict.complaints() == [f"unsound: {verdict.unsound[0]}"]
 
 
-def test_closed_connections_are_told():
-    closed = history((1, "closed", "p1", {"why": "(506, 'no')"}), (2, "cancelled", "c1", {"why": "gone"}))
+def test_connections_that_ended_are_told():
+    closed = history((1, "closed", "p1", {"why": "(506, 'no')"}), (2, "cancelled", "c1", {"why": "gone"}),
+                     (3, "silent", "p2", {"seconds": 30}))
     verdict = judge(history(*SOUND[:1]) + closed)
-    assert verdict.closed == closed[:1] and verdict.cancelled == closed[1:]
+    assert [verdict.closed, verdict.cancelled, verdict.silent] == [[event] for event in closed]
 
 
 def test_the_longest_time_without_a_confirm():
