@@ -347,8 +347,9 @@ suite-clients-%:
 	    --junitxml=$(RESULTS)/pytest-clients-$*/clients.xml $(CLIENTS)
 
 # Three nodes in namespaces, killed, paused and cut off from each other. SERIES=4.0 runs one series (4.0 on
-# Mnesia and on Khepri), SECONDS=60 has each fault last so much longer, CLUSTER_TESTS picks some.
+# Mnesia and on Khepri), SECONDS=60 has each fault last so much longer, SHORT=1 takes two minutes.
 CLUSTER_TESTS := tests/cluster
+CLUSTER_SHORT := quorum_leader_killed or quorum_leader_cut_off or delayed_another_node_killed
 CLUSTERS := $(foreach series,$(SERIES),$(if $(filter 4.0,$(series)),4.0-mnesia 4.0-khepri,$(series)))
 check-cluster: deps
 	@rm -f $(RESULTS)/cluster-*.json
@@ -366,7 +367,8 @@ suite-cluster-%:
 	@$(RUN) cluster-$* --junit "$(RESULTS)/pytest-cluster-$*/*.xml" -- env \
 	    BROKER_SERIES=$(firstword $(subst -, ,$*)) CLUSTER_METADATA=$(word 2,$(subst -, ,$*)) \
 	    CLUSTER_SECONDS=$(SECONDS) PYTHONPATH=tests/integration $(PYTHON) -m pytest -q -rP \
-	    -p no:cacheprovider --junitxml=$(RESULTS)/pytest-cluster-$*/cluster.xml $(CLUSTER_TESTS)
+	    -p no:cacheprovider --junitxml=$(RESULTS)/pytest-cluster-$*/cluster.xml \
+	    $(if $(SHORT),-k "$(CLUSTER_SHORT)") $(CLUSTER_TESTS)
 
 # Every place and every errno of tests/c/test_store_faults.c, of which make check draws some, and ten
 # times as many power cuts and broken invariants.

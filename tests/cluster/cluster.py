@@ -215,6 +215,12 @@ class Cluster:
         self._join(n, by, "reset")
         self._note("healed", f"join {n}")
 
+    def reset_and_join(self, n, by):
+        """A node that runs leaves the cluster by itself, with nothing, and joins again."""
+        self._note("fault", f"reset {n}")
+        self._join(n, by, "reset")
+        self._note("healed", f"join {n}")
+
     def _join(self, n, to, *before):
         node = self.nodes[n]
         for command in (["stop_app"], *([command] for command in before),

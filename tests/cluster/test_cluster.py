@@ -377,3 +377,11 @@ def test_delayed_another_node_paused(whole, subject):
     whole.await_whole()
     delayed.goes_on()
     delayed.verdict()
+
+
+def test_delayed_another_node_reset_and_joined(whole, subject):
+    delayed = subject(Delayed)
+    whole.reset_and_join(2, by=1)
+    whole.await_whole()
+    delayed.last()
+    delayed.verdict()
