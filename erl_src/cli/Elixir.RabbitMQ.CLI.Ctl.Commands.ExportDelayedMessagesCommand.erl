@@ -63,7 +63,7 @@ run(Args, #{file := File} = Options) ->
         true ->
             {error, ?EXIT_DATA, <<File/binary, " is there already">>};
         false ->
-            case opened(Part, Options) of
+            case opened(Part, Args, Options) of
                 {ok, Device, From} ->
                     Result = write(Args, Options, Device, From),
                     Closed = [file:datasync(Device), file:close(Device)],
@@ -76,19 +76,19 @@ run(Args, #{file := File} = Options) ->
     end.
 
 %% Where to go on, {0, 0} at first, and how many lines there are already.
-opened(Part, #{resume := true}) ->
+opened(Part, [Exchange], #{resume := true}) ->
     case file:open(Part, [read, write, raw, binary, {read_ahead, 1048576}]) of
         {ok, Device} ->
             case whole_lines(Device, 0, 0, none) of
                 {ok, End, Count, Last} ->
-                    case position(Last) of
+                    case position(Last, Exchange) of
                         {ok, Position} ->
                             {ok, End} = file:position(Device, End),
                             ok = file:truncate(Device),
                             {ok, Device, {Position, Count}};
-                        error ->
+                        Failure ->
                             ok = file:close(Device),
-                            {error, ?EXIT_DATA, <<Part/binary, " does not say where to go on">>}
+                            {error, ?EXIT_DATA, <<Part/binary, (not_resumed(Failure))/binary>>}
                     end;
                 {error, _} = Error ->
                     Error
@@ -96,14 +96,17 @@ opened(Part, #{resume := true}) ->
         {error, _} = Error ->
             Error
     end;
-opened(Part, _) ->
+opened(Part, _, _) ->
     case file:open(Part, [write, raw, binary, delayed_write]) of
         {ok, Device} -> {ok, Device, {{0, 0}, 0}};
         {error, _} = Error -> Error
     end.
 
-position(none) -> {ok, {0, 0}};
-position(Line) -> rabbit_delay_transfer:position(Line).
+position(none, _) -> {ok, {0, 0}};
+position(Line, Exchange) -> rabbit_delay_transfer:position(Line, Exchange).
+
+not_resumed(error) -> <<" does not say where to go on">>;
+not_resumed({error, other_exchange}) -> <<" is of another exchange">>.
 
 %% What was ended may have cut the last one.
 whole_lines(Device, End, Count, Last) ->

@@ -24,7 +24,7 @@
 -include("rabbit_delay.hrl").
 
 -export([places/3, export/3, official_lines/3, import/3, marks/2, pending_marks/3, line/3,
-         parse/1, position/1]).
+         parse/1, position/2]).
 
 -export_type([cursor/0]).
 
@@ -125,16 +125,19 @@ pending_line(Exchange, Id, #{due := Due, encoding := Encoding, body := Body}) ->
             damaged
     end.
 
-%% Where an export goes on behind this line, if it says so.
--spec position(binary()) -> {ok, cursor()} | error.
-position(Line) ->
+%% Where an export of this exchange goes on behind this line, if it says so and is of it.
+-spec position(binary(), Exchange :: binary()) -> {ok, cursor()} | error | {error, other_exchange}.
+position(Line, Exchange) ->
+    Named = text(Exchange),
     case rabbit_json:try_decode(Line) of
-        {ok, #{<<"format">> := ?FORMAT, <<"due">> := Due, <<"id">> := Word}}
+        {ok, #{<<"format">> := ?FORMAT, <<"due">> := Due, <<"id">> := Word, <<"exchange">> := Named}}
           when is_integer(Due), is_binary(Word) ->
             case rabbit_delay_notation:number(Word) of
                 {ok, Id} -> {ok, {Due, Id}};
                 error -> error
             end;
+        {ok, #{<<"exchange">> := Other}} when Other =/= Named ->
+            {error, other_exchange};
         _ ->
             error
     end.

@@ -190,6 +190,22 @@ def test_an_export_that_was_ended_is_resumed(client, broker):
     assert code == BAD_DATA and "where to go on" in said
 
 
+def test_what_there_is_of_another_exchange_is_not_gone_on_with(client, broker):
+    exchange, other = client.delayed(), client.delayed()
+    for of in exchange, other:
+        client.publish(of, body=b"x", delay=HOUR_MS)
+    whole, name = file_name(), file_name()
+    export(broker, other, whole)
+    os.rename(broker.path(whole), broker.path(name) + ".part")
+    with open(broker.path(name) + ".part", "rb") as f:
+        before = f.read()
+    code, said = refused(broker, "export_delayed_messages", "--file", broker.path(name), "--resume", exchange)
+    assert code == BAD_DATA and "is of another exchange" in said
+    with open(broker.path(name) + ".part", "rb") as f:
+        assert f.read() == before
+    assert not os.path.exists(broker.path(name))
+
+
 def test_more_than_the_store_gives_at_once_is_exported_each_once(client, broker):
     """A walk finds 65,535; of more there is another, which begins behind the last."""
     exchange, _ = client.delayed_and_queue()
