@@ -75,8 +75,10 @@ def press(page, name):
 
 
 def popup(page, kind, text):
-    """Waits for a popup with that text, reads and closes it."""
+    """Waits for a popup with that text, reads and closes it. It fades, and must not be taken for the next."""
     page.await_text(kind, text)
     read = page.texts(kind)[0]
+    page.evaluate(f"document.querySelector('{kind}').dataset.read = ''")
     page.click(f"{kind} span#close" if page.count(f"{kind} span#close") else f"{kind} span")
+    page.waitForSelector(f"{kind}[data-read]", {"state": "detached"})
     return read
