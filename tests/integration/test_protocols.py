@@ -11,7 +11,7 @@ from client import Client
 from conftest import PLUGIN
 from management import Management, eventually
 from private_broker import default_series
-from programs import run
+from programs import execute, run
 
 OLD = default_series() == "3.10"
 MQTT_EXCHANGE = "mqtt.delayed"
@@ -57,6 +57,19 @@ def test_retries_of_amqp_1_0(protocols, client, node_modules, kind):
         (f"/queues/{queue}", f"/queues/{queue}", f"/queues/{parked}"))
     run("node", "amqp10_retry.js", str(protocols.amqp_port), target, source, place,
         "false" if OLD else "true")
+
+
+@pytest.mark.skipif(OLD, reason="RabbitMQ 3.10 takes no annotations with an outcome")
+def test_a_consumer_chooses_when_a_message_comes_back(protocols, client, node_modules):
+    exchange = client.delayed()
+    queue = client.queue((exchange, "work"), arguments={
+        "x-queue-type": "quorum", "x-dead-letter-exchange": exchange, "x-dead-letter-routing-key": "work"})
+    said = execute("node", "amqp10_retry_after.js", str(protocols.amqp_port), f"/exchanges/{exchange}/work",
+               f"/queues/{queue}")
+    came = [[int(ms) for ms in line.split()] for line in said.split("\n") if line]
+    assert len(came) == 4
+    assert all(at >= due for at, due in came)
+    assert client.depth(queue) == 0
 
 
 @pytest.mark.parametrize("version", ["4", pytest.param("5", marks=pytest.mark.skipif(
