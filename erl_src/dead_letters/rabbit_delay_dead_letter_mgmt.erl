@@ -1,8 +1,7 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% The HTTP API for dead-lettering: what check_dead_lettering, dead_letter_stats, explain_dead_letter
-%% and redrive_dead_letters do, as an extension of the management plugin. priv/openapi.json describes
-%% it.
+%% and redrive_dead_letters do, as an extension of the management plugin. priv/www/api describes it.
 %%
 %% Who may what: the check and the graph show policies, and so take what /api/policies takes, the tag
 %% policymaker or administrator. Looking at a queue's messages takes access to the vhost and `read'

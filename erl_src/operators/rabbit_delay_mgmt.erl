@@ -1,7 +1,7 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% The HTTP API for delayed messages, as an extension of the management plugin, which finds this module
-%% by its behaviour and is needed by nothing else here. priv/openapi.json describes it.
+%% by its behaviour and is needed by nothing else here. priv/www/api describes it.
 %%
 %% Who may what: as in the management plugin's own API, a user needs one of its tags and access to
 %% the vhost, which is enough to see exchanges and how much they hold. Besides that, and whatever the

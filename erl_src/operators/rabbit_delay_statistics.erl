@@ -13,6 +13,9 @@
 -export_type([samples/0, buckets/0]).
 
 -define(COUNTS, [published, released]).
+%% What else became of messages, of which no rate is shown.
+-define(OUTCOMES, [cancelled, replaced, deduplicated, unroutable, expired, overflowed, dead_lettered, returned,
+                   parked, rejected, unusable, keys_ignored, dropped, corrupt]).
 %% As far back as the management pages' shortest range, and one before it to begin with.
 -define(KEPT_MS, 65000).
 %% Samples are taken by a timer: one that comes this much early is in time.
@@ -56,15 +59,13 @@ rate(_, _) ->
 -spec message_stats(rabbit_exchange:name(), samples | rates) -> map().
 message_stats(XName, What) ->
     Samples = rabbit_delay_registry:samples(XName),
-    Counts = case rabbit_delay_registry:known_counters(XName) of
-                 undefined -> maps:from_list([{Name, 0} || Name <- ?COUNTS]);
-                 Counters -> counts(Counters)
-             end,
-    maps:fold(fun (Name, N, Acc) ->
-                      Acc#{Name => N,
-                           <<(atom_to_binary(Name, utf8))/binary, "_details">> =>
-                               details(Name, Samples, What)}
-              end, #{}, Counts).
+    Counted = case rabbit_delay_registry:known_counters(XName) of
+                  undefined -> fun (_) -> 0 end;
+                  Counters -> fun (Name) -> rabbit_delay_counters:get(Counters, Name) end
+              end,
+    maps:from_list([{Name, Counted(Name)} || Name <- ?COUNTS ++ ?OUTCOMES]
+                   ++ [{<<(atom_to_binary(Name, utf8))/binary, "_details">>, details(Name, Samples, What)}
+                       || Name <- ?COUNTS]).
 
 details(Name, Samples, rates) ->
     #{rate => rate(Name, Samples)};

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Requests to the HTTP API that are held against priv/openapi.json."""
+"""Requests to the HTTP API that are held against openapi.json, which the broker serves."""
 
 import json
 import os
@@ -8,7 +8,8 @@ import re
 from management import quoted
 from private_broker import REPOSITORY
 
-with open(os.path.join(REPOSITORY, "priv", "openapi.json"), encoding="utf-8") as file:
+DESCRIBED = os.path.join(REPOSITORY, "priv", "www", "api", "delay-wheel")
+with open(os.path.join(DESCRIBED, "openapi.json"), encoding="utf-8") as file:
     OPENAPI = json.load(file)
 
 TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MPL-2.0
 """The HTTP API under /api/dead-lettering and /api/dead-letters, each answer held against
-priv/openapi.json, and who may use what of it."""
+openapi.json, and who may use what of it."""
 
 import json
 

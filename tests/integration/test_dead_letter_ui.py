@@ -2,6 +2,8 @@
 """The pages for dead-lettering among the broker's management pages, clicked through in a headless
 Chromium, with real dead letters."""
 
+import json
+
 import pytest
 
 import wire
@@ -22,10 +24,11 @@ def parked(local):
 
 
 def visit(page, vhost, selector=GRAPH):
-    """The page of traps of one vhost."""
+    """The page of traps of one vhost, once it says nothing of others any more."""
     page.visit("#/dead-lettering", "#dead-lettering-findings")
     page.selectOption("#show-vhost", vhost)
-    page.waitForSelector(selector)
+    shown = f"#dead-lettering-findings[data-vhost={json.dumps(vhost, ensure_ascii=False)}]"
+    page.waitForSelector(f"#main:has({shown}) {selector}")
 
 
 def visit_queue(page, vhost, queue):
@@ -67,6 +70,31 @@ def test_the_drawing_shows_where_dead_letters_go(page, local, vhost, parked):
         f"Array.from(document.querySelectorAll('{GRAPH} text'), t => t.textContent)"))
     assert page.count(f"{GRAPH} path.forward") == 6
     page.click(f'{GRAPH} a:has-text("{queue}")')
+    page.waitForSelector(GROUPS)
+    assert work in page.texts(GROUPS)[0]
+
+
+def test_the_queues_that_dead_letters_go_to_are_listed_the_fullest_first(page, local, vhost, parked):
+    work, queue = parked
+    other = local.queue(name="other \u00fc")
+    local.queue(name="to other", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": other})
+    rows = ".dead-lettering-queues tbody tr"
+    visit(page, vhost, rows)
+    assert page.texts(f"{rows} td:nth-child(1)") == [queue, other]
+    assert page.texts(f"{rows} td:nth-child(2)") == ["3", "0"]
+    # What the management plugin knows comes a little later.
+    def consumers():
+        press(page, "Check again")
+        page.waitForSelector("#dead-lettering-findings[data-vhost]")
+        page.waitForSelector(rows)
+        return page.texts(f"{rows} td:nth-child(5)")
+
+    eventually(consumers, lambda cells: cells == ["0", "0"], within=60)
+    page.fill(".dead-lettering-filter", "OTHER")
+    page.waitForSelector(f'.dead-lettering-queues:not(:has-text("{queue}"))')
+    assert page.texts(f"{rows} td:nth-child(1)") == [other]
+    page.fill(".dead-lettering-filter", "")
+    page.click(f'{rows} a:text-is("{queue}")')
     page.waitForSelector(GROUPS)
     assert work in page.texts(GROUPS)[0]
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MPL-2.0
-"""The HTTP API under /api/delayed-exchanges, each answer held against priv/openapi.json; who may
+"""The HTTP API under /api/delayed-exchanges, each answer held against openapi.json; who may
 use what of it; and the management plugin absent, or enabled after us."""
 
 import base64
 import json
+import os
 import re
 import urllib.error
 import urllib.request
@@ -518,3 +519,42 @@ def test_enabled_after_the_management_plugin_it_serves(brokers, browser):
     assert "Delayed" not in page.texts("#tabs a") and page.errors() == []
     page.close()
     broker.end()
+
+
+# --------------------------------------------------------------------------- the reference
+
+def test_the_broker_serves_the_reference_to_anybody(broker):
+    base = f"http://127.0.0.1:{broker.management_port}/api/delay-wheel/"
+    # The broker's file server does not know JSON.
+    for name, kind in ("openapi.json", "octet-stream"), ("index.html", "html"), ("reference.js", "javascript"):
+        with urllib.request.urlopen(base + name, timeout=60) as answer, \
+                open(os.path.join(openapi.DESCRIBED, name), "rb") as file:
+            assert answer.headers["content-type"].split(";")[0].split("/")[1] == kind
+            assert answer.read() == file.read()
+
+
+def test_the_page_of_the_reference_has_all_that_can_be_asked(browser, broker):
+    page = Page(browser, broker)
+    page.visit("#/delayed-exchanges", "#main h1:has-text('Delayed exchanges')")
+    page.click("#main a:text-is('HTTP API for delayed messages')")
+    page.waitForSelector("#operations tbody tr")
+    rows = list(zip(page.texts("#operations td:nth-child(1)"), page.texts("#operations td:nth-child(2)")))
+    assert sorted(rows) == sorted((method.upper(), "/api" + path)
+                                  for path, operations in openapi.OPENAPI["paths"].items()
+                                  for method in operations if method in ("get", "put", "post", "delete"))
+    asked = [(method, path) for path, operations in openapi.OPENAPI["paths"].items()
+             for method in ("get", "put", "delete", "post") if method in operations]
+    for row, (method, path) in enumerate(asked, 1):
+        operation = openapi.OPENAPI["paths"][path][method]
+        shown = " ".join(page.evaluate(
+            f"document.querySelector('#operations tbody tr:nth-child({row})').textContent").split())
+        for text in [operation["summary"], *(openapi.resolved(p)["name"]
+                                             for p in operation.get("parameters", [])),
+                     *operation["responses"]]:
+            assert text in shown
+        for part in operation.get("description", "").split("`"):
+            assert " ".join(part.split()) in shown
+    assert "undefined" not in "".join(page.texts("#operations"))
+    assert page.errors() == []
+    page.goto(page.url + "api/delay-wheel/index.html")
+    page.waitForSelector("#operations tbody tr")

@@ -10,7 +10,7 @@ import pytest
 
 import wire
 from browser import HOSTILE, INFO, LOADED, WARNING, Page, popup, press
-from management import eventually
+from management import eventually, quoted
 from node import HOUR_MS
 
 TABLE = "#delayed-messages-table"
@@ -119,6 +119,33 @@ def test_an_exchange_without_messages(client, page):
     assert page.count("#delayed-chart-due-times") == 0
 
 
+def test_the_brokers_page_of_a_delayed_exchange_leads_here_and_back(client, page):
+    exchange, plain = client.delayed(name=f"späte / {uuid.uuid4().hex} %"), client.exchange("topic")
+    page.visit(f"#/exchanges/%2F/{quoted(exchange)}", "#delayed-link a")
+    assert page.count("#delayed-link") == 1
+    page.click("#delayed-link a")
+    page.waitForSelector(LOADED)
+    assert exchange in page.texts("#main h1")[0]
+    page.click(f'#main td a:has-text("{exchange}")')
+    page.waitForSelector("#delayed-link a")
+    page.visit(f"#/exchanges/%2F/{quoted(plain)}", "#main table.facts td:has-text('topic')")
+    assert page.count("#delayed-link") == 0
+
+
+def test_what_else_became_of_messages_is_told(client, page, broker):
+    exchange = client.delayed()
+    page.exchange(exchange)
+    assert page.texts("#delayed-outcomes p") == ["... nothing since the node started ..."]
+    for n in range(3):
+        client.publish(exchange, "nowhere", b"%d" % n, delay=1)
+    for n in range(2):
+        client.publish(exchange, "k", b"%d" % n, delay=HOUR_MS)
+    broker.ctl("purge_delayed_messages", exchange)
+    eventually(lambda: page.exchange(exchange) or page.texts("#delayed-outcomes tbody td"),
+               lambda cells: cells == ["2", "cancelled, by their keys or by operators",
+                                       "3", "dropped: no queue was bound for them when they were due"])
+
+
 def test_one_message_is_in_the_chart_and_in_the_table(client, page):
     exchange, queue = client.delayed_and_queue()
     client.publish(exchange, "k", b"soon", delay=1)
@@ -183,6 +210,37 @@ def test_the_page_follows_while_what_is_filled_in_stays(client, page, holding):
 
 
 # ----------------------------------------------------------------------------- changes
+
+def test_what_is_not_found_on_the_page_is_hidden_and_not_selected(page, management, holding):
+    exchange, _ = holding
+    page.exchange(exchange)
+    visible = f"{ROWS}:visible"
+    assert len(numbers(page)) == 6
+    page.check("#delayed-all")
+    page.fill("#delayed-find", "N: 3")
+    assert page.count(visible) == 1 and page.texts("#delayed-found") == ["1 message of these"]
+    assert page.count(f"{ROWS} .delayed-one:checked") == 1
+    page.fill("#delayed-find", "in no message")
+    assert page.count(visible) == 0 and page.count(f"{ROWS} .delayed-one:checked") == 0
+    page.check("#delayed-all")
+    assert page.count(f"{ROWS} .delayed-one:checked") == 0
+    page.uncheck("#delayed-all")
+    for hostile in HOSTILE + [".*", "[", "\\"]:
+        page.fill("#delayed-find", hostile)
+        assert page.count(visible) == 0
+    # It stays when the messages come anew.
+    page.fill("#delayed-find", "n: 3")
+    press(page, "Show")
+    page.await_text("#delayed-found", "1 message of these")
+    assert page.inputValue("#delayed-find") == "n: 3"
+    page.check("#delayed-all")
+    press(page, "Cancel")
+    assert page.asked(True) == ["1 message will be cancelled. They are gone then: nobody will get them. Are you sure?"]
+    popup(page, INFO, "1 message cancelled.")
+    assert pending(management, exchange) == 5
+    page.fill("#delayed-find", "")
+    assert page.count(visible) == 5
+
 
 def test_selected_messages_are_cancelled_once_it_is_affirmed(page, management, holding):
     exchange, _ = holding

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""schemathesis tries out what priv/openapi.json says, with requests that it makes up, valid and not,
+"""schemathesis tries out what openapi.json says, with requests that it makes up, valid and not,
 and all its checks: no status of 500 and above but 503, no answer that is not described.
 
 SCHEMATHESIS_EXAMPLES in the environment says how many it makes up for an operation: `make soak-api` has
@@ -16,7 +16,7 @@ import programs
 from client import Client
 from conftest import hold_six
 from management import eventually
-from private_broker import REPOSITORY
+from openapi import DESCRIBED
 from test_redrive import park, topology
 
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "5"))
@@ -69,7 +69,7 @@ def test_schemathesis_finds_nothing(broker, plain, program, tmp_path):
     park(client, "work-openapi", queue, ["a", "b"])
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG.format(vhost="openapi", exchange=exchange, queue=queue))
-    argv = [program, "--config-file", str(config), "run", os.path.join(REPOSITORY, "priv", "openapi.json"),
+    argv = [program, "--config-file", str(config), "run", os.path.join(DESCRIBED, "openapi.json"),
             "--url", f"http://127.0.0.1:{broker.management_port}/api", "--auth", "guest:guest",
             "--checks", "all", "--max-examples", str(EXAMPLES), "--seed", "1" if not SECONDS else str(os.getpid()),
             "--request-timeout", "60", "--suppress-health-check", "all", "--warnings", "off", "--no-color",

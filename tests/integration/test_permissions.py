@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MPL-2.0
 """Who may do what: operations over HTTP by tag and permission, all of them, against what
-priv/openapi.json says; keys, topic permissions and histories by those who may do nothing with them
+openapi.json says; keys, topic permissions and histories by those who may do nothing with them
 otherwise; and that what cannot be read is not carried out."""
 
 import http.client

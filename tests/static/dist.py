@@ -39,7 +39,7 @@ def problems(path):
         yield f"{archive.testzip()}: its checksum is wrong"
     for name in names:
         if not re.fullmatch(rf"{re.escape(top)}/(ebin/[\w.]+\.(app|beam)|priv/[\w-]+/rabbit_delay_store\.(so|md5)|"
-                            rf"priv/schema/\w+\.schema|priv/openapi\.json|"
+                            rf"priv/schema/\w+\.schema|priv/www/api/delay-wheel/(index\.html|openapi\.json|reference\.js)|"
                             rf"priv/www/js/\w+\.js|LICENSE[\w.-]*)", name):
             yield f"{name}: does not belong into it"
 

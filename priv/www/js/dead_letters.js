@@ -14,6 +14,9 @@ const SVG = 'http://www.w3.org/2000/svg';
 // More is no drawing any more; then what is red is drawn, or what is asked for.
 const MAX_NODES = 150;
 
+// Of the queues that dead letters go to, listed.
+const MAX_QUEUES = 100;
+
 const RED = '#cc3333';
 
 const SEVERITY_COLOURS = {error: 'red', warning: 'yellow', info: 'green'};
@@ -88,10 +91,12 @@ function dead_lettering_page() {
 function check() {
     const HTML = pages().HTML, vhost = chosen_vhost(), mine = ++loading;
     show('dead-lettering-findings', HTML`<p>Checking ...</p>`);
+    $('#main #dead-lettering-findings').removeAttr('data-vhost');
     pages().request('GET', '/dead-lettering' + (vhost === '' ? '' : '/' + esc(vhost)), null,
                     function (answer) {
         if (mine !== loading) return;
         show('dead-lettering-findings', findings(answer));
+        $('#main #dead-lettering-findings').attr('data-vhost', vhost);
         show_graphs(vhost !== '' ? [vhost] : vhosts_of(answer), mine);
     }, function (why) {
         if (mine === loading) show('dead-lettering-findings', HTML`<p class="warning">${why}</p>`);
@@ -156,20 +161,54 @@ function show_graphs(vhosts, mine) {
             }
             const filter = $('<input type="text" class="dead-lettering-filter" size="30"/>')
                 .attr('placeholder', 'only what leads to or from ...');
-            const box = $('<div></div>');
-            const draw = function () { draw_part(box, vhost, graph, $.trim(filter.val())); };
+            const list = $('<div></div>'), box = $('<div></div>');
+            const draw = function () {
+                const text = $.trim(filter.val());
+                list.html(queues_of_dead_letters(vhost, graph, text).html);
+                draw_part(box, vhost, graph, text);
+            };
             let typed = null;
             filter.on('input', function () {
                 clearTimeout(typed);
                 typed = setTimeout(draw, 200);
             });
-            place.append($('<p></p>').append(filter), box);
+            place.append($('<p></p>').append(filter), list, box);
             draw();
             with_rates(vhost, graph, function () {
                 if (mine === loading) draw();
             });
         });
     });
+}
+
+// Those that dead letters go to, the fullest first.
+function queues_of_dead_letters(vhost, graph, text) {
+    const HTML = pages().HTML, lower = text.toLowerCase(), reached = {};
+    graph.edges.forEach(function (edge) { reached[edge[1]] = true; });
+    const queues = graph.nodes.filter(function (node, i) {
+        return node.kind == 'queue' && reached[i] && node.name.toLowerCase().indexOf(lower) >= 0;
+    }).sort(function (a, b) { return (b.messages || 0) - (a.messages || 0); });
+    if (queues.length == 0) return HTML``;
+    return HTML`
+<table class="list dead-lettering-queues">
+  <thead><tr><th>Queue</th><th>Messages</th><th>come in</th><th>Grows by</th><th>Consumers</th></tr></thead>
+  <tbody>${queues.slice(0, MAX_QUEUES).map(function (queue, i) {
+      return HTML`
+    <tr${pages().safe(alt_rows(i))}>
+      <td><a href="${page_url(vhost, queue.name)}">${queue.name}</a></td>
+      <td class="r">${queue.messages === undefined ? '' : fmt_num_thousands(queue.messages)}</td>
+      <td class="r">${rate_text(queue.rate)}</td>
+      <td class="r">${rate_text(queue.growth)}</td>
+      <td class="r">${queue.consumers}</td>
+    </tr>`;
+  })}
+  </tbody>
+</table>
+${queues.length > MAX_QUEUES && HTML`<p>... and ${queues.length - MAX_QUEUES} that hold less</p>`}`;
+}
+
+function rate_text(rate) {
+    return rate === undefined ? '' : fmt_num_thousands(Math.round(10 * rate) / 10) + '/s';
 }
 
 function is_red(node) {
@@ -227,18 +266,21 @@ function draw_part(box, vhost, graph, text) {
     }
 }
 
-// What queues take in, messages a second, as the management plugin knows it.
+// What queues take in and by how much they grow, messages a second, and who consumes from them, as the
+// management plugin knows it.
 function with_rates(vhost, graph, done) {
-    pages().request('GET', '/queues/' + esc(vhost) + '?columns=name,message_stats.publish_details.rate',
-                    null, function (queues) {
-        const rates = {};
+    pages().request('GET', '/queues/' + esc(vhost) + '?columns=name,consumers,messages_details.rate,'
+                    + 'message_stats.publish_details.rate', null, function (queues) {
+        const known = {};
         if (!Array.isArray(queues)) return;
-        queues.forEach(function (queue) {
-            const stats = queue.message_stats;
-            if (stats && stats.publish_details) rates['q' + queue.name] = stats.publish_details.rate;
-        });
+        queues.forEach(function (queue) { known['q' + queue.name] = queue; });
         graph.nodes.forEach(function (node) {
-            if (node.kind == 'queue') node.rate = rates['q' + node.name];
+            const queue = node.kind == 'queue' && known['q' + node.name];
+            if (!queue) return;
+            const stats = queue.message_stats || {};
+            if (stats.publish_details) node.rate = stats.publish_details.rate;
+            if (queue.messages_details) node.growth = queue.messages_details.rate;
+            node.consumers = queue.consumers;
         });
         done();
     }, function () {});

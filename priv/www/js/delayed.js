@@ -304,7 +304,8 @@ ${data.exchanges.items.length == 0 ? HTML`<p>... no delayed exchanges ...</p>` :
   })}
   </tbody>
 </table>`}
-</div>`;
+</div>
+<p><a href="api/delay-wheel/index.html">HTTP API for delayed messages</a></p>`;
 });
 
 // -------------------------------------------------------------------- of one exchange
@@ -319,7 +320,7 @@ function view_of(vhost, name) {
         view = {vhost: vhost, name: name, path: api_path(vhost, name),
                 filter: {}, limit: PAGE_SIZES[0],
                 // The cursor of each page that led here; the first has none.
-                cursors: [null], page: NO_MESSAGES, search: null, busy: false};
+                cursors: [null], page: NO_MESSAGES, search: null, find: '', busy: false};
     }
     return view;
 }
@@ -357,6 +358,36 @@ function page_size() {
 
 function in_twos(items) {
     return items.length == 0 ? [] : [items.slice(0, 2)].concat(in_twos(items.slice(2)));
+}
+
+// By their names in message_stats.
+const OUTCOMES = {
+    cancelled: 'cancelled, by their keys or by operators',
+    replaced: 'replaced by another with the same key',
+    deduplicated: 'not taken, as one with the same key was pending',
+    unroutable: 'dropped: no queue was bound for them when they were due',
+    expired: 'dropped: it was too late to release them',
+    overflowed: 'dropped: the exchange was full',
+    dead_lettered: 'sent to the dead-letter exchange: unroutable, too late, or the exchange was full',
+    returned: 'dead letters that came back to be tried again',
+    parked: 'dead letters that did not, and were parked',
+    rejected: 'refused with a nack',
+    unusable: 'refused alone: their delay could not be used',
+    keys_ignored: 'taken without regard to their key: nobody published them to this exchange itself',
+    dropped: 'lost: neither taken nor kept waiting, and their sender awaits no confirm',
+    corrupt: 'lost to damage of the files of the store'};
+
+function outcomes(stats) {
+    const happened = Object.keys(OUTCOMES).filter(function (name) { return stats[name] > 0; });
+    return happened.length == 0 ? HTML`<p>... nothing since the node started ...</p>` : HTML`
+    <table class="list">
+      <thead><tr><th>Messages</th><th>since the node started</th></tr></thead>
+      <tbody>${happened.map(function (name, i) {
+          return HTML`
+        <tr${safe(alt_rows(i))}><td class="r">${number(stats[name])}</td><td>${OUTCOMES[name]}</td></tr>`;
+      })}
+      </tbody>
+    </table>`;
 }
 
 template('delayed-exchange', function (data) {
@@ -414,6 +445,12 @@ template('delayed-exchange', function (data) {
                 lateness_label)}
     <p>${messages(late)} since the node started, late by ${duration(data.lateness.sum / late)} on
     average ${help('lateness')}</p>`}
+  </div>
+</div>
+
+<div class="section">
+  <h2>What else became of messages</h2>
+  <div class="hider updatable" id="delayed-outcomes">${outcomes(exchange.message_stats)}
   </div>
 </div>
 
@@ -536,6 +573,9 @@ function show_messages() {
       >Next</button></td>
   <td>Page ${view.cursors.length}: ${messages(items.length)}${
       view.page.cursor ? ', more follow' : ''}</td>
+  <td><label for="delayed-find">Find on this page:</label></td>
+  <td><input type="text" id="delayed-find" maxlength="1000" value="${view.find}"/>
+    <span id="delayed-found"></span></td>
 </tr></table>`;
     place.html((items.length == 0 && view.cursors.length == 1 && !view.page.cursor
         ? HTML`<p>... no messages ...</p>` : HTML`
@@ -563,6 +603,22 @@ function show_messages() {
   </tbody>
 </table>
 ${turning}`).html);
+    find_messages();
+}
+
+// Shows those of the page that say this anywhere; what is not to be seen is not selected.
+function find_messages() {
+    const wanted = view.find.toLowerCase();
+    const rows = $('#main #delayed-messages-table tbody tr');
+    const found = rows.filter(function (i) {
+        const message = view.page.items[i];
+        const said = [message.id, text(message.routing_key) || '', text(message.key) || '',
+                      headers_text(message.headers), new Date(message.due).toISOString()];
+        return said.concat($(this).text()).join('\n').toLowerCase().includes(wanted);
+    });
+    rows.hide().not(found).find('.delayed-one').prop('checked', false);
+    found.show();
+    $('#main #delayed-found').text(wanted === '' ? '' : messages(found.length) + ' of these');
 }
 
 function selected() {
@@ -706,7 +762,12 @@ $(document).on('click', '#main [data-delayed]', function () {
 });
 
 $(document).on('click', '#main #delayed-all', function () {
-    $('#main .delayed-one').prop('checked', $(this).is(':checked'));
+    $('#main .delayed-one:visible').prop('checked', $(this).is(':checked'));
+});
+
+$(document).on('input', '#main #delayed-find', function () {
+    view.find = $(this).val();
+    find_messages();
 });
 
 $(document).on('keypress', '#main #delayed-filter input', function (e) {
@@ -811,6 +872,18 @@ const admin = NAVIGATION['Admin'];
 delete NAVIGATION['Admin'];
 NAVIGATION['Delayed'] = ['#/delayed-exchanges', 'management', true];
 NAVIGATION['Admin'] = admin;
+
+// The broker's page of a delayed exchange gets a link here, under its heading. It offers no place for that.
+new MutationObserver(function () {
+    const at = /^#(\/exchanges\/[^/]+\/[^/?]+)$/.exec(window.location.hash);
+    const heading = document.querySelector('#main > h1');
+    const is_delayed = at && heading && Array.from(document.querySelectorAll('#main table.facts td'))
+        .some(function (cell) { return cell.textContent.trim() == 'x-delayed-message'; });
+    if (is_delayed && document.getElementById('delayed-link') === null) {
+        heading.insertAdjacentHTML('afterend', HTML`
+<p id="delayed-link"><a href="#/delayed-${at[1].substring(1)}">What is delayed, and what became of it</a></p>`.html);
+    }
+}).observe(document.body, {childList: true, subtree: true});
 
 window.DelayedPages = {HTML: HTML, safe: safe, template: template, help: help, request: request,
                        request_all: request_all, bar_chart: bar_chart, duration: duration};
