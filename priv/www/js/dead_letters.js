@@ -191,7 +191,7 @@ function queues_of_dead_letters(vhost, graph, text) {
     if (queues.length == 0) return HTML``;
     return HTML`
 <table class="list dead-lettering-queues">
-  <thead><tr><th>Queue</th><th>Messages</th><th>come in</th><th>Grows by</th><th>Consumers</th></tr></thead>
+  <thead><tr><th>Queue</th><th>Messages</th><th>Come in</th><th>Grows by</th><th>Consumers</th></tr></thead>
   <tbody>${queues.slice(0, MAX_QUEUES).map(function (queue, i) {
       return HTML`
     <tr${pages().safe(alt_rows(i))}>
