@@ -296,7 +296,7 @@ check: deps
 # two files at a time. Where a series cannot be had (not root, no mounts allowed, Debian sid has another
 # one by now, ...) the sum says that it was skipped, and why. Erlang that 4.3 runs on comes with 4.0.
 # What is the same on every series (tests/integration/once.py) runs on one of them here.
-# With SECOND_LOOK=1 a test or two that failed among all the others run once more alone, and are named in
+# With SECOND_LOOK=1 up to five tests of a series that failed among all the others run once more alone, and are named in
 # the sum as unsteady if they pass then.
 suites-integration:
 	@$(PYTHON) tests/integration/programs.py || $(FAIL) integration-programs "npm packages, see above"

@@ -14,7 +14,6 @@ nodes, whatever is cut off between them. Each fault and its undoing is noted in 
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -74,18 +73,6 @@ class Node(PrivateBroker):
         if wait:
             self.wait_until_amqp(timeout)
         return time.monotonic() - began
-
-    def wait_until_amqp(self, timeout=WITHIN):
-        self._until(self._speaks_amqp, self._beam, "the broker", timeout)
-
-    def _speaks_amqp(self):
-        try:
-            with socket.create_connection((self.address, AMQP), timeout=1) as client:
-                client.settimeout(5)
-                client.sendall(b"AMQP\x00\x00\x09\x01")
-                return client.recv(1) == b"\x01"
-        except OSError:
-            return False
 
     def wipe(self):
         """Deletes all that it has stored. It must not run."""

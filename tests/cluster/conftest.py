@@ -2,7 +2,6 @@
 """Where namespaces cannot be had, nothing here can be tested, and why is said."""
 
 import os
-import signal
 import sys
 
 import pytest
@@ -11,8 +10,8 @@ sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)),
                 os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "integration")]
 
 import namespaces  # noqa: E402
+from time_limit import time_limit  # noqa: E402
 
-# No test waits for ever, whatever is not answered.
 LONGEST_TEST_SECONDS = 1800
 
 
@@ -25,10 +24,5 @@ def allowed():
 
 @pytest.fixture(autouse=True)
 def deadline():
-    def over(*_):
-        raise TimeoutError(f"the test takes more than {LONGEST_TEST_SECONDS} s")
-
-    signal.signal(signal.SIGALRM, over)
-    signal.alarm(LONGEST_TEST_SECONDS)
-    yield
-    signal.alarm(0)
+    with time_limit(LONGEST_TEST_SECONDS):
+        yield

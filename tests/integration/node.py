@@ -16,8 +16,7 @@ def evaluate(broker, expression):
     deadline = time.monotonic() + WITHIN
     while True:
         done = subprocess.run(
-            broker.inside("erl_call", "-address", f"127.0.0.1:{broker.dist_port}", "-c",
-                          broker.cookie, "-timeout", str(WITHIN), "-e"),
+            broker.erl_call("-timeout", str(WITHIN), "-e"),
             input=expression + "\n", capture_output=True, text=True, check=False,
             timeout=3 * WITHIN, env=broker.environment())
         # A busy node may not have answered in time; then nothing was evaluated.

@@ -171,6 +171,9 @@ class PrivateBroker:
     that is what `make dist` built. `conf` is a list of rabbitmq.conf lines, which override those
     written here. `env` goes to the broker and to its tools. `series` is RabbitMQ's."""
 
+    # Where it answers clients.
+    address = "127.0.0.1"
+
     def __init__(self, root, plugin_dirs=None, enable=("rabbitmq_delay_wheel",), conf=(), env=None,
                  name=None, cookie=None, series=None):
         self.root = os.path.abspath(root)
@@ -383,16 +386,14 @@ class PrivateBroker:
 
     def wait_until_amqp(self, timeout=300):
         """Waits until a client's protocol header is answered."""
-        self._until(lambda: _speaks_amqp(self.amqp_port), self._beam, "the broker", timeout)
+        self._until(lambda: _speaks_amqp(self.address, self.amqp_port), self._beam, "the broker", timeout)
 
     def _wait_until_booted(self, timeout=300):
         """AMQP is answered a little before the broker says of itself that it runs, and until then
         rabbitmqctl refuses most commands."""
         if self._booting and self.running():
-            asks = self.inside("erl_call", "-address", f"127.0.0.1:{self.dist_port}", "-c", self.cookie,
-                               "-a", "rabbit is_running []")
             self._until(lambda: subprocess.run(
-                asks, env=self.environment(), stdin=subprocess.DEVNULL, capture_output=True,
+                self.erl_call("-a", "rabbit is_running []"), env=self.environment(), stdin=subprocess.DEVNULL, capture_output=True,
                 text=True, timeout=timeout, check=False).stdout.strip() == "true",
                 self._beam, "the broker", timeout)
         self._booting = False
@@ -476,6 +477,11 @@ class PrivateBroker:
         """The command line of one of RabbitMQ's tools."""
         return self.inside(os.path.join(self.home, "sbin", name), *arguments)
 
+    def erl_call(self, *arguments):
+        """The command line of Erlang's erl_call, for this node."""
+        return self.inside("erl_call", "-address", f"127.0.0.1:{self.dist_port}", "-c", self.cookie,
+                           *arguments)
+
     def start_tool(self, name, *arguments):
         """Starts one against the node: its subprocess.Popen, in a process group of its own."""
         self._wait_until_booted()
@@ -510,9 +516,9 @@ class PrivateBroker:
             self._kept.end()
 
     def ctl(self, *arguments, check=True, timeout=300):
-        self._wait_until_booted()
         if self._kept is None:
             return self.tool("rabbitmqctl", *arguments, check=check, timeout=timeout)
+        self._wait_until_booted()
         return self._done(self._kept.run(arguments, timeout), "rabbitmqctl", arguments, check)
 
     def plugins(self, *arguments, **options):
@@ -564,10 +570,10 @@ def _connects(port):
     return False
 
 
-def _speaks_amqp(port):
+def _speaks_amqp(address, port):
     """True if a connection.start frame comes back."""
     with contextlib.suppress(OSError):
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as client:
+        with socket.create_connection((address, port), timeout=1) as client:
             client.settimeout(5)
             client.sendall(b"AMQP\x00\x00\x09\x01")
             return client.recv(1) == b"\x01"

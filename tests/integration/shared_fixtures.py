@@ -4,7 +4,6 @@ fixture `broker` itself."""
 
 import os
 import shutil
-import signal
 import tempfile
 
 import pytest
@@ -14,6 +13,7 @@ from client import Client
 from management import Management
 from node import set_clock
 from private_broker import PrivateBroker, default_series, dist_of
+from time_limit import time_limit
 
 # The suite also runs against another implementation of the exchange type, for comparison:
 # DELAY_PLUGIN names the plugin and DELAY_PLUGIN_DIR the directory that holds it.
@@ -23,20 +23,13 @@ PLUGIN_DIRS = [os.environ.get("DELAY_PLUGIN_DIR") or dist_of(default_series())]
 # Statistics every second, so that a test which reads rates need not wait for five.
 QUICK_STATISTICS = ["collect_statistics_interval = 1000"]
 
-
-# No test waits for ever, whatever is not answered.
 LONGEST_TEST_SECONDS = 900
 
 
 @pytest.fixture(autouse=True)
 def deadline():
-    def over(*_):
-        raise TimeoutError(f"the test takes more than {LONGEST_TEST_SECONDS} s")
-
-    signal.signal(signal.SIGALRM, over)
-    signal.alarm(LONGEST_TEST_SECONDS)
-    yield
-    signal.alarm(0)
+    with time_limit(LONGEST_TEST_SECONDS):
+        yield
 
 
 @pytest.fixture(scope="session")

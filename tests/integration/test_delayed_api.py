@@ -538,12 +538,10 @@ def test_the_page_of_the_reference_has_all_that_can_be_asked(browser, broker):
     page.visit("#/delayed-exchanges", "#main h1:has-text('Delayed exchanges')")
     page.click("#main a:text-is('HTTP API for delayed messages')")
     page.waitForSelector("#operations tbody tr")
-    rows = list(zip(page.texts("#operations td:nth-child(1)"), page.texts("#operations td:nth-child(2)")))
-    assert sorted(rows) == sorted((method.upper(), "/api" + path)
-                                  for path, operations in openapi.OPENAPI["paths"].items()
-                                  for method in operations if method in ("get", "put", "post", "delete"))
     asked = [(method, path) for path, operations in openapi.OPENAPI["paths"].items()
              for method in ("get", "put", "delete", "post") if method in operations]
+    rows = zip(page.texts("#operations td:nth-child(1)"), page.texts("#operations td:nth-child(2)"))
+    assert list(rows) == [(method.upper(), "/api" + path) for method, path in asked]
     for row, (method, path) in enumerate(asked, 1):
         operation = openapi.OPENAPI["paths"][path][method]
         shown = " ".join(page.evaluate(

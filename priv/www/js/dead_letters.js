@@ -363,7 +363,7 @@ function label_of(node) {
 function detail_of(node) {
     if (node.kind == 'queue') {
         return 'queue' + (node.messages === undefined ? '' : ', ' + fmt_num_thousands(node.messages))
-            + (node.rate > 0 ? ', ' + fmt_num_thousands(Math.round(10 * node.rate) / 10) + '/s' : '');
+            + (node.rate > 0 ? ', ' + rate_text(node.rate) : '');
     }
     if (node.kind == 'missing_exchange') return 'no such exchange';
     const key = node.key === null || node.key === undefined ? 'any key' : 'key ' + node.key;
