@@ -8,6 +8,7 @@ import os
 
 # A file's name, or a test's without its parameters: where it runs.
 ONCE = {
+    "test_archives.py": ["3.10", "4.0"],
     "test_configuration.py": ["4.0"],
     "test_delayed_api.py": ["4.0"],
     "test_disk_writing.py": ["3.10", "4.3"],
