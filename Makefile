@@ -3,7 +3,7 @@
 # make demo     see it work          make check   run every test
 # make dist     build the plugin     make bench   measure it against other ways
 # make build    compile              make deps    install what all of these need (Debian, root)
-# make release  what people get
+# make release  what people get   make deb     Debian packages
 #
 # 3.10 is this machine's RabbitMQ (Debian 12); 4.0 and 4.3 are in chroots (Debian 13 and sid) that
 # make broker-4.0 and make broker-4.3 prepare. make dist-4.0, check-4.0, demo and so on make them.
@@ -54,7 +54,7 @@ export LC_ALL := C.UTF-8
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1) $@" &&)
 
-.PHONY: soak-api release check-release deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
+.PHONY: soak-api release check-release deb check-install deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) dist-3.13-4.x $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static check-cluster $(SERIES:%=check-%) \
         suites-c suites-erl suites-integration suites-static c-tests soak-faults
@@ -264,6 +264,25 @@ release: deps-build
 check-release: deps-build
 	@tests/static/release_twice
 
+# A Debian package of each archive, in dist/.
+deb: dist
+	scripts/deb dist "$(VERSION)" "$$(git show --no-patch --format=%ct HEAD)"
+
+# From what a release has to a delayed message, an upgrade with messages pending, and removed again, on machines that are
+# made anew each time: chroots of Debian 12, 13 and sid. And lintian. SUITES=trixie takes one of them.
+SUITES := bookworm trixie sid
+check-install: deps
+	@scripts/deps check lintian mmdebstrap debian-archive-keyring
+	@$(MAKE) --no-print-directory deb
+	@rm -rf $(RESULTS)/install-*
+	@$(RUN) install-lintian -- lintian --allow-root --display-info --fail-on error,warning,info dist/*/*.deb
+	@for suite in $(SUITES); do \
+	    $(RUN) install-$$suite --junit "$(RESULTS)/install-$$suite/*.xml" -- env DEBIAN_SUITE=$$suite \
+	        $(PYTHON) -m pytest -q -rs -p no:cacheprovider --junitxml=$(RESULTS)/install-$$suite/install.xml \
+	        tests/install; \
+	done
+	@$(SUM) install-
+
 # -------------------------------------------------------------------------- demo
 demo: deps-demo dist-3.10
 	@$(PYTHON) demo/demo.py
@@ -440,7 +459,7 @@ suites-static:
 	    tests/static/test_links.py tests/static/test_sizes.py tests/static/test_once.py \
 	    tests/static/test_locks.py tests/static/test_broker_calls.py \
 	    tests/static/test_client_pages.py tests/static/test_client_locks.py \
-	    tests/static/test_release.py tests/static/test_checker.py
+	    tests/static/test_release.py tests/static/test_deb.py tests/static/test_checker.py
 	@$(RUN) static-links -- tests/static/links
 	@$(RUN) static-sizes -- tests/static/sizes
 	@$(RUN) static-locks -- tests/static/locks $(wildcard c_src/*.c c_src/*.h)

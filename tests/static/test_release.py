@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MPL-2.0
 """scripts/release and scripts/sbom: what a release has in it is what its sums and its SBOM say, it is the same
-whenever it is made, and it is refused where it would not be what it says. The archive is the one that was built
-before; the one for later series is that with another .app."""
+whenever it is made, and it is refused where it would not be what it says."""
 
 import glob
 import hashlib
@@ -17,7 +16,6 @@ import pytest
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 WITHIN = 300
-BUILT = glob.glob(os.path.join(TOP, "dist", "3.10", "*.ez"))
 LIBRARIES = ["aarch64-gnu", "aarch64-musl", "x86_64-gnu", "x86_64-musl"]
 WHEN = "2026-01-02T03:04:05Z"
 CHANGES = """# Changes
@@ -57,35 +55,6 @@ def version_of(archive):
     return re.search(r"-([0-9.]+)(?:\+|\.ez$)", os.path.basename(archive)).group(1)
 
 
-@pytest.fixture(scope="session")
-def built():
-    assert len(BUILT) == 1, "make dist-3.10 comes first"
-    return BUILT[0]
-
-
-@pytest.fixture(scope="session")
-def both(built, tmp_path_factory):
-    """A directory as `dist/`, with both archives."""
-    if "+" in os.path.basename(built):
-        pytest.skip("the libraries of other machines are not built here: make deps-release")
-    place = tmp_path_factory.mktemp("archives")
-    first, second = place / "3.10", place / "3.13-4.x"
-    first.mkdir()
-    second.mkdir()
-    shutil.copy(built, first)
-    with zipfile.ZipFile(built) as old, \
-            zipfile.ZipFile(second / os.path.basename(built), "w", zipfile.ZIP_DEFLATED) as new:
-        for entry in old.infolist():
-            data = old.read(entry)
-            if entry.filename.endswith(".app"):
-                data = re.sub(rb'\{broker_version_requirements,\s*\["3\.10\.0"\]\}',
-                              b"{broker_version_requirements,[]}", data)
-                data = re.sub(rb'\{known_series,\s*\["3\.10"\]\}',
-                              b'{known_series,["3.13","4.0","4.1","4.2","4.3"]}', data)
-            new.writestr(entry, data)
-    return place
-
-
 class Checkout:
     """A small one, whose `make dist` takes the archives that are there."""
 
@@ -94,7 +63,8 @@ class Checkout:
 
     def begin(self):
         path = self.path
-        for name in ("scripts/release", "scripts/sbom", "tests/static/dist.py", ".gitignore"):
+        for name in ("scripts/release", "scripts/sbom", "scripts/deb", "LICENSE-concurrency-kit", "tests/static/dist.py",
+                     ".gitignore", *glob.glob("packaging/debian/*", root_dir=TOP)):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(os.path.join(TOP, name), path / name)
         (path / "c_src").mkdir()
@@ -156,7 +126,8 @@ def test_a_release_has_all_and_the_sums_are_right(checkout, release):
     v = checkout.version
     files = {name[len(v) + 1:]: data for name, data in checkout.made().items()}
     archive = f"rabbitmq_delay_wheel-{v}.ez"
-    assert set(files) == {f"3.10/{archive}", f"3.13-4.x/{archive}", "NOTES.md", "sbom.cdx.json", "SHA256SUMS"}
+    assert set(files) == {f"3.10/{archive}", f"3.13-4.x/{archive}", f"3.10/rabbitmq-delay-wheel-3.10_{v}_all.deb",
+                          f"3.13-4.x/rabbitmq-delay-wheel_{v}_all.deb", "NOTES.md", "sbom.cdx.json", "SHA256SUMS"}
     sums = dict(reversed(line.split("  ")) for line in files["SHA256SUMS"].decode().splitlines())
     assert sums == {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "SHA256SUMS"}
     for folder in ("3.10", "3.13-4.x"):
@@ -179,7 +150,7 @@ def test_it_is_the_same_at_another_time_and_place(checkout, release, tmp_path):
     assert oct(release.stat().st_mode & 0o777) == "0o755"
 
 
-def test_the_sbom_says_what_is_in_the_archives(checkout, release):
+def test_the_sbom_says_what_is_in_archives_and_packages(checkout, release):
     bom = json.loads((release / "sbom.cdx.json").read_text())
     commit = checkout.git("rev-parse", "HEAD")
     assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.5")
@@ -208,6 +179,10 @@ def test_the_sbom_says_what_is_in_the_archives(checkout, release):
             assert "concurrency-kit" in parts and set(parts) <= set(components)
             # What gcc links into musl's is told by hand; glibc's start files are never in it.
             assert ("glibc-start-files" in parts) == ("-gnu/" in name)
+    for ref, package in zip(refs, (f"3.10/rabbitmq-delay-wheel-3.10_{checkout.version}_all.deb",
+                                   f"3.13-4.x/rabbitmq-delay-wheel_{checkout.version}_all.deb")):
+        assert components.pop(package)["hashes"] == [hashed((release / package).read_bytes())]
+        assert depends.pop(package) == [ref]
     assert not depends
     assert set(components) == {"concurrency-kit", "gcc-runtime", "glibc-start-files"}
     assert components["concurrency-kit"]["licenses"] == [{"license": {"id": "BSD-2-Clause"}}]
