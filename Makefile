@@ -56,8 +56,8 @@ say = $(if $(V),,@echo "  $(1) $@" &&)
 
 .PHONY: soak-api release check-release deb check-install deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) dist-3.13-4.x $(SERIES:%=broker-%) \
-        check check-c check-erl check-integration check-static check-cluster $(SERIES:%=check-%) \
-        suites-c suites-erl suites-integration suites-static c-tests soak-faults
+        check check-c check-erl check-integration check-static check-model check-cluster $(SERIES:%=check-%) \
+        suites-c suites-erl suites-integration suites-static suites-model model model-trace c-tests soak-faults
 .DELETE_ON_ERROR:
 
 build: deps-build
@@ -307,7 +307,7 @@ check: deps
 	@rm -rf $(RESULTS)
 	@$(NEED) libraries-of-other-machines -- scripts/sysroot || true
 	@{ $(MAKE) --no-print-directory dist-3.10 && \
-	    $(MAKE) --no-print-directory -j2 -Otarget suites-c suites-erl suites-static && \
+	    $(MAKE) --no-print-directory -j2 -Otarget suites-c suites-erl suites-static suites-model && \
 	    $(MAKE) --no-print-directory suites-integration; } || $(FAIL) check "stopped, see above"
 	@$(SUM)
 
@@ -333,9 +333,9 @@ suites-integration:
 	    $(AGAIN) integration-$(series) --junit "$(RESULTS)/pytest-$(series)-again/*.xml" -- \
 	        $(call pytest_integration,$(series),pytest-$(series)-again);))
 
-check-static check-c check-erl check-integration: check-%: deps
+check-static check-c check-erl check-integration check-model: check-%: deps
 	@rm -f $(RESULTS)/$*-*.json
-	@$(if $(filter c,$*),,$(MAKE) --no-print-directory dist-3.10)
+	@$(if $(filter c model,$*),,$(MAKE) --no-print-directory dist-3.10)
 	@$(MAKE) --no-print-directory suites-$*
 	@$(SUM) $*-
 
@@ -425,6 +425,25 @@ $(SANITIZED)/$(NIF): $(wildcard c_src/*.c c_src/*.h include/*.h) Makefile
 	@mkdir -p $(@D)
 	$(call say,CC) $(CC) $(C_NIF_FLAGS) $(call flags_of,$(HOST)) $(c_flags_asan) -UDW_TESTS $(CORE_WARNINGS) -shared \
 	    -Wl,-z,nodelete -o $@ $(wildcard c_src/*.c) $(LIBCK) -lpthread
+
+# The protocol of the replicated exchange, checked by exhaustive search: tests/model/README.md. CASE=release/B4
+# shows how those cases break whose names begin so.
+MODEL := _build/model
+GO := GOCACHE=$(CURDIR)/_build/go-cache GOFLAGS=-buildvcs=false GOPROXY=off GOTOOLCHAIN=local GOWORK=off go
+
+$(MODEL): $(wildcard tests/model/*.go) tests/model/go.mod
+	@mkdir -p $(@D)
+	$(call say,GO) env -C tests/model $(GO) build -o $(CURDIR)/$@ .
+
+model: $(MODEL)
+	@$(MODEL)
+model-trace: $(MODEL)
+	@$(MODEL) "$(CASE)"
+
+suites-model:
+	@$(RUN) model-itself -- env -C tests/model $(GO) test -count=1 .
+	@$(RUN) model-cases --junit "$(RESULTS)/model/*.xml" -- \
+	    sh -c '$(MAKE) --no-print-directory $(MODEL) && exec $(MODEL) -junit $(RESULTS)/model/cases.xml'
 
 # One suite, or one test of it: TEST=test_heap CASE=many, TEST=rabbit_delay_key_tests,
 # TEST=rabbit_delay_key_tests:hash_test (or a generator, ..._test_).

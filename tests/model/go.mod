@@ -1,0 +1,3 @@
+module delay-wheel-model
+
+go 1.19
