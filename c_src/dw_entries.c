@@ -115,7 +115,7 @@ int dw_requeue_all(struct dw_store *store, uint32_t state) {
         struct dw_entry *entry = dw_slab_at(store->slab, k);
         if (entry->state == state) {
             if (!stranded) {
-                entry->due = dw_origin_get(&store->origins, k, entry->due) & DW_DUE_MAX;
+                entry->due = dw_due_of_locked(store, k) & DW_DUE_MAX;
                 dw_origin_forget(&store->origins, k);
             }
             result = dw_requeue_locked(store, k);

@@ -5,8 +5,8 @@
  * what it says is made into terms.
  *
  * Schedulers. What may touch a file is a dirty I/O job; what may visit many entries, a dirty CPU
- * job; the rest runs at once. insert, settle and check_batch run at once when their argument is
- * small and make themselves a dirty job when it is not.
+ * job; the rest runs at once. insert, settle, settle_due and check_batch run at once when their
+ * argument is small and make themselves a dirty job when it is not.
  *
  * Lifetime. A store and a checkpoint are resources, each with a reference to a lease (dw_lease.h),
  * which is what a destructor gives up. The table of leases lives as long as the VM: a handle may
@@ -142,6 +142,7 @@ static ErlNifFunc functions[] = {
     {"check_batch_nif", 2, nif_check_batch, 0},
     {"check_keyed_batch_nif", 2, nif_check_keyed_batch, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"settle", 3, nif_settle, 0},
+    {"settle_due", 3, nif_settle_due, 0},
     {"reschedule", 4, nif_reschedule, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"reschedule_many", 3, nif_reschedule_many, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"note", 2, nif_note, 0},

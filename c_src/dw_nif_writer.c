@@ -145,13 +145,20 @@ ERL_NIF_TERM nif_check_keyed_batch(ErlNifEnv *env, int argc, const ERL_NIF_TERM 
     return check(env, argv, dw_batch_check_keyed, false);
 }
 
-/* settle(Store, Index, Ids) */
-static ERL_NIF_TERM settle_ids(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool at_once) {
+_Static_assert(sizeof(struct dw_id_due) == 2 * sizeof(uint64_t), "as it lies in a binary");
+
+/* Bytes of one of what settle and settle_due are given. */
+static size_t settled_bytes(bool by_due) {
+    return by_due ? sizeof(struct dw_id_due) : sizeof(uint64_t);
+}
+
+/* settle(Store, Index, Ids), settle_due(Store, Index, Released) */
+static ERL_NIF_TERM settle(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool by_due, bool at_once) {
     dw_lease *lease;
     uint64_t index, removed = 0;
     ErlNifBinary binary;
     if (!nif_get_lease(env, argv[0], &lease) || !nif_get_index(env, argv[1], &index) ||
-        !enif_inspect_binary(env, argv[2], &binary) || binary.size % sizeof(uint64_t) != 0) {
+        !enif_inspect_binary(env, argv[2], &binary) || binary.size % settled_bytes(by_due) != 0) {
         return enif_make_badarg(env);
     }
     ErlNifTime began = at_once ? enif_monotonic_time(ERL_NIF_NSEC) : 0;
@@ -163,7 +170,9 @@ static ERL_NIF_TERM settle_ids(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool a
     }
     int result = DW_EBUSY;
     if (dw_lease_write_begin(lease)) {
-        result = dw_store_settle(dw_lease_store(lease), index, ids, n, &removed);
+        dw_store *store = dw_lease_store(lease);
+        result = by_due ? dw_store_settle_due(store, index, (const void *)ids, n / 2, &removed)
+                        : dw_store_settle(store, index, ids, n, &removed);
         dw_lease_write_end(lease);
     }
     enif_free(copy);
@@ -176,15 +185,28 @@ static ERL_NIF_TERM settle_ids(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool a
 
 static ERL_NIF_TERM settle_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     (void)argc;
-    return settle_ids(env, argv, false);
+    return settle(env, argv, false, false);
+}
+
+static ERL_NIF_TERM settle_due_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    (void)argc;
+    return settle(env, argv, true, false);
 }
 
 ERL_NIF_TERM nif_settle(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
-    if (longer_than(env, argv[2], SMALL_IDS * sizeof(uint64_t))) {
+    if (longer_than(env, argv[2], SMALL_IDS * settled_bytes(false))) {
         return enif_schedule_nif(env, "settle", ERL_NIF_DIRTY_JOB_CPU_BOUND, settle_dirty, argc,
                                  argv);
     }
-    return settle_ids(env, argv, true);
+    return settle(env, argv, false, true);
+}
+
+ERL_NIF_TERM nif_settle_due(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    if (longer_than(env, argv[2], SMALL_IDS * settled_bytes(true))) {
+        return enif_schedule_nif(env, "settle_due", ERL_NIF_DIRTY_JOB_CPU_BOUND, settle_due_dirty,
+                                 argc, argv);
+    }
+    return settle(env, argv, true, true);
 }
 
 /* reschedule(Store, Index, Id, Due) */
@@ -209,7 +231,7 @@ ERL_NIF_TERM nif_reschedule_many(ErlNifEnv *env, int argc, const ERL_NIF_TERM ar
     dw_lease *lease;
     uint64_t index, moved = 0;
     ErlNifBinary binary;
-    struct dw_new_due *dues = NULL;
+    struct dw_id_due *dues = NULL;
     (void)argc;
     if (!nif_get_lease(env, argv[0], &lease) || !nif_get_index(env, argv[1], &index) ||
         !enif_inspect_binary(env, argv[2], &binary) || binary.size % sizeof *dues != 0) {
@@ -221,7 +243,7 @@ ERL_NIF_TERM nif_reschedule_many(ErlNifEnv *env, int argc, const ERL_NIF_TERM ar
     }
     for (size_t i = 0; i < n; ++i) {
         const uint8_t *pair = binary.data + i * sizeof *dues;
-        dues[i] = (struct dw_new_due){.id = dw_le64(pair), .due = dw_le64(pair + 8)};
+        dues[i] = (struct dw_id_due){.id = dw_le64(pair), .due = dw_le64(pair + 8)};
     }
     int result = DW_EBUSY;
     if (dw_lease_write_begin(lease)) {

@@ -172,7 +172,7 @@ int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t d
     return dw_leave(store, result);
 }
 
-int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_new_due *dues,
+int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_id_due *dues,
                              size_t n, uint64_t *moved) {
     *moved = 0;
     int result = dw_enter(store);

@@ -167,6 +167,10 @@ static inline bool dw_is_scarcity(int err) {
 /* ---------------------------------------------------------------- dw_entries.c */
 
 uint64_t dw_next_due_locked(struct dw_store *store);
+/* When entry k is due, as inserted or rescheduled, whenever it comes out. */
+static inline uint64_t dw_due_of_locked(const struct dw_store *store, uint32_t k) {
+    return dw_origin_get(&store->origins, k, dw_slab_at(store->slab, k)->due);
+}
 /* Puts entry k, in neither, into the wheel or the heap. DW_OK, DW_ENOMEM */
 int dw_schedule_locked(struct dw_store *store, uint32_t k);
 /* Makes an entry like that one, with what it says of the record, in the indexes and in wheel or

@@ -224,10 +224,29 @@ int dw_store_insert_keyed(dw_store *store, uint64_t index, uint64_t base_ms, con
 
 /* ------------------------------------------------------------------ settle */
 
-/* Room is made for every note of a dead record before the first is made. */
-static int settle_locked(struct dw_store *store, const uint64_t *ids, size_t n, uint64_t *removed) {
-    for (size_t i = 0; i < n; i++) {
-        uint32_t k = dw_index_find(store->by_id, ids[i]);
+/* What is to go: all with these ids, or those that are due when it says. */
+struct settled {
+    const uint64_t *ids;
+    const struct dw_id_due *released; /* if there are no ids */
+    size_t n;
+};
+
+/* The entry of number i, DW_NIL if it stays or is not there. */
+static uint32_t find_settled_locked(const struct dw_store *store, const struct settled *settled,
+                                    size_t i) {
+    if (settled->ids != NULL) {
+        return dw_index_find(store->by_id, settled->ids[i]);
+    }
+    const struct dw_id_due *released = &settled->released[i];
+    const uint32_t k = dw_index_find(store->by_id, released->id);
+    return k != DW_NIL && dw_due_of_locked(store, k) == released->due ? k : DW_NIL;
+}
+
+/* Room is made for every note of a dead record before the first is made. Meanwhile others may
+ * postpone what goes, which changes nothing of when it is due. */
+static int settle_locked(struct dw_store *store, const struct settled *settled, uint64_t *removed) {
+    for (size_t i = 0; i < settled->n; i++) {
+        uint32_t k = find_settled_locked(store, settled, i);
         if (k != DW_NIL) {
             expect_dead_locked(store, k);
         }
@@ -240,8 +259,8 @@ static int settle_locked(struct dw_store *store, const uint64_t *ids, size_t n, 
         dw_rollback(store);
         return result;
     }
-    for (size_t i = 0; i < n; i++) {
-        uint32_t k = dw_index_find(store->by_id, ids[i]);
+    for (size_t i = 0; i < settled->n; i++) {
+        uint32_t k = find_settled_locked(store, settled, i);
         if (k != DW_NIL) {
             remove_entry_locked(store, k);
             *removed += 1;
@@ -252,15 +271,15 @@ static int settle_locked(struct dw_store *store, const uint64_t *ids, size_t n, 
     return DW_OK;
 }
 
-int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t n,
-                    uint64_t *removed) {
+static int settle(struct dw_store *store, uint64_t index, const struct settled *settled,
+                  uint64_t *removed) {
     *removed = 0;
     int result = dw_enter(store);
     if (result != DW_OK) {
         return result;
     }
     if (index > store->applied) {
-        result = settle_locked(store, ids, n, removed);
+        result = settle_locked(store, settled, removed);
         if (result == DW_OK) {
             store->applied = index;
         }
@@ -269,6 +288,16 @@ int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t
     result = dw_leave(store, result);
     *removed = result == DW_OK ? *removed : 0;
     return result;
+}
+
+int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t n,
+                    uint64_t *removed) {
+    return settle(store, index, &(struct settled){.ids = ids, .n = n}, removed);
+}
+
+int dw_store_settle_due(dw_store *store, uint64_t index, const struct dw_id_due *released, size_t n,
+                        uint64_t *removed) {
+    return settle(store, index, &(struct settled){.released = released, .n = n}, removed);
 }
 
 void dw_store_note(dw_store *store, uint64_t index) {

@@ -156,19 +156,26 @@ int dw_batch_check_keyed(const void *batch, size_t bytes, uint32_t max_record_by
 int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t n,
                     uint64_t *removed);
 
+struct dw_id_due {
+    uint64_t id;
+    uint64_t due;
+};
+
+/* The same for those of these ids that are due, as inserted or rescheduled and never as postponed,
+ * at the time given with them; others are passed over. So what was released before it was given
+ * another due time is not taken for what is to be released then. Memory only.
+ * DW_OK, DW_ENOMEM (nothing changed), DW_ECLOSED */
+int dw_store_settle_due(dw_store *store, uint64_t index, const struct dw_id_due *released, size_t n,
+                        uint64_t *removed);
+
 /* Gives pending record `id` a new due time, whether or not its record can be read or written now.
  * If it can, it is rewritten where that time belongs. One that was taken stays taken.
  * [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EFULL (of entries), DW_ECLOSED */
 int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t due);
 
-struct dw_new_due {
-    uint64_t id;
-    uint64_t due;
-};
-
 /* The same for many under one index; *moved: how many were there.
  * [I/O] DW_OK, DW_ENOMEM, DW_EFULL (some may have moved: open the store again), DW_ECLOSED */
-int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_new_due *dues,
+int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_id_due *dues,
                              size_t n, uint64_t *moved);
 
 /* Notes that `index` was applied and concerned the store in nothing. */

@@ -26,9 +26,9 @@
 %% in the records' order, so that each sees what those before it have left. Of all but 0, KeyHash is
 %% not 0.
 %%
-%% Who may call what. One process at a time writes: insert, insert_keyed, settle, reschedule,
-%% reschedule_many, note, flush, maintain, checkpoint. A second one that tries meanwhile gets
-%% {error, busy}, and so does whoever begins a checkpoint while one is being finished. Any process
+%% Who may call what. One process at a time writes: insert, insert_keyed, settle, settle_due,
+%% reschedule, reschedule_many, note, flush, maintain, checkpoint. A second one that tries meanwhile
+%% gets {error, busy}, and so does whoever begins a checkpoint while one is being finished. Any process
 %% may call the rest at any time.
 %%
 %% A directory has one opening. Opening or restoring it again closes the older one first, waiting
@@ -45,8 +45,8 @@
 -module(rabbit_delay_store).
 
 -export([open/2, close/1, peek_applied/1, restore/2, validate/1]).
--export([insert/4, insert_keyed/4, check_batch/2, check_keyed_batch/2, settle/3, reschedule/4,
-         reschedule_many/3, note/2, flush/1, maintain/3, checkpoint/1, finish/2]).
+-export([insert/4, insert_keyed/4, check_batch/2, check_keyed_batch/2, settle/3, settle_due/3,
+         reschedule/4, reschedule_many/3, note/2, flush/1, maintain/3, checkpoint/1, finish/2]).
 -export([take/4, keep_aside/3, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2,
          read_many/3,
          page/3, places/4, count/3, count_until/2, find/3, record_header/5]).
@@ -177,6 +177,14 @@ check_keyed_batch(Batch, MaxRecordBytes) ->
 %% are passed over.
 -spec settle(store(), index(), Ids :: binary()) -> {ok, Removed :: non_neg_integer()} | error().
 settle(_Store, _Index, _Ids) ->
+    ?NOT_LOADED.
+
+%% Removes those of these records that are due, as inserted or rescheduled and never as postponed,
+%% at the time given with them; others are passed over. Released is
+%% <<Id:64/little, Due:64/little, ...>>.
+-spec settle_due(store(), index(), Released :: binary()) ->
+          {ok, Removed :: non_neg_integer()} | error().
+settle_due(_Store, _Index, _Released) ->
     ?NOT_LOADED.
 
 %% Gives a pending record a new due time, whether or not it can be read now. One that was taken stays

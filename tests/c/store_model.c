@@ -165,11 +165,15 @@ static int apply(dw_store *store, const struct model_change *change) {
     case MODEL_SETTLE:
         return dw_store_settle(store, change->index, (const uint64_t *)(void *)change->bytes,
                                change->length, &removed);
+    case MODEL_SETTLE_DUE:
+        return dw_store_settle_due(store, change->index,
+                                   (const struct dw_id_due *)(void *)change->bytes, change->length,
+                                   &removed);
     case MODEL_RESCHEDULE:
         return dw_store_reschedule(store, change->index, change->id, change->due);
     case MODEL_RESCHEDULE_MANY:
         return dw_store_reschedule_many(store, change->index,
-                                        (const struct dw_new_due *)(void *)change->bytes,
+                                        (const struct dw_id_due *)(void *)change->bytes,
                                         change->length, &removed);
     default:
         dw_store_note(store, change->index);
@@ -332,6 +336,30 @@ int model_settle(struct model *model, dw_store *store, const uint64_t *ids, size
     return DW_OK;
 }
 
+int model_settle_due(struct model *model, dw_store *store, const struct dw_id_due *released,
+                     size_t n) {
+    struct model_change change = {.kind = MODEL_SETTLE_DUE, .index = model->index + 1, .length = n};
+    uint64_t removed = 0, expected = 0;
+    int result = dw_store_settle_due(store, change.index, released, n, &removed);
+    if (result != DW_OK) {
+        assert_int_equal(removed, 0);
+        return result;
+    }
+    change.bytes = malloc(n * sizeof *released + 1);
+    assert_non_null(change.bytes);
+    memcpy(change.bytes, released, n * sizeof *released);
+    add_change(model, change);
+    for (size_t i = 0; i < n; i++) {
+        struct model_record *record = model_find(model, released[i].id);
+        if (record != NULL && record->due == released[i].due) {
+            expected++;
+            remove_record(model, record);
+        }
+    }
+    assert_int_equal(removed, expected);
+    return DW_OK;
+}
+
 int model_reschedule(struct model *model, dw_store *store, uint64_t id, uint64_t due) {
     const struct model_change change = {.kind = MODEL_RESCHEDULE,
                                         .index = model->index + 1,
@@ -355,7 +383,7 @@ int model_reschedule(struct model *model, dw_store *store, uint64_t id, uint64_t
     return result;
 }
 
-void model_reschedule_many(struct model *model, const struct dw_new_due *dues, size_t n) {
+void model_reschedule_many(struct model *model, const struct dw_id_due *dues, size_t n) {
     struct model_change change = {.kind = MODEL_RESCHEDULE_MANY,
                                   .index = model->index + 1,
                                   .length = n};

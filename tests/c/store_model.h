@@ -27,6 +27,7 @@ enum model_kind {
     MODEL_INSERT,
     MODEL_INSERT_KEYED,
     MODEL_SETTLE,
+    MODEL_SETTLE_DUE,
     MODEL_RESCHEDULE,
     MODEL_RESCHEDULE_MANY,
     MODEL_NOTE
@@ -37,7 +38,7 @@ struct model_change {
     enum model_kind kind;
     uint64_t index;
     uint64_t base_ms; /* insert */
-    uint8_t *bytes;   /* insert: batch; settle: ids */
+    uint8_t *bytes;   /* insert: batch; settle: ids; with due times: struct dw_id_due */
     size_t length;
     uint64_t id; /* reschedule */
     uint64_t due;
@@ -92,9 +93,11 @@ int model_insert(struct model *model, dw_store *store, uint64_t base_ms,
 int model_insert_keyed(struct model *model, dw_store *store, uint64_t base_ms,
                        const struct model_new_record *records, size_t n);
 int model_settle(struct model *model, dw_store *store, const uint64_t *ids, size_t n);
+int model_settle_due(struct model *model, dw_store *store, const struct dw_id_due *released,
+                     size_t n);
 int model_reschedule(struct model *model, dw_store *store, uint64_t id, uint64_t due);
 /* In the model alone. */
-void model_reschedule_many(struct model *model, const struct dw_new_due *dues, size_t n);
+void model_reschedule_many(struct model *model, const struct dw_id_due *dues, size_t n);
 void model_note(struct model *model, dw_store *store);
 
 /* Takes from both; as the store answers. *n: how many came out. */

@@ -807,7 +807,7 @@ static void test_reschedule_many(void **state) {
     struct world *w = *state;
     insert_n(w, 6, 1000000, 0, 50);
     const uint64_t id = 1 << 16;
-    const struct dw_new_due dues[] = {
+    const struct dw_id_due dues[] = {
         {id, NOW + 10}, {id + 5, UINT64_MAX}, {99, NOW}, {id + 1, NOW + 2000000}, {id, NOW + 20}};
     const size_t n = sizeof dues / sizeof *dues;
     uint64_t moved = 7;
@@ -818,7 +818,7 @@ static void test_reschedule_many(void **state) {
     assert_int_equal(moved, 4);
     model_compare(&w->model, w->f.store, true);
     /* Its index has been applied. */
-    const struct dw_new_due again = {id + 2, NOW};
+    const struct dw_id_due again = {id + 2, NOW};
     assert_int_equal(dw_store_reschedule_many(w->f.store, w->model.index, &again, 1, &moved),
                      DW_OK);
     assert_int_equal(moved, 0);
@@ -2168,6 +2168,7 @@ static void test_closed(void **state) {
     struct dw_record records[2];
     struct dw_stat stat;
     uint64_t n, id = 1 << 16;
+    const struct dw_id_due released = {id, NOW + 1};
     uint32_t count;
     size_t bytes;
     bool more;
@@ -2175,6 +2176,7 @@ static void test_closed(void **state) {
     assert_int_equal(dw_store_insert(store, 2, NOW, batch, bytes, &inserted), DW_ECLOSED);
     free(batch);
     assert_int_equal(dw_store_settle(store, 2, &id, 1, &n), DW_ECLOSED);
+    assert_int_equal(dw_store_settle_due(store, 2, &released, 1, &n), DW_ECLOSED);
     assert_int_equal(dw_store_reschedule(store, 2, id, NOW), DW_ECLOSED);
     dw_store_note(store, 2);
     assert_int_equal(dw_store_applied(store), 1);

@@ -162,6 +162,7 @@ static void assert_all_refused(struct world *w) {
     dw_checkpoint *none;
     const struct dw_sink sink = collected_sink(&w->collected);
     uint64_t n, bytes, id = 1 << 16;
+    const struct dw_id_due released = {id, NOW};
     uint32_t few;
     bool more;
     uint8_t batch[25] = {1};
@@ -169,6 +170,7 @@ static void assert_all_refused(struct world *w) {
     assert_int_equal(dw_store_insert(store, index, NOW, batch, 25, &inserted), DW_EBROKEN);
     assert_int_equal(dw_store_insert_keyed(store, index, NOW, batch, 25, &keyed), DW_EBROKEN);
     assert_int_equal(dw_store_settle(store, index, &id, 1, &n), DW_EBROKEN);
+    assert_int_equal(dw_store_settle_due(store, index, &released, 1, &n), DW_EBROKEN);
     assert_int_equal(dw_store_reschedule(store, index, id, NOW), DW_EBROKEN);
     assert_int_equal(dw_store_flush(store), DW_EBROKEN);
     assert_int_equal(dw_store_maintain(store, NOW, 1, &more), DW_EBROKEN);

@@ -235,6 +235,21 @@ static void take_and_settle(struct world *w, uint64_t now, size_t kept) {
     TRY(w, model_settle(&w->model, w->f.store, ids, n > kept ? n - kept : 0));
 }
 
+/* Of those that were taken some: with their due times, with other ones, and with both. */
+static int settle_released(struct world *w) {
+    struct dw_id_due released[64];
+    size_t n = 0;
+    for (size_t i = 0; i < w->model.count && n + 2 < 64; i++) {
+        const struct model_record *record = &w->model.records[i];
+        if (record->taken || record->until != record->due) {
+            released[n++] = (struct dw_id_due){record->id, record->due + i % 2};
+            released[n++] =
+                (struct dw_id_due){record->id, i % 3 == 0 ? record->due : record->until};
+        }
+    }
+    return model_settle_due(&w->model, w->f.store, released, n);
+}
+
 static void postpone_taken(struct world *w, uint64_t until) {
     for (size_t i = 0; i < w->model.count; i++) {
         if (w->model.records[i].taken) {
@@ -311,11 +326,11 @@ static int keep_aside(struct world *w) {
 }
 
 static int reschedule_many(struct world *w) {
-    struct dw_new_due dues[8];
+    struct dw_id_due dues[8];
     uint64_t moved = 0;
     for (unsigned i = 0; i < 8; i++) {
         const struct model_record *record = &w->model.records[i * w->model.count / 8];
-        dues[i] = (struct dw_new_due){.id = record->id, .due = record->due + 40000000 * (i % 3)};
+        dues[i] = (struct dw_id_due){.id = record->id, .due = record->due + 40000000 * (i % 3)};
     }
     const uint64_t index = w->model.index + 1;
     int result = dw_store_reschedule_many(w->f.store, index, dues, 8, &moved);
@@ -409,8 +424,9 @@ static void scenario(struct world *w) {
     insert_n(w, 20, 3000000, 100000, 40000);
     TRY(w, dw_store_flush(w->f.store));
     insert_n(w, 64, 3000000, 10, 500);
-    take_and_settle(w, NOW + 50000, 5);
+    take_and_settle(w, NOW + 50000, 8);
     postpone_taken(w, NOW + 60000);
+    TRY(w, settle_released(w));
     TRY(w, checkpoint(w, NULL));
     insert_n(w, 10, 60000, 0, 10);
     TRY(w, insert_keyed(w));
@@ -428,7 +444,8 @@ static void scenario(struct world *w) {
     TRY(w, checkpoint(w, snapshot));
     reopen(w);
     TRY(w, reschedule_many(w));
-    take_and_settle(w, NOW + 70000, 3);
+    take_and_settle(w, NOW + 70000, 6);
+    TRY(w, settle_released(w));
     untake(w);
     TRY(w, validate(w));
     TRY(w, checkpoint(w, NULL));

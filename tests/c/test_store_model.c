@@ -16,7 +16,7 @@
 
 #include <cmocka.h>
 
-enum { SNAPSHOTS = 4, BATCH_MAX = 24, PENDING_MAX = 1500 };
+enum { SNAPSHOTS = 4, BATCH_MAX = 24, PENDING_MAX = 1500, RELEASED = 256 };
 
 struct run {
     struct fixture f;
@@ -24,7 +24,9 @@ struct run {
     struct collected collected;
     uint64_t random;
     uint64_t now;
-    unsigned snapshots; /* made so far; the last SNAPSHOTS are kept */
+    struct dw_id_due released[RELEASED]; /* the last ones taken, as they were due then */
+    size_t taken;                        /* so far */
+    unsigned snapshots;                  /* made so far; the last SNAPSHOTS are kept */
     uint64_t snapshot_applied[SNAPSHOTS];
 };
 
@@ -109,6 +111,26 @@ static void settle_some(struct run *run, bool taken) {
     assert_int_equal(model_settle(&run->model, run->f.store, ids, n), DW_OK);
 }
 
+/* What was taken some time ago, postponed, given other due times, settled and taken again since;
+ * and again with another time, or with that of the retry. */
+static void settle_released(struct run *run) {
+    struct dw_id_due released[64];
+    const size_t held = run->taken < RELEASED ? run->taken : RELEASED;
+    const size_t n = held == 0 ? 0 : pick(run, 64);
+    for (size_t i = 0; i < n; i++) {
+        released[i] = run->released[pick(run, held)];
+        const struct model_record *record = model_find(&run->model, released[i].id);
+        if (record != NULL && pick(run, 4) == 0) {
+            released[i].due = pick(run, 2) == 0 ? record->until : record->due;
+        } else if (pick(run, 10) == 0) {
+            released[i].due += pick(run, 3) - 1;
+        } else if (i > 0 && pick(run, 10) == 0) {
+            released[i].id = released[i - 1].id;
+        }
+    }
+    assert_int_equal(model_settle_due(&run->model, run->f.store, released, n), DW_OK);
+}
+
 static void settle_all_but_some(struct run *run) {
     size_t n = 0;
     uint64_t *ids = malloc((run->model.count + 1) * sizeof *ids);
@@ -122,12 +144,21 @@ static void settle_all_but_some(struct run *run) {
     free(ids);
 }
 
+static void note_released(struct run *run) {
+    for (uint32_t i = 0; i < run->collected.count; i++) {
+        const struct dw_record *record = &run->collected.records[i];
+        run->released[run->taken++ % RELEASED] =
+            (struct dw_id_due){.id = record->id, .due = record->due};
+    }
+}
+
 static void take_some(struct run *run) {
     const uint32_t max_n = (uint32_t)(pick(run, 5) == 0 ? 1000 : pick(run, 30));
     const uint64_t max_bytes = pick(run, 4) == 0 ? pick(run, 3000) : 1 << 24;
     assert_int_equal(model_take(&run->model, run->f.store, run->now, max_n, max_bytes,
                                 &run->collected),
                      DW_OK);
+    note_released(run);
 }
 
 static void take_without_memory(struct run *run) {
@@ -245,6 +276,8 @@ static void step(struct run *run) {
         take_some(run);
     } else if (choice < 470) {
         take_without_memory(run);
+    } else if (choice < 520) {
+        settle_released(run);
     } else if (choice < 570) {
         settle_some(run, true);
     } else if (choice < 640) {

@@ -33,9 +33,9 @@ struct world {
     atomic_bool over;
     atomic_uint wrong; /* the line of the first thing that was not as it should be */
     atomic_uint looked;
-    /* Ids from the takers to the writer. */
+    /* What was taken, from the takers to the writer. */
     pthread_mutex_t lock;
-    uint64_t queue[QUEUE];
+    struct dw_id_due queue[QUEUE];
     unsigned queued;
     dw_checkpoint *checkpoint; /* from the writer to the finisher */
     pthread_cond_t begun;
@@ -56,7 +56,7 @@ struct world {
 struct taking {
     struct world *w;
     uint8_t body[4096];
-    uint64_t ids[64];
+    struct dw_id_due taken[64];
     uint32_t n;
     uint64_t now; /* nothing due later may come out */
 };
@@ -72,7 +72,7 @@ static void take_done(void *ctx, const struct dw_record *record) {
     model_body(record->id, record->length, expected);
     EXPECT(taking->w, memcmp(expected, taking->body, record->length) == 0);
     EXPECT(taking->w, record->due <= taking->now);
-    taking->ids[taking->n++] = record->id;
+    taking->taken[taking->n++] = (struct dw_id_due){.id = record->id, .due = record->due};
 }
 
 static void take_corrupt(void *ctx, const struct dw_record *record, const char *file,
@@ -87,7 +87,7 @@ static void take_corrupt(void *ctx, const struct dw_record *record, const char *
 static void hand_over(struct world *w, const struct taking *taking) {
     pthread_mutex_lock(&w->lock);
     for (uint32_t i = 0; i < taking->n && w->queued < QUEUE; i++) {
-        w->queue[w->queued++] = taking->ids[i];
+        w->queue[w->queued++] = taking->taken[i];
     }
     pthread_mutex_unlock(&w->lock);
 }
@@ -113,12 +113,12 @@ static void *taker(void *arg) {
         uint32_t kept = 0;
         for (uint32_t i = 0; i < taking->n; i++) {
             if (model_random(&random) % 16 == 0) {
-                result = dw_store_postpone(w->store, taking->ids[i],
+                result = dw_store_postpone(w->store, taking->taken[i].id,
                                            atomic_load(&w->clock) + model_random(&random) % 50);
                 EXPECT(w, result == DW_OK || result == DW_ECLOSED ||
                               (w->keyed && result == DW_ENOENT));
             } else {
-                taking->ids[kept++] = taking->ids[i];
+                taking->taken[kept++] = taking->taken[i];
             }
         }
         taking->n = kept;
@@ -256,14 +256,19 @@ static void insert_keyed(struct world *w, uint64_t index, uint64_t *random) {
 }
 
 static void settle_queued(struct world *w, uint64_t index) {
+    static struct dw_id_due taken[QUEUE];
     static uint64_t ids[QUEUE];
     uint64_t removed;
     pthread_mutex_lock(&w->lock);
     const unsigned n = w->queued;
-    memcpy(ids, w->queue, n * sizeof *ids);
+    memcpy(taken, w->queue, n * sizeof *taken);
     w->queued = 0;
     pthread_mutex_unlock(&w->lock);
-    EXPECT(w, dw_store_settle(w->store, index, ids, n, &removed) == DW_OK);
+    for (unsigned i = 0; i < n; i++) {
+        ids[i] = taken[i].id;
+    }
+    EXPECT(w, (index % 2 == 0 ? dw_store_settle(w->store, index, ids, n, &removed)
+                              : dw_store_settle_due(w->store, index, taken, n, &removed)) == DW_OK);
     EXPECT(w, removed == n || (w->keyed && removed < n));
     atomic_fetch_add(&w->settled, removed);
 }

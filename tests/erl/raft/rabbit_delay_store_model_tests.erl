@@ -24,6 +24,8 @@
                 entries = #{},
                 %% commands with their index, newest first; what is at or below the checkpoint stays
                 log = [],
+                %% {Id, Due} of what was ever taken, newest first
+                released = [],
                 %% {Index, Entries} of the last one that is durable, and of the snapshot
                 checkpoint = {0, #{}},
                 snapshot = none}).
@@ -48,6 +50,8 @@ commands(Scale) ->
       [{15, {insert, proper_types:non_empty(proper_types:list(record(Scale)))}},
        {10, {insert_keyed, proper_types:non_empty(proper_types:list(keyed_record(Scale)))}},
        {10, {settle, proper_types:list(pick())}},
+       {10, {settle_due, proper_types:list({pick(), proper_types:oneof([taken, taken, due, at,
+                                                                        pick()])})}},
        {15, {take, ahead(Scale), proper_types:integer(1, 20), proper_types:integer(1, 3000)}},
        {5, {postpone, pick(), ahead(Scale)}},
        {2, untake},
@@ -124,6 +128,10 @@ step({insert_keyed, Records}, M) ->
            M);
 step({settle, Picks}, M) ->
     logged({settle, [pick(Pick, M) || Pick <- Picks]}, M);
+step({settle_due, Picks}, #model{released = Released} = M) ->
+    Taken = [T || {Pick, taken} <- Picks, T <- one_of(Pick, Released)],
+    logged({settle_due, Taken ++ [released(pick(Pick, M), Which, M)
+                                  || {Pick, Which} <- Picks, Which =/= taken]}, M);
 step({reschedule, Pick, Ahead}, M) ->
     logged({reschedule, pick(Pick, M), M#model.now + Ahead}, M);
 step(note, M) ->
@@ -133,7 +141,8 @@ step({take, Ahead, MaxN, MaxBytes}, #model{store = Store, now = Now0} = M) ->
     {ok, Taken, Next} = ?S:take(Store, Now, MaxN, MaxBytes),
     Entries = taken(Taken, Now, MaxN, MaxBytes, M#model.entries),
     Next = next_due(Entries),
-    M#model{entries = Entries, now = Now};
+    M#model{entries = Entries, now = Now,
+            released = [{Id, Due} || {Id, Due, _, _} <- Taken] ++ M#model.released};
 step({clock_back, Back}, #model{store = Store, now = Now0} = M) ->
     Now = max(0, Now0 - Back),
     {ok, Taken, Next} = ?S:take(Store, Now, 1, 1),
@@ -229,6 +238,18 @@ pick(Pick, #model{entries = Entries, index = Index}) ->
         Ids -> lists:nth(Pick rem length(Ids) + 1, Ids)
     end.
 
+one_of(_, []) -> [];
+one_of(Pick, List) -> [lists:nth(Pick rem length(List) + 1, List)].
+
+%% With its due time, with that of the retry, and with another one.
+released(Id, Which, #model{entries = Entries}) ->
+    #entry{due = Due, at = At} = maps:get(Id, Entries, #entry{due = ?T0, at = ?T0}),
+    {Id, case Which of
+             due -> Due;
+             at -> At;
+             N -> Due + N rem 3 - 1
+         end}.
+
 %% What a crash leaves: nothing is taken or postponed.
 fresh(Entries) ->
     maps:map(fun(_, #entry{due = Due} = E) -> E#entry{taken = false, at = Due, moved = false} end,
@@ -267,6 +288,13 @@ apply_command({insert_keyed, Base, Records} = Command, Index, #model{entries = E
     M#model{entries = Entries};
 apply_command({settle, Ids} = Command, Index, #model{entries = Entries0} = M) ->
     Entries = maps:without(Ids, Entries0),
+    Removed = map_size(Entries0) - map_size(Entries),
+    {ok, Removed} = call(Command, Index, M),
+    M#model{entries = Entries};
+apply_command({settle_due, Released} = Command, Index, #model{entries = Entries0} = M) ->
+    Gone = [Id || {Id, Due} <- Released, {ok, #entry{due = D}} <- [maps:find(Id, Entries0)],
+                  D =:= Due],
+    Entries = maps:without(Gone, Entries0),
     Removed = map_size(Entries0) - map_size(Entries),
     {ok, Removed} = call(Command, Index, M),
     M#model{entries = Entries};
@@ -319,6 +347,8 @@ call({insert_keyed, Base, Records}, Index, #model{store = Store}) ->
     ?S:insert_keyed(Store, Index, Base, [encode(OnKey, Base, R) || {OnKey, R} <- Records]);
 call({settle, Ids}, Index, #model{store = Store}) ->
     ?S:settle(Store, Index, << <<Id:64/little>> || Id <- Ids >>);
+call({settle_due, Released}, Index, #model{store = Store}) ->
+    ?S:settle_due(Store, Index, << <<Id:64/little, Due:64/little>> || {Id, Due} <- Released >>);
 call({reschedule, Id, Due}, Index, #model{store = Store}) ->
     ?S:reschedule(Store, Index, Id, Due);
 call(note, Index, #model{store = Store}) ->

@@ -51,6 +51,8 @@ id(Index, Position) -> Index bsl 16 + Position.
 
 ids(List) -> << <<Id:64/little>> || Id <- List >>.
 
+released(List) -> << <<Id:64/little, Due:64/little>> || {Id, Due} <- List >>.
+
 bodies({ok, Taken, _}) -> [Body || {_, _, _, Body} <- Taken].
 
 await(Condition) -> await(Condition, 6000).
@@ -80,6 +82,7 @@ calls_test_() ->
      case_("reschedule", fun reschedule/0),
      case_("reschedule many", fun reschedule_many/0),
      case_("settle", fun settle/0),
+     case_("settle what is due as it was released", fun settle_due/0),
      case_("ids at any address", fun unaligned_ids/0),
      case_("read, page and find", fun read_page_find/0),
      case_("statistics", fun statistics/0),
@@ -251,6 +254,33 @@ settle() ->
         ?assertEqual(id(1, 2), Left)
     end).
 
+settle_due() ->
+    with_store(fun(Store, _) ->
+        {ok, 4, _, _, _} = ?S:insert(Store, 1, ?T0, [record(N, <<"x">>) || N <- [1, 2, 3, 4]]),
+        {ok, [_, _, _], _} = ?S:take(Store, ?T0 + 3, 10, 100),
+        ok = ?S:postpone(Store, id(1, 0), ?T0 + 50),
+        ok = ?S:reschedule(Store, 2, id(1, 1), ?T0 + 60),
+        ?assertEqual({ok, 0}, ?S:settle_due(Store, 3, <<>>)),
+        ?assertEqual({ok, 0}, ?S:settle_due(Store, 4, released([{id(1, 0), ?T0 + 50},
+                                                                {id(1, 1), ?T0 + 2},
+                                                                {id(1, 2), ?T0 + 2},
+                                                                {id(1, 3), (1 bsl 48) + ?T0 + 4},
+                                                                {id(9, 9), ?T0 + 1}]))),
+        ?assertMatch(#{pending := 4, taken := 2}, ?S:stat(Store)),
+        ?assertEqual({ok, 3}, ?S:settle_due(Store, 5, released([{id(1, 0), ?T0 + 50},
+                                                                {id(1, 0), ?T0 + 1},
+                                                                {id(1, 1), ?T0 + 60},
+                                                                {id(1, 2), ?T0 + 3},
+                                                                {id(1, 2), ?T0 + 3},
+                                                                {id(1, 1), ?T0 + 2}]))),
+        ?assertEqual({ok, 0}, ?S:settle_due(Store, 5, released([{id(1, 3), ?T0 + 4}]))),
+        ?assertEqual(5, ?S:applied(Store)),
+        [?assertError(badarg, ?S:settle_due(Store, 6, <<0:Bytes/unit:8>>))
+         || Bytes <- [1, 8, 15, 17, 24, 16 * 256 + 8]],
+        ?assertEqual({ok, 1}, ?S:settle_due(Store, 6, released([{id(1, 3), ?T0 + 4}]))),
+        ?assertMatch(#{pending := 0, pending_bytes := 0, taken := 0}, ?S:stat(Store))
+    end).
+
 unaligned_ids() ->
     with_store(fun(Store, _) ->
         {ok, 1000, _, _, _} = ?S:insert(Store, 1, ?T0, [record(1, <<"x">>) || _ <- lists:seq(1, 1000)]),
@@ -259,6 +289,12 @@ unaligned_ids() ->
         <<_:11, Shifted:800/binary, Odd/binary>> = Padded,
         ?assertEqual({ok, 100}, ?S:settle(Store, 2, Shifted)),
         ?assertEqual({ok, 900}, ?S:settle(Store, 3, Odd)),
+        ?assertMatch(#{pending := 0}, ?S:stat(Store)),
+        {ok, 1000, _, _, _} = ?S:insert(Store, 4, ?T0, lists:duplicate(1000, record(1, <<"x">>))),
+        Released = released([{id(4, N), ?T0 + 1} || N <- lists:seq(0, 999)]),
+        <<_:11, Few:1600/binary, Many/binary>> = <<0:3, 7:8, Released/binary>>,
+        ?assertEqual({ok, 100}, ?S:settle_due(Store, 5, Few)),
+        ?assertEqual({ok, 900}, ?S:settle_due(Store, 6, Many)),
         ?assertMatch(#{pending := 0}, ?S:stat(Store))
     end).
 
@@ -510,6 +546,7 @@ closed() ->
         ok = ?S:close(Store),
         ok = ?S:close(Store),
         Calls = [?S:insert(Store, 2, ?T0, record(1, <<"x">>)), ?S:settle(Store, 2, ids([1])),
+                 ?S:settle_due(Store, 2, released([{1, 1}])),
                  ?S:reschedule(Store, 2, id(1, 0), ?T0), ?S:note(Store, 2), ?S:flush(Store),
                  ?S:maintain(Store, ?T0, 1000), ?S:checkpoint(Store), ?S:take(Store, ?T0, 1, 1),
                  ?S:postpone(Store, id(1, 0), ?T0), ?S:untake(Store), ?S:next_due(Store),
@@ -592,7 +629,8 @@ functions() ->
     [{close, [store]}, {peek_applied, [path]}, {restore, [path, path]}, {validate, [path]},
      {insert, [store, index, ms, batch]}, {check_batch, [batch, length]},
      {check_keyed_batch, [batch, length]},
-     {settle, [store, index, ids]}, {reschedule, [store, index, id, ms]}, {note, [store, index]},
+     {settle, [store, index, ids]}, {settle_due, [store, index, released]},
+     {reschedule, [store, index, id, ms]}, {note, [store, index]},
      {flush, [store]}, {maintain, [store, ms, positive]}, {checkpoint, [store]},
      {finish, [checkpoint, target]}, {take, [store, ms, count, positive]},
      {postpone, [store, id, ms]}, {untake, [store]}, {next_due, [store]}, {applied, [store]},
@@ -619,6 +657,7 @@ valid(ms, _, _) -> 0;
 valid(id, _, _) -> 3;
 valid(batch, _, _) -> record(1, <<"y">>);
 valid(ids, _, _) -> ids([1]);
+valid(released, _, _) -> released([{1, 1}]);
 valid(length, _, _) -> 100;
 valid(positive, _, _) -> 1;
 valid(count, _, _) -> 1;
@@ -632,6 +671,7 @@ fits(Kind, Value) ->
         positive -> in(Value, 1, 16#ffffffffffffffff);
         count -> in(Value, 1, 65535);
         ids -> is_binary(Value) andalso byte_size(Value) rem 8 =:= 0;
+        released -> is_binary(Value) andalso byte_size(Value) rem 16 =:= 0;
         batch -> is_binary(Value) orelse is_list(Value) andalso
                      try iolist_size(Value) of _ -> true catch error:_ -> false end;
         path -> is_path(Value);
