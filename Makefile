@@ -147,7 +147,7 @@ end_of_ours := -lcmocka $(LIBCK) -lpthread -lm
 OTHERS := $(filter-out $(HOST),$(BUILT))
 # Emulated they take up to a hundred times as long.
 C_TESTS_QEMU := test_crc32c test_errno test_manifest test_origin test_partition test_store_fixture \
-                test_store_keyed test_store_model
+                test_store_digest test_store_keyed test_store_model
 tests_on = $(if $(call run_on,$(1)),$(C_TESTS_QEMU),$(C_TESTS))
 run_on = $(if $(filter $(call first_of,$(HOST)),$(call first_of,$(1))),,qemu-$(call first_of,$(1)))
 start_gnu = -static

@@ -14,8 +14,10 @@ enum { NEXT_BUDGET = 8192 };
 /* -------------------------------------------------------------------- in and out */
 
 void dw_unlink_entry_locked(struct dw_store *store, uint32_t k) {
+    const struct dw_entry *entry = dw_slab_at(store->slab, k);
+    store->digest -= dw_digest_of_locked(store, k, entry);
     dw_index_del(store->by_id, k);
-    if (dw_slab_at(store->slab, k)->key_hash != 0) {
+    if (entry->key_hash != 0) {
         dw_index_del(store->by_key, k);
     }
 }
@@ -59,6 +61,7 @@ int dw_link_entry_locked(struct dw_store *store, const struct dw_entry *like) {
         dw_slab_put(store->slab, k);
         return DW_ENOMEM;
     }
+    store->digest += dw_digest_of_locked(store, k, like);
     if (dw_schedule_locked(store, k) != DW_OK) {
         dw_unlink_entry_locked(store, k);
         dw_slab_put(store->slab, k);
@@ -115,7 +118,7 @@ int dw_requeue_all(struct dw_store *store, uint32_t state) {
         struct dw_entry *entry = dw_slab_at(store->slab, k);
         if (entry->state == state) {
             if (!stranded) {
-                entry->due = dw_due_of_locked(store, k) & DW_DUE_MAX;
+                entry->due = dw_due_of_locked(store, k, entry) & DW_DUE_MAX;
                 dw_origin_forget(&store->origins, k);
             }
             result = dw_requeue_locked(store, k);

@@ -48,7 +48,7 @@ void dw_fetch_add_locked(struct dw_fetch *fetch, uint32_t k) {
     const uint64_t off = (uint64_t)entry->off * DW_REC_UNIT;
     *wanted = (struct dw_wanted){
         .record = {.id = entry->id,
-                   .due = dw_due_of_locked(store, k),
+                   .due = dw_due_of_locked(store, k, entry),
                    .key_hash = entry->key_hash,
                    .length = entry->len},
         .partition = partition,

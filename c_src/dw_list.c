@@ -69,7 +69,7 @@ static void page_step_locked(struct dw_store *store, uint32_t from, uint32_t to,
         }
         const struct dw_record record = {
             .id = entry->id,
-            .due = dw_due_of_locked(store, k),
+            .due = dw_due_of_locked(store, k, entry),
             .key_hash = entry->key_hash,
             .length = entry->len,
         };
@@ -197,7 +197,7 @@ static int each_pending(dw_store *store, void (*see)(void *ctx, uint64_t due, ui
         for (; k < to; k++) {
             const struct dw_entry *entry = dw_slab_at(store->slab, k);
             if (is_pending(entry)) {
-                see(ctx, dw_due_of_locked(store, k), entry->len);
+                see(ctx, dw_due_of_locked(store, k, entry), entry->len);
             }
         }
         dw_yield_locked(store);

@@ -167,7 +167,7 @@ static uint32_t find_live(struct dw_store *store, const struct dw_partition *par
             entry->off * (uint64_t)DW_REC_UNIT == window->from + at &&
             entry->len == header.length) {
             /* It may have been given another due time where it is. */
-            const uint64_t due = dw_due_of_locked(store, k);
+            const uint64_t due = dw_due_of_locked(store, k, entry);
             struct moved record = {.header = header, .k = k, .at = (uint32_t)at, .due = entry->due};
             if (header.due != due) {
                 record.header.due = due;

@@ -186,7 +186,7 @@ ERL_NIF_TERM nif_stat(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
         "pending",      "pending_bytes",   "taken",      "next_due",   "applied",
         "buffered",     "file_bytes",      "dead_bytes", "partitions", "checkpoint_applied",
         "memory_bytes", "corrupt_records", "open_files", "histogram",  "unreadable",
-        "read_errors",  "write_error",     "full"};
+        "read_errors",  "write_error",     "full",       "digest"};
     ERL_NIF_TERM values[] = {nif_number(env, s.pending),
                              nif_number(env, s.pending_bytes),
                              nif_number(env, s.taken),
@@ -205,7 +205,8 @@ ERL_NIF_TERM nif_stat(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
                              nif_number(env, s.read_errors),
                              s.write_error == 0 ? nif_atoms.none
                                                 : nif_errno_atom(env, (int)s.write_error),
-                             s.full ? nif_atoms.true_ : nif_atoms.false_};
+                             s.full ? nif_atoms.true_ : nif_atoms.false_,
+                             nif_number(env, s.digest)};
     return nif_map(env, names, values, sizeof names / sizeof *names);
 }
 

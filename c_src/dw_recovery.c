@@ -228,6 +228,7 @@ static int build(struct dw_opening *opening, uint64_t now_ms) {
             dw_schedule_locked(store, k) != DW_OK) {
             return DW_ENOMEM;
         }
+        store->digest += dw_digest_of_locked(store, k, entry);
         partition->live++;
         partition->live_bytes += bytes;
         store->live_bytes += bytes;
@@ -239,6 +240,7 @@ static int build(struct dw_opening *opening, uint64_t now_ms) {
             dw_retire_if_empty_locked(store, store->parts[i]);
         }
     }
+    dw_applied_locked(store, opening->manifest.applied);
     return DW_OK;
 }
 
@@ -312,7 +314,7 @@ static int open_store(struct dw_opening *opening, const char *dir, uint64_t now_
     }
     store->durable = result == DW_OK ? 1 : 0;
     store->checkpoint = store->durable;
-    store->applied = store->durable_applied = opening->manifest.applied;
+    store->durable_applied = opening->manifest.applied;
     store->next_serial = opening->manifest.next_serial > opening->max_serial
                              ? opening->manifest.next_serial
                              : opening->max_serial + 1;

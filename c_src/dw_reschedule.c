@@ -58,10 +58,12 @@ static int retime_locked(struct dw_store *store, uint32_t k, const struct dw_ent
     if (moves) {
         dw_record_dead_locked(store, k);
     }
+    store->digest -= dw_digest_of_locked(store, k, entry);
     dw_origin_forget(&store->origins, k);
     entry->due = like->due;
     entry->part = like->part;
     entry->off = like->off;
+    store->digest += dw_digest_of_locked(store, k, entry);
     return DW_OK;
 }
 
@@ -166,7 +168,7 @@ int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t d
     result = reschedule(store, index, id, due < DW_DUE_MAX ? due : DW_DUE_MAX);
     dw_lock(store);
     if (result == DW_OK || result == DW_ENOENT) {
-        store->applied = index;
+        dw_applied_locked(store, index);
     }
     dw_publish_locked(store);
     return dw_leave(store, result);
@@ -191,7 +193,7 @@ int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_id
     }
     dw_lock(store);
     if (result == DW_OK) {
-        store->applied = index;
+        dw_applied_locked(store, index);
     }
     dw_publish_locked(store);
     return dw_leave(store, result);

@@ -180,6 +180,7 @@ void dw_publish_locked(struct dw_store *store) {
         .taken = store->taken,
         .next_due = dw_next_due_locked(store),
         .applied = store->applied,
+        .digest = store->applied_digest,
         .checkpoint_applied = store->durable_applied,
         .buffered = store->buffered,
         .file_bytes = store->total_bytes - store->buffered,

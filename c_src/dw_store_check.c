@@ -6,7 +6,7 @@
  */
 
 struct tally {
-    uint64_t waiting, late, taken, stranded, keyed, bytes, live_bytes;
+    uint64_t waiting, late, taken, stranded, keyed, bytes, live_bytes, digest;
 };
 
 static const char *check_entry_locked(struct dw_store *store, uint32_t k, struct tally *tally) {
@@ -33,6 +33,7 @@ static const char *check_entry_locked(struct dw_store *store, uint32_t k, struct
     tally->keyed += entry->key_hash != 0;
     tally->bytes += entry->len;
     tally->live_bytes += dw_rec_bytes(entry->len);
+    tally->digest += dw_digest_of_locked(store, k, entry);
     struct dw_partition *partition =
         entry->part < store->parts_capacity ? store->parts[entry->part] : NULL;
     if (partition == NULL || dw_partition_is_retired(partition)) {
@@ -67,6 +68,9 @@ static const char *check_entries_locked(struct dw_store *store) {
     }
     if (tally.bytes != store->pending_bytes || tally.live_bytes != store->live_bytes) {
         return "the bytes of pending records are wrong";
+    }
+    if (tally.digest != store->digest || tally.digest != store->applied_digest) {
+        return "the digest of what is pending is wrong";
     }
     return NULL;
 }

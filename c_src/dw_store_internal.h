@@ -2,6 +2,7 @@
 #ifndef DW_STORE_INTERNAL_H
 #define DW_STORE_INTERNAL_H
 
+#include "dw_digest.h"
 #include "dw_heap.h"
 #include "dw_index.h"
 #include "dw_invariant.h"
@@ -80,6 +81,8 @@ struct dw_store {
 
     uint64_t clock; /* as the last take or maintain had it; decides where records are put */
     uint64_t applied;
+    uint64_t applied_digest; /* as it was when that had been */
+    uint64_t digest;         /* of what is in the indexes now, in the middle of a change also */
     uint64_t pending;
     uint64_t pending_bytes;
     uint64_t taken;
@@ -168,8 +171,20 @@ static inline bool dw_is_scarcity(int err) {
 
 uint64_t dw_next_due_locked(struct dw_store *store);
 /* When entry k is due, as inserted or rescheduled, whenever it comes out. */
-static inline uint64_t dw_due_of_locked(const struct dw_store *store, uint32_t k) {
-    return dw_origin_get(&store->origins, k, dw_slab_at(store->slab, k)->due);
+static inline uint64_t dw_due_of_locked(const struct dw_store *store, uint32_t k,
+                                        const struct dw_entry *entry) {
+    return store->origins.count == 0 ? entry->due : dw_origin_get(&store->origins, k, entry->due);
+}
+/* What entry k adds to the digest. */
+static inline uint64_t dw_digest_of_locked(const struct dw_store *store, uint32_t k,
+                                           const struct dw_entry *entry) {
+    const uint64_t due = dw_due_of_locked(store, k, entry);
+    return dw_digest_of(entry->id, due, entry->key_hash, entry->len);
+}
+/* Writer: the change with this Raft index is whole. */
+static inline void dw_applied_locked(struct dw_store *store, uint64_t index) {
+    store->applied = index;
+    store->applied_digest = store->digest;
 }
 /* Puts entry k, in neither, into the wheel or the heap. DW_OK, DW_ENOMEM */
 int dw_schedule_locked(struct dw_store *store, uint32_t k);

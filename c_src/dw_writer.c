@@ -147,7 +147,7 @@ static int insert(struct dw_store *store, uint64_t index, uint64_t clock_ms, uin
         store->pending_bytes += bytes;
         remove_gone_locked(store, plan, out);
         dw_commit_locked(store);
-        store->applied = index;
+        dw_applied_locked(store, index);
         out->inserted.count = appended_count;
         out->inserted.bytes = bytes;
     } else {
@@ -239,7 +239,10 @@ static uint32_t find_settled_locked(const struct dw_store *store, const struct s
     }
     const struct dw_id_due *released = &settled->released[i];
     const uint32_t k = dw_index_find(store->by_id, released->id);
-    return k != DW_NIL && dw_due_of_locked(store, k) == released->due ? k : DW_NIL;
+    if (k == DW_NIL) {
+        return DW_NIL;
+    }
+    return dw_due_of_locked(store, k, dw_slab_at(store->slab, k)) == released->due ? k : DW_NIL;
 }
 
 /* Room is made for every note of a dead record before the first is made. Meanwhile others may
@@ -281,7 +284,7 @@ static int settle(struct dw_store *store, uint64_t index, const struct settled *
     if (index > store->applied) {
         result = settle_locked(store, settled, removed);
         if (result == DW_OK) {
-            store->applied = index;
+            dw_applied_locked(store, index);
         }
         dw_publish_locked(store);
     }
@@ -305,7 +308,7 @@ void dw_store_note(dw_store *store, uint64_t index) {
         return;
     }
     if (index > store->applied) {
-        store->applied = index;
+        dw_applied_locked(store, index);
         dw_publish_locked(store);
     }
     (void)dw_leave(store, DW_OK);

@@ -294,6 +294,10 @@ struct dw_stat {
     uint64_t taken;         /* handed out, not yet settled */
     uint64_t next_due;      /* DW_NEVER if none */
     uint64_t applied;
+    /* Of (id, due as inserted or rescheduled, key_hash, length) of all that was pending when
+     * `applied` had been, whatever was done of that since: two stores at the same index have the
+     * same one if, and but for a chance of 2^-64 only if, they hold the same (dw_digest.h). */
+    uint64_t digest;
     uint64_t checkpoint_applied; /* the last durable checkpoint's */
     uint64_t buffered;           /* bytes waiting for dw_store_flush() */
     uint64_t file_bytes;         /* in partition files */

@@ -273,7 +273,9 @@ applied(_Store) ->
 %% be read when it was last tried), read_errors (such tries since the opening), histogram: 48 counts, the
 %% I-th (from 0) of what comes due in 2^I to 2^(I+1) ms; write_error: why the last try to write failed,
 %% or `none'; and full: whether a limit of the store is near, and nothing is to be taken in that is not
-%% in Raft's log. O(1), and waits for nobody.
+%% in Raft's log. digest: of id, due time as inserted or rescheduled, key hash and length of all that was
+%% pending at `applied', a number of 64 bits: replicas that are at the same index have the same one if
+%% they hold the same. O(1), and waits for nobody.
 -spec stat(store()) -> #{atom() => non_neg_integer() | [non_neg_integer()] | atom()} | error().
 stat(_Store) ->
     ?NOT_LOADED.

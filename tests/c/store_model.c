@@ -119,6 +119,28 @@ uint64_t model_next_due(const struct model *model) {
     return next;
 }
 
+/* As dw_digest.h says it is made. */
+uint64_t model_digest(const struct model *model) {
+    uint64_t digest = 0;
+    for (size_t i = 0; i < model->count; i++) {
+        const struct model_record *record = &model->records[i];
+        const uint64_t golden = UINT64_C(0x9E3779B97F4A7C15);
+        const uint64_t fields[] = {record->id + golden, record->key_hash,
+                                   record->due + record->length * golden};
+        uint64_t x = 0;
+        for (unsigned j = 0; j < 3; j++) {
+            x += fields[j];
+            x ^= x >> 30;
+            x *= UINT64_C(0xBF58476D1CE4E5B9);
+            x ^= x >> 27;
+            x *= UINT64_C(0x94D049BB133111EB);
+            x ^= x >> 31;
+        }
+        digest += x;
+    }
+    return digest;
+}
+
 uint8_t *model_batch(uint64_t index, const struct model_new_record *records, size_t n,
                      size_t *bytes) {
     *bytes = 0;
@@ -151,7 +173,7 @@ static struct model_change *add_change(struct model *model, struct model_change 
     return &model->changes[model->change_count++];
 }
 
-static int apply(dw_store *store, const struct model_change *change) {
+int model_apply(dw_store *store, const struct model_change *change) {
     struct dw_inserted inserted;
     struct dw_keyed keyed;
     uint64_t removed;
@@ -494,7 +516,7 @@ void model_replay(struct model *model, dw_store *store, uint64_t from) {
         const uint64_t applied = dw_store_applied(store);
         const struct model_change *change = &model->changes[i];
         if (change->index > from || change->index > applied) {
-            int result = apply(store, change);
+            int result = model_apply(store, change);
             assert_true(result == DW_OK ||
                         (result == DW_ENOENT && change->kind == MODEL_RESCHEDULE));
             assert_int_equal(dw_store_applied(store),
@@ -523,6 +545,7 @@ static void compare_stat(const struct model *model, dw_store *store) {
     assert_int_equal(stat.taken, taken);
     assert_int_equal(stat.next_due, model_next_due(model));
     assert_int_equal(stat.applied, model->index);
+    assert_int_equal(stat.digest, model_digest(model));
     for (int i = 0; i < 48; i++) {
         histogram += stat.histogram[i];
     }

@@ -100,6 +100,9 @@ int model_reschedule(struct model *model, dw_store *store, uint64_t id, uint64_t
 void model_reschedule_many(struct model *model, const struct dw_id_due *dues, size_t n);
 void model_note(struct model *model, dw_store *store);
 
+/* That one change, in the store alone; as the store answers. */
+int model_apply(dw_store *store, const struct model_change *change);
+
 /* Takes from both; as the store answers. *n: how many came out. */
 int model_take(struct model *model, dw_store *store, uint64_t now_ms, uint32_t max_n,
                uint64_t max_bytes, struct collected *collected);
@@ -115,6 +118,7 @@ void model_compare(const struct model *model, dw_store *store, bool bodies);
 
 struct model_record *model_find(const struct model *model, uint64_t id);
 uint64_t model_next_due(const struct model *model);
+uint64_t model_digest(const struct model *model);
 
 /* xorshift64*, from a state that is not 0 */
 uint64_t model_random(uint64_t *state);

@@ -321,6 +321,10 @@ static void run_sequence(uint64_t seed, unsigned steps) {
     fixture_open(&run.f);
     for (unsigned i = 0; i < steps; i++) {
         step(&run);
+        struct dw_stat stat;
+        assert_int_equal(dw_store_stat(run.f.store, &stat), DW_OK);
+        assert_int_equal(stat.applied, run.model.index);
+        assert_int_equal(stat.digest, model_digest(&run.model));
     }
     model_compare(&run.model, run.f.store, true);
     assert_int_equal(run.f.logged[DW_LOG_ERROR], 0);

@@ -394,6 +394,92 @@ static void test_every_keyed_record_once(void **state) {
     every_record_once(true);
 }
 
+enum { SHOWN_BATCH = 5000, SHOWN_CHANGES = 24 };
+
+struct shown {
+    dw_store *store;
+    uint64_t digests[SHOWN_CHANGES + 1]; /* by index */
+    atomic_bool over;
+    atomic_uint wrong;
+    atomic_uint seen; /* how often another thread published in the midst of a change */
+};
+
+/* Inserts many, settles some of them, cancels others and gives the rest another due time. Each in
+ * several steps, but for the first. */
+static void change_much(dw_store *store, uint64_t index) {
+    static struct model_new_record records[SHOWN_BATCH];
+    static struct dw_id_due some[SHOWN_BATCH];
+    struct dw_inserted out;
+    struct dw_keyed keyed;
+    uint64_t n;
+    size_t bytes;
+    for (unsigned i = 0; i < SHOWN_BATCH; i++) {
+        records[i] = (struct model_new_record){.when = 100000 + i, .key_hash = i % 2, .length = 1};
+        some[i] = (struct dw_id_due){.id = (index - 1) << 16 | i, .due = NOW + 100000 + i};
+    }
+    const struct model_new_record cancel = {.key_hash = 1, .on_key = DW_CANCEL};
+    const bool insert = index % 3 == 1, settle = index % 3 == 2;
+    uint8_t *batch =
+        model_batch(index, insert ? records : &cancel, insert ? SHOWN_BATCH : 1, &bytes);
+    assert_int_equal(insert   ? dw_store_insert(store, index, NOW, batch, bytes, &out)
+                     : settle ? dw_store_settle_due(store, index, some, SHOWN_BATCH * 3 / 4, &n)
+                              : dw_store_insert_keyed(store, index, NOW, batch, bytes, &keyed),
+                     DW_OK);
+    free(batch);
+}
+
+static void *watch(void *arg) {
+    struct shown *shown = arg;
+    struct dw_stat stat, before = {0};
+    while (!atomic_load(&shown->over)) {
+        /* Publishes, whatever it answers. */
+        (void)dw_store_postpone(shown->store, 0, NOW);
+        dw_store_stat(shown->store, &stat);
+        if (stat.applied > SHOWN_CHANGES || stat.digest != shown->digests[stat.applied]) {
+            atomic_store(&shown->wrong, 1);
+        }
+        if (stat.applied == before.applied && stat.pending != before.pending) {
+            atomic_fetch_add(&shown->seen, 1);
+        }
+        before = stat;
+    }
+    return NULL;
+}
+
+/* The digest that is shown is that of the index that is shown with it, also while a change has let
+ * go of the lock between two steps. */
+static void test_digest_at_index(void **state) {
+    (void)state;
+    struct shown shown = {0};
+    pthread_t thread;
+    for (unsigned pass = 0; pass < 2; pass++) {
+        struct fixture f;
+        fixture_init(&f);
+        fixture_open(&f);
+        shown.store = f.store;
+        if (pass == 1) {
+            assert_int_equal(pthread_create(&thread, NULL, watch, &shown), 0);
+        }
+        for (uint64_t index = 1; index <= SHOWN_CHANGES; index++) {
+            change_much(f.store, index);
+            struct dw_stat stat;
+            assert_int_equal(dw_store_stat(f.store, &stat), DW_OK);
+            if (pass == 0) {
+                shown.digests[index] = stat.digest;
+            }
+            assert_int_equal(stat.digest, shown.digests[index]);
+        }
+        if (pass == 1) {
+            atomic_store(&shown.over, true);
+            pthread_join(thread, NULL);
+        }
+        assert_null(dw_store_check(f.store));
+        fixture_end(&f);
+    }
+    assert_int_equal(atomic_load(&shown.wrong), 0);
+    print_message("shown %u times in the midst of a change\n", atomic_load(&shown.seen));
+}
+
 /* Closing in the midst of it all: every call ends, and what the disk has is a checkpoint. */
 static void test_close_under_way(void **state) {
     (void)state;
@@ -423,6 +509,7 @@ static void test_close_under_way(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_record_once),
+        cmocka_unit_test(test_digest_at_index),
         cmocka_unit_test(test_every_keyed_record_once),
         cmocka_unit_test(test_close_under_way),
     };

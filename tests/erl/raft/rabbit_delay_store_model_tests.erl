@@ -408,9 +408,10 @@ check(#model{store = Store, entries = Entries, index = Index, checkpoint = {Dura
                    taken => length([E || #entry{taken = true} = E <- All]),
                    next_due => next_due(Entries),
                    applied => Index,
+                   digest => digest(Entries),
                    checkpoint_applied => Durable,
                    corrupt_records => 0},
-                 maps:with([pending, pending_bytes, taken, next_due, applied, checkpoint_applied,
+                 maps:with([pending, pending_bytes, taken, next_due, applied, digest, checkpoint_applied,
                             corrupt_records], Stat)),
     ?assertEqual(next_due(Entries), ?S:next_due(Store)),
     Shown = [#{id => Id, due => E#entry.due, key_hash => E#entry.key,
@@ -426,6 +427,19 @@ check(#model{store = Store, entries = Entries, index = Index, checkpoint = {Dura
     [?assertEqual({ok, Map#{body => (maps:get(Id, Entries))#entry.body}}, ?S:read(Store, Id))
      || #{id := Id} = Map <- Shown, erlang:phash2(Id, 7) =:= 0],
     ok.
+
+%% As c_src/dw_digest.h says it is made.
+digest(Entries) ->
+    Golden = 16#9E3779B97F4A7C15,
+    lists:sum([mix(mix(mix(Id + Golden) + Key) + Due + byte_size(Body) * Golden)
+               || {Id, #entry{due = Due, key = Key, body = Body}} <- maps:to_list(Entries)])
+        band 16#ffffffffffffffff.
+
+mix(X0) ->
+    X1 = X0 band 16#ffffffffffffffff,
+    X2 = (X1 bxor (X1 bsr 30)) * 16#BF58476D1CE4E5B9 band 16#ffffffffffffffff,
+    X3 = (X2 bxor (X2 bsr 27)) * 16#94D049BB133111EB band 16#ffffffffffffffff,
+    X3 bxor (X3 bsr 31).
 
 pages(Store, After) ->
     case ?S:page(Store, After, 7) of

@@ -342,8 +342,11 @@ statistics() ->
     with_store(fun(Store, _) ->
         {ok, 3, 30, _, Buffered} =
             ?S:insert(Store, 1, ?T0, [record(D, <<0:80>>) || D <- [100, 100000, 1000000]]),
+        #{digest := Digest} = ?S:stat(Store),
+        ?assert(is_integer(Digest) andalso Digest > 0 andalso Digest < 1 bsl 64),
         [_] = bodies(?S:take(Store, ?T0 + 100, 10, 1000)),
         Stat = ?S:stat(Store),
+        ?assertMatch(#{digest := Digest}, Stat),
         ?assertMatch(#{pending := 3, pending_bytes := 30, taken := 1, applied := 1,
                        checkpoint_applied := 0, corrupt_records := 0}, Stat),
         ?assertEqual(?T0 + 100000, maps:get(next_due, Stat)),
@@ -353,7 +356,9 @@ statistics() ->
         ok = ?S:flush(Store),
         ?assertMatch(#{buffered := 0}, ?S:stat(Store)),
         {ok, Done} = ?S:maintain(Store, ?T0 + 101, 1000000),
-        ?assert(lists:member(Done, [more, done]))
+        ?assert(lists:member(Done, [more, done])),
+        {ok, 3} = ?S:settle(Store, 2, ids([id(1, N) || N <- [0, 1, 2]])),
+        ?assertMatch(#{digest := 0}, ?S:stat(Store))
     end).
 
 malformed() ->
