@@ -478,7 +478,8 @@ suites-static:
 	    tests/static/test_links.py tests/static/test_sizes.py tests/static/test_once.py \
 	    tests/static/test_locks.py tests/static/test_broker_calls.py \
 	    tests/static/test_client_pages.py tests/static/test_client_locks.py \
-	    tests/static/test_release.py tests/static/test_deb.py tests/static/test_checker.py
+	    tests/static/test_release.py tests/static/test_deb.py tests/static/test_deploy.py \
+	    tests/static/test_checker.py
 	@$(RUN) static-links -- tests/static/links
 	@$(RUN) static-sizes -- tests/static/sizes
 	@$(RUN) static-locks -- tests/static/locks $(wildcard c_src/*.c c_src/*.h)

@@ -39,6 +39,10 @@ def debian_mirror():
 class Machine:
     def __init__(self, suite, directory):
         self.suite, self.root = suite, os.path.join(directory, suite)
+        # What a command has there, and how its broker is started by the user rabbitmq.
+        self.env = {"HOME": "/root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8",
+                    "DEBIAN_FRONTEND": "noninteractive"}
+        self.server = "/usr/lib/rabbitmq/bin/rabbitmq-server"
         self._first, self._broker = None, None
 
     def __enter__(self):
@@ -75,9 +79,7 @@ class Machine:
         return self._inside("--uts", "--mount", "--pid", "--", "chroot", self.root)
 
     def _run(self, argv, check):
-        env = {"HOME": "/root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8",
-               "DEBIAN_FRONTEND": "noninteractive"}
-        done = subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        done = subprocess.run(argv, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
                               stderr=subprocess.STDOUT, check=False, timeout=WITHIN)
         if check and done.returncode != 0:
             raise Failed(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}\n{self.logs()}")
@@ -103,9 +105,8 @@ class Machine:
         with open(os.path.join(self.path("/var/log/rabbitmq"), "of-the-service"), "ab") as said:
             self._broker = subprocess.Popen(
                 [*self._in_root(), "su", "rabbitmq", "-s", "/bin/sh", "-c",
-                 "cd /var/lib/rabbitmq && exec /usr/lib/rabbitmq/bin/rabbitmq-server"],
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}, stdin=subprocess.DEVNULL,
-                stdout=said, stderr=said)
+                 f"cd /var/lib/rabbitmq && exec {self.server}"],
+                env={"PATH": self.env["PATH"], "LC_ALL": "C.UTF-8"}, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         deadline = time.monotonic() + WITHIN
         # It fails until the node's name is known, and then waits.
         while "completed" not in self.run("sh", "-c", "rabbitmqctl await_startup && echo completed", check=False):

@@ -72,7 +72,7 @@ def enabled(machine):
 def pending(machine):
     said = machine.run("rabbitmqctl", "--quiet", "--formatter", "json", "list_delayed_exchanges", "name",
                        "messages_delayed")
-    return {row["name"]: row["messages_delayed"] for row in json.loads(said[said.index("["):])}
+    return {row["name"]: row["messages_delayed"] for row in json.loads(said[said.index("[\n"):])}
 
 
 def running_version(machine):
