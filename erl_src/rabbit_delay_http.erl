@@ -208,13 +208,15 @@ encoded(Term, Req, Context) ->
 with_json(Json, Req, Context) ->
     {Json, cowboy_req:set_resp_header(<<"cache-control">>, <<"no-cache">>, Req), Context}.
 
--spec failed({bad_request | forbidden | not_found | unavailable, Why :: binary()}, cowboy_req:req(),
-             #context{}) -> {stop, cowboy_req:req(), #context{}}.
+-spec failed({bad_request | forbidden | not_found | conflict | busy | unavailable, Why :: binary()},
+             cowboy_req:req(), #context{}) -> {stop, cowboy_req:req(), #context{}}.
 failed({Kind, Why}, Req, Context) ->
     Status = case Kind of
                  bad_request -> 400;
                  forbidden -> 403;
                  not_found -> 404;
+                 conflict -> 409;
+                 busy -> 429;
                  unavailable -> 503
              end,
     refuse(Status, Kind, Why, Req, Context).

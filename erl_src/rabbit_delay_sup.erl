@@ -4,6 +4,8 @@
 %%
 %%   rabbit_delay_sup
 %%     rabbit_delay_topic          topic bindings, where the broker does not index them
+%%     rabbit_delay_budget         what all who look at messages may use together
+%%     rabbit_delay_redrive_jobs   redrives that go on when nobody waits for them
 %%     rabbit_delay_system         the Ra system, kept alive
 %%     rabbit_delay_exchanges_sup  one rabbit_delay_exchange_sup per exchange that delays:
 %%       rabbit_delay_queue          takes messages in
@@ -149,6 +151,8 @@ init([]) ->
              start => {rabbit_delay_topic, start_link, []}},
            #{id => rabbit_delay_budget,
              start => {rabbit_delay_budget, start_link, []}},
+           #{id => rabbit_delay_redrive_jobs,
+             start => {rabbit_delay_redrive_jobs, start_link, []}},
            #{id => rabbit_delay_system,
              start => {rabbit_delay_system, start_link, []},
              shutdown => 60000},

@@ -2,14 +2,19 @@
 
 %% What the extensions of the management plugin's HTTP API have in common: cowboy's callbacks that are
 %% the same in all. A resource is what its path says that it is.
+%%
+%% With RESOURCES_OF_ANOTHER it is a module whose resources another one names: the management plugin wants a
+%% page of each that is an extension.
 
+-ifndef(RESOURCES_OF_ANOTHER).
 -behaviour(rabbit_mgmt_extension).
+-export([dispatcher/0, web_ui/0]).
+-endif.
 
 -include_lib("rabbit_common/include/rabbit.hrl").
 -include_lib("rabbitmq_management_agent/include/rabbit_mgmt_records.hrl").
 -include("rabbit_delay.hrl").
 
--export([dispatcher/0, web_ui/0]).
 -export([init/2, variances/2, known_methods/2, allowed_methods/2, valid_content_headers/2,
          content_types_provided/2, content_types_accepted/2, is_authorized/2, forbidden/2,
          resource_exists/2, to_json/2, accept/2]).

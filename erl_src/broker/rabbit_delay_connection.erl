@@ -2,7 +2,8 @@
 
 %% A connection to the broker from within it, by its own client, for what is done as a client does it:
 %% with confirms, acknowledgements and a channel's limits. It is used by the process that opens it, which
-%% closes it whatever happens; to close one that has ended is no error.
+%% closes it whatever happens; to close one that has ended is no error. Should that process be killed, a
+%% guard closes it: nothing else would, and what was not acknowledged would stay out.
 -module(rabbit_delay_connection).
 
 -include_lib("amqp_client/include/amqp_client.hrl").
@@ -25,12 +26,28 @@ open(VHost, Name) ->
     true = group_leader(whereis(user), self()),
     case amqp_connection:start(Parameters) of
         {ok, Connection} ->
+            Owner = self(),
+            _ = spawn(fun () -> guard(Owner, Connection) end),
             case amqp_connection:open_channel(Connection) of
                 {ok, Channel} -> {ok, {Connection, Channel}};
                 Error -> _ = amqp_connection:close(Connection), failed(Error)
             end;
         Error ->
             failed(Error)
+    end.
+
+guard(Owner, Connection) ->
+    Ended = monitor(process, Owner),
+    Closed = monitor(process, Connection),
+    receive
+        {'DOWN', Closed, process, _, _} ->
+            ok;
+        {'DOWN', Ended, process, _, _} ->
+            try amqp_connection:close(Connection) of
+                _ -> ok
+            catch
+                exit:_ -> ok
+            end
     end.
 
 failed(Error) ->

@@ -9,7 +9,7 @@
 %% exchange that is published to, which is amq.default where the target is a queue.
 %%
 %% It runs in the process of the request. A redrive has a process of its own, which ends with the
-%% request's, and after ?REDRIVE_MS.
+%% request's, and after ?REDRIVE_MS; those that go on are rabbit_delay_redrive_mgmt's.
 -module(rabbit_delay_dead_letter_mgmt).
 
 -type resource() :: check | check_vhost | graph | stats | explanation | redrive.
@@ -19,14 +19,12 @@
 %% Messages that are moved in a request.
 -define(LIMIT, 1000).
 -define(MAX_LIMIT, 100000).
--define(MAX_RATE, 1000000).
--define(MAX_S, 16#ffffffff).
--define(MAX_TARGETS, 1000).
 %% A request for longer would be given up by the client, or by the HTTP server.
 -define(REDRIVE_MS, 20000).
 
--spec dispatcher() -> [{string(), module(), [resource()]}].
+-spec dispatcher() -> [{string(), module(), [atom()]}].
 dispatcher() ->
+    rabbit_delay_redrive_mgmt:paths() ++
     [{Path, ?MODULE, [Resource]}
      || {Path, Resource} <- [{"/dead-lettering", check},
                              {"/dead-lettering/:vhost", check_vhost},
@@ -141,16 +139,16 @@ printable(Number) -> Number.
 accept(Req, Context) ->
     rabbit_delay_http:with_parameters([], fun (_) -> accept_body(Req, Context) end, Req, Context).
 
-accept_body(Req0, #context{user = #user{username = Username} = User} = Context) ->
+accept_body(Req0, #context{user = User} = Context) ->
     case rabbit_delay_http:body(Req0) of
         {ok, Json, Req} ->
             VHost = rabbit_mgmt_util:vhost(Req),
-            case request(Json) of
+            case rabbit_delay_redrive_request:options(Json, {?LIMIT, ?MAX_LIMIT}, [dry_run]) of
                 {ok, Options} ->
                     Request = Options#{vhost => VHost, queue => rabbit_mgmt_util:id(queue, Req),
-                                       time => ?REDRIVE_MS, may_publish => may_publish(User, VHost),
-                                       by => text("user '~ts' over HTTP",
-                                                  [rabbit_delay_text:escaped(Username)])},
+                                       time => ?REDRIVE_MS,
+                                       may_publish => rabbit_delay_redrive_request:may_publish(User, VHost),
+                                       by => rabbit_delay_redrive_request:by(User)},
                     rabbit_delay_http:answer(
                       redrive(Request),
                       fun ({ok, Counts}) ->
@@ -162,17 +160,6 @@ accept_body(Req0, #context{user = #user{username = Username} = User} = Context) 
             end;
         {error, Why} ->
             rabbit_delay_http:bad_request(Why, Req0, Context)
-    end.
-
-%% As the broker asks of a publisher.
-may_publish(User, VHost) ->
-    fun (<<>>, _) ->
-            rabbit_delay_broker:is_permitted(User, rabbit_misc:r(VHost, exchange, <<"amq.default">>),
-                                             write);
-        (X, Key) ->
-            Resource = rabbit_misc:r(VHost, exchange, X),
-            rabbit_delay_broker:is_permitted(User, Resource, write)
-                andalso rabbit_delay_topic_permissions:is_permitted(User, Resource, Key, write)
     end.
 
 %% It ends with this process.
@@ -190,90 +177,4 @@ await(Pid, Monitor) ->
             Result;
         {'DOWN', Monitor, process, _, Reason} ->
             {error, {unavailable, text("the redrive failed: ~0P", [Reason, 10])}}
-    end.
-
-request(Json) ->
-    Members = [to_queue, to_exchange, routing_key, to_original_exchange, reason, origin, header,
-               older_than, newer_than, limit, rate, dry_run, keep_x_death, targets],
-    case rabbit_delay_http:known(maps:to_list(Json), Members) of
-        {ok, Words} ->
-            rabbit_delay_http:all(
-              [{to, to(Words)},
-               {reason, optional(reason, fun is_reason/1, Words)},
-               {origin, optional(origin, fun is_text/1, Words)},
-               {header, header(Words)},
-               {targets, optional(targets, fun is_texts/1, Words)},
-               {older_than, optional(older_than, fun is_seconds/1, Words)},
-               {newer_than, optional(newer_than, fun is_seconds/1, Words)},
-               {limit, number(limit, ?LIMIT, ?MAX_LIMIT, Words)},
-               {rate, number(rate, infinity, ?MAX_RATE, Words)},
-               {dry_run, rabbit_delay_http:json_boolean(dry_run, Words)},
-               {keep_x_death, rabbit_delay_http:json_boolean(keep_x_death, Words)}],
-              fun (Options) -> {ok, maps:filter(fun (_, Value) -> Value =/= none end, Options)} end);
-        Error ->
-            Error
-    end.
-
-is_reason(Reason) -> lists:member(Reason, rabbit_delay_deaths:reasons()).
-
-to(Words) ->
-    case maps:with([to_queue, to_exchange, to_original_exchange], Words) of
-        Targets when map_size(Targets) > 1 ->
-            {error, <<"more than one target is given">>};
-        Targets when is_map_key(routing_key, Words), not is_map_key(to_exchange, Targets) ->
-            {error, <<"routing_key goes with to_exchange">>};
-        #{to_queue := Queue} ->
-            target([{to_queue, Queue}], {queue, Queue});
-        #{to_exchange := X} ->
-            Key = maps:get(routing_key, Words, undefined),
-            target([{to_exchange, X} | [{routing_key, Key} || Key =/= undefined]],
-                   {exchange, X, Key});
-        #{to_original_exchange := true} ->
-            {ok, original_exchange};
-        #{to_original_exchange := _} ->
-            {error, <<"to_original_exchange is true or absent">>};
-        _ ->
-            {ok, origin}
-    end.
-
-target(Given, Target) ->
-    case [Name || {Name, Value} <- Given, not is_text(Value)] of
-        [] -> {ok, Target};
-        [Name | _] -> {error, text("~s is not a string of at most 255 bytes", [Name])}
-    end.
-
-is_text(Value) -> is_binary(Value) andalso byte_size(Value) =< 255.
-
-is_texts(Values) ->
-    is_list(Values) andalso length(Values) =< ?MAX_TARGETS
-        andalso lists:all(fun is_binary/1, Values).
-
-is_seconds(N) -> is_integer(N) andalso N >= 0 andalso N =< ?MAX_S.
-
-optional(Name, IsGood, Words) ->
-    case Words of
-        #{Name := Value} ->
-            case IsGood(Value) of
-                true -> {ok, Value};
-                false -> {error, text("~s has no usable value", [Name])}
-            end;
-        _ ->
-            {ok, none}
-    end.
-
-header(#{header := Word}) when is_binary(Word) ->
-    case binary:split(Word, <<"=">>) of
-        [Name, Value] when Name =/= <<>> -> {ok, {Name, Value}};
-        _ -> {error, <<"header is not of the form name=value">>}
-    end;
-header(#{header := _}) ->
-    {error, <<"header is not of the form name=value">>};
-header(_) ->
-    {ok, none}.
-
-number(Name, Default, Max, Words) ->
-    case maps:get(Name, Words, Default) of
-        Default -> {ok, Default};
-        N when is_integer(N), N >= 1, N =< Max -> {ok, N};
-        _ -> {error, text("~s is not a number from 1 to ~b", [Name, Max])}
     end.

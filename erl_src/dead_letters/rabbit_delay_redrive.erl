@@ -17,7 +17,7 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([start/2, json/1]).
+-export([start/2, stop/2, json/1]).
 
 -export_type([options/0, target/0, result/0]).
 
@@ -87,14 +87,21 @@
             progress_at :: integer(),
             ends_at :: integer() | infinity}).
 
-%% Runs until it is done or the watcher ends. The watcher gets {redrive, Pid, progress, result()} now
-%% and then, and at the end {redrive, Pid, done, {ok, result()} | rabbit_delay_browse:error()}.
+%% Runs until it is done or the watcher ends. The watcher gets {redrive, Pid, accepted, Since}, once what is
+%% asked for can be done at all, {redrive, Pid, progress, result()} now and then, and at the end
+%% {redrive, Pid, done, {ok, result()} | rabbit_delay_browse:error()}.
 -spec start(options(), Watcher :: pid()) -> pid().
 start(Options, Watcher) ->
     spawn(fun () ->
                   Monitor = monitor(process, Watcher),
                   Watcher ! {redrive, self(), done, run(Options, Watcher, Monitor)}
           end).
+
+%% It ends when what is in flight is confirmed. Why: for its result.
+-spec stop(pid(), Why :: binary()) -> ok.
+stop(Pid, Why) ->
+    Pid ! {stop, Why},
+    ok.
 
 run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
     try
@@ -115,6 +122,7 @@ run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
                  ok -> ok;
                  {refused, Refused, Because} -> refuse(Refused, Because)
              end,
+        Watcher ! {redrive, self(), accepted, erlang:system_time(millisecond)},
         case Options of
             #{dry_run := true} -> dry_run(Options, Prepared(self(), Options));
             _ -> redrive_to_shown(Prepared, Options, Watcher, Monitor)
@@ -364,19 +372,23 @@ await(#s{waiting = Waiting, next_at = Next} = S, {Watcher, Channel}) ->
         #'basic.consume_ok'{} ->
             S;
         #'basic.cancel'{} ->
-            stop(<<"the queue is gone">>, S);
+            stopped(<<"the queue is gone">>, S);
+        {stop, Why} ->
+            stopped(Why, S);
         {'DOWN', Watcher, process, _, _} ->
-            stop(<<"the command was interrupted">>, S);
+            stopped(<<"the command was interrupted">>, S);
         {'DOWN', Channel, process, _, Reason} ->
-            stop(unicode:characters_to_binary(
-                   io_lib:format("the broker closed the channel: ~0P", [Reason, 15])),
-                 S#s{channel = none})
+            stopped(unicode:characters_to_binary(
+                      io_lib:format("the broker closed the channel: ~0P", [Reason, 15])),
+                    S#s{channel = none})
     after Timeout ->
             idle(S)
     end.
 
-stop(Why, #s{counts = #{stopped := undefined} = Counts} = S) -> S#s{counts = Counts#{stopped := Why}};
-stop(_, S) -> S.
+stopped(Why, #s{counts = #{stopped := undefined} = Counts} = S) ->
+    S#s{counts = Counts#{stopped := Why}};
+stopped(_, S) ->
+    S.
 
 %% Others consume from the queue too, perhaps.
 idle(#s{waiting = Waiting, in_flight = InFlight, channel = Channel, options = #{queue := Queue}} = S) ->
@@ -389,7 +401,7 @@ idle(#s{waiting = Waiting, in_flight = InFlight, channel = Channel, options = #{
                 _ ->
                     S
             catch
-                exit:_ -> stop(<<"the queue is gone">>, S)
+                exit:_ -> stopped(<<"the queue is gone">>, S)
             end;
         false ->
             S
@@ -457,7 +469,7 @@ confirmed(#'basic.nack'{delivery_tag = SeqNo, multiple = Multiple}, S0) ->
     S = lists:foldl(fun (N, #s{in_flight = InFlight} = Acc) ->
                             held(count(refused, Acc#s{in_flight = maps:remove(N, InFlight)}))
                     end, S0, covered(SeqNo, Multiple, S0)),
-    stop(<<"the target does not take messages">>, S).
+    stopped(<<"the target does not take messages">>, S).
 
 covered(SeqNo, false, #s{in_flight = InFlight}) -> [SeqNo || is_map_key(SeqNo, InFlight)];
 covered(SeqNo, true, #s{in_flight = InFlight}) ->
@@ -480,7 +492,7 @@ settle(SeqNo, #s{in_flight = InFlight, channel = Channel} = S0) ->
 progress(#s{watcher = Watcher, counts = Counts, progress_at = At, ends_at = EndsAt} = S) ->
     case now_ms() of
         Now when Now >= EndsAt ->
-            stop(<<"its time is over">>, S);
+            stopped(<<"its time is over">>, S);
         Now when Now >= At ->
             Watcher ! {redrive, self(), progress, Counts},
             S#s{progress_at = Now + ?PROGRESS_MS};

@@ -25,6 +25,8 @@ ONCE = {
     "test_times.py": ["4.0"],
     "test_commands.py": ["4.0"],
     "test_redrive.py::test_the_broker_ends_in_the_middle": ["4.0"],
+    "test_redrive_jobs.py::test_a_process_is_killed_in_the_middle": ["3.10"],
+    "test_redrive_jobs.py::test_the_broker_is_killed_in_the_middle": ["4.0"],
     "test_transfer.py::test_the_broker_ends_in_the_middle": ["4.3"],
     # Drawn into the broker's own pages: the oldest and the newest of them.
     "test_dead_letter_ui.py": ["3.10", "4.3"],

@@ -177,7 +177,7 @@ def test_dead_letters_are_redriven_once_it_is_affirmed(page, local, vhost, parke
     assert len(page.asked(True)) == 2
 
 
-def test_many_are_redriven_step_by_step(page, local, vhost, broker):
+def test_many_are_redriven_in_one_go(page, local, vhost, broker):
     work, queue = topology(local, "quorum")
     local.queue(name="source", arguments={"x-dead-letter-exchange": "", "x-message-ttl": 1,
                                           "x-dead-letter-routing-key": queue})
@@ -193,6 +193,53 @@ def test_many_are_redriven_step_by_step(page, local, vhost, broker):
     assert "12,000 of 12,000 messages redriven" in popup(page, INFO, "redriven")
     assert depth(local, "elsewhere") == 12_000
     assert "3,000 or more messages" in page.asked(True)[0]
+
+
+JOBS = ".dead-letters-jobs"
+
+
+def test_a_redrive_survives_the_page_and_is_stopped(page, local, vhost, broker):
+    """It goes on when the page is left, is shown with its progress on whatever page comes next, and ends when
+    one is told to stop it."""
+    many = 3000
+    queue, target = local.queue(), local.queue()
+    with wire.Publisher(broker, vhost) as publisher:
+        publisher.publish("", queue, [b"m"] * many)
+    eventually(lambda: depth(local, queue), lambda n: n == many)
+    visit_queue(page, vhost, queue)
+    page.selectOption("#dead-letters-to", "queue")
+    page.fill("#dead-letters-target", target)
+    page.fill("#dead-letters-rate", "x")
+    press(page, "Redrive")
+    popup(page, WARNING, "a second")
+    page.fill("#dead-letters-rate", "20")
+    page.fill("#dead-letters-older_than", "1y")
+    press(page, "Redrive")
+    popup(page, WARNING, "no span of time")
+    page.fill("#dead-letters-older_than", "")
+    press(page, "Redrive")
+    page.waitForSelector(f"{JOBS} progress")
+    assert page.asked(True)
+    page.visit("#/exchanges", "#tabs a")
+    eventually(lambda: depth(local, target), lambda n: n > 0)
+    visit_queue(page, vhost, queue)
+    page.waitForSelector(f"{JOBS} progress")
+
+    def far():
+        return page.texts(f"{JOBS} tbody tr .dead-letters-far")[0]
+
+    first = far()
+    assert "of 3,000 looked at" in eventually(far, lambda now: now != first)
+    # On the page of all queues, too, from which one gets back.
+    visit(page, vhost, "#dead-lettering-findings")
+    page.waitForSelector(f'{JOBS} a:text-is("{queue}")')
+    page.click(f'{JOBS} a:text-is("{queue}")')
+    page.waitForSelector(f"#dead-letters-redrive:has(~ #dead-letters-redrives {JOBS})")
+    press(page, "Stop")
+    page.await_text(JOBS, "stopped by user 'guest'")
+    assert page.count(f"{JOBS} button") == 0
+    assert 0 < depth(local, target) < many
+    eventually(lambda: depth(local, target) + depth(local, queue), lambda n: n == many)
 
 
 def test_an_empty_queue_and_one_that_is_not_there(page, local, vhost):

@@ -37,7 +37,7 @@ unexpected-methods = ["get", "put", "post", "delete", "patch"]
 "path.queue" = "{queue}"
 
 [checks]
-positive_data_acceptance.expected-statuses = ["2xx", "400", "401", "403", "404", "409", "415", "503"]
+positive_data_acceptance.expected-statuses = ["2xx", "400", "401", "403", "404", "409", "415", "429", "503"]
 negative_data_rejection.expected-statuses = ["400", "401", "403", "404", "405", "406", "415"]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503"]
 """

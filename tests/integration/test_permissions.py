@@ -59,6 +59,8 @@ OPERATIONS = [
     ("configure", "DELETE", X + "/messages", None), ("configure", "DELETE", X + "/messages/{id}", None),
     ("read", "GET", Q, None), ("read", "GET", Q + "/{position}", None),
     ("read", "POST", Q + "/redrive", {"dry_run": True}),
+    ("read", "GET", Q + "/redrives", None), ("read", "POST", Q + "/redrives", {"limit": 1, "reason": "expired"}),
+    ("read", "GET", Q + "/redrives/{id}", None), ("read", "POST", Q + "/redrives/{id}/stop", {}),
     ("policymaker", "GET", CHECK, None), ("policymaker", "GET", CHECK + "/graph", None),
 ] + [(needed, "POST", f"{X}/messages/{what}", {**more, **which})
      for what, more in (("cancel", {}), ("release", {}), ("reschedule", {"by": 1}))
@@ -83,7 +85,7 @@ def expected(needed, tags, granted):
         # RabbitMQ 4.3 does not say that there is such a vhost.
         return {401, 404}
     if needed is None or set(needed.split("+")) <= (granted or frozenset()):
-        return {200, 204, 404}
+        return {200, 202, 204, 404, 409}
     return {403}
 
 

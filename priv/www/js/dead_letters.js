@@ -55,8 +55,12 @@ function dead_lettering_page() {
     const mine = ++loading;
     const begin = function (looks) {
         if (mine !== loading) return;
-        if ($('#main #dead-lettering-findings').is(':empty')) check();
-        else if (looks > 0) setTimeout(begin, 50, looks - 1);
+        if ($('#main #dead-lettering-findings').is(':empty')) {
+            check();
+            watch_all();
+        } else if (looks > 0) {
+            setTimeout(begin, 50, looks - 1);
+        }
     };
     setTimeout(begin, 0, 200);
     return pages().HTML`
@@ -84,6 +88,7 @@ function dead_lettering_page() {
         <td><button data-dead-letters="look">Look</button></td>
       </tr>
     </table>
+    <div id="dead-lettering-redrives"></div>
   </div>
 </div>`;
 }
@@ -429,11 +434,12 @@ function drawing(vhost, graph) {
 
 // --------------------------------------------------------------------- a queue of dead letters
 
-let view = {vhost: null, queue: null, busy: false};
+// The redrive that was begun here, and has not ended yet.
+let view = {vhost: null, queue: null, busy: false, begun: null};
 
 function render_queue(vhost, queue) {
     if (view.vhost !== vhost || view.queue !== queue) {
-        view = {vhost: vhost, queue: queue, busy: false};
+        view = {vhost: vhost, queue: queue, busy: false, begun: null};
     }
     render({}, 'dead-letters', '#/dead-lettering');
 }
@@ -441,7 +447,10 @@ function render_queue(vhost, queue) {
 function queue_page() {
     const HTML = pages().HTML;
     setTimeout(function () {
-        if ($('#main #dead-letters-groups').is(':empty')) load_groups();
+        if ($('#main #dead-letters-groups').is(':empty')) {
+            load_groups();
+            watch_queue();
+        }
     }, 0);
     return HTML`
 <h1>Dead letters in queue <a href="#/queues/${esc(view.vhost)}/${esc(view.queue)}">${
@@ -497,8 +506,17 @@ function queue_page() {
         <td><input type="text" id="dead-letters-header" placeholder="name=value"/></td>
       </tr>
       <tr>
+        <th><label>longer ago than:</label></th>
+        <td><input type="text" id="dead-letters-older_than" placeholder="90s, 10m, 2h, 3d" size="12"/></td>
+      </tr>
+      <tr>
+        <th><label>no longer ago than:</label></th>
+        <td><input type="text" id="dead-letters-newer_than" placeholder="90s, 10m, 2h, 3d" size="12"/></td>
+      </tr>
+      <tr>
         <th><label>At most:</label></th>
-        <td><input type="text" id="dead-letters-limit" placeholder="all" size="8"/> messages</td>
+        <td><input type="text" id="dead-letters-limit" placeholder="all" size="8"/> messages,
+        <input type="text" id="dead-letters-rate" placeholder="any number" size="8"/> a second</td>
       </tr>
       <tr>
         <th><label>History:</label></th>
@@ -510,6 +528,7 @@ function queue_page() {
         <span id="dead-letters-progress"></span></td>
       </tr>
     </table>
+    <div id="dead-letters-redrives"></div>
   </div>
 </div>`;
 }
@@ -587,16 +606,33 @@ function redrive_request() {
         if (value(name) !== '') body[name] = value(name);
     });
     if ($('#main #dead-letters-keep').is(':checked')) body.keep_x_death = true;
-    if (value('limit') === '') return body;
-    if (!/^[1-9][0-9]{0,8}$/.test(value('limit'))) {
-        show_popup('warn', 'How many messages at most? ' + fmt_escape_html(value('limit'))
-                   + ' is not a number.');
-        return null;
+    for (const name of ['older_than', 'newer_than']) {
+        if (value(name) === '') continue;
+        const span = seconds(value(name));
+        if (span === null) {
+            show_popup('warn', fmt_escape_html(value(name)) + ' is no span of time such as 90s, 10m, 2h or 3d.');
+            return null;
+        }
+        body[name] = span;
     }
-    return Object.assign(body, {limit: Number(value('limit'))});
+    for (const name of ['limit', 'rate']) {
+        if (value(name) === '') continue;
+        if (!/^[1-9][0-9]{0,8}$/.test(value(name))) {
+            show_popup('warn', 'How many messages' + (name == 'rate' ? ' a second' : ' at most') + '? '
+                       + fmt_escape_html(value(name)) + ' is not a number.');
+            return null;
+        }
+        body[name] = Number(value(name));
+    }
+    return body;
 }
 
-const STEP = 5000;
+const UNIT_SECONDS = {'': 1, s: 1, m: 60, h: 3600, d: 86400};
+
+function seconds(span) {
+    const parts = /^([0-9]{1,9})([smhd]?)$/.exec(span);
+    return parts === null ? null : Number(parts[1]) * UNIT_SECONDS[parts[2]];
+}
 
 const LEFT = {no_target: 'have no history that names a target', would_loop: 'would come back at once',
               unroutable: 'have a target that is not there', refused: 'were refused by the target, '
@@ -611,12 +647,10 @@ function summary(sums) {
         }).join('') + (sums.stopped ? ' It ended early: ' + sums.stopped + '.' : '');
 }
 
-// First only counts, then asks, then moves, step by step, until a step moves nothing.
+// First only counts, then asks; then the broker moves them by itself.
 function redrive() {
     const at = view, body = redrive_request();
     if (body === null || at.busy) return;
-    const wanted = body.limit === undefined ? Infinity : body.limit;
-    const path = api_path(at.vhost, at.queue) + '/redrive';
     const progress = function (text) {
         if (at === view) $('#main #dead-letters-progress').text(text);
     };
@@ -626,8 +660,8 @@ function redrive() {
     };
     at.busy = true;
     progress('Counting ...');
-    pages().request('POST', path, Object.assign({}, body, {
-        dry_run: true, limit: Math.min(wanted, 100000)}), function (would) {
+    pages().request('POST', api_path(at.vhost, at.queue) + '/redrive', Object.assign({}, body, {
+        dry_run: true, limit: Math.min(body.limit || MOST_COUNTED, MOST_COUNTED)}), function (would) {
         if (at !== view) return over();
         if (would.redriven == 0) {
             over();
@@ -641,27 +675,123 @@ function redrive() {
                      + ' messages will be redriven: ' + targets + '. Are you sure?')) {
             return over();
         }
-        const sums = {examined: 0, redriven: 0};
-        (function step() {
-            const left = wanted - sums.redriven;
-            pages().request('POST', path, Object.assign({}, body, {limit: Math.min(left, STEP)}),
-                            function (done) {
-                sums.redriven += done.redriven;
-                sums.examined = Math.max(sums.examined, sums.redriven - done.redriven + done.examined);
-                for (const key in LEFT) sums[key] = done[key];
-                sums.stopped = done.stopped;
-                progress(fmt_num_thousands(sums.redriven) + ' redriven ...');
-                if (done.redriven > 0 && sums.redriven < wanted && !done.stopped
-                    && (would.stopped || sums.redriven < would.redriven)) {
-                    step();
-                } else {
-                    over();
-                    show_popup('info', fmt_escape_html(summary(sums)));
-                    if (at === view) load_groups();
-                }
-            }, over);
-        })();
+        pages().request('POST', api_path(at.vhost, at.queue) + '/redrives', body, function (job) {
+            over();
+            at.begun = job.id;
+            if (at === view) watch_queue();
+        }, over);
     }, over);
+}
+
+// ------------------------------------------------------- redrives that go on in the broker
+
+const MOST_COUNTED = 100000, POLL_MS = 1000, SHOWN_REDRIVES = 10;
+
+let timer = null, watched = null;
+
+function is_under_way(job) {
+    return job.state == 'running' || job.state == 'stopping';
+}
+
+// Shows them as long as the place for them is on the page, anew while one is under way.
+function watch(place, path, then) {
+    const current = function () { return watched === path && $('#main #' + place).length > 0; };
+    clearTimeout(timer);
+    watched = path;
+    pages().request('GET', path, null, function (answer) {
+        if (!current()) return;
+        const jobs = answer.redrives.filter(is_under_way).concat(answer.redrives.filter(function (job) {
+            return !is_under_way(job);
+        })).slice(0, SHOWN_REDRIVES);
+        show_redrives(place, jobs);
+        clearTimeout(timer);
+        if (jobs.some(is_under_way)) timer = setTimeout(watch, POLL_MS, place, path, then);
+        then(answer.redrives);
+    }, function (why) {
+        if (!current()) return;
+        $('#main #' + place).removeData('shown');
+        show(place, pages().HTML`<p class="warning">The redrives are not known: ${why}</p>`);
+        clearTimeout(timer);
+        timer = setTimeout(watch, 5 * POLL_MS, place, path, then);
+    }, true);
+}
+
+// A row is made anew only if it says something else, as a button must be there while it is pressed.
+function show_redrives(place, jobs) {
+    const at = $('#main #' + place);
+    const states = jobs.map(function (job) { return job.id + job.state; }).join();
+    if (at.data('shown') !== states) {
+        at.data('shown', states).html(redrives_table(jobs).html);
+    } else {
+        jobs.forEach(function (job, i) {
+            at.find('.dead-letters-far').eq(i).html(how_far(job).html);
+        });
+    }
+}
+
+function redrives_table(jobs) {
+    const HTML = pages().HTML;
+    if (jobs.length == 0) return HTML``;
+    return HTML`
+<h3>Redrives in the broker</h3>
+<table class="list dead-letters-jobs">
+  <thead><tr><th>Queue</th><th>Begun</th><th>State</th><th>Messages</th><th></th></tr></thead>
+  <tbody>${jobs.map(function (job, i) {
+      return HTML`
+    <tr${pages().safe(alt_rows(i))}>
+      <td><a href="${page_url(job.vhost, job.queue)}">${job.queue}</a></td>
+      <td>${fmt_timestamp(job.started)}<sub>by ${job.user}</sub></td>
+      <td>${pages().safe(fmt_state(is_under_way(job) ? 'green' : job.state == 'failed' ? 'red' : 'grey',
+                                   job.state, ''))}</td>
+      <td class="dead-letters-far">${how_far(job)}</td>
+      <td>${job.state == 'running' && HTML`<button data-dead-letters="stop" data-redrive="${job.id}"
+          data-vhost="${job.vhost}" data-queue="${job.queue}">Stop</button>`}</td>
+    </tr>`;
+  })}
+  </tbody>
+</table>`;
+}
+
+function how_far(job) {
+    const HTML = pages().HTML, sums = job.progress;
+    if (job.state == 'failed') return HTML`${job.reason}`;
+    if (sums === null) return HTML`Looking for their targets ...`;
+    if (!is_under_way(job)) return HTML`${summary(sums)}`;
+    const passed = Date.now() - job.started, left = sums.total - sums.examined;
+    return HTML`<progress max="${sums.total}" value="${sums.examined}"></progress>
+${fmt_num_thousands(sums.redriven)} redriven, ${fmt_num_thousands(sums.examined)} of ${
+    fmt_num_thousands(sums.total)} looked at${sums.examined > 0 && left > 0 && passed > 0
+    && ', some ' + pages().duration(passed / sums.examined * left) + ' left'}`;
+}
+
+function watch_queue() {
+    const at = view;
+    watch('dead-letters-redrives', api_path(at.vhost, at.queue) + '/redrives', function (jobs) {
+        if (at !== view || at.begun === null) return;
+        const job = jobs.find(function (one) { return one.id === at.begun; });
+        if (job !== undefined && is_under_way(job)) return;
+        at.begun = null;
+        load_groups();
+        if (job === undefined) {
+            show_popup('warn', 'The broker was restarted, and the redrive ended with it. What was not moved '
+                       + 'is in the queue still.');
+        } else {
+            show_popup(job.state == 'failed' ? 'warn' : 'info', fmt_escape_html(
+                job.state == 'failed' ? job.reason : summary(job.progress)));
+        }
+    });
+}
+
+function stop_redrive(button) {
+    const path = api_path(button.attr('data-vhost'), button.attr('data-queue'));
+    pages().request('POST', path + '/redrives/' + esc(button.attr('data-redrive')) + '/stop', {}, function () {
+        if ($('#main #dead-letters-redrives').length > 0) watch_queue();
+        else watch_all();
+    });
+}
+
+function watch_all() {
+    watch('dead-lettering-redrives', '/dead-letter-redrives', function () {});
 }
 
 const ACTIONS = {
@@ -675,11 +805,12 @@ const ACTIONS = {
         }
     },
     explain: explain,
-    redrive: redrive
+    redrive: redrive,
+    stop: stop_redrive
 };
 
 $(document).on('click', '#main [data-dead-letters]', function () {
-    ACTIONS[$(this).attr('data-dead-letters')]();
+    ACTIONS[$(this).attr('data-dead-letters')]($(this));
     return false;
 });
 

@@ -118,7 +118,8 @@ function several_vhosts() {
 
 // ---------------------------------------------------------------------------- requests
 
-function request(method, path, body, done, failed) {
+// A failure is shown, unless it is quiet.
+function request(method, path, body, done, failed, quiet) {
     const req = xmlHttpRequest();
     req.open(method, 'api' + path, true);
     const credentials = typeof authorization_header === 'function' ? authorization_header()
@@ -139,7 +140,7 @@ function request(method, path, body, done, failed) {
             const why = answer && answer.reason ? String(answer.reason)
                 : req.status == 0 ? 'The broker does not answer.'
                 : 'The broker answered with status ' + req.status + '.';
-            show_popup('warn', fmt_escape_html(why));
+            if (!quiet) show_popup('warn', fmt_escape_html(why));
             if (failed) failed(why);
         }
     };
