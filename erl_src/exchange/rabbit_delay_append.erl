@@ -13,7 +13,7 @@
 -include("rabbit_delay.hrl").
 -include("rabbit_delay_queue.hrl").
 
--export([append/1, import/3, send/3, give_up/1]).
+-export([append/1, import/3, send/3, give_up/1, reject_late/1]).
 -export([room_now/1, look_at_store/1, look_at_store_again/1, look_at_limits/1, drop_beyond/1]).
 -export([why_unable/2]).
 
@@ -22,8 +22,10 @@
 -define(MAX_MESSAGES, 4096).
 -define(MAX_BYTES, 1048576).
 
-%% How long what can be rejected waits for a leader.
+%% How long what can be rejected waits for a leader, and is under way to one, and how often the latter is
+%% looked at.
 -define(MAX_WAITING_MS, 15000).
+-define(LOOK_FOR_LATE_MS, 1000).
 
 %% How much an exchange's store may hold in memory that it cannot write, and all of the node's together,
 %% before messages are rejected; and how often the store is looked at then.
@@ -36,6 +38,10 @@
 %% Of each record of a batch (include/dw_store.h).
 -define(RECORD_HEADER_BYTES, 24).
 
+%% Or none yet that has opened our session.
+-define(HAS_NO_LEADER(State),
+        (State#state.leader =:= undefined orelse State#state.session =:= undefined)).
+
 -spec append(#state{}) -> #state{}.
 append(State) ->
     append_waiting(rabbit_delay_intake:refill(State)).
@@ -46,10 +52,10 @@ append_waiting(#state{waiting = Waiting} = State) ->
         false -> append_held(State)
     end.
 
-append_held(#state{leader = undefined, give_up_timer = undefined, rejectable = Rejectable} = State)
-  when Rejectable > 0 ->
+append_held(#state{give_up_timer = undefined, rejectable = Rejectable} = State)
+  when ?HAS_NO_LEADER(State), Rejectable > 0 ->
     State#state{give_up_timer = erlang:send_after(?MAX_WAITING_MS, self(), give_up)};
-append_held(#state{leader = undefined} = State) ->
+append_held(State) when ?HAS_NO_LEADER(State) ->
     State;
 append_held(#state{batches = Batches} = State) when map_size(Batches) >= ?MAX_BATCHES ->
     State;
@@ -68,8 +74,8 @@ append_held(State) ->
 
 %% No leader has come.
 -spec give_up(#state{}) -> #state{}.
-give_up(#state{leader = undefined, rejectable = Rejectable, exchange = XName} = State)
-  when Rejectable > 0 ->
+give_up(#state{rejectable = Rejectable, exchange = XName} = State)
+  when ?HAS_NO_LEADER(State), Rejectable > 0 ->
     ?LOG_ERROR("delayed messages of ~ts: rejecting ~b messages that no Raft leader took for ~b ms",
                [rabbit_delay_text:rs(XName), Rejectable, ?MAX_WAITING_MS], ?LOG_DOMAIN),
     rabbit_delay_intake:reject_waiting(State#state{give_up_timer = undefined});
@@ -141,18 +147,64 @@ append_next(SeqNo, Batch, Left, State) ->
             append(under_way(SeqNo, Batch, State#state{last_seq_no = SeqNo}))
     end.
 
-under_way(Key, #batch{entry = {_, _, Bytes}} = Batch,
+under_way(Key, #batch{entry = {_, _, Bytes}} = Batch0,
           #state{batches = Batches, batches_bytes = BatchesBytes} = State) ->
+    Batch = Batch0#batch{since = now_ms()},
     ok = send(Key, Batch, State),
-    watch_space(byte_size(Bytes), State#state{batches = Batches#{Key => Batch},
-                                              batches_bytes = BatchesBytes + byte_size(Bytes)}).
+    watch_space(byte_size(Bytes),
+                look_for_late(State#state{batches = Batches#{Key => Batch},
+                                          batches_bytes = BatchesBytes + byte_size(Bytes)})).
+
+now_ms() -> erlang:monotonic_time(millisecond).
+
+look_for_late(#state{late_timer = undefined, batches = Batches} = State)
+  when map_size(Batches) > 0 ->
+    State#state{late_timer = erlang:send_after(?LOOK_FOR_LATE_MS, self(), look_for_late)};
+look_for_late(State) ->
+    State.
+
+%% What has been under way for too long is rejected, where somebody hears of it: publishers are not kept
+%% waiting for a leader that has no majority or a log that does not answer. It may have been stored all
+%% the same. Its number is filled by an empty batch, so that what is behind it can come; but one that
+%% has messages that nobody hears of stays as it is, since these may not be dropped.
+-spec reject_late(#state{}) -> #state{}.
+reject_late(#state{batches = Batches, exchange = XName, name = QName} = State0) ->
+    Before = now_ms() - ?MAX_WAITING_MS,
+    Late = [{SeqNo, Batch} || {SeqNo, #batch{since = Since, confirms = Confirms} = Batch} <-
+                                  maps:to_list(Batches),
+                              is_integer(SeqNo), Since =< Before, map_size(Confirms) > 0],
+    _ = Late =/= [] andalso
+        ?LOG_ERROR("delayed messages of ~ts: rejecting ~b messages that have been under way to the Raft "
+                   "log for ~b ms; they may have been stored all the same",
+                   [rabbit_delay_text:rs(XName), lists:sum([told(Batch) || {_, Batch} <- Late]),
+                    ?MAX_WAITING_MS], ?LOG_DOMAIN),
+    look_for_late(lists:foldl(
+                    fun ({SeqNo, #batch{confirms = Confirms} = Batch}, State) ->
+                            maps:foreach(
+                              fun (Sender, SeqNos) ->
+                                      rabbit_delay_intake:reject_all(Sender, QName, SeqNos)
+                              end, Confirms),
+                            rejected(SeqNo, Batch, told(Batch), State)
+                    end, State0, Late)).
+
+told(#batch{confirms = Confirms}) ->
+    lists:sum([length(SeqNos) || SeqNos <- maps:values(Confirms)]).
+
+rejected(SeqNo, #batch{untold = 0, entry = {_, _, Bytes}}, Told,
+         #state{batches = Batches, batches_bytes = All, counters = Counters} = State) ->
+    rabbit_delay_counters:add(Counters, rejected, Told),
+    State#state{batches = Batches#{SeqNo := #batch{entry = {1, {none, none}, <<>>}, messages = 0}},
+                batches_bytes = All - byte_size(Bytes)};
+rejected(SeqNo, Batch, Told, #state{batches = Batches, counters = Counters} = State) ->
+    rabbit_delay_counters:add(Counters, rejected, Told),
+    State#state{batches = Batches#{SeqNo := Batch#batch{confirms = #{}}}}.
 
 %% To the leader, if it is one: else it is sent again when there is one.
 -spec send(rabbit_delay_queue:batch_key(), #batch{}, #state{}) -> ok.
 send(Ref, #batch{entry = Entry, place = {Session, SeqNo}}, #state{server_id = ServerId}) ->
     rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, Ref);
 send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
-    rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, SeqNo).
+    rabbit_delay_raft:enqueue(ServerId, {opened, Session}, SeqNo, Entry, SeqNo).
 
 watch_space(Bytes, #state{appended = Appended} = State)
   when Appended + Bytes < ?LOOK_AT_SPACE_BYTES ->

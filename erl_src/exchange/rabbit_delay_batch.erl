@@ -43,6 +43,7 @@
 -record(building, {settings :: settings(),
                    room :: rabbit_delay_room:room(),
                    messages = 0 :: non_neg_integer(),
+                   untold = 0 :: non_neg_integer(),
                    %% 2: some record does something with its key
                    version = 1 :: 1 | 2,
                    records = [] :: iodata(),
@@ -57,13 +58,14 @@
 -spec build([#waiting{}], rabbit_delay_room:room(), settings()) ->
           {#batch{} | none, Rejected :: [#waiting{}], [unusable()], Left :: [#waiting{}]}.
 build(Ws, Room, Settings) ->
-    {#building{version = Version, records = Records, messages = Messages, earliest = Earliest,
-               confirms = Confirms, rejected = Rejected, unusable = Unusable}, Left} =
+    {#building{version = Version, records = Records, messages = Messages, untold = Untold,
+               earliest = Earliest, confirms = Confirms, rejected = Rejected,
+               unusable = Unusable}, Left} =
         add_all(Ws, #building{settings = Settings, room = Room}),
     case Records of
         [] -> {none, Rejected, Unusable, Left};
         _ -> {#batch{entry = {Version, Earliest, iolist_to_binary(lists:reverse(Records))},
-                     messages = Messages, confirms = Confirms}, Rejected, Unusable, Left}
+                     messages = Messages, untold = Untold, confirms = Confirms}, Rejected, Unusable, Left}
     end.
 
 add_all([], B) ->
@@ -173,10 +175,11 @@ add_message(W, {Absolute, When, Earliest}, Use, {Encoding, Body},
 
 add_record(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow},
            {Flags, Encoding, When, Key, Body},
-           #building{records = Records, confirms = Confirms} = B) ->
+           #building{records = Records, confirms = Confirms, untold = Untold} = B) ->
     rabbit_delay_broker:ack_credit(Sender, Flow),
     Header = rabbit_delay_store:record_header(byte_size(Body), Flags, Encoding, When, Key),
     B#building{records = [Body, Header | Records],
+               untold = case SeqNo of undefined -> Untold + 1; _ -> Untold end,
                confirms = await_confirm(Sender, SeqNo, Confirms)}.
 
 on_key(replace) -> 1 bsl 1;

@@ -219,15 +219,18 @@ follow_leader(Pid, #state{leader = Old} = State) ->
     begin_again(interrupt(State#state{leader = {Pid, monitor(process, Pid)}})).
 
 begin_again(#state{in_flight = Book, server_id = ServerId} = State) ->
-    lists:foreach(fun ({Correlation, Ids}) ->
-                          rabbit_delay_raft:settle(ServerId, Ids, Correlation)
+    lists:foreach(fun ({Correlation, Released}) ->
+                          rabbit_delay_raft:settle(ServerId, Released, Correlation)
                   end, rabbit_delay_in_flight:settling(Book)),
     Note = make_ref(),
     ok = rabbit_delay_raft:note(ServerId, Note),
     State#state{note = Note}.
 
-applied({Note, ok}, #state{note = Note} = State) ->
-    attach(State#state{note = undefined});
+applied({Note, {ok, #{term := Term, paused := Paused}}}, #state{note = Note} = State) ->
+    attach(Term, Paused, State#state{note = undefined});
+applied({Note, _}, #state{note = Note} = State) ->
+    %% The machine is of an earlier version, which another member may still have.
+    rabbit_delay_agenda:attach_later(State#state{note = undefined});
 applied({Correlation, {ok, _} = Reply}, #state{in_flight = Book0, dropping = Dropping} = State0) ->
     case rabbit_delay_in_flight:settled(Correlation, Book0) of
         {ok, Book} ->
@@ -244,9 +247,9 @@ applied({Correlation, Reply}, State) ->
 
 %% All that is not in flight is handed out again: what waited here, and what an earlier process of
 %% ours had taken out.
-attach(#state{exchange = XName} = State0) ->
-    case {leaders_state(State0), rabbit_delay_broker:lookup_exchange(XName)} of
-        {{ok, Store, Term, Paused}, {ok, X}} ->
+attach(Term, Paused, #state{exchange = XName} = State0) ->
+    case {leaders_store(State0), rabbit_delay_broker:lookup_exchange(XName)} of
+        {{ok, Store}, {ok, X}} ->
             ok = rabbit_delay_registry:register_paused(XName, Paused),
             ok = rabbit_delay_registry:register_store(XName, Store),
             case rabbit_delay_release:hand_out_anew(
@@ -260,15 +263,10 @@ attach(#state{exchange = XName} = State0) ->
             rabbit_delay_agenda:attach_later(State0)
     end.
 
-leaders_state(#state{server_id = ServerId}) ->
+leaders_store(#state{server_id = ServerId}) ->
     case ra:local_query(ServerId, fun rabbit_delay_machine:store/1, ?QUERY_MS) of
-        {ok, {{_, Term}, Store}, _} when Store =/= undefined ->
-            case ra:local_query(ServerId, fun rabbit_delay_machine:is_paused/1, ?QUERY_MS) of
-                {ok, {_, Paused}, _} -> {ok, Store, Term, Paused};
-                _ -> error
-            end;
-        _ ->
-            error
+        {ok, {_, Store}, _} when Store =/= undefined -> {ok, Store};
+        _ -> error
     end.
 
 %% Between two terms that follow each other nobody else has led: what is in flight is still ours
@@ -289,7 +287,7 @@ ready(#state{awaiting = Awaiting, changes = Changes0} = State) ->
     {Ids, Changes} = rabbit_delay_changes:take_held(Changes0),
     hand_out(Ids, State#state{awaiting = [], changes = Changes}).
 
-change(Change, From, #state{changes = Changes, server_id = ServerId} = State) ->
+change(Change, From, #state{changes = Changes, server_id = ServerId, term = Term} = State) ->
     case rabbit_delay_changes:allowed(
            Change, fun (Id) -> rabbit_delay_release:is_free(Id, State) end) of
         {nothing, InFlight} ->
@@ -297,7 +295,7 @@ change(Change, From, #state{changes = Changes, server_id = ServerId} = State) ->
             State;
         {Allowed, InFlight} ->
             Correlation = make_ref(),
-            ok = rabbit_delay_raft:change(ServerId, rabbit_delay_changes:encoded(Allowed),
+            ok = rabbit_delay_raft:change(ServerId, Term, rabbit_delay_changes:encoded(Allowed),
                                           Correlation),
             State#state{changes = rabbit_delay_changes:append(Correlation, From, Allowed, InFlight,
                                                               Changes)}
@@ -322,8 +320,12 @@ changed(ok, From, _, Change, #state{exchange = XName} = State) ->
     ok = rabbit_delay_registry:register_paused(XName, Paused),
     gen_server:reply(From, {ok, 0, []}),
     rabbit_delay_agenda:pump_soon(State#state{paused = Paused});
-changed({error, _} = Error, From, _, Change, State) ->
-    gen_server:reply(From, Error),
+changed({error, Reason}, From, _, Change, State) ->
+    gen_server:reply(From, {error, case Reason of
+                                       %% Another one leads by now.
+                                       {other_term, _} -> not_ready;
+                                       _ -> Reason
+                                   end}),
     hand_out(rabbit_delay_changes:ids(Change), State).
 
 %% What became due meanwhile was taken out of the store and passed over.

@@ -14,7 +14,7 @@
 
 -export([new/0, hold/3, is_held/2, held/1, release/3, occupied/2]).
 -export([send/2, answered/4, fate/1]).
--export([done/3, to_settle/2, settling/1, settled/2]).
+-export([done/4, to_settle/2, settling/1, settled/2]).
 -export([wait/3, remains/2, has_some/2, is_full/1, forget_places/1, forget_places/2, forget/2,
          forget_all/1]).
 
@@ -46,7 +46,7 @@
          %% of those in flight
          bytes = 0 :: non_neg_integer(),
          %% confirmed by all their queues, not yet appended
-         done = [] :: [rabbit_delay_store:id()],
+         done = [] :: [{rabbit_delay_store:id(), Due :: rabbit_delay_store:ms()}],
          %% appended, not yet applied
          settling = #{} :: #{reference() => binary()},
          %% those that wait and that some queue has, or that wait for several
@@ -71,16 +71,13 @@ held(#book{ids = Ids, ids_bytes = Bytes}) -> {map_size(Ids), Bytes}.
 
 %% It is not in flight any more and will not be settled.
 -spec release(rabbit_delay_store:id(), Bytes :: non_neg_integer(), book()) -> book().
-release(Id, Bytes, #book{ids = Ids0, ids_bytes = IdsBytes0, bytes = All} = B) ->
-    {Ids, IdsBytes} = without(<<Id:64/little>>, Ids0, IdsBytes0),
-    B#book{ids = Ids, ids_bytes = IdsBytes, bytes = All - Bytes}.
+release(Id, Bytes, #book{bytes = All} = B) ->
+    let_go(Id, B#book{bytes = All - Bytes}).
 
-without(<<>>, Ids, Bytes) ->
-    {Ids, Bytes};
-without(<<Id:64/little, Rest/binary>>, Ids0, Bytes) ->
+let_go(Id, #book{ids = Ids0, ids_bytes = IdsBytes} = B) ->
     case maps:take(Id, Ids0) of
-        {Size, Ids} -> without(Rest, Ids, Bytes - Size);
-        error -> without(Rest, Ids0, Bytes)
+        {Size, Ids} -> B#book{ids = Ids, ids_bytes = IdsBytes - Size};
+        error -> B
     end.
 
 %% How many messages and bytes are in flight and being settled, but for what only the Slow have not
@@ -139,34 +136,35 @@ fate(#in_flight{rejected = Rejected, later = Later}) -> {waits_for, Rejected ++ 
 
 %% -------------------------------------------------------------------------------- settling
 
-%% It is to be settled; and whether it is the first one since to_settle/2.
--spec done(rabbit_delay_store:id(), Bytes :: non_neg_integer(), book()) ->
-          {First :: boolean(), book()}.
-done(Id, Bytes, #book{done = Done, bytes = All, shared = Shared} = B) ->
+%% It is to be settled, having been released for this due time; and whether it is the first one since
+%% to_settle/2.
+-spec done(rabbit_delay_store:id(), Due :: rabbit_delay_store:ms(), Bytes :: non_neg_integer(),
+           book()) -> {First :: boolean(), book()}.
+done(Id, Due, Bytes, #book{done = Done, bytes = All, shared = Shared} = B) ->
     {Done =:= [],
-     B#book{done = [Id | Done], bytes = All - Bytes,
+     B#book{done = [{Id, Due} | Done], bytes = All - Bytes,
             shared = case map_size(Shared) of
                          0 -> Shared;
                          _ -> maps:remove(Id, Shared)
                      end}}.
 
 %% All that is to be settled, as the machine takes it.
--spec to_settle(Correlation :: reference(), book()) -> {Ids :: binary(), book()} | none.
+-spec to_settle(Correlation :: reference(), book()) -> {Released :: binary(), book()} | none.
 to_settle(_, #book{done = []}) ->
     none;
 to_settle(Correlation, #book{done = Done, settling = Settling} = B) ->
-    Ids = << <<Id:64/little>> || Id <- Done >>,
-    {Ids, B#book{done = [], settling = Settling#{Correlation => Ids}}}.
+    Released = << <<Id:64/little, Due:64/little>> || {Id, Due} <- Done >>,
+    {Released, B#book{done = [], settling = Settling#{Correlation => Released}}}.
 
--spec settling(book()) -> [{Correlation :: reference(), Ids :: binary()}].
+-spec settling(book()) -> [{Correlation :: reference(), Released :: binary()}].
 settling(#book{settling = Settling}) -> maps:to_list(Settling).
 
 -spec settled(Correlation :: term(), book()) -> {ok, book()} | error.
-settled(Correlation, #book{settling = Settling, ids = Ids0, ids_bytes = Bytes0} = B) ->
+settled(Correlation, #book{settling = Settling} = B) ->
     case maps:take(Correlation, Settling) of
-        {Settled, Rest} ->
-            {Ids, Bytes} = without(Settled, Ids0, Bytes0),
-            {ok, B#book{settling = Rest, ids = Ids, ids_bytes = Bytes}};
+        {Released, Rest} ->
+            {ok, lists:foldl(fun let_go/2, B#book{settling = Rest},
+                             [Id || <<Id:64/little, _:64>> <= Released])};
         error ->
             error
     end.

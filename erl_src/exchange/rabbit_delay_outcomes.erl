@@ -13,7 +13,7 @@
 -include("rabbit_delay_dispatcher.hrl").
 
 -export([outcomes/3, given_up/3, queue_gone/2]).
--export([done/3, put_back/4, wait_for/3, wait/3, wait_first/3, pause/3, settle/1]).
+-export([done/4, put_back/4, wait_for/3, wait/3, wait_first/3, pause/3, settle/1]).
 
 %% ------------------------------------------------------------------------ what queues answer
 
@@ -72,7 +72,7 @@ finished(#in_flight{id = Id, due = Due, bytes = Bytes, how = How, rejected = Rej
                                                 end, 1),
             _ = How =/= {dead_lettered, maxlen} andalso
                 rabbit_delay_counters:lateness(Counters, rabbit_delay_config:now_ms() - Due),
-            done(Id, Bytes, State);
+            done(Id, Due, Bytes, State);
         nobody_has_it ->
             rabbit_delay_counters:add(Counters, retried, 1),
             {Pause, _} = rabbit_delay_config:retry_interval_ms(),
@@ -89,9 +89,10 @@ finished(#in_flight{id = Id, due = Due, bytes = Bytes, how = How, rejected = Rej
 %% -------------------------------------------------------------------------------- settled
 
 %% Settled in batches: by whatever else is in the mailbox when the first is done.
--spec done(rabbit_delay_store:id(), Bytes :: non_neg_integer(), #state{}) -> #state{}.
-done(Id, Bytes, #state{in_flight = Book0} = State) ->
-    {First, Book} = rabbit_delay_in_flight:done(Id, Bytes, Book0),
+-spec done(rabbit_delay_store:id(), Due :: rabbit_delay_store:ms(), Bytes :: non_neg_integer(),
+           #state{}) -> #state{}.
+done(Id, Due, Bytes, #state{in_flight = Book0} = State) ->
+    {First, Book} = rabbit_delay_in_flight:done(Id, Due, Bytes, Book0),
     _ = First andalso rabbit_delay_agenda:settle_soon(),
     State#state{in_flight = Book}.
 
@@ -99,8 +100,8 @@ done(Id, Bytes, #state{in_flight = Book0} = State) ->
 settle(#state{in_flight = Book0, server_id = ServerId} = State) ->
     Correlation = make_ref(),
     case rabbit_delay_in_flight:to_settle(Correlation, Book0) of
-        {Ids, Book} ->
-            ok = rabbit_delay_raft:settle(ServerId, Ids, Correlation),
+        {Released, Book} ->
+            ok = rabbit_delay_raft:settle(ServerId, Released, Correlation),
             State#state{in_flight = Book};
         none ->
             State

@@ -13,9 +13,10 @@
 %% many for memory in files (rabbit_delay_waiting). They are dropped only when the disk has no room
 %% for them, which is counted and logged.
 %%
-%% Batches are numbered within a session, the life of this process. After a change of leader all that
-%% are under way are sent again in order; the machine drops those that it has. An import brings
-%% batches of a session of its own, which outlives this process.
+%% Batches are numbered within a session, which the machine opens for this process when it first has a
+%% leader. After a change of leader all that are under way are sent again in order; the machine drops
+%% those that it has. What has been under way for too long is rejected, and its number filled. An import
+%% brings batches of a session of its own, which outlives this process.
 %%
 %% This module is the process: what it is told and asked, its Raft member and the answers to what is
 %% under way. What it does with messages is in rabbit_delay_intake and rabbit_delay_append, which share
@@ -36,6 +37,9 @@
 
 -define(MEMBER_RETRY_MS, 1000).
 -define(RESEND_MS, 50).
+%% How long until it is asked again whether the machine is of a version that opens sessions.
+-define(OPEN_AGAIN_MS, 1000).
+-define(NONCE_BYTES, 16).
 -define(STATS_MS, 5000).
 -define(CALL_MS, 60000).
 
@@ -98,7 +102,6 @@ init({XName, Durable}) ->
     process_flag(message_queue_data, off_heap),
     QName = rabbit_delay_registry:queue_name(XName),
     ok = rabbit_delay_registry:register_queue(XName, self()),
-    <<Session:62, _:2>> = crypto:strong_rand_bytes(8),
     self() ! start_member,
     _ = erlang:send_after(?STATS_MS, self(), emit_stats),
     {ok, #state{exchange = XName,
@@ -107,7 +110,7 @@ init({XName, Durable}) ->
                 server_id = rabbit_delay_raft:server_id(XName),
                 counters = rabbit_delay_registry:counters(XName),
                 waiting = rabbit_delay_intake:new(XName),
-                session = Session + 1,
+                nonce = crypto:strong_rand_bytes(?NONCE_BYTES),
                 max_batches_bytes = rabbit_delay_config:appending_bytes()}}.
 
 -spec handle_batch([gen_batch_server:op()], #state{}) ->
@@ -191,6 +194,10 @@ handle_info(append, State) ->
     State#state{append_timer = undefined};
 handle_info(give_up, State) ->
     rabbit_delay_append:give_up(State);
+handle_info(open_session, #state{session = undefined, opening = undefined} = State) ->
+    open_session(State);
+handle_info(look_for_late, State) ->
+    rabbit_delay_append:reject_late(State#state{late_timer = undefined});
 handle_info({say_again, What}, State) ->
     rabbit_delay_intake:say_again(What, State);
 handle_info(emit_stats, #state{name = QName, exchange = XName} = State0) ->
@@ -290,12 +297,35 @@ send_all_again(#state{leader = undefined} = State) ->
 send_all_again(#state{batches = Batches} = State) ->
     lists:foreach(fun ({SeqNo, Batch}) -> rabbit_delay_append:send(SeqNo, Batch, State) end,
                   lists:sort(maps:to_list(Batches))),
+    open_session(State).
+
+%% A note first: an earlier version of the machine, which another member may still have, stops at what
+%% it does not know.
+open_session(#state{leader = {_, _}, session = undefined, server_id = ServerId} = State) ->
+    Ref = make_ref(),
+    ok = rabbit_delay_raft:note(ServerId, Ref),
+    State#state{opening = {note, Ref}};
+open_session(State) ->
     State.
+
+opens(Ref, {ok, #{machine_version := Version}},
+      #state{opening = {note, Ref}, server_id = ServerId, nonce = Nonce} = State)
+  when Version >= 2 ->
+    Open = make_ref(),
+    ok = rabbit_delay_raft:open_session(ServerId, Nonce, Open),
+    State#state{opening = {open, Open}};
+opens(Ref, _, #state{opening = {note, Ref}} = State) ->
+    _ = erlang:send_after(?OPEN_AGAIN_MS, self(), open_session),
+    State#state{opening = undefined};
+opens(Ref, {ok, Session, 0}, #state{opening = {open, Ref}} = State) ->
+    State#state{opening = undefined, session = Session}.
 
 %% ---------------------------------------------------------------------- what is under way
 
 %% What the machine answers to a batch: stored, refused, or not in its turn. Nothing else is taken for
 %% any of them.
+applied({Ref, Answer}, #state{opening = {_, Ref}} = State) ->
+    opens(Ref, Answer, State);
 applied({SeqNo, ok}, #state{name = QName, batches = Batches, counters = Counters} = State) ->
     case Batches of
         #{SeqNo := #batch{messages = N}} -> rabbit_delay_counters:add(Counters, published, N);
@@ -310,6 +340,13 @@ applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := 
     rabbit_delay_counters:add(Counters, replaced, Replaced),
     rabbit_delay_counters:add(Counters, deduplicated, Dropped),
     applied({SeqNo, ok}, State);
+applied({SeqNo, {error, unknown_session}}, #state{batches = Batches} = State)
+  when is_integer(SeqNo) ->
+    %% What is under way may have been stored or not: it is rejected, and never sent in another session.
+    case maps:is_key(SeqNo, Batches) of
+        true -> exit({session_lost, SeqNo, unknown});
+        false -> State
+    end;
 applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
     ?LOG_ERROR("delayed messages of ~ts: a batch was refused by the store: ~p",
                [rabbit_delay_text:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
@@ -335,9 +372,8 @@ applied({Key, Other}, State) ->
 %% Of those of them that nobody is told of.
 count_refused(SeqNo, #state{batches = Batches, counters = Counters}) ->
     case Batches of
-        #{SeqNo := #batch{messages = N, confirms = Confirms, from = undefined}} ->
-            Told = lists:sum([length(SeqNos) || SeqNos <- maps:values(Confirms)]),
-            rabbit_delay_counters:add(Counters, dropped, max(0, N - Told));
+        #{SeqNo := #batch{untold = Untold, from = undefined}} ->
+            rabbit_delay_counters:add(Counters, dropped, Untold);
         _ ->
             ok
     end.

@@ -17,6 +17,10 @@
 
 -record(batch, {entry :: rabbit_delay_batch:entry(),
                 messages :: non_neg_integer(),
+                %% of all that is in it, how much has nobody who hears of a rejection
+                untold = 0 :: non_neg_integer(),
+                %% when it was first sent, ms, monotonic
+                since = 0 :: integer(),
                 confirms = #{} :: #{Sender :: pid() => [pos_integer()]},
                 %% of an import: who is told what the machine answers, and its place in its session
                 from :: undefined | pid(),
@@ -38,7 +42,11 @@
          %% what keys are hashed with, once there is a member
          salt :: undefined | rabbit_delay_key:salt(),
          counters :: rabbit_delay_counters:ref(),
-         session :: pos_integer(),
+         %% the life of this process, and the session that the machine has opened for it; until it has,
+         %% what was asked of it last
+         nonce :: binary(),
+         session :: undefined | ra:index(),
+         opening :: undefined | {note | open, reference()},
          last_seq_no = 0 :: non_neg_integer(),
          %% under way, by sequence number
          batches = #{} :: #{rabbit_delay_queue:batch_key() => #batch{}},
@@ -46,6 +54,8 @@
          max_batches_bytes :: pos_integer(),
          resend_timer :: undefined | reference(),
          append_timer :: undefined | reference(),
+         %% looks for batches that have been under way for long
+         late_timer :: undefined | reference(),
          %% why the store can take no more
          unable = none :: none | string(),
          %% beyond which messages are dropped, if they are, and bytes

@@ -344,7 +344,7 @@ release_one({Id, Due, Encoding, Body}, X, #state{counters = Counters, exchange =
     case How =/= drop andalso rabbit_delay_broker:decode(Encoding, Body) of
         false ->
             rabbit_delay_counters:add(Counters, expired, 1),
-            rabbit_delay_outcomes:done(Id, Size, hold(Id, Size, State0));
+            rabbit_delay_outcomes:done(Id, Due, Size, hold(Id, Size, State0));
         {ok, Message} ->
             publish(Message, #in_flight{id = Id, due = Due, bytes = Size, how = How,
                                         settled = Already, places = Places},
@@ -356,10 +356,10 @@ release_one({Id, Due, Encoding, Body}, X, #state{counters = Counters, exchange =
                           [Id, rabbit_delay_text:rs(XName), Number, Series]}, State0),
             rabbit_delay_outcomes:put_back(Id, 0, ?UNKNOWN_RETRY_MS, hold(Id, 0, State));
         {error, Reason} ->
-            lost(Id, "it cannot be decoded: ~0p", [Reason], State0)
+            lost(Id, Due, "it cannot be decoded: ~0p", [Reason], State0)
     end;
-release_one({corrupt, Id, _Due, File, Offset}, _, State) ->
-    lost(Id, "its record in ~ts at offset ~b is damaged", [File, Offset], State).
+release_one({corrupt, Id, Due, File, Offset}, _, State) ->
+    lost(Id, Due, "its record in ~ts at offset ~b is damaged", [File, Offset], State).
 
 %% What is to become of it, who has it already, and for whom else it waits.
 what(Id, Due, Encoding, #state{in_flight = Book, waking = Waking, overdue = Overdue}) ->
@@ -382,10 +382,10 @@ other_places(Places, Waking) -> lists:delete(Waking, Places).
 hold(Id, Size, #state{in_flight = Book} = State) ->
     State#state{in_flight = rabbit_delay_in_flight:hold(Id, Size, Book)}.
 
-lost(Id, Format, Args, #state{exchange = XName, counters = Counters} = State) ->
+lost(Id, Due, Format, Args, #state{exchange = XName, counters = Counters} = State) ->
     rabbit_delay_counters:add(Counters, corrupt, 1),
     rabbit_delay_outcomes:done(
-      Id, 0, hold(Id, 0, warn({lost, "delayed message ~b of ~ts is lost: " ++ Format,
+      Id, Due, 0, hold(Id, 0, warn({lost, "delayed message ~b of ~ts is lost: " ++ Format,
                                [Id, rabbit_delay_text:rs(XName) | Args]}, State))).
 
 %% Its record is damaged: it is lost when that has been kept aside.
@@ -413,13 +413,13 @@ publish(Message0, InFlight0, X, #state{retry = Plan} = State) ->
     end.
 
 %% To those of the queues that do not have it.
-publish_to(AllQs, Message, #in_flight{id = Id, bytes = Bytes, how = How, settled = Already} = InFlight0,
-           State0) ->
+publish_to(AllQs, Message, #in_flight{id = Id, due = Due, bytes = Bytes, how = How,
+                                      settled = Already} = InFlight0, State0) ->
     case [Q || Q <- AllQs, not lists:member(name(Q), Already)] of
         [] ->
             _ = Already =:= []
                 andalso rabbit_delay_counters:add(State0#state.counters, to_nobody(How), 1),
-            rabbit_delay_outcomes:done(Id, Bytes, State0);
+            rabbit_delay_outcomes:done(Id, Due, Bytes, State0);
         Qs ->
             {Open, Closed, #state{in_flight = Book} = State} = apart(Qs, State0),
             InFlight = InFlight0#in_flight{later = Closed},

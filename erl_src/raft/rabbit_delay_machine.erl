@@ -12,6 +12,7 @@
 %%
 %%   0  that of 0.1
 %%   1  a batch that is refused uses its number up; a copy of it is judged again
+%%   2  open, enqueue 3 and 4, settle 2, cancel 2 and reschedule 2 are known; a note says more
 %%
 %% Commands, each with a version of its own. They are in logs and snapshots for ever.
 %%
@@ -29,15 +30,34 @@
 %%      Reply: ok, if it was seen before | {ok, rabbit_delay_store:by_key()} | {gap, LastSeqNo} |
 %%      {error, einval | etoobig}. What is replayed into a store that has it reports nothing as
 %%      removed.
+%%   {enqueue, 3 | 4, Session, SeqNo, Earliest, Batch}
+%%      As 1 and 2, of a session that {open, ...} has opened. One of a session that is not open changes
+%%      nothing, its first one too. An empty batch uses its number up and is no other's: so the number of
+%%      one that was given up is filled.
+%%      Reply: as 1 and 2, or {error, unknown_session}
+%%   {open, 1, Node, Nonce}
+%%      Opens a session for the delay queue process of Node (a binary), in place of Node's earlier one;
+%%      it is named by this entry's index, and Nonce, of the process's life, tells a copy of the command
+%%      that has opened the present one, which is answered alike.
+%%      Reply: {ok, Session, LastSeqNo}
 %%   {settle, 1, Ids}
 %%      Ids: 64-bit little-endian. Reply: {ok, Removed} | {error, Reason}
+%%   {settle, 2, Released}
+%%      Released: <<Id:64/little, DueMs:64/little, ...>>, with the due time that each was released for:
+%%      one that has another by now stays, as it has not been released for that.
+%%      Reply: {ok, Removed} | {error, Reason}
 %%   {note, 1}
-%%      Changes nothing. Reply: ok
+%%      Changes nothing. Reply: ok, and from machine 2 on
+%%      {ok, #{machine_version := Version, term := Term, paused := boolean()}}, of this entry
 %%   {cancel, 1, Ids}
 %%      As settle, but not delivered. Reply: {ok, Removed} | {error, Reason}
 %%   {reschedule, 1, Dues}
 %%      Dues: <<Id:64/little, DueMs:64/little, ...>>. Messages that are not there are passed over.
 %%      Reply: {ok, Moved} | {error, Reason}
+%%   {cancel, 2, Term, Ids}, {reschedule, 2, Term, Dues}
+%%      The same, asked for by the dispatcher of Term, which has these messages held: in an entry of any
+%%      other term, where another dispatcher may have released them, nothing is changed.
+%%      Reply: as 1, or {error, {other_term, EntrysTerm}}
 %%   {pause, 1}, {resume, 1}
 %%      Until it is resumed, nothing is released. Reply: ok
 %%
@@ -63,15 +83,20 @@
 
 -compile({no_auto_import, [apply/3]}).
 
--define(VERSION, 1).
+-define(VERSION, 2).
+%% Whether an entry may be one of the commands that are known from machine 2 on.
+-define(IS_OF_2(Meta), map_get(machine_version, Meta) >= 2).
+-define(IS_KEYED(EnqueueVersion), (EnqueueVersion band 1 =:= 0)).
 %% Of a batch that the store takes: of the format, and for ever.
 -define(MAX_RECORD_BYTES, 16#7fffffff).
 %% Of what to_snapshot/1 gives.
--define(SNAPSHOT_VERSION, 2).
+-define(SNAPSHOT_VERSION, 3).
 
-%% How many sessions' last sequence numbers are kept, those that were used last. One delay queue process
-%% is alive at a time, and one import.
+%% How many sessions' last sequence numbers are kept that no entry has opened, those that were used last:
+%% imports', and delay queue processes' from before machine 2.
 -define(SESSIONS, 16).
+%% How many nodes' sessions are kept, those that were opened last: more than any cluster has nodes.
+-define(NODES, 128).
 %% The store's write buffers are flushed when they hold this much, bytes.
 -define(FLUSH_BYTES, 1048576).
 %% One step of the store's upkeep, bytes of record bodies.
@@ -86,6 +111,8 @@
          seen = 0 :: ra:index(),
          %% newest first
          sessions = [] :: [{Session :: pos_integer(), LastSeqNo :: non_neg_integer()}],
+         %% by the index that names each
+         opened = #{} :: #{Session :: ra:index() => opened()},
          paused = false :: boolean(),
          %% what has come since a snapshot was last offered to Ra; nothing but that follows from it
          messages_since = 0 :: non_neg_integer(),
@@ -95,21 +122,29 @@
 
 -type earliest() :: {LeastDelay :: none | non_neg_integer(), LeastTime :: none | pos_integer()}.
 
--type command() :: {enqueue, 1 | 2, Session :: pos_integer(), SeqNo :: pos_integer(), earliest(),
+%% A node's session, and how far it has come.
+-type opened() :: {Node :: binary(), Nonce :: binary(), LastSeqNo :: non_neg_integer()}.
+
+-type command() :: {enqueue, 1 | 2 | 3 | 4, Session :: pos_integer(), SeqNo :: pos_integer(), earliest(),
                     Batch :: binary()}
+                 | {open, 1, Node :: binary(), Nonce :: binary()}
                  | {settle, 1, Ids :: binary()}
+                 | {settle, 2, Released :: binary()}
                  | {note, 1}
                  | {cancel, 1, Ids :: binary()}
+                 | {cancel, 2, Term :: non_neg_integer(), Ids :: binary()}
                  | {reschedule, 1, Dues :: binary()}
+                 | {reschedule, 2, Term :: non_neg_integer(), Dues :: binary()}
                  | {pause, 1}
                  | {resume, 1}.
 
-%% What a snapshot keeps beside the store's own files. Version 1 has no `paused'.
--type snapshot() :: #{version := 1 | 2,
+%% What a snapshot keeps beside the store's own files. Version 1 has no `paused', and 2 no `opened'.
+-type snapshot() :: #{version := 1 | 2 | 3,
                       exchange := rabbit_exchange:name(),
                       seen := ra:index(),
                       sessions := [{pos_integer(), non_neg_integer()}],
-                      paused => boolean()}.
+                      paused => boolean(),
+                      opened => [{ra:index(), opened()}]}.
 
 -spec version() -> pos_integer().
 version() -> ?VERSION.
@@ -128,31 +163,47 @@ snapshot_module() -> rabbit_delay_snapshot.
 
 -spec apply(ra_machine:command_meta_data(), command() | ra_machine:builtin_command(), state()) ->
           {state(), term()} | {state(), term(), ra_machine:effects()}.
-apply(#{index := Index} = Meta, {enqueue, Version, Session, SeqNo, Earliest, Batch},
-      #?MODULE{sessions = Sessions} = State0) when Version =:= 1; Version =:= 2 ->
+apply(#{index := Index} = Meta, {enqueue, Version, Session, SeqNo, Earliest, Batch}, State0)
+  when Version =:= 1; Version =:= 2; ?IS_OF_2(Meta), (Version =:= 3 orelse Version =:= 4) ->
     State = State0#?MODULE{seen = Index},
-    case lists:keyfind(Session, 1, Sessions) of
-        {_, Last} when SeqNo =< Last ->
+    case last_seq_no(Version, Session, State) of
+        closed ->
+            {noted(Index, State), {error, unknown_session}};
+        Last when SeqNo =:= Last + 1, Batch =:= <<>>, Version >= 3 ->
+            {noted(Index, used(Version, Session, SeqNo, State)), ok};
+        Last when SeqNo =:= Last + 1 ->
+            insert(Meta, Version, Session, SeqNo, Earliest, Batch, State);
+        Last when SeqNo =< Last ->
             {noted(Index, State), seen(Meta, Version, Batch)};
-        {_, Last} when SeqNo =:= Last + 1 ->
-            insert(Meta, Version, Session, SeqNo, Earliest, Batch, State);
-        false when SeqNo =:= 1 ->
-            insert(Meta, Version, Session, SeqNo, Earliest, Batch, State);
-        {_, Last} ->
-            {noted(Index, State), {gap, Last}};
-        false ->
-            {noted(Index, State), {gap, 0}}
+        Last ->
+            {noted(Index, State), {gap, Last}}
     end;
+apply(#{index := Index} = Meta, {open, 1, Node, Nonce}, State) when ?IS_OF_2(Meta) ->
+    open(Index, Node, Nonce, State#?MODULE{seen = Index});
 apply(#{index := Index}, {settle, 1, Ids}, State) ->
     remove(Index, Ids, State#?MODULE{seen = Index});
+apply(#{index := Index} = Meta, {settle, 2, Released}, State) when ?IS_OF_2(Meta) ->
+    remove_released(Index, Released, State#?MODULE{seen = Index});
 apply(#{index := Index}, {cancel, 1, Ids}, State) ->
     remove(Index, Ids, State#?MODULE{seen = Index});
 apply(#{index := Index}, {reschedule, 1, Dues}, State) ->
     move(Index, Dues, State#?MODULE{seen = Index});
+apply(#{index := Index, term := Term} = Meta, {Change, 2, Term, What}, State)
+  when ?IS_OF_2(Meta), (Change =:= cancel orelse Change =:= reschedule) ->
+    apply(Meta, {Change, 1, What}, State#?MODULE{seen = Index});
+apply(#{index := Index, term := Term} = Meta, {Change, 2, _, _}, State)
+  when ?IS_OF_2(Meta), (Change =:= cancel orelse Change =:= reschedule) ->
+    {noted(Index, State#?MODULE{seen = Index}), {error, {other_term, Term}}};
 apply(#{index := Index}, {Change, 1}, State) when Change =:= pause; Change =:= resume ->
     {noted(Index, State#?MODULE{seen = Index, paused = Change =:= pause}), ok};
-apply(#{index := Index}, {note, 1}, State) ->
-    {noted(Index, State#?MODULE{seen = Index}), ok};
+apply(#{index := Index} = Meta, {note, 1}, #?MODULE{paused = Paused} = State) ->
+    Reply = case Meta of
+                #{machine_version := Version, term := Term} when Version >= 2 ->
+                    {ok, #{machine_version => Version, term => Term, paused => Paused}};
+                _ ->
+                    ok
+            end,
+    {noted(Index, State#?MODULE{seen = Index}), Reply};
 apply(#{index := Index} = Meta, Command, State) ->
     case is_of_ra(Command) of
         true -> {noted(Index, State#?MODULE{seen = Index}), ok};
@@ -183,13 +234,41 @@ shown(Command) when is_tuple(Command), tuple_size(Command) >= 2, is_atom(element
 shown(Command) ->
     io_lib:format("~0P", [Command, 5]).
 
-remove(Index, Ids, #?MODULE{store = Store} = State) ->
-    case rabbit_delay_store:settle(Store, Index, Ids) of
-        {ok, Removed} ->
-            offer(byte_size(Ids) div 8, byte_size(Ids), {ok, Removed}, [], State);
-        {error, _} = Error ->
-            failed(settle, Error, State)
+%% A copy of the command that opened the present session of the node opens no other. One of an earlier
+%% session does, if it comes so late: then the later one is unknown, and its process opens another.
+open(Index, Node, Nonce, #?MODULE{opened = Opened} = State) ->
+    case [{Session, Last} || {Session, {N, Once, Last}} <- maps:to_list(Opened), N =:= Node,
+                             Once =:= Nonce] of
+        [{Session, Last}] ->
+            {noted(Index, State), {ok, Session, Last}};
+        [] ->
+            Others = maps:filter(fun (_, {N, _, _}) -> N =/= Node end, Opened),
+            {noted(Index, State#?MODULE{opened = (last_opened(Others))#{Index => {Node, Nonce, 0}}}),
+             {ok, Index, 0}}
     end.
+
+last_opened(Opened) when map_size(Opened) < ?NODES -> Opened;
+last_opened(Opened) -> maps:remove(lists:min(maps:keys(Opened)), Opened).
+
+last_seq_no(Version, Session, #?MODULE{sessions = Sessions}) when Version =< 2 ->
+    proplists:get_value(Session, Sessions, 0);
+last_seq_no(_, Session, #?MODULE{opened = Opened}) ->
+    case Opened of
+        #{Session := {_, _, Last}} -> Last;
+        _ -> closed
+    end.
+
+remove(Index, Ids, #?MODULE{store = Store} = State) ->
+    removed(rabbit_delay_store:settle(Store, Index, Ids), byte_size(Ids), byte_size(Ids) div 8, State).
+
+remove_released(Index, Released, #?MODULE{store = Store} = State) ->
+    removed(rabbit_delay_store:settle_due(Store, Index, Released), byte_size(Released),
+            byte_size(Released) div 16, State).
+
+removed({ok, Removed}, Bytes, Count, State) ->
+    offer(Count, Bytes, {ok, Removed}, [], State);
+removed({error, _} = Error, _, _, State) ->
+    failed(settle, Error, State).
 
 %% Records are written again where their new time belongs.
 move(Index, Dues, #?MODULE{store = Store} = State) ->
@@ -210,13 +289,14 @@ insert(#{index := Index, system_time := Now} = Meta, Version, Session, SeqNo, Ea
     Base = Now + 1,
     case insert(Version, Index, Base, Batch, State0) of
         {ok, {ok, Count, Bytes, NextDue, Buffered}, Removed, Reply} ->
-            State = used(Session, SeqNo, State0),
+            State = used(Version, Session, SeqNo, State0),
             flush(Buffered, State),
             offer(Count + Removed, Bytes, Reply, wake(earliest_due(Base, Earliest), NextDue, State),
                   State);
         {error, Reason} when Reason =:= einval; Reason =:= etoobig ->
             State = case Meta of
-                        #{machine_version := V} when V >= 1 -> used(Session, SeqNo, State0);
+                        #{machine_version := V} when V >= 1 ->
+                            used(Version, Session, SeqNo, State0);
                         _ -> State0
                     end,
             {noted(Index, State), {error, Reason}};
@@ -224,15 +304,20 @@ insert(#{index := Index, system_time := Now} = Meta, Version, Session, SeqNo, Ea
             failed(insert, Error, State0)
     end.
 
-used(Session, SeqNo, #?MODULE{sessions = Sessions} = State) ->
+used(Version, Session, SeqNo, #?MODULE{opened = Opened} = State) when Version >= 3 ->
+    #{Session := {Node, Nonce, _}} = Opened,
+    State#?MODULE{opened = Opened#{Session := {Node, Nonce, SeqNo}}};
+used(_, Session, SeqNo, #?MODULE{sessions = Sessions} = State) ->
     State#?MODULE{sessions = lists:sublist([{Session, SeqNo} |
                                             lists:keydelete(Session, 1, Sessions)], ?SESSIONS)}.
 
 %% What a batch is answered whose number has been used: one that was refused is refused again.
+seen(_, Version, <<>>) when Version >= 3 ->
+    ok;
 seen(#{machine_version := V}, Version, Batch) when V >= 1 ->
-    Checked = case Version of
-                  1 -> rabbit_delay_store:check_batch(Batch, ?MAX_RECORD_BYTES);
-                  2 -> rabbit_delay_store:check_keyed_batch(Batch, ?MAX_RECORD_BYTES)
+    Checked = case ?IS_KEYED(Version) of
+                  false -> rabbit_delay_store:check_batch(Batch, ?MAX_RECORD_BYTES);
+                  true -> rabbit_delay_store:check_keyed_batch(Batch, ?MAX_RECORD_BYTES)
               end,
     case Checked of
         {ok, _} -> ok;
@@ -241,12 +326,12 @@ seen(#{machine_version := V}, Version, Batch) when V >= 1 ->
 seen(_, _, _) ->
     ok.
 
-insert(1, Index, Base, Batch, #?MODULE{store = Store}) ->
+insert(Version, Index, Base, Batch, #?MODULE{store = Store}) when not ?IS_KEYED(Version) ->
     case rabbit_delay_store:insert(Store, Index, Base, Batch) of
         {error, _} = Error -> Error;
         Inserted -> {ok, Inserted, 0, ok}
     end;
-insert(2, Index, Base, Batch, #?MODULE{store = Store}) ->
+insert(_, Index, Base, Batch, #?MODULE{store = Store}) ->
     case rabbit_delay_store:insert_keyed(Store, Index, Base, Batch) of
         {ok, Inserted, #{cancelled := Cancelled, replaced := Replaced, taken := Taken} = ByKey} ->
             {ok, Inserted, Cancelled + Replaced + Taken, {ok, ByKey}};
@@ -332,11 +417,11 @@ tick(TimeMs, #?MODULE{store = Store, exchange = XName, seen = Seen} = State) ->
 
 -spec overview(state()) -> map().
 overview(#?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions,
-                  paused = Paused}) ->
+                  opened = Opened, paused = Paused}) ->
     #{type => ?MODULE,
       exchange => XName,
       seen => Seen,
-      sessions => length(Sessions),
+      sessions => length(Sessions) + map_size(Opened),
       paused => Paused,
       store => rabbit_delay_store:stat(Store)}.
 
@@ -387,15 +472,21 @@ store(#?MODULE{store = Store}) -> Store.
 -spec is_paused(state()) -> boolean().
 is_paused(#?MODULE{paused = Paused}) -> Paused.
 
-%% Of a session; 0 if nothing of it is known.
+%% Of a session that no entry has opened; 0 if nothing of it is known.
 -spec last_seq_no(Session :: pos_integer(), state()) -> non_neg_integer().
 last_seq_no(Session, #?MODULE{sessions = Sessions}) ->
     proplists:get_value(Session, Sessions, 0).
 
 -spec to_snapshot(state()) -> snapshot().
-to_snapshot(#?MODULE{exchange = XName, seen = Seen, sessions = Sessions, paused = Paused}) ->
-    #{version => ?SNAPSHOT_VERSION, exchange => XName, seen => Seen, sessions => Sessions,
-      paused => Paused}.
+to_snapshot(#?MODULE{exchange = XName, seen = Seen, sessions = Sessions, paused = Paused,
+                     opened = Opened}) ->
+    Snapshot = #{version => 2, exchange => XName, seen => Seen, sessions => Sessions,
+                 paused => Paused},
+    %% Before machine 2 has opened one, members of earlier versions may be sent it.
+    case map_size(Opened) of
+        0 -> Snapshot;
+        _ -> Snapshot#{version := 3, opened => lists:sort(maps:to_list(Opened))}
+    end.
 
 %% The latest that from_snapshot/2 reads.
 -spec snapshot_version() -> pos_integer().
@@ -405,7 +496,8 @@ snapshot_version() -> ?SNAPSHOT_VERSION.
 from_snapshot(#{version := Version, exchange := XName, seen := Seen, sessions := Sessions} = S,
               Store) when Version >= 1, Version =< ?SNAPSHOT_VERSION ->
     #?MODULE{store = Store, exchange = XName, seen = Seen, sessions = Sessions,
-             paused = maps:get(paused, S, false)}.
+             paused = maps:get(paused, S, false),
+             opened = maps:from_list(maps:get(opened, S, []))}.
 
 %% Opens the store in Dir and says what was found there. Ra comes here whenever a server starts, and
 %% is refused where it restarts one by itself.

@@ -26,12 +26,14 @@
          discard_member/1, quarantine_member/1,
          key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1]).
 -export([refuse/2, too_new/3]).
--export([enqueue/5, note/2, settle/3, change/3]).
+-export([enqueue/5, open_session/3, note/2, settle/3, change/4]).
 
 -type uid() :: binary().
+%% From Ra 2.4 on the answer to any other is dropped, without a word.
+-type correlation() :: integer() | reference().
 %% What an operator asks for; see rabbit_delay_machine.
 -type change() :: {cancel, Ids :: binary()} | {reschedule, Dues :: binary()} | pause | resume.
--export_type([uid/0, change/0]).
+-export_type([uid/0, correlation/0, change/0]).
 
 -define(HASH_BYTES, 12).
 -define(RANDOM_BYTES, 6).
@@ -276,7 +278,11 @@ applies(XName, ServerId) ->
 
 noted(ServerId) ->
     try
-        {ok, ok, ServerId} =:= ra:process_command(ServerId, {note, 1}, ?APPLIED_MS)
+        case ra:process_command(ServerId, {note, 1}, ?APPLIED_MS) of
+            {ok, ok, ServerId} -> true;
+            {ok, {ok, _}, ServerId} -> true;
+            _ -> false
+        end
     catch
         %% It ended meanwhile.
         exit:_ -> false
@@ -309,7 +315,7 @@ salt_of(Uid) ->
 last_seq_no(XName, Session) ->
     ServerId = server_id(XName),
     case ra:process_command(ServerId, {note, 1}, ?QUERY_MS) of
-        {ok, ok, _} ->
+        {ok, Noted, _} when Noted =:= ok; element(1, Noted) =:= ok ->
             case ra:local_query(ServerId,
                                 fun (State) -> rabbit_delay_machine:last_seq_no(Session, State) end,
                                 ?QUERY_MS) of
@@ -445,31 +451,39 @@ store_dir(Uid) ->
 store_dir_of_snapshot(SnapshotDir) ->
     filename:join(filename:dirname(filename:dirname(SnapshotDir)), "delay_store").
 
-%% The four below are asynchronous: the caller gets
+%% The five below are asynchronous: the caller gets
 %% {ra_event, ServerId, {applied, [{Correlation, Reply}]}} or {rejected, {_, _, Correlation}}.
 
 %% Appends a batch; see rabbit_delay_machine for the command and its versions.
--spec enqueue(ra:server_id(), Session :: pos_integer(), SeqNo :: pos_integer(),
-              {Version :: 1 | 2, rabbit_delay_machine:earliest(), Batch :: binary()},
-              Correlation :: term()) -> ok.
-enqueue(ServerId, Session, SeqNo, {Version, Earliest, Batch}, Correlation) ->
-    ra:pipeline_command(ServerId, {enqueue, Version, Session, SeqNo, Earliest, Batch},
-                        Correlation, normal).
+-spec enqueue(ra:server_id(), Session :: pos_integer() | {opened, ra:index()}, SeqNo :: pos_integer(),
+              rabbit_delay_batch:entry(), correlation()) -> ok.
+enqueue(ServerId, Session, SeqNo, {Kind, Earliest, Batch}, Correlation) ->
+    Command = case {Session, Kind} of
+                  {{opened, Opened}, 1} -> {enqueue, 3, Opened, SeqNo, Earliest, Batch};
+                  {{opened, Opened}, 2} -> {enqueue, 4, Opened, SeqNo, Earliest, Batch};
+                  {_, Version} -> {enqueue, Version, Session, SeqNo, Earliest, Batch}
+              end,
+    ra:pipeline_command(ServerId, Command, Correlation, normal).
+
+%% Of this node's delay queue process, whose life Nonce is: from machine 2 on.
+-spec open_session(ra:server_id(), Nonce :: binary(), correlation()) -> ok.
+open_session(ServerId, Nonce, Correlation) ->
+    ra:pipeline_command(ServerId, {open, 1, atom_to_binary(node()), Nonce}, Correlation, normal).
 
 %% An entry that changes nothing: once it is applied, so is all before it.
--spec note(ra:server_id(), Correlation :: term()) -> ok.
+-spec note(ra:server_id(), correlation()) -> ok.
 note(ServerId, Correlation) ->
     ra:pipeline_command(ServerId, {note, 1}, Correlation, normal).
 
--spec settle(ra:server_id(), Ids :: binary(), Correlation :: term()) -> ok.
-settle(ServerId, Ids, Correlation) ->
-    ra:pipeline_command(ServerId, {settle, 1, Ids}, Correlation, normal).
+-spec settle(ra:server_id(), Released :: binary(), correlation()) -> ok.
+settle(ServerId, Released, Correlation) ->
+    ra:pipeline_command(ServerId, {settle, 2, Released}, Correlation, normal).
 
--spec change(ra:server_id(), change(), Correlation :: term()) -> ok.
-change(ServerId, Change, Correlation) ->
+%% By the dispatcher of Term.
+-spec change(ra:server_id(), non_neg_integer(), change(), correlation()) -> ok.
+change(ServerId, Term, Change, Correlation) ->
     Command = case Change of
-                  {cancel, Ids} -> {cancel, 1, Ids};
-                  {reschedule, Dues} -> {reschedule, 1, Dues};
+                  {What, Binary} -> {What, 2, Term, Binary};
                   _ -> {Change, 1}
               end,
     ra:pipeline_command(ServerId, Command, Correlation, normal).

@@ -68,17 +68,17 @@ numbers_are_never_used_twice_test() ->
 
 settled_in_entries_and_held_until_they_are_applied_test() ->
     B0 = lists:foldl(fun (Id, B) -> ?B:hold(Id, 10 * Id, B) end, ?B:new(), [1, 2, 3]),
-    {true, B1} = ?B:done(1, 10, B0),
-    {false, B2} = ?B:done(3, 30, B1),
+    {true, B1} = ?B:done(1, 101, 10, B0),
+    {false, B2} = ?B:done(3, 103, 30, B1),
     ?assertEqual({3, 60}, ?B:held(B2)),
     ?assertEqual({3, 20}, ?B:occupied([], B2)),
     [First, Second] = [make_ref(), make_ref()],
-    {<<3:64/little, 1:64/little>>, B3} = ?B:to_settle(First, B2),
+    {<<3:64/little, 103:64/little, 1:64/little, 101:64/little>> = Both, B3} = ?B:to_settle(First, B2),
     ?assertEqual(none, ?B:to_settle(Second, B3)),
-    {true, B4} = ?B:done(2, 20, B3),
-    {<<2:64/little>>, B5} = ?B:to_settle(Second, B4),
+    {true, B4} = ?B:done(2, 102, 20, B3),
+    {<<2:64/little, 102:64/little>> = Third, B5} = ?B:to_settle(Second, B4),
     %% What is sent to a new leader again.
-    ?assertEqual(lists:sort([{First, <<3:64/little, 1:64/little>>}, {Second, <<2:64/little>>}]),
+    ?assertEqual(lists:sort([{First, Both}, {Second, Third}]),
                  lists:sort(?B:settling(B5))),
     ?assertEqual([true, true, true], [?B:is_held(Id, B5) || Id <- [1, 2, 3]]),
     {ok, B6} = ?B:settled(First, B5),
@@ -122,7 +122,7 @@ who_has_it_and_for_whom_it_waits_is_remembered_test() ->
     ?assertEqual({released, [a], []}, ?B:remains(1, ?B:forget_places(1, B3))),
     ?assertEqual({released, [], [c, d]}, ?B:remains(2, ?B:forget_places(1, B3))),
     ?assertEqual(whole, ?B:remains(1, ?B:forget(1, B3))),
-    {true, B5} = ?B:done(1, 10, ?B:hold(1, 10, B3)),
+    {true, B5} = ?B:done(1, 100, 10, ?B:hold(1, 10, B3)),
     ?assertEqual(whole, ?B:remains(1, B5)).
 
 when_too_many_wait_for_several_a_whole_one_waits_for_one_test_() ->
@@ -228,8 +228,9 @@ step(settle, Book0, Model) ->
         none ->
             [] = Done,
             {Book0, Model};
-        {Ids, Book} ->
-            Done = lists:sort([Id || <<Id:64/little>> <= Ids]),
+        {Released, Book} ->
+            Done = lists:sort([Id || <<Id:64/little, Due:64/little>> <= Released,
+                                     Due =:= due(Id)]),
             {Book, maps:map(fun (_, {done, Size}) -> {settling, Correlation, Size};
                                 (_, Other) -> Other
                             end, Model)}
@@ -278,10 +279,12 @@ answer(Answer, QName, SeqNo, Id, Book0, Model) ->
     end.
 
 end_of(done, #in_flight{id = Id, bytes = Size}, Book0, Model) ->
-    {_, Book} = ?B:done(Id, Size, Book0),
+    {_, Book} = ?B:done(Id, due(Id), Size, Book0),
     {Book, Model#{Id := {done, Size}}};
 end_of(nobody_has_it, #in_flight{id = Id, bytes = Size}, Book, Model) ->
     {?B:forget(Id, ?B:release(Id, Size, Book)), maps:remove(Id, Model)};
 end_of({waits_for, Names}, #in_flight{id = Id, settled = Settled} = InFlight, Book0, Model) ->
     {Names, Book} = ?B:wait(Names, InFlight#in_flight{places = []}, Book0),
     {Book, Model#{Id := {waiting, Settled, Names}}}.
+
+due(Id) -> 1000 + Id.

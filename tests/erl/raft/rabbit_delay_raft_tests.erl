@@ -157,17 +157,17 @@ unknown_command() ->
          start_member(),
          ok = enqueue(1, records(3, ?HOUR)),
          ?assertEqual(no_reply, command(Command)),
-         await_refusal("machine 2 or later, this one's is 1"),
+         await_refusal("machine 3 or later, this one's is 2"),
          await(fun () -> whereis(element(1, rabbit_delay_raft:server_id(?X))) =:= undefined end),
          %% From the log, too, and without an end to it.
          ok = rabbit_delay_registry:refuse(?X, undefined),
          await(fun () -> rabbit_delay_raft:start_member(?X, true) =/= ok end),
-         await_refusal("machine 2 or later, this one's is 1"),
+         await_refusal("machine 3 or later, this one's is 2"),
          {ok, Uid} = rabbit_delay_raft:find_member(?X),
          ?assertMatch({ok, _}, file:list_dir(rabbit_delay_raft:store_dir(Uid))),
          ok = rabbit_delay_raft:delete_member(?X, rabbit_delay_raft:mark_deleted(?X)),
          ok = rabbit_delay_registry:refuse(?X, undefined)
-     end || Command <- [{enqueue, 3, 1, 1, {none, none}, <<>>}, {settle, 2, <<>>}, {open, 1, node()},
+     end || Command <- [{enqueue, 5, 1, 1, {none, none}, <<>>}, {settle, 3, <<>>}, {open, 2, node()},
                         {note, 2}, {pause, 2}, unknown, {machine_version, 1}]],
     ?assertEqual(OtherPid, whereis(element(1, rabbit_delay_raft:server_id(Other)))),
     ok = rabbit_delay_raft:delete_member(Other, rabbit_delay_raft:mark_deleted(Other)).
@@ -176,13 +176,13 @@ unknown_command() ->
 later_log() ->
     start_member(),
     ok = enqueue(1, records(3, ?HOUR)),
-    #{machine_version := 1, effective_machine_version := 1} = overview(),
+    #{machine_version := 2, effective_machine_version := 2} = overview(),
     gen_statem:cast(rabbit_delay_raft:server_id(?X),
-                    {command, {noop, #{ts => erlang:system_time(millisecond)}, 2}}),
-    await(fun () -> maps:get(effective_machine_version, overview()) =:= 2 end),
+                    {command, {noop, #{ts => erlang:system_time(millisecond)}, 3}}),
+    await(fun () -> maps:get(effective_machine_version, overview()) =:= 3 end),
     stop_member(),
     ?assertEqual({error, refused}, rabbit_delay_raft:start_member(?X, true)),
-    await_refusal("machine 2, this one's is 1"),
+    await_refusal("machine 3, this one's is 2"),
     ?assertEqual(undefined, whereis(element(1, rabbit_delay_raft:server_id(?X)))).
 
 %% The newest one of a member that has been stopped.
@@ -198,7 +198,7 @@ later_snapshot() ->
     File = filename:join(Snapshot, "delay_snapshot"),
     {ok, <<"DWSN", 1, _:32, Content/binary>> = Before} = file:read_file(File),
     {Meta, State} = binary_to_term(Content),
-    #{machine_version := 1} = Meta,
+    #{machine_version := 2} = Meta,
     Written = fun (Term) ->
                       Bytes = term_to_binary(Term),
                       <<"DWSN", 1, (erlang:crc32(Bytes)):32, Bytes/binary>>
@@ -210,13 +210,13 @@ later_snapshot() ->
          ?assertEqual({ok, Later}, file:read_file(File)),
          ok = rabbit_delay_registry:refuse(?X, undefined)
      end || {Later, Words} <- [{<<"DWSN", 2, "whatever">>, "file 2, this one reads 1"},
-                               {Written({Meta#{machine_version := 2}, State}), "machine 2"},
-                               {Written({Meta, State#{version := 3}}), "state 3, this one reads 2"}]],
+                               {Written({Meta#{machine_version := 3}, State}), "machine 3"},
+                               {Written({Meta, State#{version := 4}}), "state 4, this one reads 3"}]],
     %% Ra asks it itself and deletes what it calls invalid: not this.
     ok = file:write_file(File, <<"DWSN", 2, "whatever">>),
     ?assertExit({delay_snapshot, Snapshot, {invalid_version, 2}},
                 rabbit_delay_snapshot:validate(Snapshot)),
-    ?assertExit({machine_version, 2, 1}, rabbit_delay_machine:which_module(2)),
+    ?assertExit({machine_version, 3, 2}, rabbit_delay_machine:which_module(3)),
     ok = file:write_file(File, Before),
     start_member(),
     ?assertEqual(2500, pending()).
@@ -567,7 +567,7 @@ version_1() ->
     ?assertNot(rabbit_delay_machine:is_paused(State)),
     ?assertEqual(Snapshot#{version := 2, paused => false},
                  rabbit_delay_machine:to_snapshot(State)),
-    Unknown = fun () -> rabbit_delay_machine:from_snapshot(Snapshot#{version := 3}, store()) end,
+    Unknown = fun () -> rabbit_delay_machine:from_snapshot(Snapshot#{version := 4}, store()) end,
     ?assertError(function_clause, Unknown()).
 
 %% ------------------------------------------------------------------- sequences of changes
@@ -610,7 +610,8 @@ run({Removal, Places}, _, {Dues, Paused, SeqNo}) when Removal =:= cancel; Remova
     There = length([Id || Id <- lists:usort(Ids), is_map_key(Id, Dues)]),
     {ok, There} = case Removal of
                       cancel -> change({cancel, Binary});
-                      settle -> settle_ids(Binary)
+                      settle -> settle_released(<< <<Id:64/little, (due(Id, Dues)):64/little>>
+                                                   || Id <- Ids >>)
                   end,
     {maps:without(Ids, Dues), Paused, SeqNo};
 run({reschedule, Moves}, Base, {Dues0, Paused, SeqNo}) ->
@@ -628,6 +629,8 @@ run(Switch, _, {Dues, _, SeqNo}) ->
     ok = change(Switch),
     {Dues, Switch =:= pause, SeqNo}.
 
+due(Id, Dues) -> maps:get(Id, Dues, 1).
+
 place(Place, Dues) ->
     Ids = [Id || {_, Id} <- lists:sort([{Due, Id} || {Id, Due} <- maps:to_list(Dues)])],
     case Place < length(Ids) of
@@ -640,7 +643,8 @@ place(Place, Dues) ->
 %% What the member before was still writing as a snapshot may be in the way for a moment.
 start_member() ->
     await(fun () -> rabbit_delay_raft:start_member(?X, true) =:= ok end),
-    await_leader().
+    _ = await_leader(),
+    ok.
 
 stop_member() ->
     ok = rabbit_delay_raft:stop_member(?X).
@@ -658,7 +662,8 @@ await_leader() ->
           end),
     Ref = make_ref(),
     ok = rabbit_delay_raft:note(Id, Ref),
-    ok = reply(Ref).
+    {ok, #{machine_version := 2, term := Term}} = reply(Ref),
+    Term.
 
 keyed(SeqNo, Records) ->
     enqueue(SeqNo, 2, iolist_to_binary([keyed_record(R) || R <- Records])).
@@ -683,16 +688,16 @@ enqueue(SeqNo, Version, Batch) ->
     reply(Ref).
 
 settle(Taken) ->
-    settle_ids(<< <<Id:64/little>> || Id <- ids(Taken) >>).
+    settle_released(<< <<Id:64/little, Due:64/little>> || {Id, Due, _, _} <- Taken >>).
 
-settle_ids(Ids) ->
+settle_released(Released) ->
     Ref = make_ref(),
-    ok = rabbit_delay_raft:settle(rabbit_delay_raft:server_id(?X), Ids, Ref),
+    ok = rabbit_delay_raft:settle(rabbit_delay_raft:server_id(?X), Released, Ref),
     reply(Ref).
 
 change(Change) ->
     Ref = make_ref(),
-    ok = rabbit_delay_raft:change(rabbit_delay_raft:server_id(?X), Change, Ref),
+    ok = rabbit_delay_raft:change(rabbit_delay_raft:server_id(?X), await_leader(), Change, Ref),
     reply(Ref).
 
 is_paused() ->
