@@ -454,6 +454,9 @@ func (r releaseRules) applyChange(s releaseState, t int8, i int, to func(Label, 
 
 // canon forgets what nothing can depend on any more, so that there are fewer states.
 func (r releaseRules) canon(s releaseState) releaseState {
+	if s.wrong != 0 {
+		return s // nothing comes after it, and it is shown
+	}
 	for t := int8(1); t <= s.term; t++ {
 		d := &s.dispatchers[t]
 		if t != s.term && !r.changeInAnyTerm { // its changes will do nothing
