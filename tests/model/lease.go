@@ -2,8 +2,9 @@
 
 package main
 
-// The lease: a dispatcher takes records only while a command of its own has been applied that was sent
-// less than so long ago, here within the same unit of time. When it has none, it sends a note first.
+// Not built yet: rule B5. The lease: a dispatcher takes records only while a command of its own has
+// been applied that was sent less than so long ago, here within the same unit of time. When it has
+// none, it sends a note first.
 //
 // A leader that was replaced gets nothing applied that it sent after that. So its dispatcher takes
 // nothing more when the lease has run out since, whatever it then still finds in its replica, and

@@ -61,14 +61,17 @@ const (
 
 func allCases() []Case {
 	cases := append(publishCases(), releaseCases()...)
-	cases = append(cases, leaseCases()...)
-	for _, planned := range [][]Case{creationCases(), lifeCases(), diskCases(), memberCases()} {
-		for _, c := range planned {
-			c.Planned = true
-			cases = append(cases, c)
+	for _, part := range [][]Case{leaseCases(), creationCases(), lifeCases(), diskCases(), memberCases()} {
+		for _, c := range part {
+			cases = append(cases, planned(c))
 		}
 	}
 	return cases
+}
+
+func planned(c Case) Case {
+	c.Planned = true
+	return c
 }
 
 func main() { os.Exit(run(allCases(), maxStates, os.Args[1:], os.Stdout)) }
@@ -167,14 +170,14 @@ func show(w io.Writer, o Outcome, withTrace bool) {
 
 // summary says how many came out otherwise than stated.
 func summary(w io.Writer, outcomes []Outcome, took time.Duration) int {
-	states, breaking, planned, unexpected := 0, 0, 0, 0
+	states, breaking, unbuilt, unexpected := 0, 0, 0, 0
 	for _, o := range outcomes {
 		states += o.States
 		breaking += truth(o.Breaks != "")
-		planned += truth(o.Planned)
+		unbuilt += truth(o.Planned)
 		unexpected += truth(o.Unexpected != "")
 	}
 	fmt.Fprintf(w, "%d cases, %d of which must break, %d of what is not built yet; %d states in %.0f s; "+
-		"%d unexpected\n", len(outcomes), breaking, planned, states, took.Seconds(), unexpected)
+		"%d unexpected\n", len(outcomes), breaking, unbuilt, states, took.Seconds(), unexpected)
 	return unexpected
 }
