@@ -31,6 +31,7 @@ ONCE = {
     # Drawn into the broker's own pages: the oldest and the newest of them.
     "test_dead_letter_ui.py": ["3.10", "4.3"],
     "test_management_ui.py": ["3.10", "4.3"],
+    "test_narrow_ui.py": ["3.10", "4.3"],
 }
 
 

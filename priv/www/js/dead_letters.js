@@ -64,7 +64,7 @@ function dead_lettering_page() {
     };
     setTimeout(begin, 0, 200);
     return pages().HTML`
-<h1>Dead letters</h1>
+<h1 class="delayed-page">Dead letters</h1>
 <div class="section">
   <h2>Traps</h2>
   <div class="hider">
@@ -79,7 +79,7 @@ function dead_lettering_page() {
 <div class="section">
   <h2>Look into a queue</h2>
   <div class="hider">
-    <table class="form">
+    <table class="form delayed-form">
       <tr>
         <th><label>Virtual host:</label></th>
         <td><input type="text" id="dead-letters-vhost" value="${chosen_vhost() || '/'}"/></td>
@@ -123,7 +123,7 @@ function findings(answer) {
         })}</p>`;
     if (answer.findings.length == 0) return HTML`<p>... no traps ...</p>${accepted}`;
     return HTML`
-<table class="list" id="dead-lettering-table">
+<div class="delayed-wide"><table class="list" id="dead-lettering-table">
   <thead>
     <tr><th>Severity</th><th>Trap</th><th>Virtual host</th><th>Of</th><th>Why it bites, and what
     mends it</th></tr>
@@ -141,13 +141,13 @@ function findings(answer) {
         <p>${finding.why}</p>
         <p>${finding.mend}</p>
         ${finding.commands.length > 0 && HTML`<pre class="msg-payload"
-            style="max-width: 560px; white-space: pre-wrap; overflow-wrap: anywhere;">${
+            style="max-width: 560px; min-width: 200px; white-space: pre-wrap; overflow-wrap: anywhere;">${
             finding.commands.join('\n')}</pre>`}
       </td>
     </tr>`;
   })}
   </tbody>
-</table>${accepted}`;
+</table></div>${accepted}`;
 }
 
 // ------------------------------------------------------------------------------ the drawing
@@ -195,7 +195,7 @@ function queues_of_dead_letters(vhost, graph, text) {
     }).sort(function (a, b) { return (b.messages || 0) - (a.messages || 0); });
     if (queues.length == 0) return HTML``;
     return HTML`
-<table class="list dead-lettering-queues">
+<div class="delayed-wide"><table class="list dead-lettering-queues">
   <thead><tr><th>Queue</th><th>Messages</th><th>Come in</th><th>Grows by</th><th>Consumers</th></tr></thead>
   <tbody>${queues.slice(0, MAX_QUEUES).map(function (queue, i) {
       return HTML`
@@ -208,7 +208,7 @@ function queues_of_dead_letters(vhost, graph, text) {
     </tr>`;
   })}
   </tbody>
-</table>
+</table></div>
 ${queues.length > MAX_QUEUES && HTML`<p>... and ${queues.length - MAX_QUEUES} that hold less</p>`}`;
 }
 
@@ -266,7 +266,7 @@ function draw_part(box, vhost, graph, text) {
             box.append(HTML`<p>Of ${of} queues and exchanges those are drawn that have to do with what
                 leads nowhere or in a circle.</p>`.html);
         }
-        box.append($('<div class="box" style="overflow: auto; max-height: 900px"></div>').append(
+        box.append($('<div class="box delayed-wide" style="overflow: auto; max-height: 900px"></div>').append(
             drawing(vhost, part)));
     }
 }
@@ -453,7 +453,7 @@ function queue_page() {
         }
     }, 0);
     return HTML`
-<h1>Dead letters in queue <a href="#/queues/${esc(view.vhost)}/${esc(view.queue)}">${
+<h1 class="delayed-page">Dead letters in queue <a href="#/queues/${esc(view.vhost)}/${esc(view.queue)}">${
     highlight_extra_whitespace(view.queue)}</a>${pages().safe(fmt_maybe_vhost(view.vhost))}</h1>
 <div class="section">
   <h2>By where and why they died</h2>
@@ -462,7 +462,7 @@ function queue_page() {
 <div class="section">
   <h2>The history of one</h2>
   <div class="hider">
-    <table class="form">
+    <table class="form delayed-form">
       <tr>
         <th><label>Position, 1 is the head:</label></th>
         <td><input type="text" id="dead-letters-position" value="1" size="8"/></td>
@@ -475,7 +475,7 @@ function queue_page() {
 <div class="section">
   <h2>Redrive</h2>
   <div class="hider">
-    <table class="form" id="dead-letters-redrive">
+    <table class="form delayed-form" id="dead-letters-redrive">
       <tr>
         <th><label>To:</label></th>
         <td>
@@ -548,7 +548,7 @@ function groups(rows, max) {
     const looked = rows.reduce(function (sum, row) { return sum + row.messages; }, 0);
     if (rows.length == 0) return HTML`<p>... no messages ...</p>`;
     return HTML`
-<table class="list" id="dead-letters-table">
+<div class="delayed-wide"><table class="list" id="dead-letters-table">
   <thead>
     <tr>
       <th>Died first in</th><th>Last for</th><th>Published to</th><th>Routing key</th>
@@ -571,7 +571,7 @@ function groups(rows, max) {
     </tr>`;
   })}
   </tbody>
-</table>
+</table></div>
 ${looked >= max && HTML`<p>Only the first ${fmt_num_thousands(max)} messages were looked at.</p>`}`;
 }
 
@@ -734,7 +734,7 @@ function redrives_table(jobs) {
     if (jobs.length == 0) return HTML``;
     return HTML`
 <h3>Redrives in the broker</h3>
-<table class="list dead-letters-jobs">
+<div class="delayed-wide"><table class="list dead-letters-jobs">
   <thead><tr><th>Queue</th><th>Begun</th><th>State</th><th>Messages</th><th></th></tr></thead>
   <tbody>${jobs.map(function (job, i) {
       return HTML`
@@ -749,7 +749,7 @@ function redrives_table(jobs) {
     </tr>`;
   })}
   </tbody>
-</table>`;
+</table></div>`;
 }
 
 function how_far(job) {

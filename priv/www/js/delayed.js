@@ -52,6 +52,34 @@ function template(name, show) {
     }
 }
 
+// What may be wider than a narrow screen is scrolled by itself.
+function wide(html) {
+    return HTML`<div class="delayed-wide">${html}</div>`;
+}
+
+// The broker's own pages are for wide screens: on narrow ones their header is higher than the room left for
+// it, and lies over what is below. On ours, which begin with a heading of this class, it does not.
+const STYLE = `
+.delayed-wide { overflow-x: auto; }
+#main:has(> .delayed-page) input, #main:has(> .delayed-page) select,
+#main:has(> .delayed-page) progress { max-width: 100%; box-sizing: border-box; }
+#main:has(> .delayed-page) h1, #main:has(> .delayed-page) p { overflow-wrap: anywhere; }
+@media (max-width: 800px) {
+    #outer:has(#main > .delayed-page) #header { position: static; width: auto; }
+    #main:has(> .delayed-page), #outer:has(#main > .delayed-page) #rhs { padding-top: 1em; }
+    #outer:has(#main > .delayed-page) #rhs { float: none; width: auto; }
+    #main.with-rhs:has(> .delayed-page) { margin-right: 0; }
+    #main:has(> .delayed-page) .delayed-form, #main:has(> .delayed-page) .delayed-form > tbody,
+    #main:has(> .delayed-page) .delayed-form > tbody > tr, #main:has(> .delayed-page) .delayed-form > tbody > tr > *,
+    #main:has(> .delayed-page) table.facts { display: block; width: auto; float: none; }
+    #main:has(> .delayed-page) .delayed-form > tbody > tr > th { text-align: left; padding: 4px 0 0; }
+    #main:has(> .delayed-page) .delayed-form > tbody > tr > td { padding: 2px 0; }
+    #main:has(> .delayed-page) table.facts { overflow-x: auto; }
+    #main:has(> .delayed-page) .chart { float: none; margin-right: 0; }
+}`;
+
+document.head.append(Object.assign(document.createElement('style'), {textContent: STYLE}));
+
 function help(id) {
     return HTML`<span class="help" id="delayed-${id}"></span>`;
 }
@@ -181,8 +209,8 @@ function bar_chart(id, buckets, colour, label) {
         return {label: label(bucket.up_to), count: bucket.messages};
     })};
     soon();
-    return HTML`<div class="box"><div id="${id}" class="delayed-chart"
-        style="width: ${Math.max(400, 50 * buckets.length)}px; height: 200px;"></div></div>`;
+    return wide(HTML`<div id="${id}" class="delayed-chart"
+        style="width: ${Math.max(400, 50 * buckets.length)}px; height: 200px;"></div>`);
 }
 
 function draw_chart(id) {
@@ -259,13 +287,13 @@ function sorted(heading, column) {
 
 template('delayed-exchanges', function (data) {
     return HTML`
-<h1>Delayed exchanges</h1>
+<h1 class="delayed-page">Delayed exchanges</h1>
 <div class="section">
   ${safe(paginate_ui(data.exchanges, 'delayed-exchanges', 'delayed exchanges'))}
 </div>
 <div class="updatable">
 ${data.exchanges.items.length == 0 ? HTML`<p>... no delayed exchanges ...</p>` : HTML`
-<table class="list" id="delayed-exchanges-table">
+<div class="delayed-wide"><table class="list" id="delayed-exchanges-table">
   <thead>
     <tr>
       <th colspan="${several_vhosts() ? 4 : 3}">Overview</th>
@@ -304,7 +332,7 @@ ${data.exchanges.items.length == 0 ? HTML`<p>... no delayed exchanges ...</p>` :
     </tr>`;
   })}
   </tbody>
-</table>`}
+</table></div>`}
 </div>
 <p><a href="api/delay-wheel/index.html">HTTP API for delayed messages</a></p>`;
 });
@@ -381,14 +409,14 @@ const OUTCOMES = {
 function outcomes(stats) {
     const happened = Object.keys(OUTCOMES).filter(function (name) { return stats[name] > 0; });
     return happened.length == 0 ? HTML`<p>... nothing since the node started ...</p>` : HTML`
-    <table class="list">
+    <div class="delayed-wide"><table class="list">
       <thead><tr><th>Messages</th><th>since the node started</th></tr></thead>
       <tbody>${happened.map(function (name, i) {
           return HTML`
         <tr${safe(alt_rows(i))}><td class="r">${number(stats[name])}</td><td>${OUTCOMES[name]}</td></tr>`;
       })}
       </tbody>
-    </table>`;
+    </table></div>`;
 }
 
 template('delayed-exchange', function (data) {
@@ -397,16 +425,16 @@ template('delayed-exchange', function (data) {
                                               0);
     soon();
     return HTML`
-<h1>Delayed exchange: <b>${highlight_extra_whitespace(exchange.name)}</b>${
+<h1 class="delayed-page">Delayed exchange: <b>${highlight_extra_whitespace(exchange.name)}</b>${
     safe(fmt_maybe_vhost(exchange.vhost))}</h1>
 
 <div class="section">
   <h2>Overview</h2>
   <div class="hider updatable">
     <h3>Message rates <small>last minute</small> ${help('rates')}</h3>
-    ${safe(rates_chart_or_text_no_heading('delayed-rates', 'delayed-rates', exchange.message_stats,
+    ${wide(safe(rates_chart_or_text_no_heading('delayed-rates', 'delayed-rates', exchange.message_stats,
                [['Published', 'published'], ['Released', 'released']], fmt_rate, fmt_rate_axis,
-               true))}
+               true)))}
     <h3>Details</h3>
     <table class="facts facts-l">
       <tr><th>Type</th><td>${exchange.type}</td></tr>
@@ -458,7 +486,7 @@ template('delayed-exchange', function (data) {
 <div class="section">
   <h2>Messages</h2>
   <div class="hider">
-    <table class="form" id="delayed-filter">
+    <table class="form delayed-form" id="delayed-filter">
       ${in_twos(FILTERS.map(filter_field).concat([page_size()])).map(function (pair) {
           return HTML`<tr>${pair}</tr>`;
       })}
@@ -466,7 +494,7 @@ template('delayed-exchange', function (data) {
     </table>
     <div id="delayed-messages"></div>
     <h3>Change messages ${help('change')}</h3>
-    <table class="form">
+    <table class="form delayed-form">
       <tr>
         <th><label for="delayed-which">Messages:</label></th>
         <td><select id="delayed-which">
@@ -501,7 +529,7 @@ template('delayed-exchange', function (data) {
 
 function change_buttons() {
     return HTML`
-    <table class="form">
+    <table class="form delayed-form">
       <tr>
         <td><button data-delayed="cancel">Cancel</button></td>
         <td><button data-delayed="release">Release now</button></td>
@@ -565,7 +593,7 @@ function show_messages() {
     const place = $('#main #delayed-messages');
     const items = view.page.items;
     const turning = HTML`
-<table class="form"><tr>
+<table class="form delayed-form"><tr>
   <td><button data-delayed="first"${safe(view.cursors.length > 1 ? '' : ' disabled="disabled"')}
       >First page</button></td>
   <td><button data-delayed="previous"${safe(view.cursors.length > 1 ? '' : ' disabled="disabled"')}
@@ -580,7 +608,7 @@ function show_messages() {
 </tr></table>`;
     place.html((items.length == 0 && view.cursors.length == 1 && !view.page.cursor
         ? HTML`<p>... no messages ...</p>` : HTML`
-<table class="list" id="delayed-messages-table">
+<div class="delayed-wide"><table class="list" id="delayed-messages-table">
   <thead>
     <tr>
       <th class="c"><input type="checkbox" id="delayed-all" title="All on this page"/></th>
@@ -602,7 +630,7 @@ function show_messages() {
     </tr>`;
   })}
   </tbody>
-</table>
+</table></div>
 ${turning}`).html);
     find_messages();
 }
@@ -787,7 +815,7 @@ function render_message(vhost, name, id) {
 template('delayed-message', function () {
     soon();
     return HTML`
-<h1>Delayed message <b>${view.id}</b> of <a href="${page_url(view.vhost, view.name)}">${
+<h1 class="delayed-page">Delayed message <b>${view.id}</b> of <a href="${page_url(view.vhost, view.name)}">${
     highlight_extra_whitespace(view.name)}</a>${safe(fmt_maybe_vhost(view.vhost))}</h1>
 <div class="section">
   <h2>Message</h2>
@@ -886,7 +914,7 @@ new MutationObserver(function () {
     }
 }).observe(document.body, {childList: true, subtree: true});
 
-window.DelayedPages = {HTML: HTML, safe: safe, template: template, help: help, request: request,
+window.DelayedPages = {HTML: HTML, safe: safe, wide: wide, template: template, help: help, request: request,
                        request_all: request_all, bar_chart: bar_chart, duration: duration};
 
 dispatcher_add(function (sammy) {
