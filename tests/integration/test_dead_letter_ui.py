@@ -99,6 +99,22 @@ def test_the_queues_that_dead_letters_go_to_are_listed_the_fullest_first(page, l
     assert work in page.texts(GROUPS)[0]
 
 
+def test_when_the_first_of_a_queue_died_is_said_where_looking_changes_nothing(page, local, vhost):
+    for kind in ("classic", "quorum"):
+        work, queue = topology(local, kind, work=f"work {kind}", parked=f"parked {kind}")
+        park(local, work, queue, ["a", "b"])
+
+    def oldest():
+        visit(page, vhost, ".dead-lettering-queues")
+        page.waitForSelector('.dead-lettering-queues:has-text("ago")')
+        return {name: page.texts(f'.dead-lettering-queues tr:has(a:text-is("parked {name}")) td:nth-child(6)')
+                for name in ("classic", "quorum")}
+
+    cells = oldest()
+    assert cells["classic"] == [""] and cells["quorum"][0].endswith(" ago")
+    assert not local.channel.basic_get("parked quorum", auto_ack=True)[0].redelivered
+
+
 def drawn(page):
     """The texts of queues in the drawing."""
     return page.evaluate(f"Array.from(document.querySelectorAll('{GRAPH} a'), a => a.textContent)")

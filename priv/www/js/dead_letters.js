@@ -17,6 +17,9 @@ const MAX_NODES = 150;
 // Of the queues that dead letters go to, listed.
 const MAX_QUEUES = 100;
 
+// Of those, asked for what lies at their heads.
+const MAX_HEADS = 20;
+
 const RED = '#cc3333';
 
 const SEVERITY_COLOURS = {error: 'red', warning: 'yellow', info: 'green'};
@@ -179,24 +182,35 @@ function show_graphs(vhosts, mine) {
             });
             place.append($('<p></p>').append(filter), list, box);
             draw();
+            const current = function () { return mine === loading; };
             with_rates(vhost, graph, function () {
-                if (mine === loading) draw();
+                if (current()) draw();
+                with_heads(vhost, graph, current, draw);
             });
         });
     });
 }
 
 // Those that dead letters go to, the fullest first.
-function queues_of_dead_letters(vhost, graph, text) {
-    const HTML = pages().HTML, lower = text.toLowerCase(), reached = {};
+function targets_of(graph) {
+    const reached = {};
     graph.edges.forEach(function (edge) { reached[edge[1]] = true; });
-    const queues = graph.nodes.filter(function (node, i) {
-        return node.kind == 'queue' && reached[i] && node.name.toLowerCase().indexOf(lower) >= 0;
+    return graph.nodes.filter(function (node, i) {
+        return node.kind == 'queue' && reached[i];
     }).sort(function (a, b) { return (b.messages || 0) - (a.messages || 0); });
+}
+
+function queues_of_dead_letters(vhost, graph, text) {
+    const HTML = pages().HTML, lower = text.toLowerCase();
+    const queues = targets_of(graph).filter(function (node) {
+        return node.name.toLowerCase().indexOf(lower) >= 0;
+    });
     if (queues.length == 0) return HTML``;
     return HTML`
 <div class="delayed-wide"><table class="list dead-lettering-queues">
-  <thead><tr><th>Queue</th><th>Messages</th><th>Come in</th><th>Grows by</th><th>Consumers</th></tr></thead>
+  <thead><tr><th>Queue</th><th>Messages</th><th>Come in</th><th>Grows by</th><th>Consumers</th>
+    <th><abbr class="normal" title="When the message at its head died last: of quorum queues, where looking changes nothing, ${
+        MAX_HEADS} of them">Oldest death</abbr></th></tr></thead>
   <tbody>${queues.slice(0, MAX_QUEUES).map(function (queue, i) {
       return HTML`
     <tr${pages().safe(alt_rows(i))}>
@@ -205,6 +219,7 @@ function queues_of_dead_letters(vhost, graph, text) {
       <td class="r">${rate_text(queue.rate)}</td>
       <td class="r">${rate_text(queue.growth)}</td>
       <td class="r">${queue.consumers}</td>
+      <td class="r">${queue.oldest !== undefined && pages().duration(1000 * queue.oldest) + ' ago'}</td>
     </tr>`;
   })}
   </tbody>
@@ -274,7 +289,7 @@ function draw_part(box, vhost, graph, text) {
 // What queues take in and by how much they grow, messages a second, and who consumes from them, as the
 // management plugin knows it.
 function with_rates(vhost, graph, done) {
-    pages().request('GET', '/queues/' + esc(vhost) + '?columns=name,consumers,messages_details.rate,'
+    pages().request('GET', '/queues/' + esc(vhost) + '?columns=name,type,consumers,messages_details.rate,'
                     + 'message_stats.publish_details.rate', null, function (queues) {
         const known = {};
         if (!Array.isArray(queues)) return;
@@ -286,9 +301,29 @@ function with_rates(vhost, graph, done) {
             if (stats.publish_details) node.rate = stats.publish_details.rate;
             if (queue.messages_details) node.growth = queue.messages_details.rate;
             node.consumers = queue.consumers;
+            node.type = queue.type;
         });
         done();
     }, function () {});
+}
+
+// When the message at the head of each died last, one queue after the other. A queue is not read for it.
+function with_heads(vhost, graph, current, done) {
+    const queues = targets_of(graph).filter(function (queue) {
+        return queue.type == 'quorum';
+    }).slice(0, MAX_HEADS);
+    (function next(i) {
+        if (!current()) return;
+        if (i == queues.length) {
+            if (queues.some(function (queue) { return queue.oldest !== undefined; })) done();
+            return;
+        }
+        pages().request('GET', api_path(vhost, queues[i].name) + '?max=1', null, function (answer) {
+            const head = answer.groups[0];
+            if (head !== undefined && head.reason !== '') queues[i].oldest = head.oldest_s;
+            next(i + 1);
+        }, function () { next(i + 1); }, true);
+    })(0);
 }
 
 // The layer of each node: behind all that lead to it, but by the edges that close a circle.
