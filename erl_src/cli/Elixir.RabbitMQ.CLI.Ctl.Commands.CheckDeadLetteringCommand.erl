@@ -68,7 +68,10 @@ run([], #{accept := File} = Options) ->
     case rabbit_delay_doctor_accepted:of_file(File) of
         {ok, Accepted} ->
             case run([], maps:remove(accept, Options)) of
-                {ok, Findings} -> {ok, rabbit_delay_doctor_accepted:mark(Findings, Accepted)};
+                {ok, Findings} ->
+                    Meant = [{maps:get(vhost, A, <<>>), A} || A <- Accepted, is_looked_at(A, Options)],
+                    {ok, rabbit_delay_doctor_accepted:mark(Findings, Accepted)
+                         ++ rabbit_delay_doctor_accepted:unused(Findings, Meant)};
                 Failed -> Failed
             end;
         {error, Why} ->
@@ -90,6 +93,13 @@ run([], #{node := Node, timeout := Timeout} = Options) ->
         {badrpc, _} = Failed -> {error, Failed};
         Result -> Result
     end.
+
+%% Whether all that a file's entry can be for is looked at: it may be for other vhosts, too.
+is_looked_at(_, #{all_vhosts := true}) -> true;
+is_looked_at(#{vhost := VHost}, #{vhost := VHost}) -> true;
+is_looked_at(_, #{vhost := _}) -> false;
+is_looked_at(_, #{definitions := _}) -> true;
+is_looked_at(Accepted, _) -> maps:get(vhost, Accepted, none) =:= <<"/">>.
 
 findings_in_file(#{vhosts := VHosts} = Topology, #{vhost := VHost}) ->
     case VHosts of

@@ -76,12 +76,12 @@ run(Args, #{file := File} = Options) ->
     end.
 
 %% Where to go on, {0, 0} at first, and how many lines there are already.
-opened(Part, [Exchange], #{resume := true}) ->
+opened(Part, [Exchange], #{resume := true, vhost := VHost}) ->
     case file:open(Part, [read, write, raw, binary, {read_ahead, 1048576}]) of
         {ok, Device} ->
             case whole_lines(Device, 0, 0, none) of
                 {ok, End, Count, Last} ->
-                    case position(Last, Exchange) of
+                    case position(Last, VHost, Exchange) of
                         {ok, Position} ->
                             {ok, End} = file:position(Device, End),
                             ok = file:truncate(Device),
@@ -102,8 +102,8 @@ opened(Part, _, _) ->
         {error, _} = Error -> Error
     end.
 
-position(none, _) -> {ok, {0, 0}};
-position(Line, Exchange) -> rabbit_delay_transfer:position(Line, Exchange).
+position(none, _, _) -> {ok, {0, 0}};
+position(Line, VHost, Exchange) -> rabbit_delay_transfer:position(Line, VHost, Exchange).
 
 not_resumed(error) -> <<" does not say where to go on">>;
 not_resumed({error, other_exchange}) -> <<" is of another exchange">>.

@@ -24,7 +24,7 @@
                 ttl_zero | policy_tie | policy_shadowed | policy_not_applicable |
                 argument_over_policy | policy_unusable | unusable_value | delay_ladder |
                 retry_parking_missing | topic_permissions_unchecked | policy_key_as_argument |
-                argument_as_policy_key | unreadable_entry.
+                argument_as_policy_key | unreadable_entry | acceptance_unused.
 
 -type finding() :: #{rule := rule(), severity := severity(), vhost := binary(),
                      kind := queue | policy | exchange | entry, name := binary(),
@@ -117,7 +117,7 @@ rules() ->
      parking_unwatched, x_death_growth, priority_ttl, ttl_zero, policy_tie, policy_shadowed,
      policy_not_applicable, argument_over_policy, policy_unusable, unusable_value, delay_ladder,
      retry_parking_missing, topic_permissions_unchecked, policy_key_as_argument,
-     argument_as_policy_key, unreadable_entry].
+     argument_as_policy_key, unreadable_entry, acceptance_unused].
 
 %% What holds for one queue of a vhost.
 -spec settings(binary(), rabbit_delay_topology:vhost()) ->
@@ -179,7 +179,8 @@ check_vhost(Topology, VHost, #{queues := Queues, accepted := Accepted} = Objects
                           rabbit_delay_doctor_graph:check(Context),
                           rabbit_delay_doctor_policies:check(Qs, Unusable, Context),
                           rabbit_delay_doctor_exchanges:check(Context)]),
-    rabbit_delay_doctor_accepted:mark(Found, Accepted).
+    rabbit_delay_doctor_accepted:mark(Found, Accepted)
+        ++ rabbit_delay_doctor_accepted:unused(Found, [{VHost, A} || A <- Accepted]).
 
 %% Where what dies in a queue goes for good. A delayed exchange that retries gives it back, so often
 %% and no more, and then parks it: not by its bindings, and in no cycle.

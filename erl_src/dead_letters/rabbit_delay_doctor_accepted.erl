@@ -14,7 +14,7 @@
 -behaviour(rabbit_runtime_parameter).
 
 -export([register/0, unregister/0, validate/5, notify/5, notify_clear/4]).
--export([component/0, of_vhost/1, of_file/1, parse/1, mark/2, split/1]).
+-export([component/0, of_vhost/1, of_file/1, parse/1, mark/2, unused/2, split/1]).
 
 -export_type([accepted/0]).
 
@@ -127,6 +127,21 @@ mark(Findings, Accepted) ->
          [Reason | _] -> maps:merge(#{accepted => Reason}, Finding);
          [] -> Finding
      end || Finding <- Findings].
+
+%% A finding for each of those that accept none of the findings.
+-spec unused([rabbit_delay_doctor:finding()], [{rabbit_types:vhost(), accepted()}]) ->
+          [rabbit_delay_doctor:finding()].
+unused(Findings, Accepted) ->
+    [#{rule => acceptance_unused, severity => info, vhost => VHost, kind => entry,
+       name => maps:get(name, A, Rule),
+       why => rabbit_delay_text:printable(
+                ["A finding of the rule ", Rule, " is accepted (", Reason, "), and there is none that it is for: "
+                 "it was mended since, or what it names is called otherwise. A new one of that name would "
+                 "be accepted unseen."]),
+       mend => <<"Clear the parameter, or take the entry out of the file; or correct what it names.">>,
+       commands => []}
+     || {VHost, #{rule := Rule, reason := Reason} = A} <- Accepted,
+        not lists:any(fun (Finding) -> is_accepted(Finding, A) end, Findings)].
 
 is_accepted(#{rule := Rule, vhost := VHost, kind := Kind, name := Name}, #{rule := R} = Accepted) ->
     R =:= atom_to_binary(Rule, utf8)

@@ -13,6 +13,7 @@
 %%   body          base64
 %% and, where it was pending when it was exported,
 %%   id            its id there, as text; where the export can be resumed
+%%   vhost         that of the exchange. An import goes to the vhost that it is told, whatever this says
 %% Names, keys and text that are not UTF-8 are {"base64": ...}, as are headers of type binary.
 %%
 %% It runs in the process that asks, in the broker, a page of lines at a time. To export changes
@@ -24,7 +25,7 @@
 -include("rabbit_delay.hrl").
 
 -export([places/3, export/3, official_lines/3, import/3, marks/2, pending_marks/3, line/3,
-         parse/1, position/2]).
+         parse/1, position/3]).
 
 -export_type([cursor/0]).
 
@@ -75,7 +76,7 @@ export(VHost, Exchange, Ids) ->
                        {ok, [], 0, byte_size(Ids) div 8};
                    (Store) ->
                        case rabbit_delay_store:read_many(Store, Ids, ?PAGE_BYTES) of
-                           {ok, Records, Seen} -> lines(Records, Ids, Seen, Store, Exchange);
+                           {ok, Records, Seen} -> lines(Records, Ids, Seen, Store, {VHost, Exchange});
                            {error, Reason} -> unreadable(Reason)
                        end
                end).
@@ -100,7 +101,7 @@ unreadable(Reason) ->
     {error, {unavailable, iolist_to_binary(io_lib:format("the store cannot be read: ~0P", [Reason, 10]))}}.
 
 %% Of what was not among those read in one go it is found out whether it is gone.
-lines(Records, Ids, Seen, Store, Exchange) ->
+lines(Records, Ids, Seen, Store, Of) ->
     Found = maps:from_list([{Id, Record} || #{id := Id} = Record <- Records]),
     Reads = [case Found of
                  #{Id := Record} -> {Id, {ok, Record}};
@@ -108,7 +109,7 @@ lines(Records, Ids, Seen, Store, Exchange) ->
              end || <<Id:64/little>> <= binary:part(Ids, 0, Seen * 8)],
     case lists:keyfind({error, eclosed}, 2, Reads) of
         false ->
-            Lines = [pending_line(Exchange, Id, Record) || {Id, {ok, Record}} <- Reads],
+            Lines = [pending_line(Of, Id, Record) || {Id, {ok, Record}} <- Reads],
             Good = [Line || Line <- Lines, is_binary(Line)],
             Unread = [Id || {Id, {error, Reason}} <- Reads, Reason =/= enoent],
             {ok, Good, length(Unread) + length(Lines) - length(Good), Seen};
@@ -116,20 +117,25 @@ lines(Records, Ids, Seen, Store, Exchange) ->
             unreadable(eclosed)
     end.
 
-pending_line(Exchange, Id, #{due := Due, encoding := Encoding, body := Body}) ->
+pending_line({VHost, Exchange}, Id, #{due := Due, encoding := Encoding, body := Body}) ->
     case rabbit_delay_broker:decode(Encoding, Body) of
         {ok, Message} ->
             line(Exchange, Due, rabbit_delay_broker:content(Message),
-                 #{<<"id">> => integer_to_binary(Id)});
+                 #{<<"id">> => integer_to_binary(Id), <<"vhost">> => text(VHost)});
         {error, _} ->
             damaged
     end.
 
-%% Where an export of this exchange goes on behind this line, if it says so and is of it.
--spec position(binary(), Exchange :: binary()) -> {ok, cursor()} | error | {error, other_exchange}.
-position(Line, Exchange) ->
+%% Where an export of this exchange goes on behind this line, if it says so and is of it. Lines of earlier
+%% versions do not say of which vhost they are.
+-spec position(binary(), rabbit_types:vhost(), Exchange :: binary()) ->
+          {ok, cursor()} | error | {error, other_exchange}.
+position(Line, VHost, Exchange) ->
     Named = text(Exchange),
+    OfVHost = text(VHost),
     case rabbit_json:try_decode(Line) of
+        {ok, #{<<"vhost">> := Other}} when Other =/= OfVHost ->
+            {error, other_exchange};
         {ok, #{<<"format">> := ?FORMAT, <<"due">> := Due, <<"id">> := Word, <<"exchange">> := Named}}
           when is_integer(Due), is_binary(Word) ->
             case rabbit_delay_notation:number(Word) of

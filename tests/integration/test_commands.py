@@ -204,6 +204,21 @@ def test_what_there_is_of_another_exchange_is_not_gone_on_with(client, broker):
     with open(broker.path(name) + ".part", "rb") as f:
         assert f.read() == before
     assert not os.path.exists(broker.path(name))
+    # Nor of one of the same name in another vhost; lines of 0.1 do not say of which they are.
+    lines = [json.loads(line) for line in before.splitlines()]
+    assert [line["vhost"] for line in lines] == ["/"]
+    for vhost, wanted in (("another", "is of another exchange"), (None, None)):
+        for line in lines:
+            line.pop("vhost")
+            line.update({"vhost": vhost} if vhost else {})
+        with open(broker.path(name) + ".part", "w", encoding="utf-8") as f:
+            f.writelines(json.dumps(line) + "\n" for line in lines)
+        if wanted:
+            assert wanted in refused(broker, "export_delayed_messages", "--file", broker.path(name), "--resume",
+                                     other)[1]
+    broker.ctl("export_delayed_messages", "--file", broker.path(name), "--resume", other)
+    with open(broker.path(name), encoding="utf-8") as f:
+        assert len(f.readlines()) == 1
 
 
 def test_more_than_the_store_gives_at_once_is_exported_each_once(client, broker):

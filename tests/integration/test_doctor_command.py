@@ -63,6 +63,12 @@ def test_findings_are_accepted(broker, local, vhost, management):
                                  "reason": "so be it"}]}, f)
     told = check(broker, *fail, "--accept", file)
     assert told.returncode == 0 and "so be it" in told.stdout and "a béd queue" in told.stdout
+    unused = {"accepted": [{"rule": "dlx_missing", "name": "gone", "reason": "it was", **where}
+                           for where in ({}, {"vhost": "another"}, {"vhost": vhost})]}
+    with open(file, "w", encoding="utf-8") as f:
+        json.dump(unused, f)
+    told = check(broker, *fail, "--accept", file)
+    assert told.stdout.count("acceptance_unused") == 1 and '"gone"' in told.stdout
     with open(file, "w", encoding="utf-8") as f:
         json.dump({"accepted": [{"rule": "ttl_without_dlx"}]}, f)
     told = check(broker, *fail, "--accept", file)

@@ -106,7 +106,8 @@ accepted_test_() ->
                 end,
     [{lists:flatten(io_lib:format("~p", [Value])),
       fun () ->
-              [#{rule := dlx_unroutable} = Finding] = Findings = found_in(Parameter(Value)),
+              [#{rule := dlx_unroutable} = Finding | Unused] = Findings = found_in(Parameter(Value)),
+              ?assertEqual([acceptance_unused || not Accepted], [Rule || #{rule := Rule} <- Unused]),
               ?assertEqual(case Accepted of true -> <<"known">>; false -> none end,
                            maps:get(accepted, Finding, none)),
               ?assertEqual(case Accepted of true -> 0; false -> 3 end,
@@ -114,7 +115,7 @@ accepted_test_() ->
               {ok, #{<<"counts">> := #{<<"error">> := Errors}, <<"findings">> := Open,
                      <<"accepted">> := Told}} =
                   rabbit_json:try_decode(rabbit_delay_doctor_report:json(Findings)),
-              ?assertEqual(case Accepted of true -> {0, 0, 1}; false -> {1, 1, 0} end,
+              ?assertEqual(case Accepted of true -> {0, 0, 1}; false -> {1, 2, 0} end,
                            {Errors, length(Open), length(Told)}),
               [?assertMatch([#{<<"accepted">> := <<"known">>, <<"name">> := <<"work">>}], Told) || Accepted],
               ?assertEqual(Accepted, nomatch =/= binary:match(rabbit_delay_doctor_report:text(Findings),

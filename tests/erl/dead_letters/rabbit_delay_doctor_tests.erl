@@ -366,6 +366,9 @@ cases() ->
       #{queues => [queue(<<"work">>, #{<<"x-message-ttl">> => 9})]}},
      {unreadable_entry, warning, <<"policies[0].pattern">>,
       Sound#{policies => [#{<<"name">> => <<"p">>}]}, Sound},
+     {acceptance_unused, info, <<"gone">>,
+      Sound#{parameters => [acceptance(<<"gone">>)]},
+      #{queues => [queue(<<"gone">>, #{<<"x-message-ttl">> => 1000})], parameters => [acceptance(<<"gone">>)]}},
      {topic_permissions_unchecked, warning, <<"dlx">>,
       Sound#{exchanges := [(Delayed(#{}))#{<<"arguments">> := #{<<"x-delayed-type">> => <<"topic">>}}],
              topic_permissions => [topic_permission(<<"dlx">>)]},
@@ -376,6 +379,10 @@ cases() ->
       #{queues => ladder([1000, 1000, 1000])}},
      %% binary levels, each into the next
      {delay_ladder, info, <<"level0">>, levels(5), levels(2)}].
+
+acceptance(Name) ->
+    #{<<"component">> => <<"accepted-dead-lettering">>, <<"vhost">> => <<"/">>, <<"name">> => <<"a">>,
+      <<"value">> => #{<<"rule">> => <<"ttl_without_dlx">>, <<"name">> => Name, <<"reason">> => <<"known">>}}.
 
 topic_permission(X) ->
     #{<<"user">> => <<"app">>, <<"vhost">> => <<"/">>, <<"exchange">> => X, <<"write">> => <<"^a">>,
@@ -436,7 +443,8 @@ definitions(Case) ->
       <<"topic_permissions">> => maps:get(topic_permissions, Case, []),
       <<"parameters">> => [#{<<"component">> => <<"operator_policy">>, <<"vhost">> => <<"/">>,
                              <<"name">> => Name, <<"value">> => Policy}
-                           || #{<<"name">> := Name} = Policy <- maps:get(operator, Case, [])]}.
+                           || #{<<"name">> := Name} = Policy <- maps:get(operator, Case, [])]
+          ++ maps:get(parameters, Case, [])}.
 
 found(Case) ->
     rabbit_delay_doctor:check(topology(definitions(Case), maps:get(figures, Case, #{}))).
