@@ -105,15 +105,23 @@ def test_mqtt_5(brokers, javascript, checked):
     checked("MQTT.js (MQTT 5)", version("mqtt"), "delay", "wrong delay", "cancel")
 
 
-def test_header_values(broker, client, javascript, checked, tmp_path):
-    """Its strings are UTF-8, and its headers' room is 64 KiB."""
-    chosen = [case for case in header_values.cases("bBsuIilfdDTVtSAFx")
+# Which types each writes. Strings are UTF-8, and the room for AMQP 0-9-1's headers is 64 KiB.
+TYPES = {"amqplib": "bBsuIilfdDTVtSAFx", "rascal": "bBsuIilfdDTVtSAFx", "rhea": "bBsuIilfdTtSAFx"}
+# The broker's conversion of AMQP 1.0.
+BECOMES = {"rhea": {"x": "S"}}
+
+
+@pytest.mark.parametrize("package", [
+    "amqplib", "rascal",
+    pytest.param("rhea", marks=pytest.mark.skipif(OLD, reason="RabbitMQ 4's addresses"))])
+def test_header_values(broker, client, javascript, checked, tmp_path, package):
+    chosen = [case for case in header_values.cases(TYPES[package])
               if case.letter != "S" or isinstance(case.value, str) and len(case.value) < 50_000]
     exchange, queue = client.delayed_and_queue()
-    told = javascript(os.path.join(locked.HERE, "javascript", "header_values.mjs"), broker.amqp_url,
-                 exchange, header_values.written(tmp_path / "cases", chosen))
-    header_values.check(client, queue, chosen, json.loads(told))
-    checked("amqplib", version("amqplib"), "header values")
+    told = javascript(os.path.join(locked.HERE, "javascript", "header_values.mjs"), package,
+                      broker.amqp_url, exchange, header_values.written(tmp_path / "cases", chosen))
+    header_values.check(client, queue, chosen, json.loads(told), BECOMES.get(package, ()))
+    checked("rhea (AMQP 1.0)" if package == "rhea" else package, version(package), "header values")
 
 
 def test_a_broker_that_is_lost(brokers, javascript, checked):

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MPL-2.0
 """Rust's clients: what the samples print is what happened."""
 
+import json
 import os
 import re
 
 import pytest
 
+import header_values
 import locked
 import lost
 from samples import SAID, SAID_WITH, WHAT, assert_said
@@ -44,6 +46,18 @@ def test_a_sample(broker, rust, checked, name):
 def test_the_sample_of_amqprs(broker, rust, checked):
     assert_said(rust("with_amqprs", broker.amqp_url.removesuffix("/%2F")), SAID_WITH)
     checked("amqprs", version("amqprs"), "delay", "mandatory", "wrong delay", "cancel")
+
+
+@pytest.mark.parametrize("package", ["lapin", "amqprs"])
+def test_header_values(broker, client, rust, checked, tmp_path, package):
+    """amqprs' strings are UTF-8."""
+    chosen = [case for case in header_values.cases("bBsuIilfdDTtSAFVx")
+              if package == "lapin" or case.letter != "S" or isinstance(case.value, str)]
+    exchange, queue = client.delayed_and_queue()
+    told = rust("header_values", package, broker.amqp_url.removesuffix("/%2F"), exchange,
+                header_values.written(tmp_path / "cases", chosen))
+    header_values.check(client, queue, chosen, json.loads(told))
+    checked(package, version(package), "header values")
 
 
 def test_a_broker_that_is_lost(brokers, rust, checked):
