@@ -54,7 +54,7 @@ export LC_ALL := C.UTF-8
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1) $@" &&)
 
-.PHONY: soak-api release check-release deb check-install deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
+.PHONY: soak-api release check-release deb check-install check-arm64 deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) dist-3.13-4.x $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static check-model check-cluster $(SERIES:%=check-%) \
         suites-c suites-erl suites-integration suites-static suites-model model model-trace c-tests soak-faults
@@ -279,9 +279,18 @@ check-install: deps
 	@for suite in $(SUITES); do \
 	    $(RUN) install-$$suite --junit "$(RESULTS)/install-$$suite/*.xml" -- env DEBIAN_SUITE=$$suite \
 	        $(PYTHON) -m pytest -q -rs -p no:cacheprovider --junitxml=$(RESULTS)/install-$$suite/install.xml \
-	        tests/install; \
+	        tests/install/test_deb.py tests/install/test_deploy.py; \
 	done
 	@$(SUM) install-
+
+# A broker on arm64, under qemu.
+check-arm64: deps
+	@scripts/deps check qemu-user-static mmdebstrap debian-archive-keyring
+	@$(MAKE) --no-print-directory dist-3.13-4.x
+	@rm -rf $(RESULTS)/arm64*
+	@$(RUN) arm64 --junit "$(RESULTS)/arm64/*.xml" -- $(PYTHON) -m pytest -q -rs -p no:cacheprovider \
+	    --junitxml=$(RESULTS)/arm64/arm64.xml tests/install/arm64
+	@$(SUM) arm64
 
 # -------------------------------------------------------------------------- demo
 demo: deps-demo dist-3.10

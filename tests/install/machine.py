@@ -45,10 +45,14 @@ class Machine:
         self.server = "/usr/lib/rabbitmq/bin/rabbitmq-server"
         self._first, self._broker = None, None
 
+    def how(self):
+        """mmdebstrap's options."""
+        return ["--variant=apt", f"--essential-hook={NO_SERVICES}"]
+
     def __enter__(self):
         made = subprocess.run(
-            ["mmdebstrap", "--quiet", "--mode=root", "--variant=apt", "--keyring=/usr/share/keyrings",
-             '--aptopt=Acquire::Check-Valid-Until "false"', f"--essential-hook={NO_SERVICES}", self.suite, self.root,
+            ["mmdebstrap", "--quiet", "--mode=root", "--keyring=/usr/share/keyrings",
+             '--aptopt=Acquire::Check-Valid-Until "false"', *self.how(), self.suite, self.root,
              debian_mirror()], capture_output=True, text=True, check=False, timeout=WITHIN)
         if made.returncode != 0:
             raise Failed(f"Debian's {self.suite} cannot be installed: {made.stderr}")
