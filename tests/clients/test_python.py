@@ -93,3 +93,16 @@ def test_header_values(broker, client, python, executed, checked, tmp_path, pack
                     exchange, header_values.written(tmp_path / "cases", chosen))
     header_values.check(client, queue, chosen, json.loads(told), becomes)
     checked(package, locked.version("python", package), "header values")
+
+
+@pytest.mark.skipif(default_series() == "3.10", reason="it has RabbitMQ 4's addresses")
+def test_header_values_of_proton(broker, client, python, executed, checked, tmp_path):
+    """The broker makes a string of the binary that it converts for AMQP 0-9-1."""
+    chosen = [case for case in header_values.cases("bBsuIilfdTtSAFx")
+              if case.letter != "S" or isinstance(case.value, str)]
+    exchange, queue = client.delayed_and_queue()
+    told = executed(python, os.path.join(PROGRAMS, "header_values_proton.py"),
+                    f"amqp://guest:guest@127.0.0.1:{broker.amqp_port}", exchange,
+                    header_values.written(tmp_path / "cases", chosen))
+    header_values.check(client, queue, chosen, json.loads(told), {"x": "S"})
+    checked("python-qpid-proton", locked.version("python", "python-qpid-proton"), "header values")
