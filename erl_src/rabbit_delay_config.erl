@@ -12,7 +12,7 @@
          max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,
          in_flight_messages/1, in_flight_bytes/0, wal_size/0, snapshot_interval/0,
          disk_free_limit/0, appending_bytes/0, max_open_files/1, spare_descriptors/1,
-         retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1, arguments/0]).
+         group_size/0, retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1, arguments/0]).
 
 -define(APP, rabbitmq_delay_wheel).
 -define(MIB, 1048576).
@@ -20,6 +20,7 @@
 -define(MAX_DELAY_MS, 315360000000).
 -define(MAX_DELAY_LIMIT_MS, 3153600000000).
 -define(IN_FLIGHT_LIMIT, 65535).
+-define(GROUP_SIZE, 3).
 -define(MIN_OPEN_FILES, 16).
 -define(MAX_OPEN_FILES, 65536).
 
@@ -135,6 +136,12 @@ disk_free_limit() ->
 -spec appending_bytes() -> pos_integer().
 appending_bytes() ->
     max(?MIB, wal_size() div 4).
+
+%% How many members the group of an exchange has that first delays something in a cluster: fewer where
+%% there are not so many nodes, and always an odd number.
+-spec group_size() -> pos_integer().
+group_size() ->
+    env(initial_group_size, ?GROUP_SIZE).
 
 %% How many file descriptors the stores may keep open, of the broker's Limit: never more than half.
 -spec max_open_files(Limit :: pos_integer()) -> pos_integer().

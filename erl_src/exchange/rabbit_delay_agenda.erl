@@ -13,7 +13,7 @@
 -include("rabbit_delay_dispatcher.hrl").
 
 -export([pump_soon/1, sleep_until/2, cancel_timer/1, settle_soon/0, drop_soon/1, drop_after/2,
-         tick_soon/1, attach_later/1]).
+         tick_soon/1, attach_later/1, sending/2, may_take/1, may_drop/1]).
 
 %% At most this long is slept: the clock may be stepped meanwhile.
 -define(MAX_SLEEP_MS, 1000).
@@ -79,3 +79,43 @@ tick_soon(State) ->
 attach_later(State) ->
     _ = erlang:send_after(?STORE_RETRY_MS, self(), attach),
     State#state{store = undefined}.
+
+%% An entry is about to be appended, whose application says that this server has led until now. Before, not
+%% after: this process may be paused between the two, and another lead meanwhile.
+-spec sending(reference(), #state{}) -> #state{}.
+sending(Correlation, #state{lease = Lease} = State) ->
+    State#state{lease = rabbit_delay_lease:sending(Correlation, erlang:monotonic_time(millisecond),
+                                                   Lease)}.
+
+%% Whether messages may be taken out of the store now. If not, and there are any to be taken, it is
+%% asked for, and they are looked for again when it is answered.
+-spec may_take(#state{}) -> {boolean(), #state{}}.
+may_take(#state{lease = Lease, store = Store, targets = Targets} = State) ->
+    case rabbit_delay_lease:holds(erlang:monotonic_time(millisecond), Lease) of
+        true ->
+            {true, State};
+        false ->
+            Now = rabbit_delay_config:now_ms(),
+            case {rabbit_delay_store:next_due(Store), rabbit_delay_targets:crowded(Targets)} of
+                {Due, {[], _}} when Due =:= infinity; is_integer(Due), Due > Now ->
+                    {false, sleep_until(Due, State)};
+                _ ->
+                    {false, ask(State)}
+            end
+    end.
+
+%% The same of what is due last, which is dropped.
+-spec may_drop(#state{}) -> {boolean(), #state{}}.
+may_drop(#state{lease = Lease} = State) ->
+    case rabbit_delay_lease:holds(erlang:monotonic_time(millisecond), Lease) of
+        true -> {true, State};
+        false -> {false, ask(State#state{dropping = later})}
+    end.
+
+ask(#state{asked = undefined, leader = {ServerId, _}} = State) ->
+    Asked = make_ref(),
+    Sending = sending(Asked, State#state{asked = Asked}),
+    ok = rabbit_delay_raft:note(ServerId, Asked),
+    Sending;
+ask(State) ->
+    State.

@@ -40,7 +40,7 @@
 
 %% Or none yet that has opened our session.
 -define(HAS_NO_LEADER(State),
-        (State#state.leader =:= undefined orelse State#state.session =:= undefined)).
+        (State#state.condition =:= unknown orelse State#state.session =:= undefined)).
 
 -spec append(#state{}) -> #state{}.
 append(State) ->
@@ -62,7 +62,7 @@ append_held(#state{batches = Batches} = State) when map_size(Batches) >= ?MAX_BA
 append_held(#state{batches_bytes = Bytes, max_batches_bytes = Max} = State) when Bytes >= Max ->
     State;
 append_held(State) ->
-    case rabbit_delay_system:status() of
+    case rabbit_delay_condition:status(State) of
         {_, _} ->
             rabbit_delay_intake:reject_waiting(State);
         _ ->
@@ -85,6 +85,8 @@ give_up(State) ->
 append_some(#state{exchange = XName} = State0) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, X} ->
+            %% Deleted and declared again: what waits is for the one that is gone.
+            rabbit_delay_group:is_of(X, State0#state.life) orelse exit({shutdown, other_life}),
             {Limits, DropBeyond} = limits(X),
             case room(Limits, State0) of
                 unknown ->
@@ -201,9 +203,9 @@ rejected(SeqNo, Batch, Told, #state{batches = Batches, counters = Counters} = St
 
 %% To the leader, if it is one: else it is sent again when there is one.
 -spec send(rabbit_delay_queue:batch_key(), #batch{}, #state{}) -> ok.
-send(Ref, #batch{entry = Entry, place = {Session, SeqNo}}, #state{server_id = ServerId}) ->
+send(Ref, #batch{entry = Entry, place = {Session, SeqNo}}, #state{leader = {ServerId, _}}) ->
     rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, Ref);
-send(SeqNo, #batch{entry = Entry}, #state{server_id = ServerId, session = Session}) ->
+send(SeqNo, #batch{entry = Entry}, #state{leader = {ServerId, _}, session = Session}) ->
     rabbit_delay_raft:enqueue(ServerId, {opened, Session}, SeqNo, Entry, SeqNo).
 
 watch_space(Bytes, #state{appended = Appended} = State)
@@ -237,12 +239,12 @@ import(Ref, #batch{from = Pid} = Batch, State0) ->
             State
     end.
 
-admitted(_, #state{leader = undefined}) ->
+admitted(_, #state{condition = unknown}) ->
     not_ready;
 admitted(_, #state{batches = Batches}) when map_size(Batches) >= ?MAX_BATCHES ->
     not_ready;
 admitted(#batch{messages = N, entry = {_, _, Records}}, State) ->
-    case rabbit_delay_system:status() of
+    case rabbit_delay_condition:status(State) of
         {_, Why} ->
             {unavailable, Why};
         _ when State#state.unable =/= none ->
@@ -277,13 +279,13 @@ limits(X) ->
 
 room({infinity, infinity} = Limits, _) ->
     rabbit_delay_room:room(Limits, #{}, none);
-room(Limits, #state{exchange = XName, batches = Batches, batches_bytes = Bytes}) ->
+room(Limits, #state{batches = Batches, batches_bytes = Bytes} = State) ->
     UnderWay = case map_size(Batches) of
                    0 -> none;
                    _ -> {maps:fold(fun (_, #batch{messages = N}, Acc) -> N + Acc end, 0, Batches),
                          Bytes}
                end,
-    rabbit_delay_room:room(Limits, rabbit_delay_registry:stat(XName), UnderWay).
+    rabbit_delay_room:room(Limits, rabbit_delay_condition:stat(State), UnderWay).
 
 %% Policies may have changed.
 -spec look_at_limits(#state{}) -> #state{}.
@@ -297,8 +299,8 @@ look_at_limits(#state{exchange = XName} = State) ->
 -spec drop_beyond(#state{}) -> ok.
 drop_beyond(#state{drop_beyond = none}) ->
     ok;
-drop_beyond(#state{drop_beyond = Limits, exchange = XName}) ->
-    case rabbit_delay_room:is_beyond(Limits, rabbit_delay_registry:stat(XName)) of
+drop_beyond(#state{drop_beyond = Limits, exchange = XName} = State) ->
+    case rabbit_delay_room:is_beyond(Limits, rabbit_delay_condition:stat(State)) of
         true -> rabbit_delay_dispatcher:overflow(XName);
         false -> ok
     end.
@@ -307,7 +309,8 @@ drop_beyond(#state{drop_beyond = Limits, exchange = XName}) ->
 %% is anything when a limit of the store itself is near, since what is in the log must be applied.
 -spec look_at_store(#state{}) -> #state{}.
 look_at_store(#state{unable = Before, exchange = XName} = State) ->
-    case why_unable(rabbit_delay_registry:stat(XName), fun unwritten_of_all/0) of
+    case why_unable(rabbit_delay_condition:stat(State),
+                    fun () -> rabbit_delay_condition:unwritten(State) end) of
         Before ->
             State;
         none ->
@@ -330,12 +333,6 @@ look_at_store_again(#state{unable = none} = State) ->
 look_at_store_again(State) ->
     _ = erlang:send_after(?LOOK_AT_STORE_MS, self(), look_at_store),
     look_at_store(State).
-
-unwritten_of_all() ->
-    case rabbit_delay_system:has_library() of
-        true -> maps:get(unwritten, rabbit_delay_store:shared());
-        false -> 0
-    end.
 
 %% Why a store that says that of itself can take no more, if it cannot. A file that cannot be written
 %% is no reason as long as there is little to be written.

@@ -20,7 +20,9 @@
 %% none does, it is found to be gone where it is put back, and counts as cancelled.
 %%
 %% It begins when an entry of its own has been applied: before that, the store may still show what
-%% has been settled.
+%% has been settled. It is ended when its server no longer leads, by that. A server that has been
+%% deposed may not know: so records are taken out of the store only for a while after a majority has
+%% confirmed that it leads (rabbit_delay_lease).
 %%
 %% What operators ask for goes through here too (change/2), so that cancelling and releasing a message
 %% cannot both succeed: what is in flight is left alone, and what is not is kept from being released
@@ -37,7 +39,7 @@
 
 -include("rabbit_delay_dispatcher.hrl").
 
--export([start_link/1, leader/2, wake/2, overflow/1, counters/1, await_ready/2, change/2,
+-export([start_link/1, leader/2, stop_leading/1, wake/2, overflow/1, counters/1, await_ready/2, change/2,
          change_async/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
 
@@ -60,9 +62,17 @@ start_link(XName) ->
     gen_server:start_link(?MODULE, XName, []).
 
 %% The exchange's Raft server on this node leads.
--spec leader(pid(), ServerPid :: pid()) -> ok.
-leader(Pid, ServerPid) ->
-    gen_server:cast(Pid, {leader, ServerPid}).
+-spec leader(pid(), ra:server_id()) -> ok.
+leader(Pid, ServerId) ->
+    gen_server:cast(Pid, {leader, ServerId}).
+
+%% It does not lead any more. Called by that server, for which this process never waits: it is at its end
+%% when this returns, and its publishers with it; another one takes its place, and waits.
+-spec stop_leading(pid()) -> ok.
+stop_leading(Pid) ->
+    Ref = monitor(process, Pid),
+    exit(Pid, kill),
+    receive {'DOWN', Ref, process, Pid, _} -> ok end.
 
 %% Something that is due at DueMs has been added, perhaps before all else. Called by the leader.
 -spec wake(rabbit_exchange:name(), DueMs :: integer()) -> ok.
@@ -116,7 +126,6 @@ init(XName) ->
     ok = rabbit_delay_registry:register_dispatcher(XName, self()),
     Now = erlang:monotonic_time(millisecond),
     {ok, #state{exchange = XName,
-                server_id = rabbit_delay_raft:server_id(XName),
                 max_messages = rabbit_delay_config:in_flight_messages([]),
                 max_bytes = rabbit_delay_config:in_flight_bytes(),
                 rate = rabbit_delay_rate:new(Now),
@@ -200,50 +209,62 @@ handle_info({nodeup, _}, #state{targets = Targets} = State) ->
                 State#state{targets = rabbit_delay_targets:resume_all(Targets)})};
 handle_info(attach, #state{leader = {_, _}, store = undefined} = State) ->
     {noreply, begin_again(State)};
-handle_info({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}, exchange = XName} = State) ->
-    ok = rabbit_delay_registry:register_store(XName, undefined),
+handle_info({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}, exchange = XName,
+                                                 store = Store} = State) ->
+    %% Its next one may have been opened.
+    ok = case rabbit_delay_registry:store(XName) of
+             Store -> rabbit_delay_registry:register_store(XName, undefined);
+             _ -> ok
+         end,
     {noreply, rabbit_delay_agenda:cancel_timer(
-                interrupt(State#state{leader = undefined, note = undefined, store = undefined}))};
+                interrupt(State#state{leader = undefined, note = undefined, asked = undefined,
+                                      store = undefined}))};
 handle_info(_, State) ->
     {noreply, State}.
 
 %% ------------------------------------------------------------------------------ leadership
 
-follow_leader(Pid, #state{leader = {Pid, _}} = State) ->
+follow_leader(ServerId, #state{leader = {ServerId, _}} = State) ->
     begin_again(State);
-follow_leader(Pid, #state{leader = Old} = State) ->
+follow_leader(ServerId, #state{leader = Old, exchange = XName, lease = Lease} = State) ->
     _ = case Old of
             {_, Ref} -> demonitor(Ref, [flush]);
             undefined -> ok
         end,
-    begin_again(interrupt(State#state{leader = {Pid, monitor(process, Pid)}})).
+    begin_again(interrupt(
+                  State#state{leader = {ServerId, monitor(process, ServerId)},
+                              lease = rabbit_delay_lease:needed(
+                                        rabbit_delay_registry:group_size(XName), Lease)})).
 
-begin_again(#state{in_flight = Book, server_id = ServerId} = State) ->
+begin_again(#state{in_flight = Book, leader = {ServerId, _}} = State) ->
     lists:foreach(fun ({Correlation, Released}) ->
                           rabbit_delay_raft:settle(ServerId, Released, Correlation)
                   end, rabbit_delay_in_flight:settling(Book)),
     Note = make_ref(),
+    Sending = rabbit_delay_agenda:sending(Note, State#state{note = Note}),
     ok = rabbit_delay_raft:note(ServerId, Note),
-    State#state{note = Note}.
+    Sending.
 
-applied({Note, {ok, #{term := Term, paused := Paused}}}, #state{note = Note} = State) ->
+applied({Correlation, Reply}, #state{lease = Lease} = State) ->
+    answer(Correlation, Reply, State#state{lease = rabbit_delay_lease:applied(Correlation, Lease)}).
+
+answer(Note, {ok, #{term := Term, paused := Paused}}, #state{note = Note} = State) ->
     attach(Term, Paused, State#state{note = undefined});
-applied({Note, _}, #state{note = Note} = State) ->
+answer(Note, _, #state{note = Note} = State) ->
     %% The machine is of an earlier version, which another member may still have.
     rabbit_delay_agenda:attach_later(State#state{note = undefined});
-applied({Correlation, {ok, _} = Reply}, #state{in_flight = Book0, dropping = Dropping} = State0) ->
+answer(Asked, {ok, #{}}, #state{asked = Asked} = State) ->
+    drop_later(rabbit_delay_agenda:pump_soon(State#state{asked = undefined}));
+answer(Correlation, {ok, _} = Reply, #state{in_flight = Book0} = State) ->
     case rabbit_delay_in_flight:settled(Correlation, Book0) of
-        {ok, Book} ->
-            State = rabbit_delay_agenda:pump_soon(State0#state{in_flight = Book}),
-            case Dropping of
-                later -> rabbit_delay_agenda:drop_soon(State);
-                _ -> State
-            end;
-        error ->
-            answered(Correlation, Reply, State0)
+        {ok, Book} -> drop_later(rabbit_delay_agenda:pump_soon(State#state{in_flight = Book}));
+        error -> answered(Correlation, Reply, State)
     end;
-applied({Correlation, Reply}, State) ->
+answer(Correlation, Reply, State) ->
     answered(Correlation, Reply, State).
+
+drop_later(#state{dropping = later} = State) -> rabbit_delay_agenda:drop_soon(State);
+drop_later(State) -> State.
 
 %% All that is not in flight is handed out again: what waited here, and what an earlier process of
 %% ours had taken out.
@@ -263,7 +284,7 @@ attach(Term, Paused, #state{exchange = XName} = State0) ->
             rabbit_delay_agenda:attach_later(State0)
     end.
 
-leaders_store(#state{server_id = ServerId}) ->
+leaders_store(#state{leader = {ServerId, _}}) ->
     case ra:local_query(ServerId, fun rabbit_delay_machine:store/1, ?QUERY_MS) of
         {ok, {_, Store}, _} when Store =/= undefined -> {ok, Store};
         _ -> error
@@ -287,7 +308,7 @@ ready(#state{awaiting = Awaiting, changes = Changes0} = State) ->
     {Ids, Changes} = rabbit_delay_changes:take_held(Changes0),
     hand_out(Ids, State#state{awaiting = [], changes = Changes}).
 
-change(Change, From, #state{changes = Changes, server_id = ServerId, term = Term} = State) ->
+change(Change, From, #state{changes = Changes, leader = {ServerId, _}, term = Term} = State) ->
     case rabbit_delay_changes:allowed(
            Change, fun (Id) -> rabbit_delay_release:is_free(Id, State) end) of
         {nothing, InFlight} ->
@@ -295,10 +316,13 @@ change(Change, From, #state{changes = Changes, server_id = ServerId, term = Term
             State;
         {Allowed, InFlight} ->
             Correlation = make_ref(),
+            Sending = rabbit_delay_agenda:sending(
+                        Correlation,
+                        State#state{changes = rabbit_delay_changes:append(
+                                                Correlation, From, Allowed, InFlight, Changes)}),
             ok = rabbit_delay_raft:change(ServerId, Term, rabbit_delay_changes:encoded(Allowed),
                                           Correlation),
-            State#state{changes = rabbit_delay_changes:append(Correlation, From, Allowed, InFlight,
-                                                              Changes)}
+            Sending
     end.
 
 %% What became of a change, if this is one's correlation.

@@ -7,8 +7,8 @@
 
 -record(state,
         {exchange :: rabbit_exchange:name(),
-         server_id :: ra:server_id(),
-         leader :: undefined | {pid(), reference()},
+         %% this node's Raft server, while it leads, and our monitor of it
+         leader :: undefined | {ra:server_id(), reference()},
          %% the note whose application says that the store is up to date
          note :: undefined | reference(),
          store :: undefined | rabbit_delay_store:store(),
@@ -17,6 +17,9 @@
          %% who waits for the store
          awaiting = [] :: [gen_server:from()],
          paused = false :: boolean(),
+         %% until when messages may be taken, and the note that was asked for to know for longer
+         asked :: undefined | reference(),
+         lease = rabbit_delay_lease:new() :: rabbit_delay_lease:lease(),
          changes = rabbit_delay_changes:new() :: rabbit_delay_changes:changes(),
          %% what it is to do: rabbit_delay_agenda
          timer :: undefined | {DueMs :: integer(), reference()},

@@ -401,7 +401,7 @@ delete(Serial, X) ->
              [rabbit_types:binding()]) -> ok.
 delete(Serial, X, Bindings) ->
     case rabbit_delay_broker:delete_exchange(underlying_type(X), Serial, X, Bindings) of
-        true -> rabbit_delay_registry:delete(rabbit_delay_broker:exchange_name(X));
+        true -> rabbit_delay_registry:delete(X);
         false -> ok
     end.
 

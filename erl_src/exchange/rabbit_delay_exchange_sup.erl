@@ -25,7 +25,7 @@ stop_children(Pid) ->
 -spec init({rabbit_exchange:name(), boolean()}) ->
           {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init({XName, Durable}) ->
-    {ok, {#{strategy => one_for_one, intensity => 3, period => 10},
+    {ok, {#{strategy => one_for_one, intensity => 20, period => 10},
           [#{id => rabbit_delay_dispatcher,
              start => {rabbit_delay_dispatcher, start_link, [XName]},
              shutdown => 10000},

@@ -65,10 +65,10 @@ verdict(#waiting{message = Message, seq_no = SeqNo},
         _ when SeqNo =:= undefined ->
             verdict_on_untold(rabbit_delay_system:status(), Waiting);
         _ ->
-            verdict_on_told(rabbit_delay_system:status(), leader(State), Waiting)
+            verdict_on_told(rabbit_delay_condition:status(State), leader(State), Waiting)
     end.
 
-leader(#state{leader = undefined, exchange = XName}) ->
+leader(#state{condition = unknown, exchange = XName}) ->
     case rabbit_delay_registry:refusal(XName) of
         undefined -> awaited;
         _ -> refused

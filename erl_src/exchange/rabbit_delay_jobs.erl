@@ -15,7 +15,8 @@
 
 -type what() :: ensure | delete.
 -type ms() :: integer().
--type from() :: gen_server:from().
+%% none: nobody waits for it.
+-type from() :: gen_server:from() | none.
 
 %% How many exchanges are started at once that nobody waits for.
 -define(BACKGROUND, 8).

@@ -122,7 +122,14 @@ put_aside_homeless() ->
 has_home({XName, IsDurable, Uid}, Durable) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, _} ->
-            {true, XName};
+            case rabbit_delay_group:is_named(XName, Uid) of
+                true ->
+                    ok = rabbit_delay_group:adopt(XName),
+                    {true, XName};
+                false ->
+                    ok = put_aside_other(XName, Uid),
+                    {true, XName}
+            end;
         {error, not_found} when is_map_key(XName, Durable) ->
             false;
         {error, not_found} when not IsDurable ->
@@ -134,4 +141,17 @@ has_home({XName, IsDurable, Uid}, Durable) ->
                          "~0p. Delete that directory to be rid of them.",
                          [rabbit_delay_text:rs(XName), Result], ?LOG_DOMAIN),
             false
+    end.
+
+%% An exchange of this name was deleted and declared again while this node was away, or another group
+%% was named: what is here is not that group's.
+put_aside_other(XName, Uid) ->
+    case rabbit_delay_raft:is_running(Uid) of
+        true ->
+            ok;
+        false ->
+            Result = rabbit_delay_raft:quarantine_member(Uid),
+            ?LOG_WARNING("delayed messages of an earlier ~ts, which is another exchange by now, are put "
+                         "aside: ~0p. Delete that directory to be rid of them.",
+                         [rabbit_delay_text:rs(XName), Result], ?LOG_DOMAIN)
     end.

@@ -30,7 +30,13 @@
 -spec drop_latest_due(#state{}) -> #state{}.
 drop_latest_due(#state{store = undefined} = State) ->
     State;
-drop_latest_due(#state{exchange = XName} = State) ->
+drop_latest_due(#state{} = State) ->
+    case rabbit_delay_agenda:may_drop(State) of
+        {true, Leading} -> drop_latest_due_of(Leading);
+        {false, Waiting} -> Waiting
+    end.
+
+drop_latest_due_of(#state{exchange = XName} = State) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, X} ->
             case rabbit_delay_policy:overflow(X) of

@@ -1,8 +1,9 @@
 %% SPDX-License-Identifier: MPL-2.0
 
-%% One process per delayed exchange, beside its Raft leader: what publishers' channels take for a
-%% classic queue. It gathers the messages that come in, appends them to the Raft log many at a time,
-%% and confirms them when they are applied, which is when they are durable on a quorum.
+%% One process per delayed exchange on each node where something is published to it: what publishers'
+%% channels take for a classic queue. It gathers the messages that come in, sends them to the Raft leader,
+%% which may be on another node, many at a time, and confirms them when they are applied, which is when
+%% they are durable on a quorum.
 %%
 %% What it cannot take it rejects (publishers see a nack); it never confirms what is not stored.
 %% Credit goes back to a channel when its messages are appended, and only so many batches are under
@@ -37,8 +38,12 @@
 
 -define(MEMBER_RETRY_MS, 1000).
 -define(RESEND_MS, 50).
+%% How long until it is looked again whether another node has formed the group.
+-define(FORMING_MS, 100).
 %% How long until it is asked again whether the machine is of a version that opens sessions.
 -define(OPEN_AGAIN_MS, 1000).
+%% How often another node that leads is asked for its condition.
+-define(CONDITION_MS, 500).
 -define(NONCE_BYTES, 16).
 -define(STATS_MS, 5000).
 -define(CALL_MS, 60000).
@@ -52,10 +57,10 @@
 start_link(XName, Durable) ->
     gen_batch_server:start_link(undefined, ?MODULE, {XName, Durable}, []).
 
-%% The exchange's Raft server on this node leads.
--spec leader(pid(), ServerPid :: pid()) -> ok.
-leader(Pid, ServerPid) ->
-    gen_batch_server:cast(Pid, {leader, ServerPid}).
+%% That Raft server leads.
+-spec leader(pid(), ra:server_id()) -> ok.
+leader(Pid, ServerId) ->
+    gen_batch_server:cast(Pid, {leader, ServerId}).
 
 %% Has whoever needs to know told again of the leader.
 -spec announce_leader(pid()) -> ok.
@@ -100,14 +105,13 @@ forget_imported(Pid) ->
 init({XName, Durable}) ->
     process_flag(trap_exit, true),
     process_flag(message_queue_data, off_heap),
-    QName = rabbit_delay_registry:queue_name(XName),
     ok = rabbit_delay_registry:register_queue(XName, self()),
-    self() ! start_member,
+    QName = rabbit_delay_registry:queue_name(XName),
+    self() ! join,
     _ = erlang:send_after(?STATS_MS, self(), emit_stats),
     {ok, #state{exchange = XName,
                 name = QName,
                 durable = Durable,
-                server_id = rabbit_delay_raft:server_id(XName),
                 counters = rabbit_delay_registry:counters(XName),
                 waiting = rabbit_delay_intake:new(XName),
                 nonce = crypto:strong_rand_bytes(?NONCE_BYTES),
@@ -131,11 +135,11 @@ terminate(_, #state{batches = Batches, name = QName} = State) ->
                            end, Confirms)
       end, Batches).
 
-handle_op({cast, {leader, ServerPid}}, {Replies, State}) ->
-    {Replies, follow_leader(ServerPid, State)};
+handle_op({cast, {leader, ServerId}}, {Replies, State}) ->
+    {Replies, follow_leader(ServerId, State)};
 handle_op({cast, announce_leader}, {Replies, #state{leader = Leader} = State}) ->
     case Leader of
-        {Pid, _} -> rabbit_delay_registry:leader(State#state.exchange, Pid);
+        {ServerId, _} -> rabbit_delay_registry:leader(State#state.exchange, ServerId);
         undefined -> ok
     end,
     {Replies, State};
@@ -163,29 +167,15 @@ handle_op({info, Info}, {Replies, State}) ->
 
 handle_info({ra_event, _, {applied, Replies}}, State) ->
     lists:foldl(fun applied/2, State, Replies);
+handle_info({ra_event, ServerId, {rejected, {not_leader, {_, _} = Leader, _}}},
+            #state{leader = {ServerId, _}} = State) when Leader =/= ServerId ->
+    follow_leader(Leader, State);
 handle_info({ra_event, _, {rejected, _}}, State) ->
-    %% The server does not lead at present; when it does again, all is sent again.
+    %% The server does not lead at present; when one does again, all is sent again.
     State;
-handle_info({'DOWN', Ref, process, _, Reason}, #state{leader = {_, Ref}} = State) ->
-    leader_ended(Reason, State#state{leader = undefined});
-handle_info({generation, Generation}, State) ->
-    State#state{generation = Generation};
-handle_info({member, Result}, State) ->
-    member(Result, State);
-handle_info({'DOWN', Ref, process, _, normal}, #state{starter = Ref} = State) ->
-    State#state{starter = undefined};
-handle_info({'DOWN', Ref, process, _, Reason}, #state{starter = Ref} = State) ->
-    member({error, Reason}, State#state{starter = undefined});
 handle_info({'DOWN', _, process, Pid, _}, #state{dead_letterers = Pids} = State)
   when is_map_key(Pid, Pids) ->
     State#state{dead_letterers = maps:remove(Pid, Pids)};
-handle_info(start_member, #state{leader = undefined, starter = undefined} = State) ->
-    case {rabbit_delay_registry:refusal(State#state.exchange), rabbit_delay_system:status()} of
-        {undefined, {down, _}} -> start_member_later(State);
-        {undefined, starting} -> start_member_later(State);
-        {undefined, _} -> start_member(State);
-        {_, _} -> reject_all(State)
-    end;
 handle_info(resend, State) ->
     send_all_again(State#state{resend_timer = undefined});
 handle_info(look_at_store, State) ->
@@ -209,52 +199,136 @@ handle_info(emit_stats, #state{name = QName, exchange = XName} = State0) ->
 handle_info({bump_credit, Message}, State) ->
     credit_flow:handle_bump_msg(Message),
     State;
-handle_info(_, State) ->
+handle_info(Info, State) ->
+    about_group(Info, State).
+
+%% Of the group, its leader and this node's member of it.
+about_group({'DOWN', Ref, process, _, Reason}, #state{member = {_, Ref}} = State) ->
+    member_ended(Reason, State#state{member = undefined});
+about_group({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}} = State) ->
+    join_soon(0, lost_leader(State));
+about_group({condition, Node, Condition}, State) ->
+    condition(Node, Condition, State);
+about_group(ask_condition, State) ->
+    ask_condition(State#state{condition_timer = undefined});
+about_group({generation, Generation}, State) ->
+    State#state{generation = Generation};
+about_group({member, Pid}, State) when is_pid(Pid) ->
+    follow_member(Pid, State);
+about_group({group, Life, Salt}, #state{life = Before, exchange = XName} = State)
+  when Before =:= undefined; Before =:= Life ->
+    ok = rabbit_delay_registry:register_life(XName, Life),
+    State#state{life = Life, salt = Salt};
+about_group({group, Life, _}, _) ->
+    exit({other_life, Life});
+about_group({joined, Result}, State) ->
+    joined(Result, State);
+about_group({'DOWN', Ref, process, _, normal}, #state{starter = Ref} = State) ->
+    State#state{starter = undefined};
+about_group({'DOWN', Ref, process, _, Reason}, #state{starter = Ref} = State) ->
+    joined({error, Reason}, State#state{starter = undefined});
+about_group(join, #state{leader = undefined, starter = undefined} = State) ->
+    case rabbit_delay_registry:refusal(State#state.exchange) of
+        undefined -> join(State);
+        _ -> reject_all(State)
+    end;
+about_group(_, State) ->
     State.
 
-%% -------------------------------------------------------------------------- the Raft member
+%% -------------------------------------------------------------------------------- the group
 
-%% Opening a store can take a while: not in this process.
-start_member(#state{exchange = XName, durable = Durable, server_id = ServerId} = State) ->
+%% Starting a member opens a store, and other nodes are asked: not in this process.
+join(#state{exchange = XName, durable = Durable} = State) ->
     Queue = self(),
     %% Linked: it must not start a member for an exchange that has been deleted meanwhile.
-    {_, Ref} = spawn_opt(
-                 fun () -> Queue ! {member, start_member(Queue, XName, Durable, ServerId)} end,
-                 [link, monitor]),
+    {_, Ref} = spawn_opt(fun () -> Queue ! {joined, join(Queue, XName, Durable)} end,
+                         [link, monitor]),
     State#state{starter = Ref}.
 
-start_member(Queue, XName, Durable, {Name, _} = ServerId) ->
-    case rabbit_delay_system:ready() of
-        {ok, Generation} ->
-            Queue ! {generation, Generation},
-            case rabbit_delay_raft:start_member(XName, Durable) of
-                ok ->
-                    case ra:members(ServerId) of
-                        {ok, _, ServerId} -> {leader, whereis(Name)};
-                        _ -> not_leader
-                    end;
-                {error, _} = Error ->
-                    Error
+join(Queue, XName, Durable) ->
+    case rabbit_delay_group:obtain(XName) of
+        alone ->
+            start_member(Queue, XName, fun () -> rabbit_delay_raft:start_member(XName, Durable) end,
+                         fun () -> leader([rabbit_delay_raft:server_id(XName)]) end);
+        {ok, Group} ->
+            Queue ! {group, rabbit_delay_group:life(Group), rabbit_delay_group:salt(Group)},
+            Leader = fun () -> leader(rabbit_delay_group:ids(Group)) end,
+            case rabbit_delay_group:member(Group) of
+                {ok, Member} ->
+                    start_member(Queue, XName,
+                                 fun () ->
+                                         rabbit_delay_raft:start_member(XName, Durable, Member, Group)
+                                 end, Leader);
+                none ->
+                    Leader()
             end;
-        not_ready ->
-            not_leader
+        {error, _} = Error ->
+            Error
     end.
 
-%% What became of starting it.
-member({leader, Pid}, #state{exchange = XName} = State) ->
-    ok = rabbit_delay_registry:leader(XName, Pid),
+start_member(Queue, XName, Start, Leader) ->
+    case rabbit_delay_system:status() of
+        Down when Down =:= starting; element(1, Down) =:= down ->
+            not_ready;
+        _ ->
+            case rabbit_delay_system:ready() of
+                {ok, Generation} ->
+                    Queue ! {generation, Generation},
+                    case Start() of
+                        ok ->
+                            {Name, _} = rabbit_delay_raft:server_id(XName),
+                            case whereis(Name) of
+                                undefined ->
+                                    not_ready;
+                                Pid ->
+                                    Queue ! {member, Pid},
+                                    Leader()
+                            end;
+                        {error, _} = Error ->
+                            Error
+                    end;
+                not_ready ->
+                    not_ready
+            end
+    end.
+
+leader(Ids) ->
+    case rabbit_delay_group:leader(Ids) of
+        {ok, Leader} -> {leader, Leader};
+        none -> not_ready
+    end.
+
+joined({leader, ServerId}, #state{exchange = XName, leader = undefined} = State) ->
+    ok = rabbit_delay_registry:leader(XName, ServerId),
     State;
-member(not_leader, State) ->
-    start_member_later(State);
-member({error, refused}, State) ->
-    start_member_later(State);
-member({error, Reason}, State) ->
+joined({leader, _}, State) ->
+    State;
+joined(not_ready, State) ->
+    join_soon(?MEMBER_RETRY_MS, State);
+joined({error, forming}, State) ->
+    join_soon(?FORMING_MS, State);
+joined({error, refused}, State) ->
+    join_soon(?MEMBER_RETRY_MS, State);
+joined({error, Reason}, State) ->
     ?LOG_ERROR("delayed messages of ~ts: the Raft server does not start: ~0P",
                [rabbit_delay_text:rs(State#state.exchange), Reason, 20], ?LOG_DOMAIN),
-    start_member_later(State).
+    join_soon(?MEMBER_RETRY_MS, State).
+
+join_soon(Ms, State) ->
+    _ = erlang:send_after(Ms, self(), join),
+    State.
+
+follow_member(Pid, #state{member = {Pid, _}} = State) ->
+    State;
+follow_member(Pid, #state{member = Old} = State) ->
+    _ = case Old of
+            {_, Ref} -> demonitor(Ref, [flush]);
+            undefined -> ok
+        end,
+    State#state{member = {Pid, monitor(process, Pid)}}.
 
 %% One that ended itself over a later version has failed in nothing.
-leader_ended(Reason, #state{exchange = XName, generation = Generation} = State) ->
+member_ended(Reason, #state{exchange = XName, generation = Generation, leader = Leader} = State) ->
     ok = case Reason of
              normal -> ok;
              shutdown -> ok;
@@ -265,22 +339,26 @@ leader_ended(Reason, #state{exchange = XName, generation = Generation} = State) 
                      _ -> ok
                  end
          end,
-    start_member_later(State).
+    join_soon(?MEMBER_RETRY_MS, case Leader of
+                                    {{_, Node}, _} when Node =:= node() -> lost_leader(State);
+                                    _ -> State
+                                end).
 
-start_member_later(State) ->
-    _ = erlang:send_after(?MEMBER_RETRY_MS, self(), start_member),
-    State.
+lost_leader(#state{leader = undefined} = State) ->
+    State;
+lost_leader(#state{leader = {_, Ref}, exchange = XName} = State) ->
+    true = demonitor(Ref, [flush]),
+    ok = rabbit_delay_registry:register_leader(XName, undefined),
+    State#state{leader = undefined, condition = unknown}.
 
-follow_leader(Pid, #state{leader = {Pid, _}} = State) ->
+follow_leader(ServerId, #state{leader = {ServerId, _}} = State) ->
     send_all_again(State);
-follow_leader(Pid, #state{salt = undefined, exchange = XName} = State) ->
-    follow_leader(Pid, State#state{salt = key_salt(XName)});
-follow_leader(Pid, #state{leader = Old} = State) ->
-    _ = case Old of
-            {_, Ref} -> demonitor(Ref, [flush]);
-            undefined -> ok
-        end,
-    send_all_again(State#state{leader = {Pid, monitor(process, Pid)}}).
+follow_leader(ServerId, #state{salt = undefined, exchange = XName} = State) ->
+    follow_leader(ServerId, State#state{salt = key_salt(XName)});
+follow_leader(ServerId, State) ->
+    #state{exchange = XName} = Lost = lost_leader(State),
+    ok = rabbit_delay_registry:register_leader(XName, ServerId),
+    send_all_again(ask_condition(Lost#state{leader = {ServerId, monitor(process, ServerId)}})).
 
 %% Found by listing a directory with that of every other exchange in it: that is garbage in a process
 %% that ends, not in one that may do nothing for long.
@@ -292,6 +370,24 @@ key_salt(XName) ->
         {'DOWN', Ref, process, _, Reason} -> exit({key_salt, Reason})
     end.
 
+%% What another node that leads says of its store and its disk: asked now and then, by a process that
+%% may wait.
+ask_condition(#state{leader = {{_, Node}, _}, condition_timer = Timer, exchange = XName} = State)
+  when Node =/= node() ->
+    _ = Timer =/= undefined andalso erlang:cancel_timer(Timer),
+    Queue = self(),
+    _ = spawn(fun () -> Queue ! {condition, Node, rabbit_delay_condition:of_node(Node, XName)} end),
+    State#state{condition_timer = erlang:send_after(?CONDITION_MS, self(), ask_condition)};
+ask_condition(#state{leader = {_, _}, condition = unknown} = State) ->
+    State#state{condition = here};
+ask_condition(State) ->
+    State.
+
+condition(Node, Condition, #state{leader = {{_, Node}, _}} = State) ->
+    State#state{condition = Condition};
+condition(_, _, State) ->
+    State.
+
 send_all_again(#state{leader = undefined} = State) ->
     State;
 send_all_again(#state{batches = Batches} = State) ->
@@ -301,7 +397,7 @@ send_all_again(#state{batches = Batches} = State) ->
 
 %% A note first: an earlier version of the machine, which another member may still have, stops at what
 %% it does not know.
-open_session(#state{leader = {_, _}, session = undefined, server_id = ServerId} = State) ->
+open_session(#state{leader = {ServerId, _}, session = undefined} = State) ->
     Ref = make_ref(),
     ok = rabbit_delay_raft:note(ServerId, Ref),
     State#state{opening = {note, Ref}};
@@ -309,7 +405,7 @@ open_session(State) ->
     State.
 
 opens(Ref, {ok, #{machine_version := Version}},
-      #state{opening = {note, Ref}, server_id = ServerId, nonce = Nonce} = State)
+      #state{opening = {note, Ref}, leader = {ServerId, _}, nonce = Nonce} = State)
   when Version >= 2 ->
     Open = make_ref(),
     ok = rabbit_delay_raft:open_session(ServerId, Nonce, Open),
@@ -333,7 +429,8 @@ applied({SeqNo, ok}, #state{name = QName, batches = Batches, counters = Counters
     end,
     ok = rabbit_delay_append:drop_beyond(State),
     answered(SeqNo, ok,
-             fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end, State);
+             fun (Sender, SeqNos) -> rabbit_delay_broker:confirm(Sender, QName, SeqNos) end,
+             added(SeqNo, State));
 applied({SeqNo, {ok, #{cancelled := Cancelled, replaced := Replaced, dropped := Dropped}}},
         #state{counters = Counters} = State) ->
     rabbit_delay_counters:add(Counters, cancelled, Cancelled),
@@ -368,6 +465,14 @@ applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
     end;
 applied({Key, Other}, State) ->
     applied({Key, {error, {unknown_answer, Other}}}, State).
+
+added(SeqNo, #state{batches = Batches} = State) ->
+    case Batches of
+        #{SeqNo := #batch{messages = N, entry = {_, _, Bytes}}} ->
+            rabbit_delay_condition:added(N, byte_size(Bytes), State);
+        _ ->
+            State
+    end.
 
 %% Of those of them that nobody is told of.
 count_refused(SeqNo, #state{batches = Batches, counters = Counters}) ->
@@ -417,7 +522,7 @@ answer(info, State) ->
     answer({info, [name, messages, consumers, state]}, State);
 answer({info, Items}, State) ->
     {ok, [{Item, info(Item, State)} || Item <- Items]};
-answer(room, #state{leader = undefined}) ->
+answer(room, #state{condition = unknown}) ->
     not_ready;
 answer(room, State) ->
     case rabbit_delay_append:room_now(State) of

@@ -30,11 +30,17 @@
         {exchange :: rabbit_exchange:name(),
          name :: rabbit_amqqueue:name(),
          durable :: boolean(),
-         server_id :: ra:server_id(),
-         %% the Raft server, while it leads, our monitor of it, and the generation of the Ra system
-         %% that it belongs to
-         leader :: undefined | {pid(), reference()},
+         %% of the group that was joined
+         life :: undefined | binary(),
+         %% the Raft server that leads, and our monitor of it
+         leader :: undefined | {ra:server_id(), reference()},
+         %% this node's, if it has one: our monitor of it, and the generation of the Ra system that it
+         %% belongs to
+         member :: undefined | {pid(), reference()},
          generation = 0 :: non_neg_integer(),
+         %% of the node that leads
+         condition = unknown :: rabbit_delay_condition:condition() | unknown,
+         condition_timer :: undefined | reference(),
          %% what has been appended since the free space was looked at, bytes
          appended = 0 :: non_neg_integer(),
          %% the process that starts the member

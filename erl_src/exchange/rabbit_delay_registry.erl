@@ -24,7 +24,8 @@
 -include("rabbit_delay_table.hrl").
 
 -export([create_table/0, start_link/0, recover/0, withdraw/0, system_up/0]).
--export([ensure/1, delete/1, leader/2, leader/3, queue_name/1, pending/1, stat/1, overdue/2,
+-export([ensure/1, start_later/1, delete/1, end_other/2, life/1, register_life/2, member_uid/1, leader/2, leader/3, no_leader/1, queue_name/1,
+         server_id/1, group_size/1, register_server/3, leader_of/1, register_leader/2, pending/1, stat/1, overdue/2,
          register_queue/2, register_dispatcher/2, register_store/2, register_paused/2, queue/1,
          dispatcher/1, store/1, is_paused/1,
          counters/1, known_counters/1, dropped/1, all_counters/0, gone_counters/0, samples/1,
@@ -89,9 +90,18 @@ withdraw() ->
 system_up() ->
     gen_server:cast(?MODULE, start_members).
 
+%% Each node of a cluster has its own.
 -spec queue_name(rabbit_exchange:name()) -> rabbit_amqqueue:name().
-queue_name(#resource{kind = exchange, name = Name} = XName) ->
-    XName#resource{kind = queue, name = <<?QUEUE_PREFIX, Name/binary>>}.
+queue_name(XName) ->
+    case rabbit_delay_table:lookup(XName, #row.queue_name) of
+        undefined -> queue_name(XName, rabbit_delay_broker:cluster_nodes());
+        QName -> QName
+    end.
+
+queue_name(#resource{kind = exchange, name = Name} = XName, [_]) ->
+    XName#resource{kind = queue, name = <<?QUEUE_PREFIX, Name/binary>>};
+queue_name(#resource{kind = exchange, name = Name} = XName, _) ->
+    XName#resource{kind = queue, name = <<?QUEUE_PREFIX, Name/binary, $@, (atom_to_binary(node()))/binary>>}.
 
 %% Makes sure that the exchange has a live internal queue with a record, and names it. Takes
 %% ?WAIT_MS at most, and no time while something has taken longer.
@@ -136,12 +146,39 @@ late() ->
                   "answer, or what a deleted exchange of this name held is still being removed",
                   [?WAIT_MS]).
 
+%% The exchange's processes are to run here, and nobody waits for it.
+-spec start_later(rabbit_exchange:name()) -> ok.
+start_later(XName) ->
+    gen_server:cast(?MODULE, {start_later, XName}).
+
 %% Ends the exchange's processes and discards its messages. If that takes longer than ?WAIT_MS it
 %% goes on, and an exchange of this name that is made meanwhile begins when it is done.
--spec delete(rabbit_exchange:name()) -> ok.
-delete(XName) ->
+-spec delete(rabbit_delay_broker:exchange()) -> ok.
+delete(X) ->
+    XName = rabbit_delay_broker:exchange_name(X),
+    %% One that was away finds out for itself: see rabbit_delay_life.
+    _ = case rabbit_delay_group:life_of(X) of
+            undefined -> ok;
+            Life -> gen_server:abcast(nodes(), ?MODULE, {deleted, XName, Life})
+        end,
     _ = ask({delete, XName}, now_ms() + ?WAIT_MS),
     ok.
+
+%% What runs here for an earlier exchange of this name, of another life, ends.
+-spec end_other(rabbit_exchange:name(), Life :: binary()) -> ok.
+end_other(XName, Life) ->
+    case rabbit_delay_table:lookup(XName, #row.life) of
+        undefined -> ok;
+        Life -> ok;
+        _ -> ok = ask({delete, XName}, now_ms() + ?WAIT_MS)
+    end.
+
+%% Of the group that its processes here have joined.
+-spec life(rabbit_exchange:name()) -> binary() | undefined.
+life(XName) -> rabbit_delay_table:lookup(XName, #row.life).
+
+-spec register_life(rabbit_exchange:name(), Life :: binary() | undefined) -> ok.
+register_life(XName, Life) -> rabbit_delay_table:update(XName, {#row.life, Life}).
 
 %% This process may be just being started again.
 ask(Request, Until) ->
@@ -164,27 +201,50 @@ ask(Request, Until) ->
 now_ms() -> erlang:monotonic_time(millisecond).
 
 %% An effect of the Raft machine: this node's member leads. Its store is known from here on, before
-%% anything that it holds has been confirmed.
--spec leader(rabbit_exchange:name(), pid(), rabbit_delay_store:store()) -> ok.
-leader(XName, ServerPid, Store) ->
-    ok = register_store(XName, Store),
-    leader(XName, ServerPid).
+%% anything that it holds has been confirmed. The other nodes are told, if that costs no waiting.
+-spec leader(rabbit_exchange:name(), ra:server_id(), rabbit_delay_store:store()) -> ok.
+leader(XName, ServerId, Store) ->
+    ok = rabbit_delay_table:update(XName, [{#row.store, Store}, {#row.leads, true}]),
+    lists:foreach(fun (Node) ->
+                          erlang:send({?MODULE, Node}, {leader, XName, ServerId},
+                                      [noconnect, nosuspend])
+                  end, nodes()),
+    leader(XName, ServerId).
 
--spec leader(rabbit_exchange:name(), pid()) -> ok.
-leader(XName, ServerPid) ->
+%% Whoever follows it here is told.
+-spec leader(rabbit_exchange:name(), ra:server_id()) -> ok.
+leader(XName, {_, Node} = ServerId) ->
     case rabbit_delay_table:row(XName) of
         #row{queue = Queue, dispatcher = Dispatcher} ->
-            _ = [rabbit_delay_queue:leader(Queue, ServerPid) || is_pid(Queue)],
-            _ = [rabbit_delay_dispatcher:leader(Dispatcher, ServerPid) || is_pid(Dispatcher)],
+            ok = register_leader(XName, ServerId),
+            _ = [rabbit_delay_queue:leader(Queue, ServerId) || is_pid(Queue)],
+            _ = [rabbit_delay_dispatcher:leader(Dispatcher, ServerId)
+                 || is_pid(Dispatcher), Node =:= node()],
             ok;
         none ->
+            ok
+    end.
+
+%% An effect of the Raft machine: this node's member does not lead. What its dispatcher has in its hands
+%% is another's to release from now on, so it has ended when this returns.
+-spec no_leader(rabbit_exchange:name()) -> ok.
+no_leader(XName) ->
+    case rabbit_delay_table:row(XName) of
+        #row{leads = true, group_size = Members, dispatcher = Dispatcher} when Members > 1 ->
+            ok = rabbit_delay_table:update(XName, {#row.leads, false}),
+            case is_pid(Dispatcher) of
+                true -> rabbit_delay_dispatcher:stop_leading(Dispatcher);
+                false -> ok
+            end;
+        _ ->
             ok
     end.
 
 %% ----------------------------------------------------------------------------- who is who
 
 -spec register_queue(rabbit_exchange:name(), pid()) -> ok.
-register_queue(XName, Pid) -> rabbit_delay_table:update(XName, {#row.queue, Pid}).
+register_queue(XName, Pid) ->
+    rabbit_delay_table:update(XName, [{#row.queue, Pid}, {#row.queue_name, queue_name(XName)}]).
 
 -spec register_dispatcher(rabbit_exchange:name(), pid()) -> ok.
 register_dispatcher(XName, Pid) -> rabbit_delay_table:update(XName, {#row.dispatcher, Pid}).
@@ -206,7 +266,7 @@ take_permit(XName) ->
     _ = Permitted andalso rabbit_delay_table:update(XName, {#row.permit, false}),
     Permitted.
 
-%% Its files are of a later version: see rabbit_delay_raft. It is tried again when the plugin is
+%% Its files are of a later version: see rabbit_delay_newer. It is tried again when the plugin is
 %% started.
 -spec refuse(rabbit_exchange:name(), Why :: string()) -> ok.
 refuse(XName, Why) -> rabbit_delay_table:update(XName, {#row.refusal, Why}).
@@ -224,6 +284,34 @@ unable(XName) ->
         undefined -> none;
         Why -> Why
     end.
+
+%% This node's member, of a group of so many.
+-spec register_server(rabbit_exchange:name(), rabbit_delay_group:member(), Members :: pos_integer()) ->
+          ok.
+register_server(XName, {ServerId, Uid}, Members) ->
+    rabbit_delay_table:update(XName, [{#row.server_id, ServerId}, {#row.uid, Uid},
+                                      {#row.group_size, Members}]).
+
+-spec member_uid(rabbit_exchange:name()) -> rabbit_delay_raft:uid() | undefined.
+member_uid(XName) -> rabbit_delay_table:lookup(XName, #row.uid).
+
+-spec group_size(rabbit_exchange:name()) -> pos_integer().
+group_size(XName) ->
+    case rabbit_delay_table:lookup(XName, #row.group_size) of
+        undefined -> 1;
+        Members -> Members
+    end.
+
+%% This node's member, when it was last started.
+-spec server_id(rabbit_exchange:name()) -> ra:server_id() | undefined.
+server_id(XName) -> rabbit_delay_table:lookup(XName, #row.server_id).
+
+-spec register_leader(rabbit_exchange:name(), ra:server_id() | undefined) -> ok.
+register_leader(XName, ServerId) -> rabbit_delay_table:update(XName, {#row.leader, ServerId}).
+
+%% Who leads, as far as this node knows.
+-spec leader_of(rabbit_exchange:name()) -> ra:server_id() | undefined.
+leader_of(XName) -> rabbit_delay_table:lookup(XName, #row.leader).
 
 -spec queue(rabbit_exchange:name()) -> pid() | undefined.
 queue(XName) -> rabbit_delay_table:lookup(XName, #row.queue).
@@ -299,6 +387,13 @@ handle_call({What, XName}, From, State) when What =:= ensure; What =:= delete ->
     {noreply, asked(What, XName, From, State)}.
 
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
+handle_cast({deleted, XName, Life}, State) ->
+    case rabbit_delay_table:lookup(XName, #row.life) of
+        Life -> {noreply, asked(delete, XName, none, State)};
+        _ -> {noreply, State}
+    end;
+handle_cast({start_later, XName}, State) ->
+    {noreply, start_later(XName, State)};
 handle_cast(start_members, State) ->
     case persistent_term:get(?RECOVERED) andalso rabbit_delay_system:status() =:= up of
         true -> {noreply, look_for_members(State)};
@@ -311,6 +406,9 @@ handle_info(heal, State) ->
     ok = rabbit_delay_figures:sample_all(),
     ok = rabbit_delay_prometheus:ensure_registered(),
     {noreply, heal_all(State)};
+handle_info({leader, XName, ServerId}, State) ->
+    ok = leader(XName, ServerId),
+    {noreply, State};
 handle_info({started, XName, Sup}, State) ->
     {noreply, monitor_exchange(XName, Sup, State)};
 handle_info({'DOWN', Ref, process, _, Reason}, #state{looking = {Ref, Again}} = State0) ->
@@ -387,7 +485,8 @@ ended(XName, Reason, #state{jobs = Jobs0} = State0) ->
                       State0#state{jobs = rabbit_delay_jobs:again(XName, Jobs0)});
         {Reply, #state{jobs = Jobs1} = State1} ->
             {Froms, Next, Jobs} = rabbit_delay_jobs:ended(XName, now_ms(), Jobs1),
-            lists:foreach(fun (From) -> gen_server:reply(From, Reply) end, Froms),
+            lists:foreach(fun (From) -> gen_server:reply(From, Reply) end,
+                          [From || From <- Froms, From =/= none]),
             State = State1#state{jobs = Jobs},
             start_more(case Next of
                            {start, Then} -> begin_job(Then, XName, 0, State);

@@ -32,7 +32,13 @@ pump(#state{store = undefined} = State) ->
     State;
 pump(#state{paused = true} = State) ->
     State;
-pump(State0) ->
+pump(State) ->
+    case rabbit_delay_agenda:may_take(State) of
+        {true, Leading} -> pump_allowed(Leading);
+        {false, Waiting} -> Waiting
+    end.
+
+pump_allowed(State0) ->
     case allowed(State0) of
         {0, State} ->
             allow_later(State);
@@ -89,7 +95,10 @@ spend(N, #state{rate = Rate} = State) ->
 
 %% Policies may have changed.
 -spec configured(rabbit_delay_broker:exchange(), #state{}) -> #state{}.
-configured(X, #state{max_bytes = MaxBytes, targets = Targets, rate = Rate} = State) ->
+configured(X, #state{exchange = XName, max_bytes = MaxBytes, targets = Targets,
+                     rate = Rate} = State) ->
+    %% Deleted and declared again: what is in this store is none of its messages.
+    rabbit_delay_group:is_of(X, rabbit_delay_registry:life(XName)) orelse exit({shutdown, other_life}),
     Args = rabbit_delay_broker:exchange_arguments(X),
     MaxMessages = rabbit_delay_config:in_flight_messages(Args),
     State#state{max_messages = MaxMessages,

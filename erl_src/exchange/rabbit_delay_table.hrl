@@ -4,7 +4,17 @@
 -record(row, {exchange :: rabbit_exchange:name(),
               queue :: pid() | undefined,
               dispatcher :: pid() | undefined,
-              %% the open store, where this node's member leads
+              %% what its internal queue on this node is called
+              queue_name :: rabbit_amqqueue:name() | undefined,
+              %% this node's member, when it was last started, and who leads, as far as known
+              server_id :: ra:server_id() | undefined,
+              uid :: rabbit_delay_raft:uid() | undefined,
+              group_size = 1 :: pos_integer(),
+              %% of the group that its processes here have joined; none where it has no record
+              life :: binary() | undefined,
+              leads = false :: boolean(),
+              leader :: ra:server_id() | undefined,
+              %% the open store, where this node has a member
               store :: rabbit_delay_store:store() | undefined,
               counters :: rabbit_delay_counters:ref() | undefined,
               %% of these

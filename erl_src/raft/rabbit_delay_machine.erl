@@ -220,11 +220,11 @@ is_of_ra(_) -> false.
 
 -spec stop(ra_machine:command_meta_data(), term(), state()) -> no_return().
 stop(#{index := Index} = Meta, Command, #?MODULE{exchange = XName}) ->
-    Why = rabbit_delay_raft:too_new(
+    Why = rabbit_delay_newer:words(
             io_lib:format("entry ~b of the Raft log, ~ts,", [Index, shown(Command)]),
             "machine ~b or later, this one's is ~b",
             [max(maps:get(machine_version, Meta, 0), ?VERSION + 1), ?VERSION]),
-    ok = rabbit_delay_raft:refuse(XName, Why),
+    ok = rabbit_delay_newer:refuse(XName, Why),
     exit({unknown_command, Index}).
 
 %% Its name and version, if it has them where ours do. Never what it brings.
@@ -370,7 +370,7 @@ noted(Index, #?MODULE{store = Store} = State) ->
 %% concerned.
 -spec failed(atom(), {error, term()}, state()) -> no_return().
 failed(Call, {error, ebroken}, #?MODULE{exchange = XName}) ->
-    ok = rabbit_delay_raft:refuse(
+    ok = rabbit_delay_newer:refuse(
            XName, "its store found itself to be wrong and was closed, the log says where; what it "
            "holds is read again from the disk when the broker is started again"),
     exit({store_broken, Call});
@@ -390,12 +390,18 @@ offer(Messages, Bytes, Reply, Effects,
             {State0#?MODULE{messages_since = M, bytes_since = B}, Reply, Effects}
     end.
 
-%% The queue process and the dispatcher live beside the leader.
+%% The dispatcher lives beside the leader. When that stops leading it is ended here, not by an effect:
+%% from Ra 3.1 on those of others than the leader are not carried out.
 -spec state_enter(ra_server:ra_state() | eol, state()) -> ra_machine:effects().
 state_enter(leader, #?MODULE{exchange = XName, store = Store}) ->
-    [{mod_call, rabbit_delay_registry, leader, [XName, self(), Store]}];
-state_enter(_, _) ->
+    [{mod_call, rabbit_delay_registry, leader, [XName, server_id(), Store]}];
+state_enter(_, #?MODULE{exchange = XName}) ->
+    ok = rabbit_delay_registry:no_leader(XName),
     [].
+
+server_id() ->
+    {registered_name, Name} = process_info(self(), registered_name),
+    {Name, node()}.
 
 %% Ra drops an offer that comes while it writes a snapshot, and an idle log gets none: now and then
 %% the tick offers again, so that what is left to replay after a restart stays short. When space
@@ -430,13 +436,18 @@ init_aux(_) -> undefined.
 
 %% From ra 2.10 on.
 -spec handle_aux(ra_server:ra_state(), cast | {call, term()}, term(), undefined, Ra) ->
-          {no_reply, undefined, Ra} | {reply, term(), undefined, Ra} when Ra :: term().
+          {no_reply, undefined, Ra} | {reply, term(), undefined, Ra}
+          | {no_reply, undefined, Ra, [{monitor, process, aux, pid()}]} when Ra :: term().
 handle_aux(RaftState, Type, Command, Aux, Ra) ->
     handle_aux(RaftState, Type, Command, Aux, Ra, rabbit_delay_broker:machine_state(Ra)).
 
 -spec handle_aux(ra_server:ra_state(), cast | {call, term()}, term(), undefined,
                  ra_log:state(), state()) ->
-          {no_reply, undefined, ra_log:state()} | {reply, term(), undefined, ra_log:state()}.
+          {no_reply, undefined, ra_log:state()} | {reply, term(), undefined, ra_log:state()}
+          | {no_reply, undefined, ra_log:state(), [{monitor, process, aux, pid()}]}.
+handle_aux(Role, cast, tick, Aux, Log, State) when Role =/= leader ->
+    ok = maintain(State),
+    {no_reply, Aux, Log, offers(State)};
 handle_aux(_, cast, Step, Aux, Log, State) when Step =:= tick; Step =:= maintain ->
     ok = maintain(State),
     {no_reply, Aux, Log};
@@ -445,11 +456,18 @@ handle_aux(_, cast, _, Aux, Log, _) ->
 handle_aux(_, {call, _}, _, Aux, Log, _) ->
     {reply, {error, unknown_aux_command}, Aux, Log}.
 
+%% Ra asks tick/2 of the leader alone, and an idle follower would never take its last snapshot. From here it
+%% carries out any effect, though it names one.
+-dialyzer({nowarn_function, offers/1}).
+-spec offers(state()) -> [{monitor, process, aux, pid()}].
+offers(State) ->
+    tick(erlang:system_time(millisecond), State).
+
 %% The store's upkeep in steps, between which commands are served. Ra sends `tick' itself.
 maintain(#?MODULE{store = Store, exchange = XName} = State) ->
     case rabbit_delay_store:maintain(Store, rabbit_delay_config:now_ms(), ?MAINTAIN_BYTES) of
         {ok, more} ->
-            ra:cast_aux_command(rabbit_delay_raft:server_id(XName), maintain);
+            ra:cast_aux_command(server_id(), maintain);
         {ok, done} ->
             ok;
         {error, ebroken} = Error ->
@@ -500,10 +518,11 @@ from_snapshot(#{version := Version, exchange := XName, seen := Seen, sessions :=
              opened = maps:from_list(maps:get(opened, S, []))}.
 
 %% Opens the store in Dir and says what was found there. Ra comes here whenever a server starts, and
-%% is refused where it restarts one by itself.
+%% is refused where it restarts one by itself; and when a running one has been sent a snapshot.
 -spec open_store(file:filename_all(), rabbit_exchange:name()) -> rabbit_delay_store:store().
 open_store(Dir, XName) ->
-    _ = rabbit_delay_registry:take_permit(XName) orelse exit({not_permitted, XName}),
+    _ = get({?MODULE, opened}) =:= Dir orelse rabbit_delay_registry:take_permit(XName)
+        orelse exit({not_permitted, XName}),
     Config = #{now => rabbit_delay_config:now_ms(),
                max_record_bytes => ?MAX_RECORD_BYTES,
                log => rabbit_delay_system:log_pid()},
@@ -511,6 +530,8 @@ open_store(Dir, XName) ->
         {ok, Store, Report} ->
             ?LOG_DEBUG("delayed messages of ~ts: store opened: ~p",
                        [rabbit_delay_text:rs(XName), Report], ?LOG_DOMAIN),
+            _ = put({?MODULE, opened}, Dir),
+            ok = rabbit_delay_registry:register_store(XName, Store),
             Store;
         {error, Reason} ->
             exit({delay_store, open, Dir, Reason})

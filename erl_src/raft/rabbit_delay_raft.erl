@@ -21,11 +21,11 @@
 -include_lib("rabbit_common/include/rabbit.hrl").
 -include("rabbit_delay.hrl").
 
--export([system_config/0, server_id/1, register_members/0, members/0, find_member/1,
-         start_member/2, stop_member/1, mark_deleted/1, delete_member/2, sweep/0,
+-export([system_config/0, server_id/1, id_of/1, is_running/1, salt_of/1, new_member/3, register_members/0,
+         members/0, find_member/1, start_member/2, start_member/4, start_new_member/4, stop_member/1,
+         mark_deleted/1, delete_member/2, sweep/0,
          discard_member/1, quarantine_member/1,
          key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1]).
--export([refuse/2, too_new/3]).
 -export([enqueue/5, open_session/3, note/2, settle/3, change/4]).
 
 -type uid() :: binary().
@@ -65,13 +65,30 @@ system_config() ->
                           wal_sync_method => datasync,
                           wal_write_strategy => default}).
 
-%% The local member of an exchange's cluster.
+%% The local member of an exchange's group, as it was last started; else that of one that is alone.
 -spec server_id(rabbit_exchange:name()) -> ra:server_id().
 server_id(XName) ->
-    {binary_to_atom(server_name(XName), utf8), node()}.
+    case rabbit_delay_registry:server_id(XName) of
+        undefined -> {binary_to_atom(server_name(XName), utf8), node()};
+        ServerId -> ServerId
+    end.
 
 server_name(XName) ->
     <<"rabbit_delay_", (hash(XName))/binary>>.
+
+%% What a member of a group in a cluster is called: Ra's messages tell servers apart by their names
+%% alone, so the group's life is in it.
+-spec new_member(rabbit_exchange:name(), node(), Life :: binary()) -> rabbit_delay_group:member().
+new_member(XName, Node, Life) ->
+    {{binary_to_atom(<<(server_name(XName))/binary, $_, Life/binary>>, utf8), Node}, new_uid(XName)}.
+
+%% The server that a member's files are of.
+-spec id_of(uid()) -> ra:server_id().
+id_of(Uid) ->
+    case ra_log:read_config(server_dir(Uid)) of
+        {ok, #{id := Id}} -> Id;
+        _ -> {binary_to_atom(<<"rabbit_delay_", (hash_of_uid(Uid))/binary>>, utf8), node()}
+    end.
 
 %% Enters every member that has a directory into Ra's table of names, before the system is started.
 %% That table lags behind by up to half a second, and from version 3 on Ra drops what the WAL holds of
@@ -85,8 +102,8 @@ register_members() ->
             File = filename:join(rabbit_delay_config:data_dir(), ?NAMES_FILE),
             ok = open_names(File),
             lists:foreach(
-              fun ({XName, _, Uid}) ->
-                      {Name, _} = server_id(XName),
+              fun ({_, _, Uid}) ->
+                      {Name, _} = id_of(Uid),
                       ok = dets:insert(?MODULE, {Name, Uid})
               end, Members),
             ok = dets:close(?MODULE)
@@ -150,29 +167,65 @@ newest(Dirs) ->
 start_member(XName, Durable) ->
     case find_member(XName) of
         {ok, Uid} ->
-            case later_than_ours(Uid) of
+            case rabbit_delay_newer:in_files(server_dir(Uid), store_dir(Uid)) of
                 none ->
-                    case start_member(XName, Durable, Uid, salt_of(Uid)) of
-                        started -> applies(XName, server_id(XName));
+                    Id = id_of(Uid),
+                    case start_server(XName, Durable, {Id, Uid}, [Id], salt_of(Uid)) of
+                        started -> applies(XName, Id);
                         Other -> Other
                     end;
                 Why ->
-                    refused(XName, Why)
+                    rabbit_delay_newer:refused(XName, Why)
             end;
         none ->
-            case start_member(XName, Durable, new_uid(XName),
+            Id = {binary_to_atom(server_name(XName), utf8), node()},
+            case start_server(XName, Durable, {Id, new_uid(XName)}, [Id],
                               crypto:strong_rand_bytes(?SALT_BYTES)) of
-                started -> ok;
-                Other -> Other
+                started ->
+                    _ = ra:trigger_election(Id),
+                    ok;
+                Other ->
+                    Other
             end
     end.
 
-start_member(XName, Durable, Uid, Salt) ->
-    {Name, _} = ServerId = server_id(XName),
+%% Starts the local member of a group in a cluster from its files. One that has lost them has
+%% forgotten what it acknowledged, and is not started again.
+-spec start_member(rabbit_exchange:name(), Durable :: boolean(), rabbit_delay_group:member(),
+                   rabbit_delay_group:group()) -> ok | {error, term()}.
+start_member(XName, Durable, {_, Uid} = Member, Group) ->
+    case filelib:is_dir(server_dir(Uid))
+        andalso rabbit_delay_newer:in_files(server_dir(Uid), store_dir(Uid)) of
+        false -> {error, {no_files, Uid}};
+        none -> start_member_of(XName, Durable, Member, Group);
+        Why -> rabbit_delay_newer:refused(XName, Why)
+    end.
+
+%% The same of one that may have none yet, as its group is being formed.
+-spec start_new_member(rabbit_exchange:name(), Durable :: boolean(), rabbit_delay_group:member(),
+                       rabbit_delay_group:group()) -> ok | {error, term()}.
+start_new_member(XName, Durable, Member, Group) ->
+    start_member_of(XName, Durable, Member, Group).
+
+start_member_of(XName, Durable, Member, Group) ->
+    case start_server(XName, Durable, Member, rabbit_delay_group:ids(Group),
+                      rabbit_delay_group:salt(Group)) of
+        started -> ok;
+        Other -> Other
+    end.
+
+start_server(XName, Durable, {{Name, _}, _} = Member, Members, Salt) ->
+    case whereis(Name) of
+        undefined -> start_stopped_server(XName, Durable, Member, Members, Salt);
+        _ -> ok
+    end.
+
+start_stopped_server(XName, Durable, {{Name, _} = ServerId, Uid} = Member, Members, Salt) ->
+    ok = rabbit_delay_registry:register_server(XName, Member, length(Members)),
     Conf = #{cluster_name => Name,
              id => ServerId,
              uid => Uid,
-             initial_members => [ServerId],
+             initial_members => Members,
              tick_timeout => ?TICK_MS,
              %% The machine's own snapshot_module/0 does not reach every place in Ra that looks.
              log_init_args => #{uid => Uid,
@@ -183,10 +236,9 @@ start_member(XName, Durable, Uid, Salt) ->
                          #{exchange => XName, durable => Durable, uid => Uid, key_salt => Salt}}},
     ok = forget_other_registration(Name, Uid),
     ok = rabbit_delay_registry:permit_start(XName),
-    case ra:start_server(?RA_SYSTEM, Conf) of
+    case ra:start_server(?RA_SYSTEM, maps:merge(Conf, initial_version())) of
         ok ->
             ok = sync_new_member(Uid),
-            _ = ra:trigger_election(ServerId),
             started;
         {error, {already_started, _}} ->
             ok;
@@ -200,62 +252,9 @@ start_member(XName, Durable, Uid, Salt) ->
             Error
     end.
 
-%% -------------------------------------------------------------------------- later versions
-
-%% Has the exchange's member stopped for good, the exchange refused in these words, and the log say
-%% so, once.
--spec refuse(rabbit_exchange:name(), Why :: string()) -> ok.
-refuse(XName, Why) ->
-    ?LOG_ERROR("delayed messages of ~ts are unavailable: ~ts", [rabbit_delay_text:rs(XName), Why],
-               ?LOG_DOMAIN),
-    rabbit_delay_registry:refuse(XName, Why).
-
-refused(XName, Why) ->
-    ok = refuse(XName, Why),
-    {error, refused}.
-
--spec too_new(What :: iodata(), io:format(), [term()]) -> string().
-too_new(What, Format, Args) ->
-    lists:flatten(
-      io_lib:format("~ts is of a later version of the plugin (" ++ Format ++ "). Nothing of it is "
-                    "lost: install that version again, or a later one", [What | Args])).
-
-%% What of a member's files is, in words.
-later_than_ours(Uid) ->
-    Snapshots = filelib:wildcard(filename:join([server_dir(Uid), "snapshots", "*"])),
-    first_later([fun () -> later_store(Dir) end || Dir <- [store_dir(Uid) | Snapshots]] ++
-                    [fun () -> later_snapshot(Dir) end || Dir <- Snapshots]).
-
-first_later([]) ->
-    none;
-first_later([Look | Rest]) ->
-    case Look() of
-        none -> first_later(Rest);
-        Why -> Why
-    end.
-
-later_store(Dir) ->
-    case rabbit_delay_system:has_library() andalso rabbit_delay_store:peek_applied(Dir) of
-        {error, eversion} ->
-            too_new("the manifest in " ++ filename:basename(Dir), "this one reads version 1", []);
-        _ ->
-            none
-    end.
-
-later_snapshot(Dir) ->
-    Ours = #{file => rabbit_delay_snapshot:version(), machine => rabbit_delay_machine:version(),
-             state => rabbit_delay_machine:snapshot_version()},
-    case [{What, Version} || {What, Version} <- maps:to_list(rabbit_delay_snapshot:versions(Dir)),
-                             Version > map_get(What, Ours)] of
-        [] ->
-            none;
-        [{machine, Version} | _] ->
-            too_new("its snapshot", "machine ~b, this one's is ~b",
-                    [Version, map_get(machine, Ours)]);
-        [{What, Version} | _] ->
-            too_new("its snapshot", "~s ~b, this one reads ~b",
-                    [What, Version, map_get(What, Ours)])
-    end.
+%% Where Ra lets all members have a version before it is in effect, from 2.16 on, it begins with 0 otherwise.
+initial_version() ->
+    maps:from_list([{initial_machine_version, rabbit_delay_machine:version()}]).
 
 %% A server whose log goes on with a later version of the machine leads, and applies nothing more,
 %% without a word.
@@ -265,8 +264,9 @@ applies(XName, ServerId) ->
             ok;
         {ok, #{effective_machine_version := Needed, machine_version := Ours}} when Needed > Ours ->
             ok = stop_member(XName),
-            refused(XName, too_new("its Raft log", "machine ~b, this one's is ~b",
-                                   [Needed, Ours]));
+            rabbit_delay_newer:refused(
+              XName, rabbit_delay_newer:words("its Raft log", "machine ~b, this one's is ~b",
+                                              [Needed, Ours]));
         {ok, _} ->
             applies(XName, ServerId);
         {error, _} = Error ->
@@ -303,6 +303,7 @@ key_salt(XName) ->
     {ok, Uid} = found(XName, directories(pattern(XName))),
     salt_of(Uid).
 
+-spec salt_of(uid()) -> rabbit_delay_key:salt().
 salt_of(Uid) ->
     case ra_log:read_config(server_dir(Uid)) of
         {ok, #{machine := {module, rabbit_delay_machine, #{key_salt := Salt}}}} -> Salt;
@@ -313,7 +314,10 @@ salt_of(Uid) ->
 -spec last_seq_no(rabbit_exchange:name(), Session :: pos_integer()) ->
           {ok, non_neg_integer()} | {error, term()}.
 last_seq_no(XName, Session) ->
-    ServerId = server_id(XName),
+    ServerId = case rabbit_delay_registry:leader_of(XName) of
+                   undefined -> server_id(XName);
+                   Leader -> Leader
+               end,
     case ra:process_command(ServerId, {note, 1}, ?QUERY_MS) of
         {ok, Noted, _} when Noted =:= ok; element(1, Noted) =:= ok ->
             case ra:local_query(ServerId,
@@ -328,14 +332,17 @@ last_seq_no(XName, Session) ->
 
 -spec stop_member(rabbit_exchange:name()) -> ok.
 stop_member(XName) ->
-    _ = ra:stop_server(?RA_SYSTEM, server_id(XName)),
+    stop_server(server_id(XName)).
+
+stop_server(ServerId) ->
+    _ = ra:stop_server(?RA_SYSTEM, ServerId),
     ok.
 
 %% The member that holds the messages of an exchange that has been deleted, which is not found any
 %% more, not even after a crash.
 -spec mark_deleted(rabbit_exchange:name()) -> {ok, uid()} | none.
 mark_deleted(XName) ->
-    case find_member(XName) of
+    case running_member(XName) of
         {ok, Uid} ->
             case file:write_file(filename:join(server_dir(Uid), ?DELETED_MARK), <<>>) of
                 ok ->
@@ -358,21 +365,35 @@ delete_member(XName, Member) ->
              true -> await_start(server_id(XName));
              false -> ok
          end,
-    lists:foreach(fun ({ok, Uid}) -> delete_files(XName, Uid);
+    lists:foreach(fun ({ok, Uid}) -> delete_files(Uid);
                       (none) -> ok
-                  end, [Member, find_member(XName)]).
+                  end, [Member, running_member(XName)]).
 
-delete_files(XName, Uid) ->
-    ok = stop_member(XName),
+%% What runs for the exchange, or would.
+running_member(XName) ->
+    case rabbit_delay_registry:member_uid(XName) of
+        undefined -> find_member(XName);
+        Uid -> case filelib:is_dir(server_dir(Uid)) of
+                   true -> {ok, Uid};
+                   false -> none
+               end
+    end.
+
+delete_files(Uid) ->
+    Id = id_of(Uid),
+    ok = stop_server(Id),
     Deleted = rename_to_deleted(Uid),
-    ok = unregister(Uid, XName),
+    ok = unregister(Uid, Id),
     _ = file:del_dir_r(Deleted),
     ok.
 
 %% The name is made with the first message that the exchange delays, and stays for the node's life:
 %% nothing else that is done with an exchange's name may make one.
 has_server_name(XName) ->
-    try binary_to_existing_atom(server_name(XName), utf8) of
+    rabbit_delay_registry:server_id(XName) =/= undefined orelse is_atom_known(server_name(XName)).
+
+is_atom_known(Name) ->
+    try binary_to_existing_atom(Name, utf8) of
         _ -> true
     catch
         error:badarg -> false
@@ -441,6 +462,12 @@ quarantine_member(Uid) ->
         Error ->
             Error
     end.
+
+%% Whether a server of this node has these files open.
+-spec is_running(uid()) -> boolean().
+is_running(Uid) ->
+    {Name, _} = id_of(Uid),
+    is_pid(whereis(Name)) andalso ra_directory:uid_of(?RA_SYSTEM, Name) =:= Uid.
 
 -spec store_dir(uid()) -> file:filename().
 store_dir(Uid) ->
@@ -528,10 +555,9 @@ forget_other_registration(Name, Uid) ->
             ok = dets:delete(Reverse, Name)
     end.
 
-unregister(Uid, XName) ->
+unregister(Uid, {Name, _}) ->
     #{names := #{directory := Directory, directory_rev := Reverse, log_meta := Meta}} =
         ra_system:fetch(?RA_SYSTEM),
-    {Name, _} = server_id(XName),
     _ = ra_log_meta:delete(Meta, Uid),
     ets:delete(Directory, Uid),
     _ = dets:delete(Reverse, Name),

@@ -160,6 +160,23 @@ ensure_live(Live, Dir, Index, XName) ->
 -spec begin_read(file:filename_all()) -> {ok, ra_snapshot:meta(), term()} | {error, term()}.
 begin_read(Dir) ->
     case read_file(Dir) of
+        {error, enoent} -> begin_read_newest(Dir);
+        Read -> open_all(Dir, Read)
+    end.
+
+%% A newer one may have replaced it meanwhile, which Ra sends as well: it takes the index from here.
+begin_read_newest(Dir) ->
+    Snapshots = filename:dirname(Dir),
+    case file:list_dir(Snapshots) of
+        {ok, [_ | _] = Names} ->
+            Newest = filename:join(Snapshots, lists:max(Names)),
+            open_all(Newest, read_file(Newest));
+        _ ->
+            {error, enoent}
+    end.
+
+open_all(Dir, Read) ->
+    case Read of
         {ok, {Meta, _} = Content} ->
             Opened = lists:flatmap(fun open_to_read/1, files(Dir)),
             %% If it is whole now, it was whole when its files were opened.

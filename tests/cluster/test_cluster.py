@@ -181,6 +181,40 @@ class Delayed(Subject):
         return verdict
 
 
+class Replicated(Subject):
+    """A delayed exchange with a member on each node, whose messages go to a quorum queue with a member on
+    each; a publisher and a consumer at each of `clients`."""
+
+    clients = (0, 1, 2)
+
+    def __init__(self, cluster, directory, request):
+        super().__init__(cluster, directory, request)
+        connection, channel = self.channel(0)
+        channel.exchange_declare(self.name, "x-delayed-message", durable=True,
+                                 arguments={"x-delayed-type": "direct"})
+        channel.queue_declare(self.name, durable=True, arguments={
+            "x-queue-type": "quorum", "x-quorum-initial-group-size": len(cluster.nodes)})
+        channel.queue_bind(self.name, self.name, "k")
+        connection.close()
+        here = self.at(*self.clients)
+        self.traffic = Traffic(self.record, here, here, self.name, exchange=self.name, key="k",
+                               delays=DELAYS, rate=100)
+        self.begin()
+        resource = f'rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)'
+        self.server = evaluate(cluster.nodes[0],
+                               f"element(1, rabbit_delay_raft:server_id({resource})).")
+        self.leader = cluster.await_leader(self.server)
+        cluster.await_caught_up(self.server)
+
+    def next_leader(self, asked):
+        return self.cluster.await_leader(self.server, asked, other_than=self.leader)
+
+    def caught_up(self):
+        self.cluster.await_whole()
+        self.cluster.await_leader(self.server)
+        self.cluster.await_caught_up(self.server)
+
+
 @pytest.fixture
 def subject(whole, directory, request):
     """subject(kind): with its traffic going on."""
@@ -343,6 +377,20 @@ def test_quorum_member_forgotten_and_joined_with_nothing(whole, subject):
                                     whole.nodes[gone].nodename)
     quorum.caught_up()
     quorum.verdict()
+
+
+# --------------------------------------------------------------------- replicated exchange
+
+def test_replicated_leader_killed(whole, subject):
+    delayed = subject(Replicated)
+    killed = delayed.leader
+    whole.kill9(killed)
+    assert delayed.next_leader(whole.others(killed)) != killed
+    delayed.last()
+    whole.start(killed)
+    delayed.caught_up()
+    delayed.traffic.await_more("confirmed", 1, f"p{killed}")
+    delayed.verdict()
 
 
 # ---------------------------------------------------------------------------- delayed exchange

@@ -2,7 +2,7 @@
 
 package main
 
-// Not built yet: rule B5. The lease: a dispatcher takes records only while a command of its own has
+// Rule B5, the lease: a dispatcher takes records only while a command of its own has
 // been applied that was sent less than so long ago, here within the same unit of time. When it has
 // none, it sends a note first.
 //

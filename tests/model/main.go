@@ -60,8 +60,8 @@ const (
 )
 
 func allCases() []Case {
-	cases := append(publishCases(), releaseCases()...)
-	for _, part := range [][]Case{leaseCases(), creationCases(), lifeCases(), diskCases(), memberCases()} {
+	cases := append(append(publishCases(), releaseCases()...), leaseCases()...)
+	for _, part := range [][]Case{creationCases(), lifeCases(), diskCases(), memberCases()} {
 		for _, c := range part {
 			cases = append(cases, planned(c))
 		}

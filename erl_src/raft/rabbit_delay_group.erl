@@ -1,0 +1,296 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Which Raft members hold an exchange's delayed messages: the exchange's group.
+%%
+%% In a cluster the exchange's own record in the broker's metadata says so, in a scratch as federation
+%% keeps its: who writes it first decides, every node reads it, definitions do not export it, and it goes
+%% with the exchange. It has the group's life, which is random and never used again, what keys are hashed
+%% with, and the members. A member is started only if this node's copy of the record names it, never
+%% because there is a directory of it.
+%%
+%% A new group is formed in two steps: it is named, then all its members are started; only when all are
+%% there does the record say so, and only then do clients send anything. A member without its files is
+%% started while the group is being formed and never after that.
+%%
+%% A node that is alone has a group of one, which needs no record. When it is in a cluster, it names that
+%% group (adopt/1).
+%%
+%% It owns no process. All but find/1 may take seconds, as they ask other nodes and write metadata.
+-module(rabbit_delay_group).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+
+-export([find/1, life_of/1, is_of/2, obtain/1, adopt/1, is_named/2, ids/1, member/1, life/1, salt/1,
+         leader/1]).
+-export([held/1, start_new/3]).
+
+-export_type([group/0, member/0]).
+
+%% A later version of the plugin adds keys, or raises the version and is refused.
+-type group() :: #{version := 1, life := binary(), salt := rabbit_delay_key:salt(),
+                   formed := boolean(), members := [member(), ...]}.
+-type member() :: {ra:server_id(), rabbit_delay_raft:uid()}.
+
+-define(APP, rabbitmq_delay_wheel).
+-define(LIFE_BYTES, 6).
+-define(SALT_BYTES, 16).
+%% How long others are waited for: that they say what they hold, that they have started a member, and that
+%% their copy of the record is the present one.
+-define(ASK_MS, 5000).
+-define(START_MS, 20000).
+-define(COPY_MS, 10000).
+-define(COPY_AGAIN_MS, 20).
+
+%% What the exchange's record says.
+-spec find(rabbit_exchange:name()) -> {ok, group()} | none | {later, Version :: pos_integer()}.
+find(XName) ->
+    case rabbit_exchange:lookup_scratch(XName, ?APP) of
+        {ok, #{version := 1} = Group} -> {ok, Group};
+        {ok, #{version := Version}} -> {later, Version};
+        {error, not_found} -> none
+    end.
+
+%% The life of the group that this record of the exchange names.
+-spec life_of(rabbit_delay_broker:exchange()) -> binary() | undefined.
+life_of(X) ->
+    case rabbit_delay_broker:scratch(X, ?APP) of
+        {ok, #{life := Life}} -> Life;
+        _ -> undefined
+    end.
+
+%% Whether it is still the exchange that whoever knows of this life serves: it may have been deleted and
+%% declared again. A group that had no record when it was joined has none to compare.
+-spec is_of(rabbit_delay_broker:exchange(), Life :: binary() | undefined) -> boolean().
+is_of(_, undefined) -> true;
+is_of(X, Life) -> life_of(X) =:= Life.
+
+-spec ids(group()) -> [ra:server_id()].
+ids(#{members := Members}) -> [Id || {Id, _} <- Members].
+
+%% This node's.
+-spec member(group()) -> {ok, member()} | none.
+member(#{members := Members}) ->
+    case [Member || {{_, Node}, _} = Member <- Members, Node =:= node()] of
+        [Member] -> {ok, Member};
+        [] -> none
+    end.
+
+-spec life(group()) -> binary().
+life(#{life := Life}) -> Life.
+
+-spec salt(group()) -> rabbit_delay_key:salt().
+salt(#{salt := Salt}) -> Salt.
+
+%% Whether the exchange's messages are to be in this member of this node.
+-spec is_named(rabbit_exchange:name(), rabbit_delay_raft:uid()) -> boolean().
+is_named(XName, Uid) ->
+    case find(XName) of
+        {ok, Group} ->
+            case member(Group) of
+                {ok, {_, Uid}} -> true;
+                _ -> false
+            end;
+        _ ->
+            true
+    end.
+
+%% The exchange's group, made if there is none; `alone' on a node that is in no cluster.
+-spec obtain(rabbit_exchange:name()) -> {ok, group()} | alone | {error, term()}.
+obtain(XName) ->
+    case find(XName) of
+        {ok, #{formed := true} = Group} ->
+            {ok, Group};
+        {ok, Group} ->
+            form_in_turn(XName, Group);
+        none ->
+            case rabbit_delay_broker:cluster_nodes() of
+                [_] -> alone;
+                Nodes -> propose(XName, Nodes)
+            end;
+        {later, Version} ->
+            rabbit_delay_newer:refused(
+              XName, rabbit_delay_newer:words("its group's record", "version ~b, this one reads 1",
+                                              [Version]))
+    end.
+
+%% This node holds the exchange's messages, from before it was in a cluster.
+-spec adopt(rabbit_exchange:name()) -> ok.
+adopt(XName) ->
+    case {rabbit_delay_broker:cluster_nodes(), find(XName)} of
+        {[_, _ | _] = Nodes, none} ->
+            _ = propose(XName, Nodes),
+            ok;
+        _ ->
+            ok
+    end.
+
+%% ------------------------------------------------------------------------------ proposing
+
+%% Every node that can be asked says what it holds of the exchange, and they must be a majority: what a
+%% node that is away holds from before the exchange had a group is not known.
+propose(XName, Nodes) ->
+    Answers = lists:zip(Nodes, erpc:multicall(Nodes, ?MODULE, held, [XName], ?ASK_MS)),
+    Known = [{Node, Held} || {Node, {ok, #{} = Held}} <- Answers],
+    Without = [Node || {Node, {error, {exception, undef, _}}} <- Answers],
+    case {[{Id, Uid, Salt} || {_, #{member := {Id, Uid, Salt}}} <- Known],
+          2 * (length(Known) + length(Without)) > length(Nodes)} of
+        {[{Id, Uid, Salt} | _], true} ->
+            name(XName, #{version => 1, life => new_life(), salt => Salt, formed => true,
+                          members => [{Id, Uid}]});
+        {[], true} ->
+            Chosen = choose(node(), rabbit_delay_config:group_size(),
+                            [{Node, Load} || {Node, #{load := Load, ready := true}} <- Known]),
+            name(XName, new_group(XName, Chosen));
+        {_, false} ->
+            {error, no_majority}
+    end.
+
+new_life() -> binary:encode_hex(crypto:strong_rand_bytes(?LIFE_BYTES)).
+
+new_group(XName, Nodes) ->
+    Life = new_life(),
+    #{version => 1, life => Life, salt => crypto:strong_rand_bytes(?SALT_BYTES), formed => false,
+      members => [rabbit_delay_raft:new_member(XName, Node, Life) || Node <- Nodes]}.
+
+%% What this node holds of the exchange, and how much of others; asked by others.
+-spec held(rabbit_exchange:name()) -> map().
+held(XName) ->
+    Held = #{load => length(rabbit_delay_raft:members()),
+             ready => rabbit_delay_system:status() =:= up},
+    case rabbit_delay_raft:find_member(XName) of
+        {ok, Uid} -> Held#{member => {rabbit_delay_raft:id_of(Uid), Uid, rabbit_delay_raft:salt_of(Uid)}};
+        none -> Held
+    end.
+
+%% This node first, then those that have the fewest members. A group of two survives less than one of
+%% one: so it has an odd number of members, of one where there are not three nodes.
+choose(Here, Size, Candidates) ->
+    Others = [Node || {_, Node} <- lists:sort([{Load, Node} || {Node, Load} <- Candidates,
+                                                               Node =/= Here])],
+    Available = length(Others) + 1,
+    Odd = case max(1, min(Size, Available)) of
+              N when N rem 2 =:= 0 -> N - 1;
+              N -> N
+          end,
+    [Here | lists:sublist(Others, Odd - 1)].
+
+%% The record's first group is the exchange's.
+name(XName, Group) ->
+    ok = rabbit_exchange:update_scratch(XName, ?APP, fun (undefined) -> Group;
+                                                         (Present) -> Present
+                                                     end),
+    case find(XName) of
+        {ok, #{formed := true} = Present} -> {ok, Present};
+        {ok, Present} -> form_in_turn(XName, Present);
+        _ -> {error, exchange_not_found}
+    end.
+
+%% -------------------------------------------------------------------------------- forming
+
+%% Its first member's node forms it; where that is away, any other. Each step can be done again.
+form_in_turn(XName, #{members := [{{_, First}, _} | _]} = Group) ->
+    case First =:= node() orelse not lists:member(First, nodes()) of
+        true -> form(XName, Group);
+        false -> {error, forming}
+    end.
+
+%% What cannot be formed has confirmed nothing, and another group takes its place.
+form(XName, #{life := Life, members := Members} = Group) ->
+    Nodes = [Node || {{_, Node}, _} <- Members],
+    Durable = case rabbit_delay_broker:lookup_exchange(XName) of
+                  {ok, X} -> rabbit_delay_broker:is_durable(X);
+                  {error, not_found} -> true
+              end,
+    Answers = lists:zip(Nodes, erpc:multicall(Nodes, ?MODULE, start_new, [XName, Durable, Group],
+                                              ?START_MS)),
+    case [{Node, Answer} || {Node, Answer} <- Answers, Answer =/= {ok, ok}] of
+        [] ->
+            _ = ra:trigger_election(first(Members)),
+            formed(XName, Life);
+        Failed ->
+            ?LOG_WARNING("delayed messages of ~ts: a group of ~0p cannot be formed, and another is "
+                         "named: ~0P", [rabbit_delay_text:rs(XName), Nodes, Failed, 20], ?LOG_DOMAIN),
+            replace(XName, Life, Nodes -- [Node || {Node, _} <- Failed])
+    end.
+
+first(Members) ->
+    case [Id || {{_, Node} = Id, _} <- Members, Node =:= node()] of
+        [Id] -> Id;
+        [] -> element(1, hd(Members))
+    end.
+
+formed(XName, Life) ->
+    ok = update_of(XName, Life, fun (Group) -> Group#{formed := true} end),
+    case find(XName) of
+        {ok, #{life := Life, formed := true} = Group} -> {ok, Group};
+        _ -> {error, not_formed}
+    end.
+
+%% By one of those that are there.
+replace(XName, Life, There) ->
+    Next = case choose(node(), length(There), [{Node, 0} || Node <- There]) of
+               Nodes -> new_group(XName, Nodes)
+           end,
+    ok = update_of(XName, Life, fun (#{formed := false}) -> Next;
+                                    (Formed) -> Formed
+                                end),
+    {error, not_formed}.
+
+update_of(XName, Life, Fun) ->
+    rabbit_exchange:update_scratch(XName, ?APP, fun (#{life := L} = Group) when L =:= Life -> Fun(Group);
+                                                    (Other) -> Other
+                                                end).
+
+%% Starts this node's member of a group that is being formed; asked by whoever forms it.
+-spec start_new(rabbit_exchange:name(), Durable :: boolean(), group()) -> ok | {error, term()}.
+start_new(XName, Durable, #{life := Life} = Group) ->
+    case await_copy(XName, Life, erlang:monotonic_time(millisecond) + ?COPY_MS) of
+        {ok, _} ->
+            case rabbit_delay_system:ready() of
+                {ok, _} ->
+                    ok = rabbit_delay_registry:end_other(XName, Life),
+                    {ok, {Id, _} = Member} = member(Group),
+                    %% Whoever else forms it asks for the same.
+                    Start = fun () ->
+                                    rabbit_delay_raft:start_new_member(XName, Durable, Member, Group)
+                            end,
+                    case global:trans({Id, self()}, Start, [node()]) of
+                        ok -> rabbit_delay_registry:start_later(XName);
+                        Error -> Error
+                    end;
+                not_ready ->
+                    {error, not_ready}
+            end;
+        Error ->
+            Error
+    end.
+
+%% A member is started only if this node's own copy of the record names it.
+await_copy(XName, Life, Deadline) ->
+    case find(XName) of
+        {ok, #{life := Life} = Group} ->
+            {ok, Group};
+        Other ->
+            case erlang:monotonic_time(millisecond) < Deadline of
+                true ->
+                    receive after ?COPY_AGAIN_MS -> ok end,
+                    await_copy(XName, Life, Deadline);
+                false ->
+                    {error, {other_group, Other}}
+            end
+    end.
+
+%% ---------------------------------------------------------------------------------- leader
+
+%% Who leads, as one of the members knows it, which are asked in turns.
+-spec leader([ra:server_id()]) -> {ok, ra:server_id()} | none.
+leader([]) ->
+    none;
+leader([Id | Rest]) ->
+    try ra:members(Id, ?ASK_MS) of
+        {ok, _, {_, _} = Leader} -> {ok, Leader};
+        _ -> leader(Rest)
+    catch
+        exit:_ -> leader(Rest)
+    end.
