@@ -317,7 +317,7 @@ count(N, What) -> integer_to_list(N) ++ " " ++ What ++ "s".
 -spec pending(rabbit_exchange:name(), options()) -> non_neg_integer().
 pending(XName, #{node := Node, timeout := Timeout}) ->
     case rpc:call(Node, rabbit_delay_exchange, show, [XName, [messages_delayed]], Timeout) of
-        {ok, [{messages_delayed, N}]} -> N;
+        {ok, [{messages_delayed, N}]} when is_integer(N) -> N;
         _ -> 0
     end.
 
@@ -381,7 +381,7 @@ routed(#{node := Node, vhost := VHost, timeout := Timeout}) ->
     case rpc:call(Node, rabbit_delay_exchange, list,
                   [VHost, [name, unroutable, overdue, in_flight, paused]], Timeout) of
         Rows when is_list(Rows) ->
-            maps:from_list([{Name, {N, not Paused andalso Overdue + InFlight > 0}}
+            maps:from_list([{Name, {N, Paused =:= false andalso Overdue + InFlight > 0}}
                             || [{_, Name}, {_, N}, {_, Overdue}, {_, InFlight}, {_, Paused}] <- Rows]);
         _ ->
             #{}

@@ -442,7 +442,7 @@ type_argument(Args) ->
 
 -spec info(rabbit_delay_broker:exchange()) -> [{atom(), term()}].
 info(X) ->
-    [{messages_delayed, rabbit_delay_registry:pending(rabbit_delay_broker:exchange_name(X))}].
+    [{messages_delayed, rabbit_delay_listing:pending(rabbit_delay_broker:exchange_name(X))}].
 
 -spec info(rabbit_delay_broker:exchange(), [atom()]) -> [{atom(), term()}].
 info(X, Items) ->
@@ -452,59 +452,30 @@ info(X, Items) ->
     end.
 
 %% The delayed exchanges of a vhost, for operators: these items of each.
--spec list(rabbit_types:vhost(), [atom()]) -> [[{atom(), term()}]].
+-spec list(rabbit_types:vhost(), [rabbit_delay_listing:item()]) -> [[{rabbit_delay_listing:item(), term()}]].
 list(VHost, Items) ->
     list_in([VHost], Items).
 
 %% The same, of several.
--spec list_in([rabbit_types:vhost()], [atom()]) -> [[{atom(), term()}]].
+-spec list_in([rabbit_types:vhost()], [rabbit_delay_listing:item()]) ->
+          [[{rabbit_delay_listing:item(), term()}]].
 list_in(VHosts, Items) ->
     Wanted = maps:from_list([{VHost, true} || VHost <- VHosts]),
-    [items(X, XName, Items)
-     || X <- rabbit_delay_broker:delayed_exchanges(),
-        #resource{virtual_host = VHost} = XName <- [rabbit_delay_broker:exchange_name(X)],
-        is_map_key(VHost, Wanted)].
+    rabbit_delay_listing:rows([X || X <- rabbit_delay_broker:delayed_exchanges(),
+                                    #resource{virtual_host = VHost}
+                                        <- [rabbit_delay_broker:exchange_name(X)],
+                                    is_map_key(VHost, Wanted)], Items).
 
 %% The same, of one exchange.
--spec show(rabbit_exchange:name(), [atom()]) -> {ok, [{atom(), term()}]} | {error, not_found}.
+-spec show(rabbit_exchange:name(), [rabbit_delay_listing:item()]) ->
+          {ok, [{rabbit_delay_listing:item(), term()}]} | {error, not_found}.
 show(XName, Items) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, X} ->
             case rabbit_delay_broker:is_delayed(X) of
-                true -> {ok, items(X, XName, Items)};
+                true -> {ok, hd(rabbit_delay_listing:rows([X], Items))};
                 false -> {error, not_found}
             end;
         {error, not_found} ->
             {error, not_found}
     end.
-
-items(X, XName, Items) ->
-    Stat = rabbit_delay_registry:stat(XName),
-    [{Item, list_item(Item, X, XName, Stat)} || Item <- Items].
-
-list_item(vhost, _, #resource{virtual_host = VHost}, _) -> VHost;
-list_item(name, _, #resource{name = Name}, _) -> Name;
-list_item(type, X, _, _) ->
-    {_, Type} = rabbit_misc:table_lookup(rabbit_delay_broker:exchange_arguments(X), ?DELAYED_TYPE),
-    Type;
-list_item(messages_delayed, _, _, #{pending := N}) -> N;
-list_item(bytes_delayed, _, _, #{pending_bytes := N}) -> N;
-list_item(next_due, _, _, #{next_due := infinity}) -> '';
-list_item(next_due, _, _, #{next_due := Ms}) -> Ms;
-list_item(in_flight, _, _, #{taken := N}) -> N;
-list_item(waiting, _, _, #{waiting := N}) -> N;
-list_item(stuck_queues, _, _, #{stuck_queues := N}) -> N;
-list_item(overdue, _, XName, Stat) -> rabbit_delay_registry:overdue(XName, Stat);
-list_item(unreadable, _, _, Stat) -> maps:get(unreadable, Stat, 0);
-list_item(paused, _, XName, _) -> rabbit_delay_registry:is_paused(XName);
-list_item(publish_rate, _, XName, _) -> rate(published, XName);
-list_item(release_rate, _, XName, _) -> rate(released, XName);
-%% What became of messages since the node started: a counter's name.
-list_item(Name, _, XName, _) ->
-    case rabbit_delay_registry:known_counters(XName) of
-        undefined -> 0;
-        Counters -> rabbit_delay_counters:get(Counters, Name)
-    end.
-
-rate(Name, XName) ->
-    round(rabbit_delay_statistics:rate(Name, rabbit_delay_registry:samples(XName)) * 10) / 10.

@@ -100,11 +100,13 @@ sample_all() ->
 
 %% ----------------------------------------------------------------------------------- stores
 
-%% How many messages the exchange holds.
+%% How many messages the exchange holds, where its group's leader is.
 -spec pending(rabbit_exchange:name()) -> non_neg_integer().
 pending(XName) ->
-    #{pending := Pending} = stat(XName),
-    Pending.
+    case rabbit_delay_table:is_led_elsewhere(XName) of
+        true -> 0;
+        false -> maps:get(pending, stat(XName))
+    end.
 
 %% What the exchange's store says of itself (rabbit_delay_store:stat/1), O(1), but that of what is
 %% taken out of it there is `taken', in flight, and `waiting' for queues that do not take it, and how

@@ -11,6 +11,7 @@
 -include("rabbit_delay_table.hrl").
 
 -export([create/0, row/1, rows/0, lookup/2, update/2, update_known/2, take/1]).
+-export([leads/1, is_led_elsewhere/1]).
 
 %% The registry's name is the table's.
 -define(TABLE, rabbit_delay_registry).
@@ -65,3 +66,15 @@ update_known(XName, Update) ->
 -spec take(rabbit_exchange:name()) -> [#row{}].
 take(XName) ->
     ets:take(?TABLE, XName).
+
+%% Whether this node's member leads the exchange's group, as far as it knows.
+-spec leads(rabbit_exchange:name()) -> boolean().
+leads(XName) -> lookup(XName, #row.leads) =:= true.
+
+%% Whether the exchange has a group in a cluster, and this node's member, if there is one, does not lead it.
+-spec is_led_elsewhere(rabbit_exchange:name()) -> boolean().
+is_led_elsewhere(XName) ->
+    case row(XName) of
+        #row{leads = false, life = Life, group_size = Members} -> Life =/= undefined orelse Members > 1;
+        _ -> false
+    end.

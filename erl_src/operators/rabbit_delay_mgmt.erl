@@ -98,8 +98,8 @@ to_json(Req, #context{impl = exchanges, user = User} = Context) ->
                          none -> rabbit_mgmt_util:list_visible_vhosts_names(User);
                          VHost -> [VHost]
                      end,
-            Rows = rabbit_delay_exchange:list_in(VHosts, [vhost | ?COLUMNS]),
-            Page = rabbit_delay_mgmt_page:page([shown_exchange(Row, rates) || Row <- Rows], Request),
+            Rows = rabbit_delay_exchange:list_in(VHosts, items(rates)),
+            Page = rabbit_delay_mgmt_page:page([shown_exchange(Row) || Row <- Rows], Request),
             rabbit_delay_http:encoded(Page, Req, Context);
         {error, Why} ->
             rabbit_delay_http:bad_request(Why, Req, Context)
@@ -108,18 +108,23 @@ to_json(Req, #context{impl = exchange} = Context) ->
     XName = exchange(Req),
     rabbit_delay_http:with_parameters(
       [], fun (_) ->
-                  case rabbit_delay_exchange:show(XName, [vhost | ?COLUMNS]) of
+                  case rabbit_delay_exchange:show(XName, items(samples)) of
                       {ok, Row} ->
-                          rabbit_delay_http:encoded(shown_exchange(Row, samples), Req, Context);
+                          rabbit_delay_http:encoded(shown_exchange(Row), Req, Context);
                       {error, not_found} -> refuse_unknown(XName, Req, Context)
                   end
           end, Req, Context);
 to_json(Req, #context{impl = due_times} = Context) ->
-    of_exchange(fun (XName) -> #{buckets => buckets(rabbit_delay_statistics:due_times(XName))} end,
-                Req, Context);
+    of_exchange(fun (XName) ->
+                        case rabbit_delay_leader:call(XName, read, rabbit_delay_statistics, due_times,
+                                                      [XName]) of
+                            {error, _} = Error -> Error;
+                            Buckets -> #{buckets => buckets(Buckets)}
+                        end
+                end, Req, Context);
 to_json(Req, #context{impl = lateness} = Context) ->
     of_exchange(fun (XName) ->
-                        {Buckets, Sum} = rabbit_delay_statistics:lateness(XName),
+                        {Buckets, Sum} = rabbit_delay_listing:lateness(XName),
                         #{buckets => buckets(Buckets), sum => Sum}
                 end, Req, Context);
 to_json(Req, #context{impl = messages} = Context) ->
@@ -156,23 +161,29 @@ reading(Read, Then, Req, Context) ->
         Answer -> Answer
     end.
 
-shown_exchange(Row, What) ->
-    #{vhost := VHost, name := Name} = Shown = maps:from_list(Row),
-    XName = rabbit_misc:r(VHost, exchange, Name),
+items(What) -> [vhost, {message_stats, What} | ?COLUMNS].
+
+shown_exchange(Row) ->
     maps:fold(fun (Item, Value, Acc) when Item =:= vhost; Item =:= name; Item =:= type ->
                       Acc#{atom_to_binary(Item, utf8) => rabbit_delay_text:printable(Value)};
+                  ({Item, _}, Value, Acc) ->
+                      Acc#{atom_to_binary(Item, utf8) => Value};
                   (Item, Value, Acc) ->
-                      Acc#{atom_to_binary(Item, utf8) => if_none(Item, Value)}
-              end, #{<<"message_stats">> => rabbit_delay_statistics:message_stats(XName, What)},
-              Shown).
+                      Acc#{atom_to_binary(Item, utf8) => if_none(Value)}
+              end, #{}, maps:from_list(Row)).
 
 of_exchange(Fun, Req, Context) ->
     XName = exchange(Req),
     rabbit_delay_http:with_parameters(
       [], fun (_) ->
                   case rabbit_delay_exchange:show(XName, []) of
-                      {ok, _} -> rabbit_delay_http:encoded(Fun(XName), Req, Context);
-                      {error, not_found} -> refuse_unknown(XName, Req, Context)
+                      {ok, _} ->
+                          rabbit_delay_http:answer(
+                            Fun(XName),
+                            fun (Shown) -> rabbit_delay_http:encoded(Shown, Req, Context) end,
+                            Req, Context);
+                      {error, not_found} ->
+                          refuse_unknown(XName, Req, Context)
                   end
           end, Req, Context).
 
@@ -180,8 +191,8 @@ buckets(Buckets) ->
     [#{up_to => case UpTo of infinity -> null; _ -> UpTo end, messages => N}
      || {UpTo, N} <- Buckets].
 
-if_none(next_due, '') -> null;
-if_none(_, Value) -> Value.
+if_none('') -> null;
+if_none(Value) -> Value.
 
 or_null(none) -> null;
 or_null(Value) -> Value.

@@ -3,7 +3,8 @@
 %% The pending messages of one delayed exchange, for operators: listed in due order, shown, cancelled,
 %% released early, rescheduled, held back. The command-line tool and the HTTP API are made of this.
 %%
-%% All of it runs in the process that asks. Reading goes to the store, page by page, beside the writer
+%% All of it is done on the node that leads the exchange's group (rabbit_delay_leader), by the functions
+%% called _here: in the process that asks, or for it. Reading goes to the store, page by page, beside the writer
 %% (rabbit_delay_pending_scan): it keeps nobody waiting, and takes as much memory as a page. A page ends
 %% early when it becomes large or takes long; its cursor says where to go on.
 %%
@@ -21,6 +22,7 @@
 -include("rabbit_delay.hrl").
 
 -export([list/3, show/3, change_ids/4, change_matching/4, pause/2, resume/2, with_store/2]).
+-export([list_here/3, show_here/3, change_ids_here/4, change_matching_here/4, switch_here/3]).
 
 -export_type([error/0, operation/0, item/0, outcome/0, summary/0]).
 
@@ -42,6 +44,7 @@
 -define(PAGE_BYTES, 8388608).
 
 -define(READY_MS, 15000).
+-define(LOOK_MS, 100).
 
 %% --------------------------------------------------------------------------------- reading
 
@@ -49,7 +52,12 @@
 %% a cursor: `none' says that there are no more.
 -spec list(rabbit_exchange:name(), rabbit_delay_filter:filter(), list_options()) ->
           {ok, [item()], Cursor :: binary() | none} | error().
-list(XName, Filter, #{limit := Limit} = Options) ->
+list(XName, Filter, Options) ->
+    rabbit_delay_leader:call(XName, read, ?MODULE, list_here, [XName, Filter, Options]).
+
+-spec list_here(rabbit_exchange:name(), rabbit_delay_filter:filter(), list_options()) ->
+          {ok, [item()], Cursor :: binary() | none} | error().
+list_here(XName, Filter, #{limit := Limit} = Options) ->
     with_store(
       XName,
       fun (none, _) ->
@@ -160,6 +168,11 @@ item(Record, Rest, #{filter := Filter, options := Options} = Scan0) ->
 -spec show(rabbit_exchange:name(), rabbit_delay_store:id(), #{body => non_neg_integer()}) ->
           {ok, item()} | error().
 show(XName, Id, Options) ->
+    rabbit_delay_leader:call(XName, read, ?MODULE, show_here, [XName, Id, Options]).
+
+-spec show_here(rabbit_exchange:name(), rabbit_delay_store:id(), #{body => non_neg_integer()}) ->
+          {ok, item()} | error().
+show_here(XName, Id, Options) ->
     with_store(
       XName,
       fun (none, _) ->
@@ -191,7 +204,13 @@ no_message(Id) ->
 -spec change_ids(rabbit_exchange:name(), operation(), [rabbit_delay_store:id()],
                  By :: binary()) ->
           {ok, [{rabbit_delay_store:id(), outcome()}]} | error().
-change_ids(XName, Operation, Ids0, By) ->
+change_ids(XName, Operation, Ids, By) ->
+    rabbit_delay_leader:call(XName, change, ?MODULE, change_ids_here, [XName, Operation, Ids, By]).
+
+-spec change_ids_here(rabbit_exchange:name(), operation(), [rabbit_delay_store:id()],
+                      By :: binary()) ->
+          {ok, [{rabbit_delay_store:id(), outcome()}]} | error().
+change_ids_here(XName, Operation, Ids0, By) ->
     Ids = lists:usort(Ids0),
     with_allowed(
       XName, Operation,
@@ -212,7 +231,14 @@ change_ids(XName, Operation, Ids0, By) ->
 -spec change_matching(rabbit_exchange:name(), operation(), rabbit_delay_filter:filter(),
                       #{cursor => binary(), dry_run => boolean(), by := binary()}) ->
           {ok, summary()} | error().
-change_matching(XName, Operation, Filter, #{by := By} = Options) ->
+change_matching(XName, Operation, Filter, Options) ->
+    rabbit_delay_leader:call(XName, change, ?MODULE, change_matching_here,
+                             [XName, Operation, Filter, Options]).
+
+-spec change_matching_here(rabbit_exchange:name(), operation(), rabbit_delay_filter:filter(),
+                           #{cursor => binary(), dry_run => boolean(), by := binary()}) ->
+          {ok, summary()} | error().
+change_matching_here(XName, Operation, Filter, #{by := By} = Options) ->
     None = #{examined => 0, matched => 0, changed => 0, in_flight => 0, cursor => none},
     with_allowed(
       XName, Operation,
@@ -272,6 +298,36 @@ pause(XName, By) -> switch(XName, pause, By).
 resume(XName, By) -> switch(XName, resume, By).
 
 switch(XName, Change, By) ->
+    case begun(XName) of
+        ok -> rabbit_delay_leader:call(XName, change, ?MODULE, switch_here, [XName, Change, By]);
+        Error -> Error
+    end.
+
+%% In a cluster there is a leader only once there is a group.
+begun(XName) ->
+    case rabbit_delay_leader:has_begun(XName) orelse rabbit_delay_broker:cluster_nodes() of
+        Begun when Begun =:= true; tl(Begun) =:= [] ->
+            ok;
+        _ ->
+            Deadline = erlang:monotonic_time(millisecond) + ?READY_MS,
+            with_exchange(XName, fun (_) -> await_group(XName, Deadline) end)
+    end.
+
+await_group(XName, Deadline) ->
+    case {rabbit_delay_registry:ensure(XName), rabbit_delay_leader:has_begun(XName)} of
+        {{ok, _}, true} ->
+            ok;
+        {{ok, _}, false} ->
+            case erlang:monotonic_time(millisecond) < Deadline of
+                true -> receive after ?LOOK_MS -> await_group(XName, Deadline) end;
+                false -> not_ready(XName)
+            end;
+        {{error, Why}, _} ->
+            {error, {unavailable, unicode:characters_to_binary(Why)}}
+    end.
+
+-spec switch_here(rabbit_exchange:name(), pause | resume, By :: binary()) -> ok | error().
+switch_here(XName, Change, By) ->
     with_exchange(
       XName,
       fun (_) ->

@@ -7,6 +7,9 @@
 %% /metrics/detailed each exchange's under the name rabbitmq_detailed_delayed_..., if the query asks
 %% for family=delayed_exchange_metrics.
 %%
+%% Of an exchange of a cluster, each node counts what happened there, and the one that leads it has what it
+%% holds: what is the sum over nodes is right.
+%%
 %% Counts begin with the broker's start. Times are in seconds, sizes in bytes.
 %%
 %% It runs in the process of whoever scrapes, and owns nothing: it reads counters and what the stores
@@ -85,9 +88,15 @@ collect_mf(_, Callback) ->
     node_figures(Callback).
 
 exchanges() ->
-    [{XName, (rabbit_delay_registry:stat(XName))#{paused => rabbit_delay_registry:is_paused(XName)},
-      rabbit_delay_counters:read(Counters)}
+    [{XName, stat(XName), rabbit_delay_counters:read(Counters)}
      || {XName, Counters} <- rabbit_delay_registry:all_counters()].
+
+%% Where another node leads the exchange's group, what it holds is in that one's figures.
+stat(XName) ->
+    case rabbit_delay_table:is_led_elsewhere(XName) of
+        true -> #{elsewhere => true};
+        false -> (rabbit_delay_registry:stat(XName))#{paused => rabbit_delay_registry:is_paused(XName)}
+    end.
 
 filtered(Exchanges) ->
     case get(prometheus_vhost_filter) of
@@ -140,7 +149,7 @@ all(Prefix, Exchanges, Callback) ->
     Values = rabbit_delay_counters:sum([Gone | [V || {_, _, V} <- Exchanges]]),
     figure(Callback, Prefix, "exchanges", gauge,
            "Exchanges that have delayed messages since the node started, or hold some",
-           [{[], length(Exchanges)}]),
+           [{[], length([X || {_, Stat, _} = X <- Exchanges, not is_map_key(elsewhere, Stat)])}]),
     show(Prefix, [{[], maps:merge(gauges(#{}, Now), Gauges), Values}], Callback).
 
 together(A, B) ->

@@ -8,7 +8,7 @@
 %% store says of itself.
 -module(rabbit_delay_statistics).
 
--export([sample/2, rate/2, message_stats/2, due_times/1, lateness/1]).
+-export([sample/2, rate/2, message_stats/2, sum/1, due_times/1, lateness/1]).
 
 -export_type([samples/0, buckets/0]).
 
@@ -73,6 +73,35 @@ details(Name, Samples, samples) ->
     #{rate => rate(Name, Samples),
       samples => [#{timestamp => At, sample => maps:get(Name, Counts)}
                   || {_, At, Counts} <- Samples]}.
+
+%% Of several nodes' for one exchange. Nodes take samples at times of their own: what each had at those of
+%% the one that has the most.
+-spec sum([map(), ...]) -> map().
+sum([_ | _] = Each) ->
+    maps:from_list([{Key, case Value of
+                              #{} -> sum_details([maps:get(Key, Stats) || Stats <- Each]);
+                              _ -> lists:sum([maps:get(Key, Stats) || Stats <- Each])
+                          end} || {Key, Value} <- maps:to_list(hd(Each))]).
+
+sum_details(Each) ->
+    Sum = #{rate => lists:sum([Rate || #{rate := Rate} <- Each])},
+    case [[{At, N} || #{timestamp := At, sample := N} <- Samples]
+          || #{samples := [_ | _] = Samples} <- Each] of
+        [] when is_map_key(samples, hd(Each)) ->
+            Sum#{samples => []};
+        [] ->
+            Sum;
+        Nodes ->
+            {_, Most} = lists:max([{length(Samples), Samples} || Samples <- Nodes]),
+            Sum#{samples => [#{timestamp => At,
+                               sample => lists:sum([sample_at(At, Samples) || Samples <- Nodes])}
+                             || {At, _} <- Most]}
+    end.
+
+%% The newest first; before the first sample it was that.
+sample_at(At, [{Taken, N} | _]) when Taken =< At -> N;
+sample_at(_, [{_, N}]) -> N;
+sample_at(At, [_ | Older]) -> sample_at(At, Older).
 
 %% When what is pending is due, from now on; what is overdue or in flight is in the first bucket.
 %% Looks at every message.

@@ -16,7 +16,8 @@
 %%   vhost         that of the exchange. An import goes to the vhost that it is told, whatever this says
 %% Names, keys and text that are not UTF-8 are {"base64": ...}, as are headers of type binary.
 %%
-%% It runs in the process that asks, in the broker, a page of lines at a time. To export changes
+%% It runs in the process that asks, in the broker, a page of lines at a time; what reads the store is done
+%% where that is, on the node that leads the exchange's group (rabbit_delay_leader). To export changes
 %% nothing. Of lines to be imported, none is published if one is malformed, and all are confirmed when
 %% it answers `ok'.
 -module(rabbit_delay_transfer).
@@ -24,6 +25,7 @@
 -include_lib("amqp_client/include/amqp_client.hrl").
 -include("rabbit_delay.hrl").
 
+-export([places_here/3, export_here/3]).
 -export([places/3, export/3, official_lines/3, import/3, marks/2, pending_marks/3, line/3,
          parse/1, position/3]).
 
@@ -48,6 +50,11 @@
 -spec places(rabbit_types:vhost(), Exchange :: binary(), cursor()) ->
           {ok, Ids :: binary(), cursor() | done} | rabbit_delay_pending:error().
 places(VHost, Exchange, Cursor) ->
+    at_leader(VHost, Exchange, places_here, [VHost, Exchange, Cursor]).
+
+-spec places_here(rabbit_types:vhost(), Exchange :: binary(), cursor()) ->
+          {ok, Ids :: binary(), cursor() | done} | rabbit_delay_pending:error().
+places_here(VHost, Exchange, Cursor) ->
     with_store(VHost, Exchange,
                fun (none) ->
                        {ok, <<>>, done};
@@ -71,6 +78,12 @@ next(Places) ->
           {ok, [binary()], Damaged :: non_neg_integer(), Seen :: pos_integer()}
           | rabbit_delay_pending:error().
 export(VHost, Exchange, Ids) ->
+    at_leader(VHost, Exchange, export_here, [VHost, Exchange, Ids]).
+
+-spec export_here(rabbit_types:vhost(), Exchange :: binary(), Ids :: binary()) ->
+          {ok, [binary()], Damaged :: non_neg_integer(), Seen :: pos_integer()}
+          | rabbit_delay_pending:error().
+export_here(VHost, Exchange, Ids) ->
     with_store(VHost, Exchange,
                fun (none) ->
                        {ok, [], 0, byte_size(Ids) div 8};
@@ -80,6 +93,9 @@ export(VHost, Exchange, Ids) ->
                            {error, Reason} -> unreadable(Reason)
                        end
                end).
+
+at_leader(VHost, Exchange, Function, Args) ->
+    rabbit_delay_leader:call(rabbit_misc:r(VHost, exchange, Exchange), read, ?MODULE, Function, Args).
 
 with_store(VHost, Exchange, Fun) ->
     XName = rabbit_misc:r(VHost, exchange, Exchange),

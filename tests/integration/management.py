@@ -35,7 +35,7 @@ def _read(text):
 class Management:
     def __init__(self, broker, user="guest", password="guest"):
         self._broker = broker
-        self._base = f"http://127.0.0.1:{broker.management_port}/api/"
+        self._base = f"http://{broker.address}:{broker.management_port}/api/"
         token = base64.b64encode(f"{user}:{password}".encode()).decode()
         self._headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
 

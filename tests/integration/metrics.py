@@ -17,7 +17,7 @@ class Metrics:
 
     def __init__(self, broker, path="metrics"):
         port = broker.plugin_ports["rabbitmq_prometheus"]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=WITHIN) as answer:
+        with urllib.request.urlopen(f"http://{broker.address}:{port}/{path}", timeout=WITHIN) as answer:
             self.text = answer.read().decode()
         self.types, self.helps, self.values = {}, set(), {}
         for line in self.text.splitlines():
