@@ -227,7 +227,9 @@ about_group({'DOWN', Ref, process, _, normal}, #state{starter = Ref} = State) ->
     State#state{starter = undefined};
 about_group({'DOWN', Ref, process, _, Reason}, #state{starter = Ref} = State) ->
     joined({error, Reason}, State#state{starter = undefined});
-about_group(join, #state{leader = undefined, starter = undefined} = State) ->
+%% The leader may have been heard of while the group was being formed.
+about_group(join, #state{leader = Leader, life = Life, starter = undefined} = State)
+  when Leader =:= undefined; Life =:= undefined ->
     case rabbit_delay_registry:refusal(State#state.exchange) of
         undefined -> join(State);
         _ -> reject_all(State)
