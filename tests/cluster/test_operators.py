@@ -90,9 +90,12 @@ class Exchange:
             self.published += 1
         connection.close()
 
+    @property
+    def resource(self):
+        return f'rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)'
+
     def leads(self):
-        resource = f'rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)'
-        server = evaluate(self.nodes[0], f"element(1, rabbit_delay_raft:server_id({resource})).")
+        server = evaluate(self.nodes[0], f"element(1, rabbit_delay_raft:server_id({self.resource})).")
         return self.cluster.await_leader(server)
 
     def queued(self):
@@ -152,6 +155,9 @@ class Exchange:
         channel.exchange_delete(self.name)
         channel.queue_delete(self.name)
         connection.close()
+        for node in self.nodes:
+            eventually(lambda node=node: evaluate(node, f"rabbit_delay_registry:queue({self.resource})."),
+                       lambda queue: queue == "undefined")
 
 
 @pytest.fixture
@@ -244,14 +250,14 @@ def test_changed_by_commands(exchange, where):
     assert "1 message cancelled" in node.ctl("cancel_delayed_messages", exchange.name, "--key", "m2")
     left.remove("m2")
     assert exchange.same(exchange.bodies) == left
-    assert exchange.same(exchange.figures)["cancelled"] == 2
+    assert exchange.same(exchange.over_http)["stats"]["cancelled"] == 2
 
     node.ctl("reschedule_delayed_messages", exchange.name, ids["m0"], "--by", "100h")
     left.append(left.pop(0))
     assert exchange.same(exchange.bodies) == left
 
     node.ctl("pause_delayed_exchange", exchange.name)
-    assert exchange.same(exchange.figures)["paused"] is True
+    assert exchange.same(exchange.over_http)["exchange"]["paused"] is True
     node.ctl("release_delayed_messages", exchange.name, ids["m3"])
     assert sorted(exchange.same(exchange.bodies)) == sorted(left)
     assert exchange.queued() == 0
@@ -259,13 +265,13 @@ def test_changed_by_commands(exchange, where):
     eventually(exchange.queued, lambda queued: queued == 1)
     left.remove("m3")
     eventually(lambda: exchange.same(exchange.bodies), lambda bodies: bodies == left)
-    assert exchange.same(exchange.figures)["paused"] is False
+    assert exchange.same(exchange.over_http)["exchange"]["paused"] is False
 
     assert f"{len(left)} messages would be" in node.ctl("purge_delayed_messages", exchange.name,
                                                         "--dry-run")
     assert f"{len(left)} messages cancelled" in node.ctl("purge_delayed_messages", exchange.name)
     assert exchange.same(exchange.bodies) == []
-    assert exchange.same(exchange.figures)["messages_delayed"] == 0
+    assert exchange.same(exchange.over_http)["pending"] == 0
 
 
 @WHERE
@@ -330,9 +336,9 @@ def test_what_has_delayed_nothing_is_paused_on_any_node(cluster, n):
     exchange.name, exchange.published = f"o-{uuid.uuid4().hex[:8]}", 0
     exchange.declare()
     assert exchange.same(exchange.bodies) == []
-    assert exchange.same(exchange.figures)["messages_delayed"] == 0
+    assert exchange.same(exchange.over_http)["pending"] == 0
     exchange.nodes[n].ctl("pause_delayed_exchange", exchange.name)
-    assert exchange.same(exchange.figures)["paused"] is True
+    assert exchange.same(exchange.over_http)["exchange"]["paused"] is True
     exchange.publish((n + 1) % 3, 2)
     assert exchange.same(exchange.bodies) == ["m0", "m1"]
     exchange.delete()
