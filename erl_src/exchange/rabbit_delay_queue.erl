@@ -204,7 +204,7 @@ handle_info(Info, State) ->
 
 %% Of the group, its leader and this node's member of it.
 about_group({'DOWN', Ref, process, _, Reason}, #state{member = {_, Ref}} = State) ->
-    member_ended(Reason, State#state{member = undefined});
+    member_ended(Reason, State#state{member = ended});
 about_group({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}} = State) ->
     join_soon(0, lost_leader(State));
 about_group({condition, Node, Condition}, State) ->
@@ -233,6 +233,12 @@ about_group(join, #state{leader = Leader, life = Life, starter = undefined} = St
     case rabbit_delay_registry:refusal(State#state.exchange) of
         undefined -> join(State);
         _ -> reject_all(State)
+    end;
+%% While another node leads, a member of this one that has ended is started again, too.
+about_group(join, #state{member = ended, starter = undefined} = State) ->
+    case rabbit_delay_registry:refusal(State#state.exchange) of
+        undefined -> join(State);
+        _ -> State
     end;
 about_group(_, State) ->
     State.
@@ -325,7 +331,7 @@ follow_member(Pid, #state{member = {Pid, _}} = State) ->
 follow_member(Pid, #state{member = Old} = State) ->
     _ = case Old of
             {_, Ref} -> demonitor(Ref, [flush]);
-            undefined -> ok
+            _ -> ok
         end,
     State#state{member = {Pid, monitor(process, Pid)}}.
 

@@ -36,7 +36,7 @@
          leader :: undefined | {ra:server_id(), reference()},
          %% this node's, if it has one: our monitor of it, and the generation of the Ra system that it
          %% belongs to
-         member :: undefined | {pid(), reference()},
+         member :: undefined | ended | {pid(), reference()},
          generation = 0 :: non_neg_integer(),
          %% of the node that leads
          condition = unknown :: rabbit_delay_condition:condition() | unknown,
