@@ -168,7 +168,8 @@ look_for_late(State) ->
 %% What has been under way for too long is rejected, where somebody hears of it: publishers are not kept
 %% waiting for a leader that has no majority or a log that does not answer. It may have been stored all
 %% the same. Its number is filled by an empty batch, so that what is behind it can come; but one that
-%% has messages that nobody hears of stays as it is, since these may not be dropped.
+%% has messages that nobody hears of stays as it is, since these may not be dropped. What waits behind it,
+%% because no more may be under way, is rejected, too.
 -spec reject_late(#state{}) -> #state{}.
 reject_late(#state{batches = Batches, exchange = XName, name = QName} = State0) ->
     Before = now_ms() - ?MAX_WAITING_MS,
@@ -180,22 +181,34 @@ reject_late(#state{batches = Batches, exchange = XName, name = QName} = State0) 
                    "log for ~b ms; they may have been stored all the same",
                    [rabbit_delay_text:rs(XName), lists:sum([told(Batch) || {_, Batch} <- Late]),
                     ?MAX_WAITING_MS], ?LOG_DOMAIN),
-    look_for_late(lists:foldl(
-                    fun ({SeqNo, #batch{confirms = Confirms} = Batch}, State) ->
-                            maps:foreach(
-                              fun (Sender, SeqNos) ->
-                                      rabbit_delay_intake:reject_all(Sender, QName, SeqNos)
-                              end, Confirms),
-                            rejected(SeqNo, Batch, told(Batch), State)
-                    end, State0, Late)).
+    State1 = lists:foldl(
+               fun ({SeqNo, #batch{confirms = Confirms} = Batch}, State) ->
+                       maps:foreach(
+                         fun (Sender, SeqNos) ->
+                                 rabbit_delay_intake:reject_all(Sender, QName, SeqNos)
+                         end, Confirms),
+                       rejected(SeqNo, Batch, told(Batch), State)
+               end, State0, Late),
+    look_for_late(reject_behind(Before, State1)).
+
+reject_behind(Before, #state{batches = Batches, rejectable = Rejectable} = State) when Rejectable > 0 ->
+    Stuck = [SeqNo || {SeqNo, #batch{since = Since}} <- maps:to_list(Batches),
+                      is_integer(SeqNo), Since =< Before],
+    case Stuck of
+        [] -> State;
+        _ -> rabbit_delay_intake:reject_waiting(State)
+    end;
+reject_behind(_, State) ->
+    State.
 
 told(#batch{confirms = Confirms}) ->
     lists:sum([length(SeqNos) || SeqNos <- maps:values(Confirms)]).
 
-rejected(SeqNo, #batch{untold = 0, entry = {_, _, Bytes}}, Told,
+rejected(SeqNo, #batch{untold = 0, since = Since, entry = {_, _, Bytes}}, Told,
          #state{batches = Batches, batches_bytes = All, counters = Counters} = State) ->
     rabbit_delay_counters:add(Counters, rejected, Told),
-    State#state{batches = Batches#{SeqNo := #batch{entry = {1, {none, none}, <<>>}, messages = 0}},
+    State#state{batches = Batches#{SeqNo := #batch{entry = {1, {none, none}, <<>>}, messages = 0,
+                                                     since = Since}},
                 batches_bytes = All - byte_size(Bytes)};
 rejected(SeqNo, Batch, Told, #state{batches = Batches, counters = Counters} = State) ->
     rabbit_delay_counters:add(Counters, rejected, Told),
