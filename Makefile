@@ -377,7 +377,8 @@ suite-clients-%:
 # Three nodes in namespaces, killed, paused and cut off from each other. SERIES=4.0 runs one series (4.0 on
 # Mnesia and on Khepri), SECONDS=60 has each fault last so much longer, SHORT=1 takes two minutes.
 CLUSTER_TESTS := tests/cluster
-CLUSTER_SHORT := quorum_leader_killed or quorum_leader_cut_off or delayed_another_node_killed
+CLUSTER_SHORT := quorum_leader_killed or quorum_leader_cut_off or replicated_leader_killed \
+    or replicated_leader_cut_off or alone_another_node_killed
 CLUSTERS := $(foreach series,$(SERIES),$(if $(filter 4.0,$(series)),4.0-mnesia 4.0-khepri,$(series)))
 check-cluster: deps
 	@rm -f $(RESULTS)/cluster-*.json

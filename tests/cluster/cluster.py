@@ -280,6 +280,18 @@ class Cluster:
             {{ok, {{{{Index, _}}, _}}, _}} -> Index; _ -> none end.""")
         return None if answer in (None, "none") else int(answer)
 
+    def snapshot_index(self, n, server):
+        """That of a node's own member; -1 if it has none or does not answer."""
+        answer = self.nodes[n].ask(f"""case catch ra:member_overview({{{server}, node()}}, 2000) of
+            {{ok, #{{log := #{{snapshot_index := Index}}}}, _}} when is_integer(Index) -> Index; _ -> -1 end.""")
+        return -1 if answer is None else int(answer)
+
+    def members(self, n, exchange):
+        """How many members of an exchange a node has files of."""
+        answer = self.nodes[n].ask(f"""length([X || {{X, _, _}} <- rabbit_delay_raft:members(),
+            X =:= rabbit_misc:r(<<"/">>, exchange, <<"{exchange}">>)]).""")
+        return None if answer is None else int(answer)
+
     def await_caught_up(self, server):
         """Until each member has applied what the one furthest ahead had when this was asked."""
         members = range(len(self.nodes))

@@ -2,9 +2,9 @@
 """Three nodes with publishers and consumers, and what befalls them: nothing that was confirmed is lost,
 nothing is early, and it goes on afterwards.
 
-Of two subjects. `quorum`: what is published straight to a quorum queue of three members, which shows that
-the harness and the checker are right. `delayed`: a delayed exchange, as far as one holds in a cluster: its
-messages are on one node, whose clients must not notice what becomes of another.
+Of three subjects. `quorum`: what is published straight to a quorum queue of three members, which shows that
+the harness and the checker are right. `replicated`: a delayed exchange with three members. `alone`: one with a
+group of one, whose node's clients must not notice what becomes of another.
 
 CLUSTER_METADATA=khepri has a 4.0 cluster on Khepri. CLUSTER_SECONDS is for how long a fault lasts
 besides what is awaited, and traffic goes on after it.
@@ -13,6 +13,8 @@ besides what is awaited, and traffic goes on after it.
 import os
 import shutil
 import tempfile
+import threading
+import time
 import uuid
 
 import pika
@@ -29,6 +31,11 @@ SECONDS = float(os.environ.get("CLUSTER_SECONDS") or 2)
 # Bounds that no machine comes near to; what was measured is printed.
 NO_CONFIRM = NO_RELEASE = 180
 DELAYS = (1, 3000)
+# So far from a fault, in s, is what was in flight then: the lease of a leader that is cut off, and more.
+IN_FLIGHT = 1.5
+# Messages that stay pending, and for how long, in ms.
+PENDING = 30
+LONG = 3_600_000
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +74,8 @@ def repair(cluster):
 
 class Subject:
     """Something to publish to, its traffic and the record of it."""
+
+    clients = (0, 1, 2)
 
     def __init__(self, cluster, directory, request):
         self.cluster = cluster
@@ -108,10 +117,13 @@ class Subject:
         print(f"\n{self.cluster.series} {self.cluster.metadata} {type(self).__name__}: "
               f"{verdict.summary()}")
         assert verdict.complaints() == []
-        assert verdict.stale() == []
+        assert self.stale(verdict) == []
         assert verdict.counts.get("returned", 0) == 0
         assert verdict.no_confirm.seconds < NO_CONFIRM and verdict.no_release.seconds < NO_RELEASE
         return verdict
+
+    def stale(self, verdict):
+        return verdict.stale()
 
     def end(self):
         if self.traffic is not None:
@@ -123,7 +135,6 @@ class Subject:
 class Quorum(Subject):
     """A quorum queue with a member on each node, a publisher and a consumer at each of `clients`."""
 
-    clients = (0, 1, 2)
     delays = None
 
     def __init__(self, cluster, directory, request):
@@ -149,60 +160,56 @@ class Quorum(Subject):
         self.cluster.await_caught_up(self.server)
 
 
-class Delayed(Subject):
-    """A delayed exchange, which is on the node that first delayed something, with a classic queue there;
-    a publisher and a consumer at that node."""
+class OnExchange(Subject):
+    """A delayed exchange with the routing key k to a queue of its own name; a publisher at each of `clients`,
+    a consumer at each of `consumers`."""
 
-    owner = 0
-
-    def __init__(self, cluster, directory, request):
-        super().__init__(cluster, directory, request)
-        connection, channel = self.channel(self.owner)
-        channel.exchange_declare(self.name, "x-delayed-message", durable=True,
-                                 arguments={"x-delayed-type": "direct"})
-        channel.queue_declare(self.name, durable=True)
-        channel.queue_bind(self.name, self.name, "k")
-        connection.close()
-        here = self.at(self.owner)
-        self.traffic = Traffic(self.record, here, here, self.name, exchange=self.name, key="k",
-                               delays=DELAYS, rate=100)
-        self.begin()
-        resource = f'rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)'
-        server = evaluate(cluster.nodes[self.owner],
-                          f"element(1, rabbit_delay_raft:server_id({resource})).")
-        assert cluster.leader(server, [self.owner]) == self.owner
-
-    def verdict(self):
-        verdict = super().verdict()
-        # None of this was its node's fault.
-        assert (verdict.closed, verdict.cancelled, verdict.silent) == ([], [], [])
-        assert verdict.counts.get("nacked", 0) == verdict.counts.get("unknown", 0) == 0
-        assert verdict.unmarked == []
-        return verdict
-
-
-class Replicated(Subject):
-    """A delayed exchange with a member on each node, whose messages go to a quorum queue with a member on
-    each; a publisher and a consumer at each of `clients`."""
-
-    clients = (0, 1, 2)
+    consumers = (0, 1, 2)
+    arguments = {}
 
     def __init__(self, cluster, directory, request):
         super().__init__(cluster, directory, request)
         connection, channel = self.channel(0)
+        channel.queue_declare(self.name, durable=True, arguments=self.arguments)
+        self.declare(channel)
+        connection.close()
+        self.traffic = Traffic(self.record, self.at(*self.clients), self.at(*self.consumers), self.name,
+                               exchange=self.name, key="k", delays=DELAYS, rate=100)
+        self.begin()
+        self.server = evaluate(cluster.nodes[0],
+                               f"element(1, rabbit_delay_raft:server_id({self.resource})).")
+
+    def declare(self, channel):
         channel.exchange_declare(self.name, "x-delayed-message", durable=True,
                                  arguments={"x-delayed-type": "direct"})
-        channel.queue_declare(self.name, durable=True, arguments={
-            "x-queue-type": "quorum", "x-quorum-initial-group-size": len(cluster.nodes)})
         channel.queue_bind(self.name, self.name, "k")
-        connection.close()
-        here = self.at(*self.clients)
-        self.traffic = Traffic(self.record, here, here, self.name, exchange=self.name, key="k",
-                               delays=DELAYS, rate=100)
-        self.begin()
-        resource = f'rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)'
-        self.server = evaluate(cluster.nodes[0],
-                               f"element(1, rabbit_delay_raft:server_id({resource})).")
+
+    def stale(self, verdict):
+        """What was not in flight when a fault came: due, or delivered, at a time other than shortly about it.
+        What was in flight to the queue of a node that was cut off comes when it is heard again."""
+        faults = [event["at"] for event in self.record.events if event["what"] == "fault"]
+        due = {event["id"]: event["due"] for event in self.record.events if event["what"] == "sent"}
+        first = {}
+        for event in self.record.events:
+            if event["what"] == "delivered":
+                first.setdefault(event["id"], event["at"])
+        return [duplicate for duplicate in verdict.unmarked
+                if not any(first[duplicate.id] > at - IN_FLIGHT and due[duplicate.id] < at + IN_FLIGHT
+                           for at in faults)]
+
+    @property
+    def resource(self):
+        return f'rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)'
+
+
+class Replicated(OnExchange):
+    """With a member on each node, and so has the queue."""
+
+    arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 3}
+    also_pending = 0
+
+    def __init__(self, cluster, directory, request):
+        super().__init__(cluster, directory, request)
         self.leader = cluster.await_leader(self.server)
         cluster.await_caught_up(self.server)
 
@@ -213,6 +220,79 @@ class Replicated(Subject):
         self.cluster.await_whole()
         self.cluster.await_leader(self.server)
         self.cluster.await_caught_up(self.server)
+
+    def states(self):
+        """What each node's member holds: the applied index, how many are pending, and their digest."""
+        found = []
+        for n, node in enumerate(self.cluster.nodes):
+            digest = node.ask(f"""case catch rabbit_delay_store:stat(rabbit_delay_registry:store({self.resource}))
+                of #{{pending := Count, digest := Digest}} -> {{Count, Digest}}; Other -> Other end.""")
+            found.append((self.cluster.applied(n, self.server), digest))
+        return found
+
+    def verdict(self):
+        """Also, what each node's publishers then send is pending, the same on all members."""
+        verdict = super().verdict()
+        for n in range(len(self.cluster.nodes)):
+            self.publish_pending(n)
+        total = self.also_pending + PENDING * len(self.cluster.nodes)
+        states = []
+
+        def equal():
+            states[:] = self.states()
+            return (len(set(states)) == 1 and None not in states[0]
+                    and states[0][1].startswith(f"{{{total},"))
+
+        self.cluster.eventually(equal, f"members with {total} pending messages: {states}")
+        return verdict
+
+    def publish_pending(self, n, text="pending", delay=LONG):
+        connection, channel = self.channel(n)
+        channel.confirm_delivery()
+        for number in range(PENDING):
+            channel.basic_publish(self.name, "k", f"{text}.{n}.{number}".encode(), pika.BasicProperties(
+                delivery_mode=2, headers={"x-delay": delay}), mandatory=True)
+        connection.close()
+
+
+class Alone(OnExchange):
+    """With a group of one, on the first node, with a classic queue there. What is published at the last node
+    crosses to it, and is not looked at: things befall that node."""
+
+    consumers = (0, 1)
+
+    def __init__(self, cluster, directory, request):
+        for node in cluster.nodes:
+            evaluate(node, "application:set_env(rabbitmq_delay_wheel, initial_group_size, 1).")
+        super().__init__(cluster, directory, request)
+        assert cluster.leader(self.server, [0]) == 0
+
+    def begin(self):
+        # The node that delays first has the group.
+        connection, channel = self.channel(0)
+        channel.confirm_delivery()
+        channel.basic_publish(self.name, "none", b"first", pika.BasicProperties(headers={"x-delay": LONG}))
+        connection.close()
+        super().begin()
+
+    def verdict(self):
+        verdict = super().verdict()
+        for n in range(len(self.cluster.nodes)):
+            members = evaluate(self.cluster.nodes[n],
+                               f"length([X || {{X, _, _}} <- rabbit_delay_raft:members(), X =:= {self.resource}]).")
+            assert members == ("1" if n == 0 else "0")
+        # None of this was their nodes' fault.
+        there = [event for event in self.record.events if event.get("client") in ("p0", "p1", "c0", "c1")]
+        assert [event for event in there
+                if event["what"] in ("closed", "cancelled", "silent", "nacked", "unknown")] == []
+        assert verdict.unmarked == []
+        return verdict
+
+    def end(self):
+        for node in self.cluster.nodes:
+            if node.running() and not node.paused:
+                evaluate(node, "application:unset_env(rabbitmq_delay_wheel, initial_group_size).")
+        super().end()
 
 
 @pytest.fixture
@@ -260,102 +340,113 @@ def test_what_is_lost_or_early_is_seen(subject, whole):
     assert verdict.early == verdict.unsound == []
 
 
-# -------------------------------------------------------------------------------- quorum queue
+# ------------------------------------------------------------------------------- the faults
 
-def test_quorum_leader_killed(whole, subject):
-    quorum = subject(Quorum)
-    killed = quorum.leader
+def leader_killed(whole, subject):
+    killed = subject.leader
     whole.kill9(killed)
-    assert quorum.next_leader(whole.others(killed)) != killed
-    quorum.last()
+    assert subject.next_leader(whole.others(killed)) != killed
+    subject.last()
     whole.start(killed)
-    quorum.caught_up()
+    subject.caught_up()
     # Its clients find it again.
-    quorum.traffic.await_more("confirmed", 1, f"p{killed}")
-    verdict = quorum.verdict()
-    assert {event["client"] for event in verdict.closed} >= {f"p{killed}", f"c{killed}"}
+    subject.traffic.await_more("confirmed", 1, f"p{killed}")
+    return killed
 
 
-def test_quorum_follower_killed(whole, subject):
-    quorum = subject(Quorum)
-    killed = whole.others(quorum.leader)[0]
+def follower_killed(whole, subject):
+    killed = whole.others(subject.leader)[0]
     whole.kill9(killed)
-    quorum.last()
+    subject.last()
     whole.start(killed)
-    quorum.caught_up()
-    quorum.verdict()
+    subject.caught_up()
+    subject.traffic.await_more("confirmed", 1, f"p{killed}")
+    return killed
 
 
-def test_quorum_leader_stopped_in_an_orderly_way(whole, subject):
-    quorum = subject(Quorum)
-    stopped = quorum.leader
+def leader_stopped_in_an_orderly_way(whole, subject):
+    stopped = subject.leader
     whole.stop(stopped)
-    assert quorum.next_leader(whole.others(stopped)) != stopped
-    quorum.last()
+    assert subject.next_leader(whole.others(stopped)) != stopped
+    subject.last()
     whole.start(stopped)
-    quorum.caught_up()
-    quorum.verdict()
+    subject.caught_up()
+    return stopped
 
 
-def test_quorum_leader_cut_off(whole, subject):
-    quorum = subject(Quorum)
-    away = quorum.leader
+def leader_cut_off(whole, subject):
+    away = subject.leader
     whole.cut(away)
-    assert quorum.next_leader(whole.others(away)) != away
-    quorum.last()
+    assert subject.next_leader(whole.others(away)) != away
+    subject.last()
     whole.heal()
-    quorum.caught_up()
-    quorum.traffic.await_more("confirmed", 1, f"p{away}")
-    quorum.verdict()
+    subject.caught_up()
+    subject.traffic.await_more("confirmed", 1, f"p{away}")
+    return away
 
 
-def test_quorum_minority_that_all_know_of(whole, subject):
+def minority_that_all_know_of(whole, subject):
     """As above, until the nodes have given each other up."""
-    quorum = subject(Quorum)
-    away = quorum.leader
+    away = subject.leader
     whole.cut(away)
     whole.await_down(away)
     whole.eventually(lambda: whole.sees_none(away, whole.others(away)), "it is alone")
-    assert quorum.next_leader(whole.others(away)) != away
-    quorum.last()
+    assert subject.next_leader(whole.others(away)) != away
+    subject.last()
     whole.heal()
-    quorum.caught_up()
-    quorum.traffic.await_more("confirmed", 1, f"p{away}")
-    quorum.verdict()
+    subject.caught_up()
+    subject.traffic.await_more("confirmed", 1, f"p{away}")
+    return away
 
 
-def test_quorum_leader_is_not_heard_but_hears(whole, subject):
-    quorum = subject(Quorum)
-    away = quorum.leader
+def leader_is_not_heard_but_hears(whole, subject):
+    away = subject.leader
     whole.cut_one_way(away)
-    assert quorum.next_leader(whole.others(away)) != away
-    quorum.last()
+    assert subject.next_leader(whole.others(away)) != away
+    subject.last()
     whole.heal()
-    quorum.caught_up()
-    quorum.verdict()
+    subject.caught_up()
+    return away
 
 
-def test_quorum_leader_paused(whole, subject):
-    quorum = subject(Quorum)
-    paused = quorum.leader
+def leader_paused(whole, subject):
+    paused = subject.leader
     whole.pause(paused)
-    assert quorum.next_leader(whole.others(paused)) != paused
-    quorum.last()
+    assert subject.next_leader(whole.others(paused)) != paused
+    subject.last()
     whole.resume(paused)
-    quorum.caught_up()
-    quorum.traffic.await_more("confirmed", 1, f"p{paused}")
-    quorum.verdict()
+    subject.caught_up()
+    subject.traffic.await_more("confirmed", 1, f"p{paused}")
+    return paused
 
 
-def test_quorum_application_of_the_leader_stopped(whole, subject):
-    quorum = subject(Quorum)
-    away = quorum.leader
+def application_of_the_leader_stopped(whole, subject):
+    away = subject.leader
     whole.stop_app(away)
-    assert quorum.next_leader(whole.others(away)) != away
-    quorum.last()
+    assert subject.next_leader(whole.others(away)) != away
+    subject.last()
     whole.start_app(away)
-    quorum.caught_up()
-    quorum.verdict()
+    subject.caught_up()
+    return away
+
+
+FAULTS = (leader_killed, follower_killed, leader_stopped_in_an_orderly_way, leader_cut_off,
+          minority_that_all_know_of, leader_is_not_heard_but_hears, leader_paused,
+          application_of_the_leader_stopped)
+
+
+@pytest.mark.parametrize("kind, fault", [
+    pytest.param(kind, fault, id=f"{kind.__name__.lower()}_{fault.__name__}")
+    for kind in (Quorum, Replicated) for fault in FAULTS])
+def test_fault(whole, subject, kind, fault):
+    made = subject(kind)
+    node = fault(whole, made)
+    verdict = made.verdict()
+    # The clients of other nodes have waited, or sent again.
+    assert {event["client"] for event in verdict.closed + verdict.cancelled} <= {f"p{node}", f"c{node}"}
+    assert verdict.silent == []
+    if fault is leader_killed:
+        assert {event["client"] for event in verdict.closed} == {f"p{node}", f"c{node}"}
 
 
 class ElsewhereThan2(Quorum):
@@ -381,55 +472,174 @@ def test_quorum_member_forgotten_and_joined_with_nothing(whole, subject):
 
 # --------------------------------------------------------------------- replicated exchange
 
-def test_replicated_leader_killed(whole, subject):
-    delayed = subject(Replicated)
-    killed = delayed.leader
+def test_replicated_caught_up_by_a_snapshot(whole, subject):
+    for node in whole.nodes:
+        evaluate(node, "application:set_env(rabbitmq_delay_wheel, snapshot_interval_messages, 300).")
+    replicated = subject(Replicated)
+    killed = whole.others(replicated.leader)[0]
     whole.kill9(killed)
-    assert delayed.next_leader(whole.others(killed)) != killed
-    delayed.last()
+    last = whole.applied(replicated.leader, replicated.server)
+    replicated.last()
+    # Now the log begins after what the member has: it cannot be caught up by that.
+    whole.eventually(lambda: whole.snapshot_index(replicated.leader, replicated.server) > last + 100,
+                     f"a snapshot beyond {last}")
     whole.start(killed)
-    delayed.caught_up()
-    delayed.traffic.await_more("confirmed", 1, f"p{killed}")
-    delayed.verdict()
+    replicated.caught_up()
+    replicated.traffic.await_more("confirmed", 1, f"p{killed}")
+    replicated.verdict()
 
 
-# ---------------------------------------------------------------------------- delayed exchange
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_replicated_all_nodes_restarted_in_another_order(whole, subject, how):
+    replicated = subject(Replicated)
+    replicated.traffic.stop_publishing()
+    pending = PENDING
+    replicated.publish_pending(0, "kept")
+    replicated.states()
+    for n in (1, 2, 0):
+        (whole.kill9 if how == "killed" else whole.stop)(n)
+    for n in (1, 0, 2):
+        whole.nodes[n].start(wait=False)
+    for node in whole.nodes:
+        node._booting = True
+        node.wait_until_amqp()
+    replicated.caught_up()
+    whole.eventually(lambda: {held for _, held in replicated.states()} != {None}
+                     and all(held and held.startswith(f"{{{pending},") for _, held in replicated.states()),
+                     "what was pending is there on each")
+    replicated.traffic.publishing = True
+    replicated.goes_on()
+    replicated.also_pending = pending
+    replicated.verdict()
 
-def test_delayed_another_node_killed(whole, subject):
-    delayed = subject(Delayed)
+
+def test_replicated_first_messages_at_the_same_instant(whole):
+    """A group each, however many form it, and each message is confirmed and delivered once."""
+    names = [f"first-{uuid.uuid4().hex[:6]}-{n}" for n in range(24)]
+    queue = names[0]
+    connections = [pika.BlockingConnection(pika.ConnectionParameters(
+        node.address, heartbeat=0, socket_timeout=60, blocked_connection_timeout=300)) for node in whole.nodes]
+    channels = [connection.channel() for connection in connections]
+    channels[0].queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
+    for name in names:
+        channels[0].exchange_declare(name, "x-delayed-message", durable=True,
+                                     arguments={"x-delayed-type": "direct"})
+        channels[0].queue_bind(queue, name, "k")
+    instant, took, failed = threading.Barrier(len(channels)), [], []
+
+    def publish(n):
+        channels[n].confirm_delivery()
+        for name in names:
+            instant.wait(60)
+            began = time.monotonic()
+            try:
+                channels[n].basic_publish(name, "k", f"{name}.{n}".encode(), pika.BasicProperties(
+                    delivery_mode=2, headers={"x-delay": 10}), mandatory=True)
+            except pika.exceptions.NackError as error:
+                failed.append((name, n, error))
+            took.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=publish, args=(n,)) for n in range(len(channels))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(f"\n{whole.series} {whole.metadata} first messages: median {sorted(took)[len(took) // 2]:.3f} s, "
+          f"longest {max(took):.3f} s")
+    assert len(took) == 3 * len(names) and failed == []
+    came = []
+    for method, _, body in channels[0].consume(queue, inactivity_timeout=2):
+        if method is None:
+            if len(came) >= len(took):
+                break
+            continue
+        came.append(body.decode())
+        channels[0].basic_ack(method.delivery_tag)
+    assert sorted(came) == sorted(f"{name}.{n}" for name in names for n in range(3))
+    for name in names:
+        said = {node.ask(f"""element(2, rabbit_delay_group:find(
+            rabbit_misc:r(<<"/">>, exchange, <<"{name}">>))).""") for node in whole.nodes}
+        assert len(said) == 1 and "formed => true" in said.pop()
+        assert [whole.members(n, name) for n in range(3)] == [1, 1, 1]
+    for connection in connections:
+        connection.close()
+
+
+def test_replicated_deleted_and_declared_again_while_a_node_is_away(whole, subject):
+    replicated = subject(Replicated)
+    replicated.traffic.stop_publishing()
+    replicated.traffic.await_delivered()
+    away = whole.others(replicated.leader)[0]
+    here, there = replicated.leader, whole.others(away)
+    # They fall due after it has come back.
+    replicated.publish_pending(here, "old", delay=60_000)
+    old_due = time.monotonic() + 60
+    whole.kill9(away)
+    whole.await_down(away)
+    connection, channel = replicated.channel(here)
+    channel.exchange_delete(replicated.name)
+    replicated.declare(channel)
+    connection.close()
+    for n in there:
+        replicated.publish_pending(n, "new")
+    whole.start(away)
+    whole.await_whole()
+    replicated.publish_pending(away, "new")
+    replicated.server = evaluate(whole.nodes[here],
+                                 f"element(1, rabbit_delay_raft:server_id({replicated.resource})).")
+    total = 3 * PENDING
+
+    def settled():
+        lives = {node.ask(f"rabbit_delay_registry:life({replicated.resource}).") for node in whole.nodes}
+        return (len(lives) == 1
+                and [whole.members(n, replicated.name) for n in there] == [1] * len(there)
+                and {node.ask(f"rabbit_delay_registry:pending({replicated.resource}).")
+                     for n, node in enumerate(whole.nodes) if n in there} == {str(total)})
+
+    whole.eventually(settled, f"one group with {total} pending")
+    print(f"\nmembers on the node that was away: {whole.members(away, replicated.name)}, its group: "
+          f"{whole.nodes[away].ask(f'rabbit_delay_group:find({replicated.resource}).')}")
+    whole.eventually(lambda: whole.members(away, replicated.name) <= 1, "the old member is gone")
+    replicated.traffic.go_on(max(0, old_due + 5 - time.monotonic()))
+    olds = [event for event in replicated.record.events
+            if event["what"] == "delivered" and event["id"].startswith("old")]
+    assert olds == []
+
+
+# --------------------------------------------------------------------------- group of one
+
+def another_node_killed(whole, alone):
     whole.kill9(2)
     whole.await_down(2)
-    delayed.last()
+    alone.last()
     whole.start(2)
-    whole.await_whole()
-    delayed.goes_on()
-    delayed.verdict()
 
 
-def test_delayed_another_node_cut_off(whole, subject):
-    delayed = subject(Delayed)
+def another_node_cut_off(whole, alone):
     whole.cut(2)
     whole.await_down(2)
-    delayed.last()
+    alone.last()
     whole.heal()
-    whole.await_whole()
-    delayed.goes_on()
-    delayed.verdict()
 
 
-def test_delayed_another_node_paused(whole, subject):
-    delayed = subject(Delayed)
-    whole.pause(1)
-    delayed.last()
-    whole.resume(1)
-    whole.await_whole()
-    delayed.goes_on()
-    delayed.verdict()
+def another_node_paused(whole, alone):
+    whole.pause(2)
+    alone.last()
+    whole.resume(2)
 
 
-def test_delayed_another_node_reset_and_joined(whole, subject):
-    delayed = subject(Delayed)
+def another_node_reset_and_joined(whole, alone):
     whole.reset_and_join(2, by=1)
     whole.await_whole()
-    delayed.last()
-    delayed.verdict()
+    alone.last()
+
+
+@pytest.mark.parametrize("fault", [another_node_killed, another_node_cut_off, another_node_paused,
+                                   another_node_reset_and_joined], ids=lambda fault: f"alone_{fault.__name__}")
+def test_fault_of_another(whole, subject, fault):
+    alone = subject(Alone)
+    fault(whole, alone)
+    whole.await_whole()
+    alone.goes_on()
+    alone.traffic.await_more("confirmed", 1, "p2")
+    alone.verdict()
