@@ -380,14 +380,23 @@ failed(Call, Error, _) ->
 %% Offers Ra a snapshot when enough has come since the last one, by this node's settings: nothing that
 %% others see follows from it.
 offer(Messages, Bytes, Reply, Effects,
-      #?MODULE{seen = Seen, messages_since = M0, bytes_since = B0} = State0) ->
+      #?MODULE{messages_since = M0, bytes_since = B0} = State0) ->
     {MaxMessages, MaxBytes} = rabbit_delay_config:snapshot_interval(),
     case {M0 + Messages, B0 + Bytes} of
         {M, B} when M >= MaxMessages; B >= MaxBytes ->
             State = State0#?MODULE{messages_since = 0, bytes_since = 0},
-            {State, Reply, [{release_cursor, Seen, State} | Effects]};
+            {State, Reply, [{release_cursor, cursor(State), State} | Effects]};
         {M, B} ->
             {State0#?MODULE{messages_since = M, bytes_since = B}, Reply, Effects}
+    end.
+
+%% Where others may come to lead, the last entry stays in the log: before Ra 3.1 a leader that was cut off,
+%% whose snapshot had all that was committed, ended when the next one had it drop what it had after that.
+%% The state has that entry already; it changes nothing when it is applied to it again.
+cursor(#?MODULE{exchange = XName, seen = Seen}) ->
+    case rabbit_delay_registry:group_size(XName) of
+        1 -> Seen;
+        _ -> Seen - 1
     end.
 
 %% The dispatcher lives beside the leader. When that stops leading it is ended here, not by an effect:
@@ -413,7 +422,7 @@ tick(TimeMs, #?MODULE{store = Store, exchange = XName, seen = Seen} = State) ->
         Now when Now =:= true; element(1, Now) =:= full ->
             case rabbit_delay_store:stat(Store) of
                 #{checkpoint_applied := Checkpoint} when Checkpoint < Seen ->
-                    [{release_cursor, Seen, State}];
+                    [{release_cursor, cursor(State), State}];
                 _ ->
                     []
             end;
