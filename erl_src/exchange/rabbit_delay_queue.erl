@@ -430,6 +430,10 @@ opens(Ref, {ok, Session, 0}, #state{opening = {open, Ref}} = State) ->
 %% any of them.
 applied({Ref, Answer}, #state{opening = {_, Ref}} = State) ->
     opens(Ref, Answer, State);
+%% To an earlier opening, which was sent again, or to an importer that has ended.
+applied({Ref, _}, #state{batches = Batches} = State)
+  when is_reference(Ref), not is_map_key(Ref, Batches) ->
+    State;
 applied({SeqNo, ok}, #state{name = QName, batches = Batches, counters = Counters} = State) ->
     case Batches of
         #{SeqNo := #batch{messages = N}} -> rabbit_delay_counters:add(Counters, published, N);
