@@ -43,6 +43,9 @@
         (State#state.condition =:= unknown orelse State#state.session =:= undefined)).
 
 -spec append(#state{}) -> #state{}.
+append(#state{give_up_timer = Timer} = State) when Timer =/= undefined, not ?HAS_NO_LEADER(State) ->
+    _ = erlang:cancel_timer(Timer),
+    append(State#state{give_up_timer = undefined});
 append(State) ->
     append_waiting(rabbit_delay_intake:refill(State)).
 

@@ -40,6 +40,8 @@
 -define(ASK_MS, 5000).
 -define(START_MS, 20000).
 -define(COPY_MS, 10000).
+%% How long the first member's node has for forming the group before others do it.
+-define(FORM_MS, 10000).
 -define(COPY_AGAIN_MS, 20).
 
 %% What the exchange's record says.
@@ -191,8 +193,25 @@ name(XName, Group) ->
 %% Its first member's node forms it; where that is away, any other. Each step can be done again.
 form_in_turn(XName, #{members := [{{_, First}, _} | _]} = Group) ->
     case First =:= node() orelse not lists:member(First, nodes()) of
-        true -> form(XName, Group);
-        false -> {error, forming}
+        true ->
+            form(XName, Group);
+        false ->
+            %% Nothing may run for the exchange there yet.
+            ok = gen_server:cast({rabbit_delay_registry, First}, {start_later, XName}),
+            await_formed(XName, Group, erlang:monotonic_time(millisecond) + ?FORM_MS)
+    end.
+
+await_formed(XName, #{life := Life} = Group, Deadline) ->
+    case {find(XName), erlang:monotonic_time(millisecond) < Deadline} of
+        {{ok, #{formed := true} = Formed}, _} ->
+            {ok, Formed};
+        {{ok, #{life := Life}}, true} ->
+            receive after ?COPY_AGAIN_MS -> ok end,
+            await_formed(XName, Group, Deadline);
+        {{ok, #{life := Life}}, false} ->
+            form(XName, Group);
+        _ ->
+            {error, forming}
     end.
 
 %% What cannot be formed has confirmed nothing, and another group takes its place.

@@ -530,7 +530,7 @@ from_snapshot(#{version := Version, exchange := XName, seen := Seen, sessions :=
 %% is refused where it restarts one by itself; and when a running one has been sent a snapshot.
 -spec open_store(file:filename_all(), rabbit_exchange:name()) -> rabbit_delay_store:store().
 open_store(Dir, XName) ->
-    _ = get({?MODULE, opened}) =:= Dir orelse rabbit_delay_registry:take_permit(XName)
+    _ = get({?MODULE, opened}) =:= XName orelse rabbit_delay_registry:take_permit(XName)
         orelse exit({not_permitted, XName}),
     Config = #{now => rabbit_delay_config:now_ms(),
                max_record_bytes => ?MAX_RECORD_BYTES,
@@ -539,7 +539,7 @@ open_store(Dir, XName) ->
         {ok, Store, Report} ->
             ?LOG_DEBUG("delayed messages of ~ts: store opened: ~p",
                        [rabbit_delay_text:rs(XName), Report], ?LOG_DOMAIN),
-            _ = put({?MODULE, opened}, Dir),
+            _ = put({?MODULE, opened}, XName),
             ok = rabbit_delay_registry:register_store(XName, Store),
             Store;
         {error, Reason} ->

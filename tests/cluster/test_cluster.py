@@ -8,6 +8,8 @@ group of one, whose node's clients must not notice what becomes of another.
 
 CLUSTER_METADATA=khepri has a 4.0 cluster on Khepri. CLUSTER_SECONDS is for how long a fault lasts
 besides what is awaited, and traffic goes on after it.
+
+Longer than other files are, as its tests share their subjects, and a cluster that takes half a minute to form.
 """
 
 import os
