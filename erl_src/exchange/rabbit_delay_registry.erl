@@ -94,8 +94,16 @@ system_up() ->
 -spec queue_name(rabbit_exchange:name()) -> rabbit_amqqueue:name().
 queue_name(XName) ->
     case rabbit_delay_table:lookup(XName, #row.queue_name) of
-        undefined -> queue_name(XName, rabbit_delay_broker:cluster_nodes());
+        undefined -> queue_name(XName, cluster_nodes());
         QName -> QName
+    end.
+
+%% The metadata store may not be running, and then it throws.
+cluster_nodes() ->
+    try
+        rabbit_delay_broker:cluster_nodes()
+    catch
+        throw:_ -> [node()]
     end.
 
 queue_name(#resource{kind = exchange, name = Name} = XName, [_]) ->

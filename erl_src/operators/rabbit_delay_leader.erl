@@ -100,7 +100,7 @@ known(XName) ->
         unknown ->
             case rabbit_delay_group:find(XName) of
                 none -> here;
-                {ok, _} -> unknown
+                _ -> unknown
             end;
         Place ->
             Place
@@ -136,7 +136,9 @@ place_of_group(XName) ->
                 [{_, Node}] when Node =:= node() -> here;
                 Ids -> asked([Id || {_, Node} = Id <- Ids, Node =:= node() orelse
                                         lists:member(Node, nodes())])
-            end
+            end;
+        {later, _} ->
+            none
     end.
 
 %% One that this node only hears of may still be unknown to what runs here.

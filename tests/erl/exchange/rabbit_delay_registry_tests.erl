@@ -2,7 +2,7 @@
 -module(rabbit_delay_registry_tests).
 
 -include_lib("eunit/include/eunit.hrl").
--include_lib("rabbit_common/include/resource.hrl").
+-include_lib("rabbit_common/include/rabbit.hrl").
 
 -define(R, rabbit_delay_registry).
 -define(X, #resource{virtual_host = <<"/">>, kind = exchange, name = <<"x">>}).
@@ -81,7 +81,7 @@ without_a_table_test() ->
                   ?R:all_counters()]),
     ?assertEqual({error, "the plugin is not running"}, ?R:ensure(?X)),
     ok = ?R:checkpointed(?X, 1),
-    ok = ?R:delete(?X).
+    ok = ?R:delete(#exchange{name = ?X}).
 
 %% Of what a store has handed out, no more is in flight than the dispatcher has in its hands, and the
 %% rest waits, as far as it has a place.
