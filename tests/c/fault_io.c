@@ -265,6 +265,12 @@ void fault_io_track(const char *dir) {
     must(stat(dir, &st) == 0, dir);
     track.device = st.st_dev;
     track.inode = st.st_ino;
+    /* All that is there counts as synced from here on; what was known before is of files that are
+     * gone. */
+    if (track.count > FILES / 4) {
+        memset(track.files, 0, sizeof track.files);
+        track.count = 0;
+    }
     copy_names(track.dir, track.durable_dir);
     note_all_synced(track.dir);
     track.on = true;
