@@ -24,8 +24,9 @@
 -include("rabbit_delay_table.hrl").
 
 -export([create_table/0, start_link/0, recover/0, withdraw/0, system_up/0]).
--export([ensure/1, start_later/1, delete/1, end_other/2, life/1, register_life/2, member_uid/1, leader/2, leader/3, no_leader/1, queue_name/1,
-         server_id/1, group_size/1, register_server/3, leader_of/1, register_leader/2, pending/1, stat/1, overdue/2,
+-export([ensure/1, start_later/1, delete/1, end_other/2, life/1, register_life/2, queue_name/1]).
+-export([leader/2, leader/3, no_leader/1, leader_of/1, register_leader/2, server_id/1, member_uid/1,
+         group_size/1, register_server/3, pending/1, stat/1, overdue/2,
          register_queue/2, register_dispatcher/2, register_store/2, register_paused/2, queue/1,
          dispatcher/1, store/1, is_paused/1,
          counters/1, known_counters/1, dropped/1, all_counters/0, gone_counters/0, samples/1,
@@ -109,38 +110,38 @@ cluster_nodes() ->
 queue_name(#resource{kind = exchange, name = Name} = XName, [_]) ->
     XName#resource{kind = queue, name = <<?QUEUE_PREFIX, Name/binary>>};
 queue_name(#resource{kind = exchange, name = Name} = XName, _) ->
-    XName#resource{kind = queue, name = <<?QUEUE_PREFIX, Name/binary, $@, (atom_to_binary(node()))/binary>>}.
+    Here = atom_to_binary(node()),
+    XName#resource{kind = queue, name = <<?QUEUE_PREFIX, Name/binary, $@, Here/binary>>}.
 
 %% Makes sure that the exchange has a live internal queue with a record, and names it. Takes
 %% ?WAIT_MS at most, and no time while something has taken longer.
 -spec ensure(rabbit_exchange:name()) -> {ok, rabbit_amqqueue:name()} | {error, Why :: iodata()}.
 ensure(XName) ->
-    QName = queue_name(XName),
     case rabbit_delay_table:row(XName) of
         #row{job = {delete, _}, late = Late} ->
             %% What is there is an earlier exchange's.
-            ensure(XName, QName, Late);
+            ensure(XName, Late);
         #row{refusal = Why} when Why =/= undefined ->
             {error, Why};
-        #row{queue = Pid, late = Late} when is_pid(Pid) ->
+        #row{queue = Pid, queue_name = QName, late = Late} when is_pid(Pid) ->
             case rabbit_delay_broker:queue_pid(QName) of
                 Pid -> {ok, QName};
-                _ -> ensure(XName, QName, Late)
+                _ -> ensure(XName, Late)
             end;
         #row{late = Late} ->
-            ensure(XName, QName, Late);
+            ensure(XName, Late);
         none ->
-            ensure(XName, QName, undefined)
+            ensure(XName, undefined)
     end.
 
-ensure(XName, QName, Late) ->
+ensure(XName, Late) ->
     case is_integer(Late) andalso now_ms() < Late of
         true ->
             {error, late()};
         false ->
             case ask({ensure, XName}, now_ms() + ?WAIT_MS) of
                 ok ->
-                    {ok, QName};
+                    {ok, queue_name(XName)};
                 timeout ->
                     _ = rabbit_delay_table:update_known(XName, {#row.late, now_ms() + ?LATE_MS}),
                     {error, late()};

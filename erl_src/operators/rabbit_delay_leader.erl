@@ -87,7 +87,6 @@ run(XName, Module, Function, Args) ->
         false -> not_leading
     end.
 
-
 %% Whether the exchange has a group, and with it a leader, or will have one.
 -spec has_begun(rabbit_exchange:name()) -> boolean().
 has_begun(XName) ->

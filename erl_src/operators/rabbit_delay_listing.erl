@@ -66,7 +66,7 @@ together([XName | XNames], Items, [Here | Heres], Answers) ->
     Gauges = case Leaders =:= [] andalso rabbit_delay_group:find(XName) of
                  false -> hd(Leaders);
                  none -> element(2, Here);
-                 {ok, _} -> ['' || _ <- Items]
+                 _ -> ['' || _ <- Items]
              end,
     Counts = transposed([Values || {_, Values} <- Each]),
     Row = lists:zipwith3(fun (Item, Gauge, Values) ->

@@ -248,9 +248,7 @@ formed(XName, Life) ->
 
 %% By one of those that are there.
 replace(XName, Life, There) ->
-    Next = case choose(node(), length(There), [{Node, 0} || Node <- There]) of
-               Nodes -> new_group(XName, Nodes)
-           end,
+    Next = new_group(XName, choose(node(), length(There), [{Node, 0} || Node <- There])),
     ok = update_of(XName, Life, fun (#{formed := false}) -> Next;
                                     (Formed) -> Formed
                                 end),

@@ -197,7 +197,7 @@ start_member(XName, Durable, {_, Uid} = Member, Group) ->
     case filelib:is_dir(server_dir(Uid))
         andalso rabbit_delay_newer:in_files(server_dir(Uid), store_dir(Uid)) of
         false -> {error, {no_files, Uid}};
-        none -> start_member_of(XName, Durable, Member, Group);
+        none -> start_new_member(XName, Durable, Member, Group);
         Why -> rabbit_delay_newer:refused(XName, Why)
     end.
 
@@ -205,9 +205,6 @@ start_member(XName, Durable, {_, Uid} = Member, Group) ->
 -spec start_new_member(rabbit_exchange:name(), Durable :: boolean(), rabbit_delay_group:member(),
                        rabbit_delay_group:group()) -> ok | {error, term()}.
 start_new_member(XName, Durable, Member, Group) ->
-    start_member_of(XName, Durable, Member, Group).
-
-start_member_of(XName, Durable, Member, Group) ->
     case start_server(XName, Durable, Member, rabbit_delay_group:ids(Group),
                       rabbit_delay_group:salt(Group)) of
         started -> ok;

@@ -112,14 +112,18 @@ class Cluster:
     def __exit__(self, *_):
         self.end()
 
-    def form(self):
-        """Starts the nodes and joins the others to the first."""
+    def start_all(self):
+        """The nodes, at the same time."""
         self.network.up()
         for node in self.nodes:
             node.start(wait=False)
         for node in self.nodes:
             node._booting = True
             node.wait_until_amqp()
+
+    def form(self):
+        """Starts the nodes and joins the others to the first."""
+        self.start_all()
         for n in range(1, len(self.nodes)):
             self._join(n, 0, "reset")
         if self.metadata == "khepri" and self.series != "4.3":

@@ -2,7 +2,9 @@
 """Where namespaces cannot be had, nothing here can be tested, and why is said."""
 
 import os
+import shutil
 import sys
+import tempfile
 
 import pytest
 
@@ -20,6 +22,15 @@ def allowed():
     reason = namespaces.why_not()
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def directory():
+    """Where the nodes of a module's clusters have what is theirs."""
+    path = tempfile.mkdtemp(prefix="dw-cluster-")
+    yield path
+    if not os.environ.get("KEEP_BROKERS"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,6 @@ Longer than other files are, as its tests share their subjects, and a cluster th
 """
 
 import os
-import shutil
-import tempfile
 import threading
 import time
 import uuid
@@ -38,14 +36,6 @@ IN_FLIGHT = 1.5
 # Messages that stay pending, and for how long, in ms.
 PENDING = 30
 LONG = 3_600_000
-
-
-@pytest.fixture(scope="module")
-def directory():
-    path = tempfile.mkdtemp(prefix="dw-cluster-")
-    yield path
-    if not os.environ.get("KEEP_BROKERS"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +124,20 @@ class Subject:
         self.cluster.record = None
 
 
-class Quorum(Subject):
+class HasMembers:
+    """Of subjects with a Raft server called `server` on each node, of which that of node `leader` led at first."""
+
+    def next_leader(self, asked):
+        """That of a majority, once it has one other than that which was."""
+        return self.cluster.await_leader(self.server, asked, other_than=self.leader)
+
+    def caught_up(self):
+        self.cluster.await_whole()
+        self.cluster.await_leader(self.server)
+        self.cluster.await_caught_up(self.server)
+
+
+class Quorum(HasMembers, Subject):
     """A quorum queue with a member on each node, a publisher and a consumer at each of `clients`."""
 
     delays = None
@@ -151,15 +154,6 @@ class Quorum(Subject):
         here = self.at(*self.clients)
         self.traffic = Traffic(self.record, here, here, self.name, delays=self.delays)
         self.begin()
-
-    def next_leader(self, asked):
-        """That of a majority, once it has one other than that which was."""
-        return self.cluster.await_leader(self.server, asked, other_than=self.leader)
-
-    def caught_up(self):
-        self.cluster.await_whole()
-        self.cluster.await_leader(self.server)
-        self.cluster.await_caught_up(self.server)
 
 
 class OnExchange(Subject):
@@ -204,7 +198,7 @@ class OnExchange(Subject):
         return f'rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)'
 
 
-class Replicated(OnExchange):
+class Replicated(HasMembers, OnExchange):
     """With a member on each node, and so has the queue."""
 
     arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 3}
@@ -214,14 +208,6 @@ class Replicated(OnExchange):
         super().__init__(cluster, directory, request)
         self.leader = cluster.await_leader(self.server)
         cluster.await_caught_up(self.server)
-
-    def next_leader(self, asked):
-        return self.cluster.await_leader(self.server, asked, other_than=self.leader)
-
-    def caught_up(self):
-        self.cluster.await_whole()
-        self.cluster.await_leader(self.server)
-        self.cluster.await_caught_up(self.server)
 
     def states(self):
         """What each node's member holds: the applied index, how many are pending, and their digest."""

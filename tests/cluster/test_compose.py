@@ -4,8 +4,6 @@ cluster, in which what is delayed on one node is consumed on the others."""
 
 import os
 import re
-import shutil
-import tempfile
 
 import pika
 import pytest
@@ -28,24 +26,16 @@ class Composed(Cluster):
                          for line in lines]
 
     def form(self):
-        self.network.up()
-        for node in self.nodes:
-            node.start(wait=False)
-        for node in self.nodes:
-            node._booting = True
-            node.wait_until_amqp()
+        self.start_all()
         self.await_whole()
 
 
 @pytest.fixture
-def composed():
+def composed(directory):
     if os.environ.get("CLUSTER_METADATA") == "khepri" and default_series() == "4.0":
         pytest.skip("it is the same as with Mnesia until a flag is enabled")
-    path = tempfile.mkdtemp(prefix="dw-compose-")
-    with Composed(path) as cluster:
+    with Composed(directory) as cluster:
         yield cluster
-    if not os.environ.get("KEEP_BROKERS"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def test_its_nodes_form_a_cluster_that_delays(composed):

@@ -4,8 +4,6 @@ the one that leads its group and those that do not, by the command-line tool and
 
 import json
 import os
-import shutil
-import tempfile
 import uuid
 
 import pika
@@ -25,14 +23,6 @@ COUNTS = ["released", "cancelled", "unroutable", "dead_lettered", "expired", "ov
 CONFIRMED = 120
 # A command that hangs is one that takes longer than what it may wait for, all bounds together.
 NEVER = 300
-
-
-@pytest.fixture(scope="module")
-def directory():
-    path = tempfile.mkdtemp(prefix="dw-operators-")
-    yield path
-    if not os.environ.get("KEEP_BROKERS"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -226,3 +226,12 @@ def assert_on_time(delivery, published, delay, late=LATE):
     """Never early is exact; how late is bounded generously."""
     assert 0 <= lateness(delivery, published, delay) <= late, (
         f"{delivery} came {lateness(delivery, published, delay):.1f} ms after it was due")
+
+
+def assert_serves(broker):
+    """It publishes and delivers what is not delayed."""
+    client = Client(broker)
+    queue = client.queue()
+    client.publish("", queue, b"plain")
+    assert client.texts(queue, 1) == ["plain"]
+    client.close()

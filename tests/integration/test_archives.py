@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-from client import Client
+from client import Client, assert_serves
 from conftest import PLUGIN, PLUGIN_DIRS
 from node import has_enabled
 from private_broker import REPOSITORY, BrokerFailed, default_series, dist_of
@@ -100,16 +100,8 @@ def enable(broker):
     done = broker.plugins("enable", PLUGIN, check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 70 and not has_enabled(broker, PLUGIN), said
-    serves(broker)
+    assert_serves(broker)
     return said
-
-
-def serves(broker):
-    client = Client(broker)
-    queue = client.queue()
-    client.publish("", queue, b"plain")
-    assert client.texts(queue, 1) == ["plain"]
-    client.close()
 
 
 def delays(broker):

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from client import Client
+from client import Client, assert_serves
 from conftest import PLUGIN, PLUGIN_DIRS
 from management import eventually
 from node import HOUR_MS, evaluate
@@ -41,14 +41,6 @@ def with_rival(brokers, tmp_path_factory):
 def served_by(broker):
     return evaluate(broker, "{ok, M} = rabbit_registry:lookup_module(exchange, "
                     "'x-delayed-message'), M.")
-
-
-def assert_serves(broker):
-    client = Client(broker)
-    queue = client.queue()
-    client.publish("", queue, b"plain")
-    assert client.texts(queue, 1) == ["plain"]
-    client.close()
 
 
 def test_enabling_ours_beside_the_other_is_refused_with_what_to_do(with_rival):
