@@ -137,8 +137,8 @@ disk_free_limit() ->
 appending_bytes() ->
     max(?MIB, wal_size() div 4).
 
-%% How many members the group of an exchange has that first delays something in a cluster: fewer where
-%% there are not so many nodes, and always an odd number.
+%% How many members the group of an exchange has that first delays something in a cluster, where neither an
+%% argument nor a policy says so: fewer where there are not so many nodes, and always an odd number.
 -spec group_size() -> pos_integer().
 group_size() ->
     env(initial_group_size, ?GROUP_SIZE).

@@ -15,6 +15,8 @@
 %%   delay-overdue            what becomes of a message that is released too late: "deliver" (the
 %%                            default), "drop", or "dead-letter"
 %%   delay-overdue-after      from when on it is too late, a time after it was due; 0 if not given
+%%   delay-initial-group-size how many nodes of a cluster hold the messages, from when the exchange first
+%%                            delays something: rabbit_delay_group
 %%   delay-retry...           how dead letters come back: rabbit_delay_retry
 %%
 %% By policy only, since nobody checks here whether whoever declares an exchange may publish there:
@@ -35,7 +37,7 @@
 
 -export([register/0, unregister/0, validate_policy/1, merge_policy_value/3]).
 -export([validate_arguments/1, arguments/0, is_by_policy_only/1, default_delay/1, limits/1, overflow/1,
-         release_rate/1, overdue/1, dead_letter_exchange/1, retry/1, keys_from/1]).
+         release_rate/1, overdue/1, dead_letter_exchange/1, retry/1, keys_from/1, group_size/1]).
 
 -export_type([overdue/0]).
 
@@ -45,6 +47,8 @@
 -define(MAX_MESSAGES, 4294967294).
 -define(MAX_BYTES, 16#7fffffffffffffff).
 -define(MAX_RATE, 10000000).
+%% As of quorum queues, no number of nodes is too large.
+-define(MAX_GROUP, 2147483647).
 
 -define(DEFAULT, <<"delay-default">>).
 -define(OVERDUE_AFTER, <<"delay-overdue-after">>).
@@ -54,6 +58,7 @@
 -define(LIMITS, [?MAX_LENGTH, ?MAX_LENGTH_BYTES]).
 
 -define(OVERFLOW, <<"delay-overflow">>).
+-define(GROUP_SIZE, <<"delay-initial-group-size">>).
 
 -define(DEAD_LETTER_EXCHANGE, <<"delay-dead-letter-exchange">>).
 -define(DEAD_LETTER_KEY, <<"delay-dead-letter-routing-key">>).
@@ -61,7 +66,7 @@
 
 -spec names() -> [binary()].
 names() ->
-    [?DEFAULT, <<"delay-release-rate">>, <<"delay-overdue">>, ?OVERDUE_AFTER, ?OVERFLOW
+    [?DEFAULT, <<"delay-release-rate">>, <<"delay-overdue">>, ?OVERDUE_AFTER, ?OVERFLOW, ?GROUP_SIZE
      | ?LIMITS] ++ rabbit_delay_retry:names().
 
 by_policy_only() -> [?DEAD_LETTER_EXCHANGE, ?DEAD_LETTER_KEY, ?KEYS_FROM].
@@ -123,6 +128,7 @@ check(?MAX_LENGTH, Shown, Value) -> number(?MAX_LENGTH, Shown, Value, 0, ?MAX_ME
 check(?MAX_LENGTH_BYTES, Shown, Value) -> number(?MAX_LENGTH_BYTES, Shown, Value, 0, ?MAX_BYTES);
 check(<<"delay-release-rate">> = Name, Shown, Value) -> number(Name, Shown, Value, 1, ?MAX_RATE);
 check(?OVERDUE_AFTER, Shown, Value) -> number(?OVERDUE_AFTER, Shown, Value, 0, ?MAX_DELAY_MS);
+check(?GROUP_SIZE, Shown, Value) -> number(?GROUP_SIZE, Shown, Value, 1, ?MAX_GROUP);
 check(?OVERFLOW, _, <<"reject-publish">>) -> ok;
 check(?OVERFLOW, _, <<"drop-latest-due">>) -> ok;
 check(?OVERFLOW, Shown, Value) ->
@@ -205,6 +211,11 @@ overflow(X) ->
 -spec release_rate(rabbit_delay_broker:exchange()) -> pos_integer() | infinity.
 release_rate(X) ->
     setting(<<"delay-release-rate">>, X, infinity).
+
+%% How many nodes hold its messages in a cluster, as far as there are so many.
+-spec group_size(rabbit_delay_broker:exchange()) -> pos_integer().
+group_size(X) ->
+    setting(?GROUP_SIZE, X, rabbit_delay_config:group_size()).
 
 -spec overdue(rabbit_delay_broker:exchange()) -> overdue().
 overdue(X) ->

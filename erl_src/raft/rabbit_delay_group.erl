@@ -22,7 +22,7 @@
 -include("rabbit_delay.hrl").
 
 -export([find/1, life_of/1, is_of/2, obtain/1, adopt/1, is_named/2, ids/1, member/1, life/1, salt/1,
-         leader/1]).
+         leader/1, size_of/1, nodes_of/1]).
 -export([held/1, start_new/3]).
 
 -export_type([group/0, member/0]).
@@ -59,6 +59,14 @@ life_of(X) ->
     case rabbit_delay_broker:scratch(X, ?APP) of
         {ok, #{life := Life}} -> Life;
         _ -> undefined
+    end.
+
+%% The nodes that this record of the exchange names.
+-spec nodes_of(rabbit_delay_broker:exchange()) -> [node()] | none.
+nodes_of(X) ->
+    case rabbit_delay_broker:scratch(X, ?APP) of
+        {ok, #{members := Members}} -> [Node || {{_, Node}, _} <- Members];
+        _ -> none
     end.
 
 %% Whether it is still the exchange that whoever knows of this life serves: it may have been deleted and
@@ -141,7 +149,7 @@ propose(XName, Nodes) ->
             name(XName, #{version => 1, life => new_life(), salt => Salt, formed => true,
                           members => [{Id, Uid}]});
         {[], true} ->
-            Chosen = choose(node(), rabbit_delay_config:group_size(),
+            Chosen = choose(node(), size_of(XName),
                             [{Node, Load} || {Node, #{load := Load, ready := true}} <- Known]),
             name(XName, new_group(XName, Chosen));
         {_, false} ->
@@ -165,17 +173,23 @@ held(XName) ->
         none -> Held
     end.
 
-%% This node first, then those that have the fewest members. A group of two survives less than one of
-%% one: so it has an odd number of members, of one where there are not three nodes.
+%% How many members the exchange's group is to have: an odd number, as two survive less than one, and four
+%% no more than three.
+-spec size_of(rabbit_exchange:name()) -> pos_integer().
+size_of(XName) ->
+    odd(case rabbit_delay_broker:lookup_exchange(XName) of
+            {ok, X} -> rabbit_delay_policy:group_size(X);
+            {error, not_found} -> rabbit_delay_config:group_size()
+        end).
+
+odd(N) when N > 1, N rem 2 =:= 0 -> N - 1;
+odd(N) -> N.
+
+%% This node first, then those that have the fewest members; of one where there are not three nodes.
 choose(Here, Size, Candidates) ->
     Others = [Node || {_, Node} <- lists:sort([{Load, Node} || {Node, Load} <- Candidates,
                                                                Node =/= Here])],
-    Available = length(Others) + 1,
-    Odd = case max(1, min(Size, Available)) of
-              N when N rem 2 =:= 0 -> N - 1;
-              N -> N
-          end,
-    [Here | lists:sublist(Others, Odd - 1)].
+    [Here | lists:sublist(Others, odd(max(1, min(Size, length(Others) + 1))) - 1)].
 
 %% The record's first group is the exchange's.
 name(XName, Group) ->

@@ -133,7 +133,7 @@ WRONG = {
         ("max_delay", "0"), ("in_flight.messages", "0"), ("in_flight.bytes", "-5"),
         ("wal_size", "12"), ("snapshot_interval.messages", "0"), ("snapshot_interval.bytes", "1"),
         ("max_message_size", "0"), ("disk_free_limit", "-1"), ("retry_interval.max", "99999999"),
-        ("max_open_files", "15"), ("initial_group_size", "0"), ("initial_group_size", "8")],
+        ("max_open_files", "15"), ("initial_group_size", "0"), ("initial_group_size", "2147483648")],
     "unknown": [("no_such_key", "1")],
 }
 

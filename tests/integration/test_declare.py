@@ -88,7 +88,8 @@ def test_declaring_again_otherwise_is_refused(client, other):
 OURS = {"x-delay-max": 60000, "x-delay-unusable": "route_now", "x-delay-in-flight": 100,
         "x-delay-default": 5, "x-delay-max-length": 10, "x-delay-max-length-bytes": 1000,
         "x-delay-overflow": "drop-latest-due", "x-delay-release-rate": 7, "x-delay-overdue": "drop",
-        "x-delay-overdue-after": 9, "x-delay-retry": "1s,2s", "x-delay-retry-jitter": "0.5"}
+        "x-delay-overdue-after": 9, "x-delay-initial-group-size": 3, "x-delay-retry": "1s,2s",
+        "x-delay-retry-jitter": "0.5"}
 OTHERWISE = {"x-delay-unusable": "reject", "x-delay-overflow": "reject-publish",
              "x-delay-overdue": "deliver", "x-delay-retry": "1s", "x-delay-retry-jitter": "0.25"}
 

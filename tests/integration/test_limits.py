@@ -326,7 +326,8 @@ BAD = [("x-delay-default", 0), ("x-delay-default", "soon"), ("x-delay-default", 
        ("x-delay-default", wire.signed_long(3153600000001)), ("x-delay-max-length", -1),
        ("x-delay-max-length", "many"), ("x-delay-max-length-bytes", -1),
        ("x-delay-release-rate", 0), ("x-delay-release-rate", True), ("x-delay-overdue", "ignore"),
-       ("x-delay-overdue", 1), ("x-delay-overdue-after", -1)]
+       ("x-delay-overdue", 1), ("x-delay-overdue-after", -1), ("x-delay-initial-group-size", 0),
+       ("x-delay-initial-group-size", "all")]
 BAD_BY_POLICY = [("x-delay-dead-letter-exchange", 5), ("x-delay-dead-letter-exchange", "x" * 256),
                  ("x-delay-dead-letter-routing-key", True)]
 

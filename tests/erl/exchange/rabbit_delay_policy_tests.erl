@@ -11,6 +11,7 @@ valid() ->
      {<<"delay-max-length">>, [0, 4294967294]},
      {<<"delay-max-length-bytes">>, [0, 16#7fffffffffffffff, <<"2kB">>, <<"2MB">>, <<"0">>]},
      {<<"delay-release-rate">>, [1, 10000000]},
+     {<<"delay-initial-group-size">>, [1, 2, 3, 7, 2147483647]},
      {<<"delay-overdue">>, [<<"deliver">>, <<"drop">>, <<"dead-letter">>]},
      {<<"delay-overdue-after">>, [0, 3153600000000, <<"1w">>]}].
 
@@ -19,6 +20,7 @@ invalid() ->
      {<<"delay-max-length">>, [-1, 4294967295, <<"2kB">>]},
      {<<"delay-max-length-bytes">>, [-1, 1 bsl 63, <<"8388608TB">>, <<"2s">>]},
      {<<"delay-release-rate">>, [0, 10000001]},
+     {<<"delay-initial-group-size">>, [0, -1, 1.5, 2147483648, <<"3">>, <<"all">>, true]},
      {<<"delay-overdue">>, [<<"Drop">>, <<>>, 1]},
      {<<"delay-overdue-after">>, [-1, 3153600000001, <<"-1s">>, <<"2kB">>]}].
 
@@ -55,6 +57,11 @@ settings_test_() ->
      ?_assertEqual({drop, 60000}, ?P:overdue(Policy([{<<"delay-overdue-after">>, <<"1m">>}],
                                                     Arg(<<"delay-overdue">>, <<"drop">>)))),
      ?_assertEqual({infinity, infinity}, ?P:limits(X)),
+     ?_assertEqual(rabbit_delay_config:group_size(), ?P:group_size(X)),
+     ?_assertEqual(5, ?P:group_size(Arg(<<"delay-initial-group-size">>, 5))),
+     ?_assertEqual(1, ?P:group_size(Policy([{<<"delay-initial-group-size">>, 1}], X))),
+     ?_assertEqual(5, ?P:group_size(Policy([{<<"delay-initial-group-size">>, 1}],
+                                           Arg(<<"delay-initial-group-size">>, 5)))),
      ?_assertEqual({3, infinity}, ?P:limits(Arg(<<"delay-max-length">>, 3))),
      ?_assertEqual({3, 9}, ?P:limits(Policy([{<<"delay-max-length">>, 3},
                                              {<<"delay-max-length-bytes">>, 9}], X))),
