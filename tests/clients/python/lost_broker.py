@@ -70,8 +70,8 @@ def with_taskiq(url, exchange, confirmed):
     from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
 
     async def send():
-        broker = AioPikaBroker(url, exchange=Exchange(name=exchange + ".taskiq"),
-                               task_queues=[Queue(name=exchange + ".taskiq")],
+        broker = AioPikaBroker(url, exchange=Exchange(name=exchange + ".tasks"),
+                               task_queues=[Queue(name=exchange + ".tasks")],
                                delayed_message_exchange_plugin=True)
 
         @broker.task
@@ -108,7 +108,8 @@ def with_proton(url, exchange, confirmed):
     connection = BlockingConnection(url.removesuffix("/%2F"), allowed_mechs="PLAIN", timeout=300)
     sender = connection.create_sender(f"/exchanges/{exchange}/k")
     for n in count():
-        sender.send(Message(body=str(n), durable=True, annotations={symbol("x-delay"): 3600_000}))
+        sender.send(Message(body=str(n).encode(), inferred=True, durable=True,
+                            annotations={symbol("x-delay"): 3600_000}))
         confirmed(n)
 
 
