@@ -100,23 +100,25 @@ def received(client, queue, number):
     return [(delivery.text, delivery.headers) for delivery in got]
 
 
-def check(client, queue, chosen, told, becomes=()):
+def check(client, queue, chosen, told, becomes=(), refusal="x-delay", uncopied=""):
     """`told` is what the program printed. `becomes` names the types that the client, or the broker for
-    it, writes as another or as one of several: {"L": "l", "I": "bsI"}."""
+    it, writes as another or as one of several: {"L": "l", "I": "bsI"}. `refusal` is in what a user is
+    told of a wrong delay. Of the types `uncopied` it can write annotations alone."""
     becomes = dict(becomes)
     assert set(told) == {case.name for case in chosen}
     taken = [case for case in chosen if case.outcome != REFUSED]
     for case in chosen:
         if case.outcome == REFUSED:
-            assert told[case.name] is not None and "x-delay" in told[case.name], (case, told)
+            assert told[case.name] is not None and refusal in told[case.name], (case, told)
         else:
             assert told[case.name] is None, (case, told[case.name])
     came = received(client, queue, len(taken))
     assert sorted(name for name, _ in came) == sorted(case.name for case in taken)
     headers = dict(came)
     for case in taken:
-        letter, _ = headers[case.name]["copy"]
-        assert letter in becomes.get(case.letter, case.letter), (case, letter)
+        if case.letter not in uncopied:
+            letter, _ = headers[case.name]["copy"]
+            assert letter in becomes.get(case.letter, case.letter), (case, letter)
         letter, back = headers[case.name]["x-delay"]
         if case.outcome == DELAYED:
             assert as_number(back) == -case.delay, (case, back)

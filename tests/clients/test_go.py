@@ -74,6 +74,19 @@ def test_header_values(broker, client, go, checked, tmp_path):
     checked("amqp091-go", version("github.com/rabbitmq/amqp091-go"), "header values")
 
 
+@pytest.mark.skipif(default_series() == "3.10", reason="it has RabbitMQ 4's addresses")
+def test_header_values_of_amqp_1_0(broker, client, go, checked, tmp_path):
+    """The broker makes a string of the binary that it converts for AMQP 0-9-1."""
+    chosen = [case for case in header_values.cases("bBsuIilfdTtSAFx")
+              if case.letter != "S" or isinstance(case.value, str)]
+    exchange, queue = client.delayed_and_queue()
+    told = go(os.path.join(locked.HERE, "go", "header_values_amqp10.go"),
+              broker.amqp_url.removesuffix("/%2F"), exchange,
+              header_values.written(tmp_path / "cases", chosen))
+    header_values.check(client, queue, chosen, json.loads(told), {"x": "S"})
+    checked("Azure/go-amqp (AMQP 1.0)", version("github.com/Azure/go-amqp"), "header values")
+
+
 def test_a_broker_that_is_lost(brokers, deps, checked):
     lines = lost.told(brokers, "go", "go", "run",
                       os.path.join(locked.HERE, "go", "lost.go"), cwd=deps("go")).splitlines()

@@ -105,23 +105,60 @@ def test_mqtt_5(brokers, javascript, checked):
     checked("MQTT.js (MQTT 5)", version("mqtt"), "delay", "wrong delay", "cancel")
 
 
-# Which types each writes. Strings are UTF-8, and the room for AMQP 0-9-1's headers is 64 KiB.
-TYPES = {"amqplib": "bBsuIilfdDTVtSAFx", "rascal": "bBsuIilfdDTVtSAFx", "rhea": "bBsuIilfdTtSAFx"}
-# The broker's conversion of AMQP 1.0.
-BECOMES = {"rhea": {"x": "S"}}
+# Which types each writes.
+TYPES = {"amqplib": "bBsuIilfdDTVtSAFx", "rascal": "bBsuIilfdDTVtSAFx", "rabbitmq-client": "IldVtSAF",
+         "rhea": "bBsuIilfdTtSAFx"}
+# And as what. rhea's bytes are strings by the broker's conversion of AMQP 1.0.
+BECOMES = {"rhea": {"x": "S"}, "rabbitmq-client": {"I": "bsI"}}
+
+
+def values(package):
+    """Strings are UTF-8, and the room for headers is 64 KiB."""
+    chosen = [case for case in header_values.cases(TYPES.get(package, "S"))
+              if case.letter != "S" or isinstance(case.value, str) and len(case.value) < 50_000]
+    # It takes a double that is a whole number for an integer, and fails if that has more than 64 bits.
+    return [case for case in chosen
+            if package != "rabbitmq-client" or case.name != "huge negative double"]
+
+
+def values_sent(javascript, tmp_path, package, url, exchange, chosen):
+    return json.loads(javascript(
+        os.path.join(locked.HERE, "javascript", "header_values.mjs"), package, url, exchange,
+        header_values.written(tmp_path / "cases", chosen)))
 
 
 @pytest.mark.parametrize("package", [
-    "amqplib", "rascal",
+    "amqplib", "rascal", "rabbitmq-client",
     pytest.param("rhea", marks=pytest.mark.skipif(OLD, reason="RabbitMQ 4's addresses"))])
 def test_header_values(broker, client, javascript, checked, tmp_path, package):
-    chosen = [case for case in header_values.cases(TYPES[package])
-              if case.letter != "S" or isinstance(case.value, str) and len(case.value) < 50_000]
     exchange, queue = client.delayed_and_queue()
-    told = javascript(os.path.join(locked.HERE, "javascript", "header_values.mjs"), package,
-                      broker.amqp_url, exchange, header_values.written(tmp_path / "cases", chosen))
-    header_values.check(client, queue, chosen, json.loads(told), BECOMES.get(package, ()))
+    chosen = values(package)
+    told = values_sent(javascript, tmp_path, package, broker.amqp_url, exchange, chosen)
+    header_values.check(client, queue, chosen, told, BECOMES.get(package, ()))
     checked("rhea (AMQP 1.0)" if package == "rhea" else package, version(package), "header values")
+
+
+def test_header_values_of_web_stomp(broker, client, javascript, checked, tmp_path):
+    exchange, queue = client.delayed_and_queue()
+    chosen = values("stompjs")
+    url = f"ws://127.0.0.1:{broker.plugin_ports['rabbitmq_web_stomp']}/ws"
+    told = values_sent(javascript, tmp_path, "stompjs", url, exchange, chosen)
+    header_values.check(client, queue, chosen, told, refusal="closed")
+    checked("stompjs (Web STOMP)", version("@stomp/stompjs"), "header values")
+
+
+@pytest.mark.skipif(OLD, reason="RabbitMQ 3.10 does not speak MQTT 5")
+def test_header_values_of_mqtt_5(brokers, javascript, checked, tmp_path):
+    broker = brokers("mqtt-values", conf=["mqtt.exchange = later"], enable=(PLUGIN, "rabbitmq_mqtt"))
+    client = Client(broker)
+    queue = client.queue((client.delayed("topic", name="later"), "k"))
+    chosen = values("mqtt")
+    url = f"mqtt://guest:guest@127.0.0.1:{broker.plugin_ports['rabbitmq_mqtt']}"
+    told = values_sent(javascript, tmp_path, "mqtt", url, "later", chosen)
+    header_values.check(client, queue, chosen, told, refusal="closed")
+    client.close()
+    broker.end()
+    checked("MQTT.js (MQTT 5)", version("mqtt"), "header values")
 
 
 def test_a_broker_that_is_lost(brokers, javascript, checked):

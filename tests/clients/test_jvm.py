@@ -114,6 +114,19 @@ def test_header_values(broker, client, executed, jars, checked, tmp_path):
     checked("amqp-client", locked.version("jvm", "com.rabbitmq:amqp-client"), "header values")
 
 
+@pytest.mark.skipif(default_series() == "3.10", reason="amqp-client for AMQP 1.0 needs RabbitMQ 4")
+def test_header_values_of_amqp_1_0(broker, client, executed, jars, checked, tmp_path):
+    """The broker makes a string of the binary that it converts for AMQP 0-9-1."""
+    chosen = [case for case in header_values.cases("bBsuIilfdTtSAFx")
+              if case.letter != "S" or isinstance(case.value, str)]
+    exchange, queue = client.delayed_and_queue()
+    told = executed(*JAVA, "-cp", jars, os.path.join(PROGRAMS, "HeaderValuesAmqp10.java"),
+                    broker.amqp_url, exchange, header_values.written(tmp_path / "cases", chosen))
+    header_values.check(client, queue, chosen, json.loads(told), {"x": "S"}, uncopied="Bui")
+    checked("amqp-client (AMQP 1.0)", locked.version("jvm", "com.rabbitmq.client:amqp-client"),
+            "header values")
+
+
 # -------------------------------------------------------------------------------------- Spring
 
 @pytest.mark.parametrize("boot", BOOTS)
@@ -188,6 +201,19 @@ def test_spring_with_amqp_1_0(spring, checked):
         "refused: The message was rejected")
     assert seconds >= 1.0
     checked("Spring AMQP 1.0", boot_version("4.1"), "delay", "wrong delay")
+
+
+@pytest.mark.skipif(default_series() == "3.10", reason="Spring's AMQP 1.0 needs RabbitMQ 4")
+def test_header_values_of_spring_with_amqp_1_0(broker, client, deps, executed, checked, tmp_path):
+    """Application properties. Its user is told that a message was rejected, not why."""
+    chosen = [case for case in header_values.cases("bsIlfdtSx")
+              if case.letter != "S" or isinstance(case.value, str)]
+    exchange, queue = client.delayed_and_queue()
+    told = executed(*JAVA, "-cp", os.path.join(deps("spring-4.1"), "target", "jars", "*"),
+                    os.path.join(PROGRAMS, "HeaderValuesSpring.java"), str(broker.amqp_port), exchange,
+                    header_values.written(tmp_path / "cases", chosen))
+    header_values.check(client, queue, chosen, json.loads(told.splitlines()[-1]), {"x": "S"}, "rejected")
+    checked("Spring AMQP 1.0", boot_version("4.1"), "header values")
 
 
 def test_spring_amqp_2(broker, executed, jars, checked):

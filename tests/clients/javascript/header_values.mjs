@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
-// header_values.mjs CLIENT URL EXCHANGE CASES: sends the cases of ../header_values.py with amqplib, rascal
-// or rhea.
+// header_values.mjs CLIENT URL EXCHANGE CASES: sends the cases of ../header_values.py with amqplib, rascal,
+// rabbitmq-client, rhea, mqtt (to the topic k: the exchange is a setting of the broker's) or stompjs.
 
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
@@ -68,6 +68,62 @@ async function withRascal(url, exchange, cases, told) {
   await broker.shutdown();
 }
 
+async function withRabbitmqClient(url, exchange, cases, told) {
+  const { Connection } = await import("rabbitmq-client");
+  const connection = new Connection(url);
+  const publisher = connection.createPublisher({ confirm: true });
+  // A number that is a whole one is written as an integer of as many bytes as it needs, and so is 2.0.
+  const typed = ({ type, value }) => (type === "l" ? BigInt(value) : value);
+  for (const one of cases) {
+    const header = typed(one);
+    const headers = one.copy ? { "x-delay": header, copy: header } : { "x-delay": header };
+    told[one.name] = await publisher.send({ exchange, routingKey: "k", headers }, one.name)
+      .then(() => null, (error) => error.message);
+  }
+  await publisher.close();
+  await connection.close();
+}
+
+// Each in a connection of its own, which a wrong delay ends.
+async function withMqtt(url, exchange, cases, told) {
+  const { default: mqtt } = await import("mqtt");
+  for (const { name, value, copy } of cases) {
+    const client = await mqtt.connectAsync(url, { protocolVersion: 5, reconnectPeriod: 0 });
+    const userProperties = copy ? { "x-delay": value, copy: value } : { "x-delay": value };
+    client.on("error", () => {});
+    told[name] = await new Promise((resolve) => {
+      client.once("close", () => resolve("closed"));
+      client.publish("k", name, { qos: 1, properties: { userProperties } },
+        (error) => { if (!error) resolve(null); });
+    });
+    await client.endAsync(true);
+  }
+}
+
+async function withStompjs(url, exchange, cases, told) {
+  const { Client } = await import("@stomp/stompjs");
+  const { WebSocket } = await import("ws");
+  for (const { name, value, copy } of cases) {
+    told[name] = await new Promise((resolve) => {
+      const client = new Client({
+        webSocketFactory: () => new WebSocket(url, ["v12.stomp"]),
+        connectHeaders: { login: "guest", passcode: "guest", host: "/" },
+        reconnectDelay: 0,
+        onWebSocketClose: () => resolve("closed"),
+        onConnect: () => {
+          client.watchForReceipt("taken", async () => {
+            resolve(null);
+            await client.deactivate();
+          });
+          client.publish({ destination: `/exchange/${exchange}/k`, body: name,
+            headers: { "x-delay": value, ...(copy && { copy: value }), receipt: "taken" } });
+        },
+      });
+      client.activate();
+    });
+  }
+}
+
 async function withRhea(url, exchange, cases, told) {
   const { default: rhea } = await import("rhea");
   const { types } = rhea;
@@ -111,6 +167,9 @@ const [client, url, exchange, path] = process.argv.slice(2);
 // JSON's numbers are doubles here.
 const text = readFileSync(path, "utf8").replace(/("value": )(-?\d{16,})(?=[,}])/g, '$1"$2"');
 const told = {};
-const send = { amqplib: withAmqplib, rascal: withRascal, rhea: withRhea }[client];
+const send = {
+  amqplib: withAmqplib, rascal: withRascal, "rabbitmq-client": withRabbitmqClient, rhea: withRhea,
+  mqtt: withMqtt, stompjs: withStompjs,
+}[client];
 await send(url, exchange, JSON.parse(text), told);
 console.log(JSON.stringify(told));
