@@ -12,7 +12,7 @@
          max_delay_ms/0, max_delay_ms/1, unusable_delay/1, max_message_size/0,
          in_flight_messages/1, in_flight_bytes/0, wal_size/0, snapshot_interval/0,
          disk_free_limit/0, appending_bytes/0, max_open_files/1, spare_descriptors/1,
-         group_size/0, retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1, arguments/0]).
+         group_size/0, reconciles/0, reconciliation_interval/0, retry_interval_ms/0, clock_offset_ms/0, now_ms/0, validate/1, arguments/0]).
 
 -define(APP, rabbitmq_delay_wheel).
 -define(MIB, 1048576).
@@ -142,6 +142,15 @@ appending_bytes() ->
 -spec group_size() -> pos_integer().
 group_size() ->
     env(initial_group_size, ?GROUP_SIZE).
+
+%% Whether groups get and lose members as the cluster does, and how often it is looked, ms.
+-spec reconciles() -> boolean().
+reconciles() ->
+    env(membership_reconciliation, true).
+
+-spec reconciliation_interval() -> pos_integer().
+reconciliation_interval() ->
+    env(membership_reconciliation_interval, 5000).
 
 %% How many file descriptors the stores may keep open, of the broker's Limit: never more than half.
 -spec max_open_files(Limit :: pos_integer()) -> pos_integer().

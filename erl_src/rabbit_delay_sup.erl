@@ -11,6 +11,7 @@
 %%       rabbit_delay_queue          takes messages in
 %%       rabbit_delay_dispatcher     lets them out
 %%     rabbit_delay_registry       starts, heals and ends the above
+%%     rabbit_delay_reconciler     has groups' members follow the cluster
 %%
 %% The broker's own supervisor would take the broker down if this one gave up, so it must not:
 %% whatever can fail again and again (a full disk, a store that cannot be opened) is retried with
@@ -160,4 +161,6 @@ init([]) ->
              type => supervisor,
              start => {rabbit_delay_exchanges_sup, start_link, []}},
            #{id => rabbit_delay_registry,
-             start => {rabbit_delay_registry, start_link, []}}]}}.
+             start => {rabbit_delay_registry, start_link, []}},
+           #{id => rabbit_delay_reconciler,
+             start => {rabbit_delay_reconciler, start_link, []}}]}}.

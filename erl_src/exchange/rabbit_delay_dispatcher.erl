@@ -39,7 +39,7 @@
 
 -include("rabbit_delay_dispatcher.hrl").
 
--export([start_link/1, leader/2, stop_leading/1, wake/2, overflow/1, counters/1, await_ready/2, change/2,
+-export([start_link/1, leader/2, stop_leading/1, group_grows/2, wake/2, overflow/1, counters/1, await_ready/2, change/2,
          change_async/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
 
@@ -73,6 +73,15 @@ stop_leading(Pid) ->
     Ref = monitor(process, Pid),
     exit(Pid, kill),
     receive {'DOWN', Ref, process, Pid, _} -> ok end.
+
+%% The group of the server that it works beside is about to have so many members.
+-spec group_grows(pid(), Members :: pos_integer()) -> ok | {error, term()}.
+group_grows(Pid, Members) ->
+    try
+        gen_server:call(Pid, {group_grows, Members}, ?QUERY_MS)
+    catch
+        exit:Reason -> {error, Reason}
+    end.
 
 %% Something that is due at DueMs has been added, perhaps before all else. Called by the leader.
 -spec wake(rabbit_exchange:name(), DueMs :: integer()) -> ok.
@@ -152,6 +161,9 @@ handle_call({change, _}, _, #state{store = undefined} = State) ->
     {reply, {error, not_ready}, State};
 handle_call({change, Change}, From, State) ->
     {noreply, change(Change, From, State)};
+handle_call({group_grows, Members}, _, #state{lease = Lease} = State) ->
+    {reply, ok, rabbit_delay_agenda:pump_soon(
+                  State#state{lease = rabbit_delay_lease:needed(Members, Lease)})};
 handle_call(counters, _From, #state{counters = C} = State) ->
     {reply, rabbit_delay_counters:read(C), State};
 handle_call(_, _, State) ->

@@ -120,14 +120,20 @@ put_aside_homeless() ->
     lists:filtermap(fun (Member) -> has_home(Member, Durable) end, rabbit_delay_raft:members()).
 
 has_home({XName, IsDurable, Uid}, Durable) ->
+    Own = rabbit_delay_raft:life_of(Uid),
     case rabbit_delay_broker:lookup_exchange(XName) of
-        {ok, _} ->
+        {ok, X} ->
             case rabbit_delay_group:is_named(XName, Uid) of
                 true ->
                     ok = rabbit_delay_group:adopt(XName),
                     {true, XName};
                 false ->
-                    ok = put_aside_other(XName, Uid),
+                    ok = case rabbit_delay_group:life_of(X) of
+                             Life when Life =/= undefined, Life =:= Own ->
+                                 rabbit_delay_reconciler:unnamed(XName, Uid);
+                             _ ->
+                                 put_aside_other(XName, Uid)
+                         end,
                     {true, XName}
             end;
         {error, not_found} when is_map_key(XName, Durable) ->

@@ -30,7 +30,7 @@
 -include("rabbit_delay.hrl").
 -include("rabbit_delay_queue.hrl").
 
--export([start_link/2, leader/2, announce_leader/1, introduce/1, room/1, import/4,
+-export([start_link/2, leader/2, has_group/2, has_member/1, announce_leader/1, introduce/1, room/1, import/4,
          forget_imported/1]).
 -export([init/1, handle_batch/2, terminate/2]).
 
@@ -61,6 +61,17 @@ start_link(XName, Durable) ->
 -spec leader(pid(), ra:server_id()) -> ok.
 leader(Pid, ServerId) ->
     gen_batch_server:cast(Pid, {leader, ServerId}).
+
+%% The exchange's group, of which this node has the one member, has a record from now on.
+-spec has_group(pid(), rabbit_delay_group:group()) -> ok.
+has_group(Pid, Group) ->
+    Pid ! {group, rabbit_delay_group:life(Group), rabbit_delay_group:salt(Group)},
+    ok.
+
+%% This node has a member from now on.
+-spec has_member(pid()) -> ok.
+has_member(Pid) ->
+    gen_batch_server:cast(Pid, has_member).
 
 %% Has whoever needs to know told again of the leader.
 -spec announce_leader(pid()) -> ok.
@@ -137,6 +148,11 @@ terminate(_, #state{batches = Batches, name = QName} = State) ->
 
 handle_op({cast, {leader, ServerId}}, {Replies, State}) ->
     {Replies, follow_leader(ServerId, State)};
+handle_op({cast, has_member}, {Replies, State}) ->
+    {Replies, join_soon(0, case State of
+                               #state{member = {_, _}} -> State;
+                               _ -> State#state{member = ended}
+                           end)};
 handle_op({cast, announce_leader}, {Replies, #state{leader = Leader} = State}) ->
     case Leader of
         {ServerId, _} -> rabbit_delay_registry:leader(State#state.exchange, ServerId);
@@ -240,6 +256,8 @@ about_group(join, #state{member = ended, starter = undefined} = State) ->
         undefined -> join(State);
         _ -> State
     end;
+about_group(join, #state{member = ended} = State) ->
+    join_soon(?FORMING_MS, State);
 about_group(_, State) ->
     State.
 

@@ -11,7 +11,8 @@
 -include("rabbit_delay_table.hrl").
 
 -export([create/0, row/1, rows/0, lookup/2, update/2, update_known/2, take/1]).
--export([leads/1, is_led_elsewhere/1]).
+-export([leads/1, is_led_elsewhere/1, led/0, member/1, members/0, following/0,
+         forget_member/2, group_grows/2]).
 
 %% The registry's name is the table's.
 -define(TABLE, rabbit_delay_registry).
@@ -78,3 +79,43 @@ is_led_elsewhere(XName) ->
         #row{leads = false, life = Life, group_size = Members} -> Life =/= undefined orelse Members > 1;
         _ -> false
     end.
+
+%% The exchanges whose groups this node's members lead, as far as it knows.
+-spec led() -> [rabbit_exchange:name()].
+led() -> [XName || #row{exchange = XName, leads = true} <- rows()].
+
+%% This node's member, as it was last started.
+-spec member(rabbit_exchange:name()) -> {ok, rabbit_delay_group:member()} | none.
+member(XName) ->
+    case row(XName) of
+        #row{server_id = {_, _} = Id, uid = Uid} -> {ok, {Id, Uid}};
+        _ -> none
+    end.
+
+-spec members() -> [{rabbit_exchange:name(), rabbit_delay_group:member()}].
+members() -> [{XName, {Id, Uid}} || #row{exchange = XName, server_id = {_, _} = Id, uid = Uid} <- rows()].
+
+%% Members of this node that do not lead their groups, which have records.
+-spec following() -> [{rabbit_exchange:name(), rabbit_delay_group:member()}].
+following() ->
+    [{XName, {Id, Uid}} || #row{exchange = XName, server_id = {_, _} = Id, uid = Uid, leads = false,
+                                life = Life} <- rows(), Life =/= undefined].
+
+%% It is this node's no more. It may have led: then its store is known here.
+-spec forget_member(rabbit_exchange:name(), rabbit_delay_group:member()) -> ok.
+forget_member(XName, {_, Uid}) ->
+    case row(XName) of
+        #row{uid = Uid, store = Store} ->
+            _ = update_known(XName, [{#row.server_id, undefined}, {#row.uid, undefined},
+                                     {#row.store, undefined}, {#row.leads, false}]),
+            case Store of
+                undefined -> ok;
+                _ -> rabbit_delay_store:close(Store)
+            end;
+        _ ->
+            ok
+    end.
+
+%% The group of this node's member is about to have so many.
+-spec group_grows(rabbit_exchange:name(), Members :: pos_integer()) -> ok.
+group_grows(XName, Members) -> update(XName, {#row.group_size, Members}).

@@ -22,14 +22,17 @@
 -include("rabbit_delay.hrl").
 
 -export([find/1, life_of/1, is_of/2, obtain/1, adopt/1, is_named/2, ids/1, member/1, life/1, salt/1,
-         leader/1, size_of/1, nodes_of/1]).
--export([held/1, start_new/3]).
+         leader/1, configuration/1, target/2, size_of/1,
+         nodes_of/1]).
+-export([named/3, unnamed/3, aimed_at/3]).
+-export([held/1, start_new/3, await_named/3]).
 
 -export_type([group/0, member/0]).
 
 %% A later version of the plugin adds keys, or raises the version and is refused.
+%% target: how many members an operator wants, if one has said so.
 -type group() :: #{version := 1, life := binary(), salt := rabbit_delay_key:salt(),
-                   formed := boolean(), members := [member(), ...]}.
+                   formed := boolean(), members := [member(), ...], target => pos_integer()}.
 -type member() :: {ra:server_id(), rabbit_delay_raft:uid()}.
 
 -define(APP, rabbitmq_delay_wheel).
@@ -91,6 +94,11 @@ life(#{life := Life}) -> Life.
 
 -spec salt(group()) -> rabbit_delay_key:salt().
 salt(#{salt := Salt}) -> Salt.
+
+%% How many members the group is to have.
+-spec target(rabbit_exchange:name(), group()) -> pos_integer().
+target(_, #{target := Target}) -> Target;
+target(XName, _) -> size_of(XName).
 
 %% Whether the exchange's messages are to be in this member of this node.
 -spec is_named(rabbit_exchange:name(), rabbit_delay_raft:uid()) -> boolean().
@@ -273,6 +281,37 @@ update_of(XName, Life, Fun) ->
                                                     (Other) -> Other
                                                 end).
 
+%% ------------------------------------------------------------------------- later changes
+
+%% The record names these members, too, if it is of that life and names what it did.
+-spec named(rabbit_exchange:name(), group(), [member()]) -> {ok, group()} | {error, changed}.
+named(XName, Group, Members) ->
+    change_members(XName, Group, fun (Before) -> Before ++ Members end).
+
+%% It names these members no more.
+-spec unnamed(rabbit_exchange:name(), group(), [ra:server_id()]) -> {ok, group()} | {error, changed}.
+unnamed(XName, Group, Ids) ->
+    change_members(XName, Group, fun (Before) ->
+                                         [Member || {Id, _} = Member <- Before,
+                                                    not lists:member(Id, Ids)]
+                                 end).
+
+change_members(XName, #{life := Life, members := Before}, Change) ->
+    After = Change(Before),
+    ok = update_of(XName, Life, fun (#{formed := true, members := Members} = Group)
+                                      when Members =:= Before -> Group#{members := After};
+                                    (Other) -> Other
+                                end),
+    case find(XName) of
+        {ok, #{life := Life, members := After} = Group} -> {ok, Group};
+        _ -> {error, changed}
+    end.
+
+%% How many members an operator wants it to have.
+-spec aimed_at(rabbit_exchange:name(), group(), pos_integer()) -> ok.
+aimed_at(XName, #{life := Life}, Target) ->
+    update_of(XName, Life, fun (Group) -> Group#{target => Target} end).
+
 %% Starts this node's member of a group that is being formed; asked by whoever forms it.
 -spec start_new(rabbit_exchange:name(), Durable :: boolean(), group()) -> ok | {error, term()}.
 start_new(XName, Durable, #{life := Life} = Group) ->
@@ -312,6 +351,27 @@ await_copy(XName, Life, Deadline) ->
             end
     end.
 
+%% Waits until this node's copy of the record names this member, or does not.
+-spec await_named(rabbit_exchange:name(), member(), boolean()) -> {ok, group()} | {error, term()}.
+await_named(XName, Member, IsNamed) ->
+    await_named(XName, Member, IsNamed, erlang:monotonic_time(millisecond) + ?COPY_MS).
+
+await_named(XName, Member, IsNamed, Deadline) ->
+    case find(XName) of
+        {ok, #{members := Members} = Group} ->
+            case {lists:member(Member, Members), erlang:monotonic_time(millisecond) < Deadline} of
+                {IsNamed, _} ->
+                    {ok, Group};
+                {_, true} ->
+                    receive after ?COPY_AGAIN_MS -> ok end,
+                    await_named(XName, Member, IsNamed, Deadline);
+                {_, false} ->
+                    {error, {other_group, Members}}
+            end;
+        Other ->
+            {error, {other_group, Other}}
+    end.
+
 %% ---------------------------------------------------------------------------------- leader
 
 %% Who leads, as one of the members knows it, which are asked in turns.
@@ -324,4 +384,19 @@ leader([Id | Rest]) ->
         _ -> leader(Rest)
     catch
         exit:_ -> leader(Rest)
+    end.
+
+%% The ids of all members in Raft's configuration, as the leader has it.
+-spec configuration([ra:server_id()]) -> {ok, [ra:server_id()]} | none.
+configuration(Ids) ->
+    case leader(Ids) of
+        {ok, Leader} ->
+            try ra:members(Leader, ?ASK_MS) of
+                {ok, Members, Leader} -> {ok, Members};
+                _ -> none
+            catch
+                exit:_ -> none
+            end;
+        none ->
+            none
     end.

@@ -21,10 +21,10 @@
 -include_lib("rabbit_common/include/rabbit.hrl").
 -include("rabbit_delay.hrl").
 
--export([system_config/0, server_id/1, id_of/1, is_running/1, salt_of/1, new_member/3, register_members/0,
-         members/0, find_member/1, start_member/2, start_member/4, start_new_member/4, stop_member/1,
-         mark_deleted/1, delete_member/2, sweep/0,
-         discard_member/1, quarantine_member/1,
+-export([system_config/0, server_id/1, id_of/1, is_running/1, salt_of/1, life_of/1, new_member/3,
+         added_member/3, register_members/0, members/0, find_member/1, start_member/2, start_member/4,
+         start_new_member/4, start_new_member/5, stop_member/1, remove_member/1, put_aside_member/1,
+         mark_deleted/1, delete_member/2, sweep/0, discard_member/1, quarantine_member/1,
          key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1]).
 -export([enqueue/5, open_session/3, note/2, settle/3, change/4]).
 
@@ -38,6 +38,7 @@
 -define(HASH_BYTES, 12).
 -define(RANDOM_BYTES, 6).
 -define(SALT_BYTES, 16).
+-define(INCARNATION_BYTES, 3).
 -define(TICK_MS, 1000).
 %% The longest that a server's start is waited for before it is stopped.
 -define(START_MS, 5000).
@@ -81,6 +82,14 @@ server_name(XName) ->
 -spec new_member(rabbit_exchange:name(), node(), Life :: binary()) -> rabbit_delay_group:member().
 new_member(XName, Node, Life) ->
     {{binary_to_atom(<<(server_name(XName))/binary, $_, Life/binary>>, utf8), Node}, new_uid(XName)}.
+
+%% One that is added to a group later, where an earlier member of it may have been: so its name has an
+%% incarnation, too.
+-spec added_member(rabbit_exchange:name(), node(), Life :: binary()) -> rabbit_delay_group:member().
+added_member(XName, Node, Life) ->
+    Incarnation = binary:encode_hex(crypto:strong_rand_bytes(?INCARNATION_BYTES)),
+    Name = <<(server_name(XName))/binary, $_, Life/binary, $_, Incarnation/binary>>,
+    {{binary_to_atom(Name, utf8), Node}, new_uid(XName)}.
 
 %% The server that a member's files are of.
 -spec id_of(uid()) -> ra:server_id().
@@ -170,7 +179,7 @@ start_member(XName, Durable) ->
             case rabbit_delay_newer:in_files(server_dir(Uid), store_dir(Uid)) of
                 none ->
                     Id = id_of(Uid),
-                    case start_server(XName, Durable, {Id, Uid}, [Id], salt_of(Uid)) of
+                    case start_server(XName, Durable, {Id, Uid}, [Id], salt_of(Uid), #{}) of
                         started -> applies(XName, Id);
                         Other -> Other
                     end;
@@ -180,7 +189,7 @@ start_member(XName, Durable) ->
         none ->
             Id = {binary_to_atom(server_name(XName), utf8), node()},
             case start_server(XName, Durable, {Id, new_uid(XName)}, [Id],
-                              crypto:strong_rand_bytes(?SALT_BYTES)) of
+                              crypto:strong_rand_bytes(?SALT_BYTES), #{}) of
                 started ->
                     _ = ra:trigger_election(Id),
                     ok;
@@ -204,20 +213,25 @@ start_member(XName, Durable, {_, Uid} = Member, Group) ->
 %% The same of one that may have none yet, as its group is being formed.
 -spec start_new_member(rabbit_exchange:name(), Durable :: boolean(), rabbit_delay_group:member(),
                        rabbit_delay_group:group()) -> ok | {error, term()}.
-start_new_member(XName, Durable, Member, Group) ->
+start_new_member(XName, Durable, Member, Group) -> start_new_member(XName, Durable, Member, Group, #{}).
+
+%% More: `membership' of one that is added, which votes when it has caught up.
+-spec start_new_member(rabbit_exchange:name(), Durable :: boolean(), rabbit_delay_group:member(),
+                       rabbit_delay_group:group(), More :: map()) -> ok | {error, term()}.
+start_new_member(XName, Durable, Member, Group, More) ->
     case start_server(XName, Durable, Member, rabbit_delay_group:ids(Group),
-                      rabbit_delay_group:salt(Group)) of
+                      rabbit_delay_group:salt(Group), More) of
         started -> ok;
         Other -> Other
     end.
 
-start_server(XName, Durable, {{Name, _}, _} = Member, Members, Salt) ->
+start_server(XName, Durable, {{Name, _}, _} = Member, Members, Salt, More) ->
     case whereis(Name) of
-        undefined -> start_stopped_server(XName, Durable, Member, Members, Salt);
+        undefined -> start_stopped_server(XName, Durable, Member, Members, Salt, More);
         _ -> ok
     end.
 
-start_stopped_server(XName, Durable, {{Name, _} = ServerId, Uid} = Member, Members, Salt) ->
+start_stopped_server(XName, Durable, {{Name, _} = ServerId, Uid} = Member, Members, Salt, More) ->
     ok = rabbit_delay_registry:register_server(XName, Member, length(Members)),
     Conf = #{cluster_name => Name,
              id => ServerId,
@@ -233,7 +247,7 @@ start_stopped_server(XName, Durable, {{Name, _} = ServerId, Uid} = Member, Membe
                          #{exchange => XName, durable => Durable, uid => Uid, key_salt => Salt}}},
     ok = forget_other_registration(Name, Uid),
     ok = rabbit_delay_registry:permit_start(XName),
-    case ra:start_server(?RA_SYSTEM, maps:merge(Conf, initial_version())) of
+    case ra:start_server(?RA_SYSTEM, maps:merge(maps:merge(Conf, More), initial_version())) of
         ok ->
             ok = sync_new_member(Uid),
             started;
@@ -335,6 +349,34 @@ stop_server(ServerId) ->
     _ = ra:stop_server(?RA_SYSTEM, ServerId),
     ok.
 
+%% Stops a member that is in its group no more, and keeps its files in quarantine.
+-spec put_aside_member(uid()) -> {ok, file:filename()} | {error, file:posix()}.
+put_aside_member(Uid) ->
+    Id = id_of(Uid),
+    ok = stop_server(Id),
+    Result = quarantine_member(Uid),
+    ok = unregister(Uid, Id),
+    Result.
+
+%% The same, but its files are discarded.
+-spec remove_member(uid()) -> ok.
+remove_member(Uid) ->
+    Id = id_of(Uid),
+    ok = stop_server(Id),
+    Deleted = rename_to_deleted(Uid),
+    ok = unregister(Uid, Id),
+    _ = file:del_dir_r(Deleted),
+    ok.
+
+%% Of the group that a member was made for, which is in its name; none in one that was alone.
+-spec life_of(uid()) -> binary() | undefined.
+life_of(Uid) ->
+    {Name, _} = id_of(Uid),
+    case binary:split(atom_to_binary(Name), <<"_">>, [global]) of
+        [<<"rabbit">>, <<"delay">>, _, Life | _] -> Life;
+        _ -> undefined
+    end.
+
 %% The member that holds the messages of an exchange that has been deleted, which is not found any
 %% more, not even after a crash.
 -spec mark_deleted(rabbit_exchange:name()) -> {ok, uid()} | none.
@@ -362,7 +404,7 @@ delete_member(XName, Member) ->
              true -> await_start(server_id(XName));
              false -> ok
          end,
-    lists:foreach(fun ({ok, Uid}) -> delete_files(Uid);
+    lists:foreach(fun ({ok, Uid}) -> remove_member(Uid);
                       (none) -> ok
                   end, [Member, running_member(XName)]).
 
@@ -375,14 +417,6 @@ running_member(XName) ->
                    false -> none
                end
     end.
-
-delete_files(Uid) ->
-    Id = id_of(Uid),
-    ok = stop_server(Id),
-    Deleted = rename_to_deleted(Uid),
-    ok = unregister(Uid, Id),
-    _ = file:del_dir_r(Deleted),
-    ok.
 
 %% The name is made with the first message that the exchange delays, and stays for the node's life:
 %% nothing else that is done with an exchange's name may make one.

@@ -11,7 +11,7 @@
 -include_lib("rabbit_common/include/rabbit_framing.hrl").
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 
--export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2]).
+-export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2, raft_member/1]).
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
@@ -69,6 +69,10 @@ raft_overview(ServerId, Timeout) ->
         exit:Reason -> {error, Reason}
     end.
 machine_state(State) -> State.
+
+%% As Ra takes a member that is to join: at once, as one that votes.
+-spec raft_member(rabbit_delay_group:member()) -> ra:server_id().
+raft_member({Id, _}) -> Id.
 
 %% ---------------------------------------------------------------------------- exchanges
 

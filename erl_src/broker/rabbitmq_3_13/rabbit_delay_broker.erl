@@ -15,7 +15,7 @@
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 -include("rabbit_delay.hrl").
 
--export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2]).
+-export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2, raft_member/1]).
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
@@ -92,6 +92,10 @@ raft_overview(ServerId, Timeout) ->
     catch
         exit:Reason -> {error, Reason}
     end.
+
+%% As Ra takes a member that is to join: one that votes when it has caught up.
+-spec raft_member(rabbit_delay_group:member()) -> map().
+raft_member({Id, Uid}) -> #{id => Id, uid => Uid, membership => promotable}.
 
 %% ---------------------------------------------------------------------------- exchanges
 
@@ -268,13 +272,9 @@ message_id(Message) ->
 %% mc_amqp knows the size of what it has prepared for a queue only.
 -spec payload_size(message()) -> non_neg_integer().
 payload_size(?CONTAINER(mc_amqp, _, _) = Message) ->
-    size_of(mc:prepare(store, Message));
+    element(2, mc:size(mc:prepare(store, Message)));
 payload_size(Message) ->
-    size_of(Message).
-
-size_of(Message) ->
-    {_, Payload} = mc:size(Message),
-    Payload.
+    element(2, mc:size(Message)).
 
 %% The exchange that it was published to, which need not be the one that delays it.
 -spec exchange_of(message(), rabbit_exchange:name()) -> rabbit_exchange:name().

@@ -1,0 +1,136 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% This node's members of exchanges' groups, as the leaders of these groups ask for them and have them go.
+%%
+%% It owns no process. Everything here may take seconds, but for is_draining/0.
+-module(rabbit_delay_local_member).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+
+-export([here/1, is_draining/0, start_added/3, end_member/3, look_at/2]).
+
+-export_type([here/0]).
+
+%% What a node says of itself and of members of its own.
+-type here() :: #{ready := boolean(), draining := boolean(), load := non_neg_integer(),
+                  members := #{rabbit_delay_raft:uid() => running | stopped | none}}.
+
+%% Of these, those that are this node's.
+-spec here([rabbit_delay_group:member()]) -> here().
+here(Members) ->
+    #{ready => rabbit_delay_system:status() =:= up,
+      draining => is_draining(),
+      load => length(rabbit_delay_table:members()),
+      members => maps:from_list([{Uid, held(Member)} || {{_, Node}, Uid} = Member <- Members,
+                                                        Node =:= node()])}.
+
+held({{Name, _}, Uid}) ->
+    case is_pid(whereis(Name)) orelse filelib:is_dir(rabbit_delay_raft:store_dir(Uid)) of
+        true -> case whereis(Name) of
+                    undefined -> stopped;
+                    _ -> running
+                end;
+        false -> none
+    end.
+
+%% Whether it is about to be stopped for maintenance.
+-spec is_draining() -> boolean().
+is_draining() ->
+    try
+        rabbit_maintenance:is_being_drained_local_read(node())
+    catch
+        _:_ -> false
+    end.
+
+%% Starts this node's member, which the record names from now on; the group's leader asks.
+-spec start_added(rabbit_exchange:name(), Life :: binary(), rabbit_delay_group:member()) ->
+          ok | {error, term()}.
+start_added(XName, Life, {Id, Uid} = Member) ->
+    case {rabbit_delay_group:await_named(XName, Member, true), rabbit_delay_system:ready(),
+          rabbit_delay_broker:lookup_exchange(XName)} of
+        {{ok, Group}, {ok, _}, {ok, X}} ->
+            ok = rabbit_delay_registry:end_other(XName, Life),
+            Start = fun () ->
+                            ok = put_aside_others(XName, Uid),
+                            rabbit_delay_raft:start_new_member(
+                              XName, rabbit_delay_broker:is_durable(X), Member, Group,
+                              #{membership => promotable})
+                    end,
+            case global:trans({Id, self()}, Start, [node()]) of
+                ok ->
+                    _ = case rabbit_delay_registry:queue(XName) of
+                            Pid when is_pid(Pid) -> rabbit_delay_queue:has_member(Pid);
+                            undefined -> ok
+                        end,
+                    rabbit_delay_registry:start_later(XName);
+                Error ->
+                    Error
+            end;
+        {{ok, _}, _, _} ->
+            {error, not_ready};
+        {Error, _, _} ->
+            Error
+    end.
+
+%% An earlier member of this node, which is in the group no more: only one has a place here.
+put_aside_others(XName, Uid) ->
+    case rabbit_delay_raft:find_member(XName) of
+        {ok, Other} when Other =/= Uid -> end_files(XName, {rabbit_delay_raft:id_of(Other), Other}, put_aside);
+        _ -> ok
+    end.
+
+%% Ends this node's member, which is in its group no more. What its leader asks for is deleted; what was
+%% found here is put aside.
+-spec end_member(rabbit_exchange:name(), rabbit_delay_group:member(), delete | put_aside) ->
+          ok | {error, term()}.
+end_member(XName, {Id, _} = Member, How) ->
+    case rabbit_delay_group:await_named(XName, Member, false) of
+        {ok, _} ->
+            global:trans({Id, self()}, fun () -> end_files(XName, Member, How) end, [node()]);
+        Error ->
+            Error
+    end.
+
+end_files(XName, {_, Uid} = Member, How) ->
+    ok = rabbit_delay_table:forget_member(XName, Member),
+    case How of
+        delete ->
+            rabbit_delay_raft:remove_member(Uid);
+        put_aside ->
+            Result = rabbit_delay_raft:put_aside_member(Uid),
+            ?LOG_WARNING("delayed messages of ~ts: the member that this node had of its group is in it no "
+                         "more, and is put aside: ~0p. Delete that directory to be rid of it.",
+                         [rabbit_delay_text:rs(XName), Result], ?LOG_DOMAIN),
+            ok
+    end.
+
+%% A member of this node that the record does not name. The group's leader knows whether it is in it: the
+%% metadata store may have set the record back.
+-spec look_at(rabbit_exchange:name(), rabbit_delay_group:member()) -> done | unknown.
+look_at(XName, {Id, Uid} = Member) ->
+    case rabbit_delay_group:find(XName) of
+        {ok, #{formed := true, members := Members} = Group} ->
+            case lists:member(Member, Members) of
+                true ->
+                    done;
+                false ->
+                    case rabbit_delay_group:configuration(rabbit_delay_group:ids(Group)) of
+                        {ok, Configuration} ->
+                            case lists:member(Id, Configuration) of
+                                true -> unknown;
+                                false -> looked_at(end_member(XName, Member, put_aside))
+                            end;
+                        none ->
+                            unknown
+                    end
+            end;
+        _ ->
+            case filelib:is_dir(rabbit_delay_raft:store_dir(Uid)) of
+                true -> unknown;
+                false -> done
+            end
+    end.
+
+looked_at(ok) -> done;
+looked_at(_) -> unknown.

@@ -1,0 +1,474 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Changes of the members of exchanges' groups, by the node that leads: what operators ask for
+%% (rabbit_delay_members), and what rabbit_delay_membership finds to be needed (rabbit_delay_reconciler asks
+%% now and then).
+%%
+%% A member is named in the exchange's record, then started, then added to Raft's configuration; and it is
+%% taken out of that before it is taken out of the record, and its files are deleted last. So the record
+%% names all that Raft knows; what is interrupted is found by the next who looks, and undone or gone on
+%% with. All is decided from what the local server says, and done by it: if it leads no more, nothing is.
+%%
+%% It owns no process. Everything here may take seconds.
+-module(rabbit_delay_member_changes).
+
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+
+-export([add/2, remove/2, transfer/2, reconcile/1, move_leaders/0]).
+-export([members/1, ask/2, state_of/2, voters/1]).
+
+-type why() :: iodata().
+
+-define(ASK_MS, 5000).
+-define(START_MS, 40000).
+%% How long a change of Raft's configuration is waited for.
+-define(CHANGE_MS, 30000).
+-define(TRANSFER_MS, 10000).
+-define(AGAIN_MS, 50).
+%% How often somebody else's change of the same group is waited for, each time for up to 8 s.
+-define(LOCK_RETRIES, 5).
+%% How many steps are made of an exchange's group before others have their turn.
+-define(STEPS, 8).
+
+%% ------------------------------------------------------------------- on the leader's node
+
+-spec add(rabbit_exchange:name(), node()) -> ok | again | {error, why()}.
+add(XName, Node) ->
+    change(XName, fun (Group, View, Peers) -> add(XName, Node, Group, View, Peers) end).
+
+add(XName, Node, Group, #{members := Members, voters := Voters} = View, Peers) ->
+    case {lists:keymember(Node, 2, Members), Peers} of
+        {true, _} ->
+            ok;
+        {false, #{Node := #{ready := true}}} when length(Voters) =:= length(Members) ->
+            case rabbit_delay_membership:may_add(View) of
+                true ->
+                    case add_member(XName, Node, Group, View) of
+                        ok -> rabbit_delay_group:aimed_at(XName, Group, length(Members) + 1);
+                        Error -> failed("cannot be added", Node, Error)
+                    end;
+                false ->
+                    {error, "too few of its members are up: with one more that is not there yet they "
+                     "would be no majority"}
+            end;
+        {false, #{Node := #{ready := true}}} ->
+            {error, "a member that was added is not up to date yet; try again when it is"};
+        {false, #{Node := _}} ->
+            {error, io_lib:format("on node ~s delayed messages are unavailable: its log says why", [Node])};
+        {false, _} ->
+            {error, io_lib:format("node ~s is not in the cluster, does not answer, or does not run this "
+                                  "plugin", [Node])}
+    end.
+
+-spec remove(rabbit_exchange:name(), node()) -> ok | again | {error, why()}.
+remove(XName, Node) ->
+    change(XName, fun (Group, View, Peers) -> remove(XName, Node, Group, View, Peers) end).
+
+remove(XName, Node, Group, #{members := Members, leader := {_, Here} = Leader} = View, Peers) ->
+    case [Id || {_, N} = Id <- Members, N =:= Node] of
+        [] ->
+            ok;
+        [_] when length(Members) =:= 1 ->
+            {error, "it is the only member: all of its messages would be lost"};
+        [_] when Node =:= Here ->
+            case leave_leadership(XName, Leader, Group, Peers) of
+                ok -> again;
+                Error -> Error
+            end;
+        [Id] ->
+            case rabbit_delay_membership:may_remove(Id, View) of
+                true ->
+                    case remove_member(XName, Id, Group, View) of
+                        ok -> rabbit_delay_group:aimed_at(XName, Group, length(Members) - 1);
+                        Error -> failed("cannot be removed", Node, Error)
+                    end;
+                false ->
+                    {error, "too few of its other members are up to be a majority without it"}
+            end
+    end.
+
+failed(What, Node, {error, Reason}) ->
+    ?LOG_WARNING("delayed messages: a member on ~s ~s: ~0P", [Node, What, Reason, 20], ?LOG_DOMAIN),
+    {error, io_lib:format("the member on ~s ~s at present: the broker's log says why", [Node, What])}.
+
+-spec transfer(rabbit_exchange:name(), node()) -> ok | again | {error, why()}.
+transfer(XName, Node) when Node =:= node() ->
+    case view(XName) of
+        {ok, _, _, _} -> ok;
+        _ -> again
+    end;
+transfer(XName, Node) ->
+    change(XName, fun (_, #{members := Members, leader := Leader}, _) ->
+                          case [Id || {_, N} = Id <- Members, N =:= Node] of
+                              [Id] -> lead(XName, Leader, Id);
+                              [] -> {error, io_lib:format("node ~s has no member of it", [Node])}
+                          end
+                  end).
+
+%% Returns when it leads.
+lead(XName, Leader, {_, Node} = Id) ->
+    case ra:transfer_leadership(Leader, Id) of
+        ok -> await_leader(Id, erlang:monotonic_time(millisecond) + ?TRANSFER_MS);
+        already_leader -> ok;
+        Error ->
+            ?LOG_WARNING("delayed messages of ~ts: the member on ~s does not come to lead: ~0P",
+                         [rabbit_delay_text:rs(XName), Node, Error, 20], ?LOG_DOMAIN),
+            not_leading(Node)
+    end.
+
+await_leader({_, Node} = Id, Deadline) ->
+    case {rabbit_delay_group:leader([Id]), erlang:monotonic_time(millisecond) < Deadline} of
+        {{ok, Id}, _} ->
+            ok;
+        {_, true} ->
+            receive after ?AGAIN_MS -> ok end,
+            await_leader(Id, Deadline);
+        {_, false} ->
+            not_leading(Node)
+    end.
+
+not_leading(Node) ->
+    {error, io_lib:format("the member on ~s does not come to lead: it may be behind, or not be up", [Node])}.
+
+%% Another one leads, of a node that is to stay.
+leave_leadership(XName, {_, Here} = Leader, #{members := Members}, Peers) ->
+    case [Id || {{_, Node} = Id, _} = Member <- Members, Node =/= Here,
+                state_of(Member, Peers) =:= running,
+                not maps:get(draining, maps:get(Node, Peers))] of
+        [Id | _] -> lead(XName, Leader, Id);
+        [] -> {error, "no other member is up that could lead"}
+    end.
+
+change(XName, Change) ->
+    one_at_a_time(XName, fun () ->
+                                 case view(XName) of
+                                     {ok, Group, View, Peers} -> Change(Group, View, Peers);
+                                     not_leading -> again;
+                                     {error, _} = Error -> Error
+                                 end
+                         end).
+
+one_at_a_time(XName, Fun) ->
+    case global:trans({{?MODULE, XName}, self()}, Fun, [node()], ?LOCK_RETRIES) of
+        aborted -> {error, "its members are being changed at present; try again"};
+        Result -> Result
+    end.
+
+%% --------------------------------------------------------------------- what is needed
+
+%% Of the exchanges that this node leads. All says that they are looked at closely, even where nothing
+%% seems to be wrong.
+-spec reconcile(All :: boolean()) -> ok.
+reconcile(All) ->
+    case rabbit_delay_broker:cluster_nodes() of
+        [_] ->
+            ok;
+        Nodes ->
+            Groups = lists:filtermap(fun group/1, rabbit_delay_table:led()),
+            Peers = ask(Nodes, lists:append([Members || {_, #{members := Members}} <- Groups])),
+            lists:foreach(fun ({XName, Group}) ->
+                                  All orelse not seems_right(XName, Group, Nodes, Peers)
+                                      andalso steps(XName)
+                          end, Groups),
+            ok
+    end.
+
+group(XName) ->
+    case rabbit_delay_group:find(XName) of
+        {ok, #{formed := true} = Group} ->
+            {true, {XName, Group}};
+        none ->
+            %% It was alone.
+            ok = rabbit_delay_group:adopt(XName),
+            case rabbit_delay_group:find(XName) of
+                {ok, #{formed := true} = Group} ->
+                    ok = joined(XName, Group),
+                    {true, {XName, Group}};
+                _ ->
+                    false
+            end;
+        _ ->
+            false
+    end.
+
+joined(XName, Group) ->
+    case rabbit_delay_registry:queue(XName) of
+        Pid when is_pid(Pid) -> rabbit_delay_queue:has_group(Pid, Group);
+        undefined -> ok
+    end.
+
+seems_right(XName, #{members := Members} = Group, Nodes, Peers) ->
+    Holding = [Node || {{_, Node}, _} <- Members],
+    Holding -- Nodes =:= []
+        andalso lists:all(fun (Member) -> state_of(Member, Peers) =/= none end, Members)
+        andalso (length(Members) >= rabbit_delay_group:target(XName, Group)
+                 orelse candidates(Holding, Peers) =:= []).
+
+steps(XName) ->
+    case one_at_a_time(XName, fun () -> steps(XName, ?STEPS) end) of
+        ok -> ok;
+        {error, Reason} ->
+            ?LOG_WARNING("delayed messages of ~ts: its members cannot be changed as is needed, which is "
+                         "tried again: ~0P", [rabbit_delay_text:rs(XName), Reason, 20], ?LOG_DOMAIN)
+    end.
+
+steps(_, 0) ->
+    ok;
+steps(XName, Left) ->
+    case view(XName) of
+        {ok, Group, View, _} ->
+            case step(rabbit_delay_membership:next(View), XName, Group, View) of
+                done -> steps(XName, Left - 1);
+                rest -> ok;
+                {error, _} = Error -> Error
+            end;
+        not_leading ->
+            ok;
+        {error, _} = Error ->
+            Error
+    end.
+
+step(rest, _, _, _) ->
+    rest;
+step({add, Node}, XName, Group, View) ->
+    done(add_member(XName, Node, Group, View));
+step({remove, Id}, XName, Group, View) ->
+    done(remove_member(XName, Id, Group, View));
+step({unname, Ids}, XName, Group, _) ->
+    done(unname(XName, Ids, Group));
+step({name, Ids}, XName, Group, _) ->
+    %% The record has been set back by the metadata store.
+    Members = [{Id, Uid} || {_, Node} = Id <- Ids, {ok, Uid} <- [uid_on(Node, Id)]],
+    case Members of
+        [] -> rest;
+        _ -> done(result(rabbit_delay_group:named(XName, Group, Members)))
+    end.
+
+uid_on(Node, {Name, _}) ->
+    try erpc:call(Node, ra_directory, uid_of, [?RA_SYSTEM, Name], ?ASK_MS) of
+        Uid when is_binary(Uid) -> {ok, Uid};
+        _ -> none
+    catch
+        error:_ -> none
+    end.
+
+done(ok) -> done;
+done(Error) -> Error.
+
+result({ok, _}) -> ok;
+result(Error) -> Error.
+
+add_member(XName, Node, #{life := Life} = Group, #{leader := Leader, members := Members} = View) ->
+    Member = rabbit_delay_raft:added_member(XName, Node, Life),
+    said(XName, "a member on ~s is added", Node,
+         first_error([fun () -> result(rabbit_delay_group:named(XName, Group, [Member])) end,
+                      %% From here on it may come to lead no more.
+                      fun () -> group_grows(XName, length(Members) + 1) end,
+                      fun () -> on(Node, start_added, [XName, Life, Member], ?START_MS) end,
+                      fun () ->
+                              changed(XName, View, fun (Timeout) ->
+                                                           join(Leader, Member, Timeout)
+                                                   end)
+                      end])).
+
+group_grows(XName, Members) ->
+    ok = rabbit_delay_table:group_grows(XName, Members),
+    case rabbit_delay_registry:dispatcher(XName) of
+        undefined -> {error, no_dispatcher};
+        Pid -> rabbit_delay_dispatcher:group_grows(Pid, Members)
+    end.
+
+%% Raft's configuration first, then the record, then the files.
+remove_member(XName, {_, Node} = Id, Group, #{leader := Leader} = View) ->
+    said(XName, "the member on ~s is removed", Node,
+         first_error([fun () ->
+                              changed(XName, View, fun (Timeout) ->
+                                                           leave(Leader, Id, Timeout)
+                                                   end)
+                      end,
+                      fun () -> unname(XName, [Id], Group) end])).
+
+%% Its node may be away, and finds out for itself.
+unname(XName, Ids, #{members := Members} = Group) ->
+    case rabbit_delay_group:unnamed(XName, Group, Ids) of
+        {ok, _} ->
+            lists:foreach(
+              fun ({{_, Node} = Id, _} = Member) ->
+                      _ = lists:member(Id, Ids) andalso lists:member(Node, nodes())
+                          andalso on(Node, end_member, [XName, Member, delete], ?START_MS)
+              end, Members);
+        Error ->
+            Error
+    end.
+
+said(XName, Format, Node, Result) ->
+    ?LOG_INFO("delayed messages of ~ts: " ++ Format ++ ": ~0P",
+              [rabbit_delay_text:rs(XName), Node, Result, 20], ?LOG_DOMAIN),
+    Result.
+
+on(Node, Function, Args, Timeout) ->
+    try
+        erpc:call(Node, rabbit_delay_local_member, Function, Args, Timeout)
+    catch
+        error:{exception, Reason, _} -> {error, {Node, Reason}};
+        error:{erpc, Reason} -> {error, {Node, Reason}};
+        exit:{exception, Reason} -> {error, {Node, Reason}}
+    end.
+
+first_error([]) ->
+    ok;
+first_error([Step | Rest]) ->
+    case Step() of
+        ok -> first_error(Rest);
+        Error -> Error
+    end.
+
+%% Raft makes one change at a time, and none before an entry of the leader's own term is committed.
+changed(XName, View, Change) ->
+    changed(XName, View, Change, erlang:monotonic_time(millisecond) + ?CHANGE_MS).
+
+changed(XName, View, Change, Deadline) ->
+    Left = Deadline - erlang:monotonic_time(millisecond),
+    case still_leads(XName, View) of
+        ok ->
+            case Change(max(0, Left)) of
+                {error, cluster_change_not_permitted} when Left > 0 ->
+                    receive after ?AGAIN_MS -> ok end,
+                    changed(XName, View, Change, Deadline);
+                Result ->
+                    Result
+            end;
+        Error ->
+            Error
+    end.
+
+%% Changes of Raft's configuration by this node's server, if it leads now: what was decided here is not
+%% passed on to another leader, which knows better. They return when the change is committed.
+join(Leader, Member, Timeout) ->
+    change_members(Leader, {'$ra_join', rabbit_delay_broker:raft_member(Member), await_consensus}, Timeout).
+
+leave(Leader, Id, Timeout) ->
+    change_members(Leader, {'$ra_leave', Id, await_consensus}, Timeout).
+
+%% As ra:add_member/3, but for following a redirection.
+change_members({Name, Node}, Command, Timeout) when Node =:= node() ->
+    try gen_statem:call(Name, {leader_call, {command, normal, Command}}, Timeout) of
+        {wrap_reply, _} -> ok;
+        {redirect, Other} -> {error, {not_leader, Other}};
+        {error, Reason} -> {error, Reason};
+        Other -> {error, Other}
+    catch
+        exit:{Reason, _} -> {error, Reason}
+    end.
+
+still_leads(XName, #{term := Term, members := Members}) ->
+    case overview(XName) of
+        {ok, _, #{current_term := Term, cluster := Cluster}} ->
+            case lists:sort(maps:keys(Cluster)) =:= lists:sort(Members) of
+                true -> ok;
+                false -> {error, other_members}
+            end;
+        _ ->
+            {error, not_leading}
+    end.
+
+%% ------------------------------------------------------------------------------ the view
+
+%% The record's; else this node's own.
+-spec members(rabbit_exchange:name()) -> [rabbit_delay_group:member()].
+members(XName) ->
+    case {rabbit_delay_group:find(XName), rabbit_delay_table:member(XName)} of
+        {{ok, #{members := Members}}, _} -> Members;
+        {none, {ok, Member}} -> [Member];
+        _ -> []
+    end.
+
+view(XName) ->
+    case {overview(XName), rabbit_delay_group:find(XName)} of
+        {{ok, Leader, #{current_term := Term, cluster := Cluster} = Overview},
+         {ok, #{formed := true, members := Named} = Group}} ->
+            Nodes = rabbit_delay_broker:cluster_nodes(),
+            Members = lists:sort(maps:keys(Cluster)),
+            Peers = ask(Nodes, Named),
+            {ok, Group,
+             #{leader => Leader,
+               term => Term,
+               members => Members,
+               voters => voters(Overview),
+               named => rabbit_delay_group:ids(Group),
+               cluster => Nodes,
+               up => [Id || {Id, _} = Member <- Named, state_of(Member, Peers) =:= running],
+               lost => [Id || {Id, _} = Member <- Named, state_of(Member, Peers) =:= none],
+               candidates => candidates([Node || {_, Node} <- Members], Peers),
+               target => rabbit_delay_group:target(XName, Group)},
+             Peers};
+        {_, none} ->
+            {error, "the node that holds its messages is in no cluster"};
+        _ ->
+            not_leading
+    end.
+
+overview(XName) ->
+    case rabbit_delay_table:member(XName) of
+        {ok, {Id, _}} ->
+            case rabbit_delay_broker:raft_overview(Id, ?ASK_MS) of
+                {ok, #{leader_id := Id} = Overview} -> {ok, Id, Overview};
+                _ -> not_leading
+            end;
+        none ->
+            not_leading
+    end.
+
+%% Before Ra 2.6 all do.
+-spec voters(map()) -> [ra:server_id()].
+voters(#{cluster := Cluster}) ->
+    [Id || {Id, Peer} <- maps:to_list(Cluster),
+           case Peer of
+               #{voter_status := #{membership := Membership}} -> Membership =:= voter;
+               _ -> true
+           end].
+
+%% What those nodes say of themselves and of these members; whoever does not answer is not among them.
+-spec ask([node()], [rabbit_delay_group:member()]) -> #{node() => rabbit_delay_local_member:here()}.
+ask(Nodes, Members) ->
+    Up = [Node || Node <- Nodes, Node =:= node() orelse lists:member(Node, nodes())],
+    maps:from_list([{Node, Here} || {Node, {ok, #{} = Here}}
+                                        <- lists:zip(Up, erpc:multicall(Up, rabbit_delay_local_member, here,
+                                                                        [Members],
+                                                                        ?ASK_MS))]).
+
+%% Of its files nobody knows while the node's disk is not in use.
+-spec state_of(rabbit_delay_group:member(), #{node() => rabbit_delay_local_member:here()}) ->
+          running | stopped | none | unknown.
+state_of({{_, Node}, Uid}, Peers) ->
+    case Peers of
+        #{Node := #{members := #{Uid := none}, ready := false}} -> unknown;
+        #{Node := #{members := #{Uid := State}}} -> State;
+        _ -> unknown
+    end.
+
+candidates(Holding, Peers) ->
+    [Node || {_, Node} <- lists:sort([{Load, Node}
+                                      || {Node, #{ready := true, draining := false, load := Load}}
+                                             <- maps:to_list(Peers), not lists:member(Node, Holding)])].
+
+%% --------------------------------------------------------------------------- being drained
+
+%% Before this node is stopped for maintenance another one leads what it leads.
+-spec move_leaders() -> ok.
+move_leaders() ->
+    Led = case rabbit_delay_local_member:is_draining() of
+              true -> rabbit_delay_table:led();
+              false -> []
+          end,
+    lists:foreach(
+      fun (XName) ->
+              change(XName, fun (#{members := [_]}, _, _) ->
+                                    ok;
+                                (Group, #{leader := Leader}, Peers) ->
+                                    said(XName, "~s is drained, and another node leads", node(),
+                                         leave_leadership(XName, Leader, Group, Peers))
+                            end)
+      end, Led).
+
