@@ -4,7 +4,7 @@
 %% An adapter includes it behind its own attributes, with rabbit.hrl and rabbit_framing.hrl before it,
 %% and has series/0, is_alive/1, internal/2, delete_queue/1 and decode/3.
 
--export([is_booted/0, cluster_nodes/0, scratch/2, exchange_name/1, exchange_type/1, exchange_arguments/1, binding_key/1,
+-export([is_booted/0, cluster_nodes/0, sync_metadata/0, scratch/2, exchange_name/1, exchange_type/1, exchange_arguments/1, binding_key/1,
          is_durable/1, is_delayed/1, lookup_exchange/1, may_forward/2, is_permitted/3,
          channel_user/0]).
 -export([decode/2, serves_client/0, keeps_unrouted/0, delivery/1, confirm/3, reject/3, ack_credit/2]).
@@ -46,6 +46,17 @@ is_booted() -> rabbit:is_booted().
 %% All that are in the cluster, whether they run or not, this one among them.
 -spec cluster_nodes() -> [node()].
 cluster_nodes() -> rabbit_nodes:all().
+
+%% What this node knows of exchanges and bindings it still knows after a crash. Mnesia may have it in memory
+%% alone for two seconds, as the broker does not always wait for it to be written; Khepri does. A node
+%% without a disk has no log.
+-spec sync_metadata() -> ok.
+sync_metadata() ->
+    _ = case whereis(mnesia_sup) of
+            undefined -> ok;
+            _ -> mnesia:sync_log()
+        end,
+    ok.
 
 %% What App keeps in the exchange's record.
 -spec scratch(exchange(), App :: atom()) -> {ok, term()} | none.

@@ -52,6 +52,8 @@ start_processes(XName, Registry) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, X} ->
             Durable = rabbit_delay_broker:is_durable(X),
+            %% What it confirms must find its exchange again.
+            ok = rabbit_delay_broker:sync_metadata(),
             case rabbit_delay_exchanges_sup:start_exchange(XName, Durable) of
                 {ok, Sup} ->
                     Registry ! {started, XName, Sup},

@@ -333,6 +333,27 @@ def test_it_goes_on_delaying_after_a_restart(restarted):
     assert (client.one(queue).at - published) * 1000 >= 300
 
 
+@pytest.mark.skipif(default_series() == "4.3", reason="RabbitMQ 4.3 has no Mnesia")
+def test_who_has_confirmed_a_message_knows_its_exchange_after_a_crash(brokers):
+    """Mnesia is told of an exchange, and does not write it yet, as it now and then is by the broker."""
+    broker = brokers("unwritten", enable=(PLUGIN, "rabbitmq_management"))
+    client = Client(broker)
+    client.delayed(name="written", keep=True)
+    evaluate(broker, """
+        Named = fun (Name) -> rabbit_misc:r(<<"/">>, exchange, Name) end,
+        {atomic, ok} = mnesia:transaction(fun () ->
+            [X] = mnesia:read(rabbit_exchange, Named(<<"written">>)),
+            Unwritten = setelement(2, X, Named(<<"unwritten">>)),
+            ok = mnesia:write(rabbit_durable_exchange, Unwritten, write),
+            ok = mnesia:write(rabbit_exchange, Unwritten, write) end).""")
+    client.publish("unwritten", body=b"confirmed", delay=HOUR_MS)
+    broker.kill9()
+    broker.start()
+    assert Management(broker).get("delayed-exchanges/%2F/unwritten/messages?body=true")["items"][0][
+        "payload"] == "confirmed"
+    broker.end()
+
+
 # -------------------------------------------------- the plugin disabled, enabled, removed
 
 @pytest.fixture(scope="module")
