@@ -194,12 +194,15 @@ def test_a_spring_application_survives_the_broker(brokers, deps, checked, boot):
 
 
 @pytest.mark.skipif(default_series() == "3.10", reason="Spring's AMQP 1.0 needs RabbitMQ 4")
-def test_spring_with_amqp_1_0(spring, checked):
-    """An application property delays it."""
+def test_spring_with_amqp_1_0(spring, management, checked):
+    """An application property delays it. The application deletes nothing: it would begin a session after
+    another."""
     seconds, = assert_said(
         spring("4.1", "amqp10.Amqp10Application"), r"job 1 after ([\d.]+) s",
         "refused: The message was rejected")
     assert seconds >= 1.0
+    for path in ("queues/%2F/example.spring.amqp10.jobs", "exchanges/%2F/example.spring.amqp10"):
+        assert management.request("DELETE", path)[0] == 204
     checked("Spring AMQP 1.0", boot_version("4.1"), "delay", "wrong delay")
 
 
