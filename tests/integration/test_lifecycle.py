@@ -237,6 +237,9 @@ def test_five_hundred_exchanges_delay_at_once(client, broker, management):
 
 # --------------------------------------------------------------------------- restart
 
+MISSPELT = {"x-delayed-type": "direct", "x-delay-maximum": 1}
+
+
 @pytest.fixture(scope="module", params=["stopped", "killed"])
 def restarted(request, brokers):
     """A broker that was stopped, or killed, and started again while it held delayed messages. They
@@ -274,6 +277,11 @@ def restarted(request, brokers):
     client.delayed(name="counted")
     for _ in range(7):
         client.publish("counted", delay=10 * HOUR_MS)
+
+    status, _ = Management(broker).request("POST", "definitions", {"exchanges": [
+        {"name": "misspelt", "vhost": "/", "type": "x-delayed-message", "durable": True,
+         "auto_delete": False, "internal": False, "arguments": MISSPELT}]})
+    assert status in (200, 201, 204)
 
     if request.param == "killed":
         kill_9(broker)
@@ -331,6 +339,15 @@ def test_it_goes_on_delaying_after_a_restart(restarted):
     exchange, queue = client.delayed_and_queue()
     published = client.publish(exchange, body=b"after", delay=2 * HOUR_MS + 300)
     assert (client.one(queue).at - published) * 1000 >= 300
+
+
+def test_what_would_be_refused_to_a_client_is_there_after_a_restart(restarted):
+    assert Management(restarted.broker).exchange("misspelt")["arguments"] == MISSPELT
+    client = restarted.client
+    client.channel.exchange_declare("misspelt", "x-delayed-message", durable=True, arguments=MISSPELT)
+    queue = client.queue(("misspelt", "k"))
+    client.publish("misspelt", body=b"later", delay=300)
+    assert client.texts(queue, 1) == ["later"]
 
 
 @pytest.mark.skipif(default_series() == "4.3", reason="RabbitMQ 4.3 has no Mnesia")
