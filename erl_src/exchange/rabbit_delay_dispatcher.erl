@@ -39,7 +39,8 @@
 
 -include("rabbit_delay_dispatcher.hrl").
 
--export([start_link/1, leader/2, stop_leading/1, group_grows/2, wake/2, overflow/1, counters/1, await_ready/2, change/2,
+-export([start_link/1, leader/2, stop_leading/1, group_grows/2, rest/2,
+         wake/2, overflow/1, counters/1, await_ready/2, change/2,
          change_async/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
 
@@ -53,6 +54,8 @@
                  | {error, not_ready | interrupted}.
 
 -define(QUERY_MS, 30000).
+%% How long what is in flight is waited for, where another is to lead.
+-define(REST_MS, 3000).
 
 %% No answer for so long is none.
 -define(CHANGE_MS, 60000).
@@ -81,6 +84,16 @@ group_grows(Pid, Members) ->
         gen_server:call(Pid, {group_grows, Members}, ?QUERY_MS)
     catch
         exit:Reason -> {error, Reason}
+    end.
+
+%% Another one is to lead: so that nothing comes twice, it takes no more, for HoldMs at most, and this
+%% returns when nothing is in flight, or after a while.
+-spec rest(pid(), HoldMs :: pos_integer()) -> ok.
+rest(Pid, HoldMs) ->
+    try
+        gen_server:call(Pid, {rest, HoldMs}, ?REST_MS)
+    catch
+        exit:_ -> ok
     end.
 
 %% Something that is due at DueMs has been added, perhaps before all else. Called by the leader.
@@ -164,6 +177,11 @@ handle_call({change, Change}, From, State) ->
 handle_call({group_grows, Members}, _, #state{lease = Lease} = State) ->
     {reply, ok, rabbit_delay_agenda:pump_soon(
                   State#state{lease = rabbit_delay_lease:needed(Members, Lease)})};
+handle_call({rest, _}, _, #state{resting = {_, _}} = State) ->
+    {reply, ok, State};
+handle_call({rest, HoldMs}, From, State) ->
+    {noreply, at_rest(rabbit_delay_outcomes:settle(
+                        State#state{resting = {From, erlang:start_timer(HoldMs, self(), rested)}}))};
 handle_call(counters, _From, #state{counters = C} = State) ->
     {reply, rabbit_delay_counters:read(C), State};
 handle_call(_, _, State) ->
@@ -182,6 +200,8 @@ handle_cast(_, State) ->
 -spec handle_info(term(), #state{}) -> {noreply, #state{}}.
 handle_info(pump, State) ->
     {noreply, rabbit_delay_release:pump(State#state{pumping = false})};
+handle_info({timeout, Ref, rested}, #state{resting = {_, Ref}} = State) ->
+    {noreply, rabbit_delay_agenda:pump_soon(State#state{resting = none})};
 handle_info({timeout, Ref, due}, #state{timer = {_, Ref}} = State) ->
     {noreply, rabbit_delay_release:pump(State#state{timer = undefined})};
 handle_info(overflow, State) ->
@@ -269,11 +289,23 @@ answer(Asked, {ok, #{}}, #state{asked = Asked} = State) ->
     drop_later(rabbit_delay_agenda:pump_soon(State#state{asked = undefined}));
 answer(Correlation, {ok, _} = Reply, #state{in_flight = Book0} = State) ->
     case rabbit_delay_in_flight:settled(Correlation, Book0) of
-        {ok, Book} -> drop_later(rabbit_delay_agenda:pump_soon(State#state{in_flight = Book}));
+        {ok, Book} ->
+            drop_later(rabbit_delay_agenda:pump_soon(at_rest(State#state{in_flight = Book})));
         error -> answered(Correlation, Reply, State)
     end;
 answer(Correlation, Reply, State) ->
     answered(Correlation, Reply, State).
+
+at_rest(#state{resting = {{_, _} = From, Ref}, in_flight = Book} = State) ->
+    case rabbit_delay_in_flight:held(Book) of
+        {0, _} ->
+            gen_server:reply(From, ok),
+            State#state{resting = {answered, Ref}};
+        _ ->
+            State
+    end;
+at_rest(State) ->
+    State.
 
 drop_later(#state{dropping = later} = State) -> rabbit_delay_agenda:drop_soon(State);
 drop_later(State) -> State.

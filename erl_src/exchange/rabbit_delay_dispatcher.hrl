@@ -17,6 +17,8 @@
          %% who waits for the store
          awaiting = [] :: [gen_server:from()],
          paused = false :: boolean(),
+         %% takes nothing for now, as another one is to lead; and whoever waits until nothing is in flight
+         resting = none :: none | {gen_server:from() | answered, reference()},
          %% until when messages may be taken, and the note that was asked for to know for longer
          asked :: undefined | reference(),
          lease = rabbit_delay_lease:new() :: rabbit_delay_lease:lease(),

@@ -32,6 +32,8 @@ pump(#state{store = undefined} = State) ->
     State;
 pump(#state{paused = true} = State) ->
     State;
+pump(#state{resting = {_, _}} = State) ->
+    State;
 pump(State) ->
     case rabbit_delay_agenda:may_take(State) of
         {true, Leading} -> pump_allowed(Leading);

@@ -106,8 +106,12 @@ transfer(XName, Node) ->
                           end
                   end).
 
-%% Returns when it leads.
+%% Returns when it leads. What is in flight would come again.
 lead(XName, Leader, {_, Node} = Id) ->
+    _ = case rabbit_delay_registry:dispatcher(XName) of
+            undefined -> ok;
+            Pid -> rabbit_delay_dispatcher:rest(Pid, ?TRANSFER_MS)
+        end,
     case ra:transfer_leadership(Leader, Id) of
         ok -> await_leader(Id, erlang:monotonic_time(millisecond) + ?TRANSFER_MS);
         already_leader -> ok;
