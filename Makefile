@@ -54,7 +54,7 @@ export LC_ALL := C.UTF-8
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1) $@" &&)
 
-.PHONY: soak-api release check-release deb check-install check-arm64 deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
+.PHONY: soak-api soak-cluster release check-release deb check-install check-arm64 deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) dist-3.13-4.x $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static check-model check-cluster $(SERIES:%=check-%) \
         suites-c suites-erl suites-integration suites-static suites-model model model-trace c-tests soak-faults
@@ -300,7 +300,7 @@ demo-stop:
 	@$(PYTHON) demo/demo.py --stop
 
 -include tests/bench/bench.mk
-bench bench-quick soak: | deps-bench
+bench bench-quick bench-cluster soak: | deps-bench
 $(BENCH_LOAD): | deps-bench
 
 # ------------------------------------------------------------------------- tests
@@ -502,6 +502,10 @@ suites-static:
 	@$(RUN) static-dialyzer -- $(REBAR3) dialyzer
 
 # What the HTTP API says, tried out at length.
+# Three nodes and one random fault after the other: CLUSTER_SOAK_ARGS="--minutes 30 --seed 1".
+soak-cluster: deps dist-$(BROKER_SERIES)
+	BROKER_SERIES=$(BROKER_SERIES) $(PYTHON) tests/cluster/soak.py $(CLUSTER_SOAK_ARGS)
+
 soak-api: deps dist-$(BROKER_SERIES)
 	SCHEMATHESIS_EXAMPLES=300 SCHEMATHESIS_SECONDS=1800 \
 	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_openapi.py

@@ -30,3 +30,8 @@ soak: dist-$(BROKER_SERIES) $(BENCH_LOAD)
 # A Celery task that waits: through the delayed exchange, and Celery's own way. CELERY_ARGS="--rounds 3".
 bench-celery: dist-$(BROKER_SERIES)
 	/usr/bin/python3 tests/bench/bench_celery.py $(CELERY_ARGS)
+
+# Three nodes: a replicated delayed exchange beside a quorum queue. CLUSTER_ARGS="--rounds 3 --kills 5".
+.PHONY: bench-cluster
+bench-cluster: dist-$(BROKER_SERIES) $(BENCH_LOAD)
+	/usr/bin/python3 tests/bench/bench_cluster.py $(CLUSTER_ARGS)

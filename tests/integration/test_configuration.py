@@ -125,6 +125,7 @@ def test_a_memory_alarm_blocks_publishers_of_delayed_messages(limited):
 WRONG = {
     "not of the kind": [
         ("max_delay", "soon"), ("unusable_delay", "perhaps"), ("in_flight.messages", "many"),
+        ("continuous_membership_reconciliation.enabled", "perhaps"),
         ("snapshot_interval.messages", "1.5"), ("retry_interval.min", "often")],
     "not a size": [("wal_size", "big")],
     "a small size": [("wal_size", "1023kB"), ("max_message_size", "0kB")],
@@ -133,6 +134,7 @@ WRONG = {
         ("max_delay", "0"), ("in_flight.messages", "0"), ("in_flight.bytes", "-5"),
         ("wal_size", "12"), ("snapshot_interval.messages", "0"), ("snapshot_interval.bytes", "1"),
         ("max_message_size", "0"), ("disk_free_limit", "-1"), ("retry_interval.max", "99999999"),
+        ("continuous_membership_reconciliation.interval", "999"),
         ("max_open_files", "15"), ("initial_group_size", "0"), ("initial_group_size", "2147483648")],
     "unknown": [("no_such_key", "1")],
 }
