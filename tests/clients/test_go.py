@@ -92,3 +92,11 @@ def test_a_broker_that_is_lost(brokers, deps, checked):
                       os.path.join(locked.HERE, "go", "lost.go"), cwd=deps("go")).splitlines()
     assert lines == ["confirmed: false", "closed: 501"]
     checked("amqp091-go", version("github.com/rabbitmq/amqp091-go"), "broker lost")
+
+
+@pytest.mark.skipif(default_series() == "3.10", reason="it has RabbitMQ 4's addresses")
+def test_a_broker_that_is_lost_with_amqp_1_0(brokers, deps, checked):
+    told = lost.told(brokers, "go-amqp10", "go", "run",
+                     os.path.join(locked.HERE, "go", "lost_amqp10.go"), cwd=deps("go"))
+    assert told == "connection lost: true"
+    checked("Azure/go-amqp (AMQP 1.0)", version("github.com/Azure/go-amqp"), "broker lost")

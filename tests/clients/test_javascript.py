@@ -161,9 +161,16 @@ def test_header_values_of_mqtt_5(brokers, javascript, checked, tmp_path):
     checked("MQTT.js (MQTT 5)", version("mqtt"), "header values")
 
 
-def test_a_broker_that_is_lost(brokers, javascript, checked):
-    lines = lost.told(brokers, "javascript", "node", shutil.copy(
-        os.path.join(locked.HERE, "javascript", "lost.mjs"), javascript.directory)).splitlines()
-    assert lines[0] == "channel closed"
-    assert re.fullmatch("connection error: .*, connection closed", lines[1])
-    checked("amqplib", version("amqplib"), "broker lost")
+# What a user is told.
+LOST = {"amqplib": r"channel closed\nconnection error: .*, connection closed",
+        "rascal": "error: .*", "rabbitmq-client": "(ECONNRESET|CONN_CLOSE): .*", "rhea": "disconnected"}
+
+
+@pytest.mark.parametrize("package", [
+    "amqplib", "rascal", "rabbitmq-client",
+    pytest.param("rhea", marks=pytest.mark.skipif(OLD, reason="RabbitMQ 4's addresses"))])
+def test_a_broker_that_is_lost(brokers, javascript, checked, package):
+    told = lost.told(brokers, f"javascript-{package}", "node", shutil.copy(
+        os.path.join(locked.HERE, "javascript", "lost.mjs"), javascript.directory), package)
+    assert re.fullmatch(LOST[package], told), told
+    checked("rhea (AMQP 1.0)" if package == "rhea" else package, version(package), "broker lost")

@@ -10,6 +10,7 @@ import pytest
 
 import header_values
 import locked
+import lost
 from conftest import EXAMPLES, REPOSITORY
 from management import WITHIN
 from private_broker import default_series
@@ -125,6 +126,22 @@ def test_header_values_of_amqp_1_0(broker, client, executed, jars, checked, tmp_
     header_values.check(client, queue, chosen, json.loads(told), {"x": "S"}, uncopied="Bui")
     checked("amqp-client (AMQP 1.0)", locked.version("jvm", "com.rabbitmq.client:amqp-client"),
             "header values")
+
+
+def test_a_broker_that_is_lost(brokers, jars, checked):
+    """Automatic recovery is the default, and no confirm comes after it."""
+    told = lost.told(brokers, "jvm", *JAVA, "-cp", jars, os.path.join(PROGRAMS, "Lost.java"))
+    assert told.startswith("connection error")
+    checked("amqp-client", locked.version("jvm", "com.rabbitmq:amqp-client"), "broker lost")
+
+
+@pytest.mark.skipif(default_series() == "3.10", reason="amqp-client for AMQP 1.0 needs RabbitMQ 4")
+def test_a_broker_that_is_lost_with_amqp_1_0(brokers, jars, checked):
+    told = lost.told(brokers, "jvm-amqp10", *JAVA, "-cp", jars,
+                     os.path.join(PROGRAMS, "LostAmqp10.java"))
+    assert re.match("REJECTED: .*ClientConnectionRemotelyClosedException", told), told
+    checked("amqp-client (AMQP 1.0)", locked.version("jvm", "com.rabbitmq.client:amqp-client"),
+            "broker lost")
 
 
 # -------------------------------------------------------------------------------------- Spring
