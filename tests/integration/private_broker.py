@@ -211,7 +211,7 @@ class PrivateBroker:
         broker.__dict__.update(saved)
         broker._beam = _Process(*beam) if beam else None
         broker._epmd = _Process(*epmd) if epmd else None
-        broker._kept = None
+        broker._kept, broker._booting = None, False
         return broker
 
     # ------------------------------------------------------------------ places

@@ -15,6 +15,7 @@ import pytest
 
 from client import Client
 from node import HOUR_MS
+from private_broker import PrivateBroker
 from test_pending import BAD_DATA, counted, ids, refused
 from test_transfer import export, file_name, pending, put_in
 
@@ -38,6 +39,12 @@ def vhost(broker):
 def held(broker, vhost, column="messages_delayed"):
     return {row["name"]: row[column]
             for row in broker.rows("list_delayed_exchanges", "--vhost", vhost, "name", column)}
+
+
+def test_a_process_that_did_not_start_the_broker_may_command_it(broker, vhost):
+    said = PrivateBroker.attach(broker.root).ctl("--quiet", "list_delayed_exchanges", "--vhost", vhost,
+                                                 "name")
+    assert {"a-1", "a-2", "b"} <= set(said.split())
 
 
 def test_several_exchanges_are_named_by_a_pattern_or_are_all_of_a_vhost(broker, vhost):
