@@ -44,7 +44,8 @@ libraries() ->
       "publish to a delayed exchange with the header x-delay in place of ETA and RetryTimeout."},
      {"^celery_delayed_[0-9]+$", "Celery",
       "publish to a delayed exchange with the header x-delay in place of countdown and eta; Celery "
-      "goes on using these queues for those."},
+      "goes on using these queues for those, also for queues that are bound to a delayed exchange: "
+      "both delays add up, or, with x-delayed-type: direct, the task never comes."},
      {"^nsb\\.(v2\\.)?delay-level-[0-9]+$", "NServiceBus",
       "publish to a delayed exchange with the header x-delay in place of delayed delivery."},
      {"^.+_(error|skipped)$", "MassTransit",

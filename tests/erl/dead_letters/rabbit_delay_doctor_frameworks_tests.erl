@@ -114,6 +114,11 @@ untouched(Library, #{queues := Queues} = Case, Rules, Instead) ->
         none -> ok
     end.
 
+%% Celery takes its ladder for whatever exchange is not direct.
+celerys_ladder_leads_to_delayed_exchanges_test() ->
+    {"Celery", Advice} = rabbit_delay_doctor_frameworks:known(<<"celery_delayed_27">>),
+    ?assertMatch({match, _}, re:run(Advice, "both delays add up.*x-delayed-type: direct")).
+
 %% Queues that are nobody's but the application's.
 others_test_() ->
     [?_assertEqual(none, rabbit_delay_doctor_frameworks:of_queue(#{name => Name, arguments => #{}}))
