@@ -33,7 +33,10 @@
                   {overflowed, "dropped since then by drop-latest-due"},
                   {dropped, "since then neither taken nor kept, of those whose sender awaits no confirm"},
                   {unreadable, "whose record cannot be read now; tried again"},
-                  {paused, "whether releasing is held back (pause_delayed_exchange)"}]).
+                  {paused, "whether releasing is held back (pause_delayed_exchange)"},
+                  {leader, "the node that leads its members; empty if none does"},
+                  {members, "the nodes that hold its messages"},
+                  {group_size, "how many nodes of a cluster are to"}]).
 
 -type options() :: #{atom() => term()}.
 

@@ -15,12 +15,14 @@
 
 -export_type([item/0]).
 
-%% A name, a gauge, or a counter's name.
+%% A name, a gauge, or a counter's name. `leader' is the node that leads its group, `members' those that hold
+%% its messages, `group_size' how many are to.
 -type item() :: atom() | {message_stats, samples | rates}.
 
--define(NAMES, [vhost, name, type]).
+%% What the exchange's own record says.
+-define(NAMES, [vhost, name, type, members, group_size]).
 -define(GAUGES, [messages_delayed, bytes_delayed, next_due, in_flight, waiting, stuck_queues, overdue,
-                 unreadable, paused]).
+                 unreadable, paused, leader]).
 -define(ANSWER_MS, 5000).
 %% A process that was not answered in time does not ask again for so long.
 -define(PENDING_MS, 1000).
@@ -41,7 +43,13 @@ name(vhost, X) -> (rabbit_delay_broker:exchange_name(X))#resource.virtual_host;
 name(name, X) -> (rabbit_delay_broker:exchange_name(X))#resource.name;
 name(type, X) ->
     {_, Type} = rabbit_misc:table_lookup(rabbit_delay_broker:exchange_arguments(X), <<"x-delayed-type">>),
-    Type.
+    Type;
+name(members, X) ->
+    case rabbit_delay_group:nodes_of(X) of
+        none -> [node() || rabbit_delay_table:leads(rabbit_delay_broker:exchange_name(X))];
+        Nodes -> Nodes
+    end;
+name(group_size, X) -> rabbit_delay_group:aim_of(X).
 
 everywhere(XNames, Items) ->
     Here = figures(XNames, Items),
@@ -105,6 +113,11 @@ value(stuck_queues, _, #{stuck_queues := N}) -> N;
 value(overdue, XName, Stat) -> rabbit_delay_registry:overdue(XName, Stat);
 value(unreadable, _, Stat) -> maps:get(unreadable, Stat, 0);
 value(paused, XName, _) -> rabbit_delay_registry:is_paused(XName);
+value(leader, XName, _) ->
+    case rabbit_delay_table:leads(XName) of
+        true -> node();
+        false -> ''
+    end;
 value(publish_rate, XName, _) -> rate(published, XName);
 value(release_rate, XName, _) -> rate(released, XName);
 value({message_stats, What}, XName, _) -> rabbit_delay_statistics:message_stats(XName, What);

@@ -24,7 +24,7 @@
 %% Of rabbit_delay_budget.
 -define(READING_BYTES, 67108864).
 -define(COLUMNS, [name, type, messages_delayed, bytes_delayed, next_due, overdue, in_flight,
-                  unreadable, paused]).
+                  unreadable, paused, leader, members, group_size]).
 
 -spec dispatcher() -> [{string(), module(), [resource()]}].
 dispatcher() ->

@@ -88,7 +88,7 @@ collect_mf(_, Callback) ->
     node_figures(Callback).
 
 exchanges() ->
-    [{XName, stat(XName), rabbit_delay_counters:read(Counters)}
+    [{XName, (stat(XName))#{member => rabbit_delay_table:member(XName) =/= none}, rabbit_delay_counters:read(Counters)}
      || {XName, Counters} <- rabbit_delay_registry:all_counters()].
 
 %% Where another node leads the exchange's group, what it holds is in that one's figures.
@@ -187,7 +187,8 @@ gauges(Stat, Now) ->
       open_files => Get(open_files),
       unchecked => max(0, Get(applied) - Get(checkpoint_applied)),
       paused => case Stat of #{paused := true} -> 1; _ -> 0 end,
-      leading => case Stat of #{applied := _} -> 1; _ -> 0 end}.
+      leading => case Stat of #{applied := _} -> 1; _ -> 0 end,
+      member => case Stat of #{member := true} -> 1; _ -> 0 end}.
 
 show(Prefix, Rows, Callback) ->
     lists:foreach(
@@ -239,7 +240,8 @@ gauge_figures() ->
      {unchecked, "store_uncheckpointed_entries",
       "Raft log entries applied since the delay store's last checkpoint"},
      {leading, "raft_leaders",
-      "Raft members of delayed exchanges that lead on this node, and release messages"}].
+      "Raft members of delayed exchanges that lead on this node, and release messages"},
+     {member, "raft_members", "Raft members of delayed exchanges on this node"}].
 
 counter_figures() ->
     [{published, "messages_published_total", "Messages taken to be delayed"},

@@ -22,8 +22,7 @@
 -include("rabbit_delay.hrl").
 
 -export([find/1, life_of/1, is_of/2, obtain/1, adopt/1, is_named/2, ids/1, member/1, life/1, salt/1,
-         leader/1, configuration/1, target/2, size_of/1,
-         nodes_of/1]).
+         leader/1, configuration/1, target/2, size_of/1, nodes_of/1, aim_of/1]).
 -export([named/3, unnamed/3, aimed_at/3]).
 -export([held/1, start_new/3, await_named/3]).
 
@@ -183,12 +182,22 @@ held(XName) ->
 
 %% How many members the exchange's group is to have: an odd number, as two survive less than one, and four
 %% no more than three.
--spec size_of(rabbit_exchange:name()) -> pos_integer().
-size_of(XName) ->
-    odd(case rabbit_delay_broker:lookup_exchange(XName) of
-            {ok, X} -> rabbit_delay_policy:group_size(X);
-            {error, not_found} -> rabbit_delay_config:group_size()
-        end).
+-spec size_of(rabbit_exchange:name() | rabbit_delay_broker:exchange()) -> pos_integer().
+size_of({resource, _, _, _} = XName) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} -> size_of(X);
+        {error, not_found} -> odd(rabbit_delay_config:group_size())
+    end;
+size_of(X) ->
+    odd(rabbit_delay_policy:group_size(X)).
+
+%% The same as operators see it in this record of the exchange: what one of them has said goes before.
+-spec aim_of(rabbit_delay_broker:exchange()) -> pos_integer().
+aim_of(X) ->
+    case rabbit_delay_broker:scratch(X, ?APP) of
+        {ok, #{target := Target}} -> Target;
+        _ -> size_of(X)
+    end.
 
 odd(N) when N > 1, N rem 2 =:= 0 -> N - 1;
 odd(N) -> N.

@@ -17,6 +17,7 @@ ONCE = {
     "test_keys.py": ["4.3"],
     "test_lifecycle.py::test_five_hundred_exchanges_delay_at_once": ["4.3"],
     "test_limits.py": ["4.0"],
+    "test_member_commands.py::test_what_cannot_be_is_refused_in_words": ["4.0"],
     "test_metrics.py::test_figures_come_and_go_with_either_plugin": ["4.3"],
     "test_moving_in.py::test_the_broker_ends_in_the_middle": ["4.0"],
     "test_openapi.py": ["4.3"],

@@ -20,7 +20,7 @@ GAUGES = {
     "messages_waiting", "stuck_queues",
     "messages_unreadable", "release_lag_seconds", "store_partitions", "store_file_bytes",
     "store_dead_bytes", "store_memory_bytes", "store_buffered_bytes", "store_open_files",
-    "store_uncheckpointed_entries", "raft_leaders", "paused"}
+    "store_uncheckpointed_entries", "raft_leaders", "raft_members", "paused"}
 SOMETIMES = {"next_due_timestamp_seconds", "store_checkpoint_timestamp_seconds",
              "store_checkpoint_duration_seconds"}
 COUNTERS = {f"messages_{what}_total" for what in (
@@ -85,7 +85,7 @@ def test_what_is_pending(client, broker):
     assert figures["messages_in_flight"] == figures["messages_overdue"] == 0
     assert figures["release_lag_seconds"] == 0
     assert now + 3600 <= figures["next_due_timestamp_seconds"] <= time.time() + 3600
-    assert figures["raft_leaders"] == 1
+    assert figures["raft_leaders"] == figures["raft_members"] == 1
     assert figures["store_memory_bytes"] > 0
     assert figures["messages_published_total"] == 2
 
