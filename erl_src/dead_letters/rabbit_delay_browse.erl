@@ -12,7 +12,7 @@
 
 -include_lib("amqp_client/include/amqp_client.hrl").
 
--export([fold/5, usual_max/2, no_queue/2]).
+-export([fold/5, usual_max/2, no_queue/2, message/3]).
 
 %% Each message of a quorum queue is looked for from the queue's head on, in the queue's own process: so
 %% many take 1 s or 2, ten times as many a hundred times as long.
@@ -24,8 +24,10 @@
 
 -export_type([message/0, error/0]).
 
+%% Properties as rabbit_delay_broker:content() has them.
 -type message() :: #{exchange := binary(), key := binary(), table := undefined | list(),
-                     headers := rabbit_delay_deaths:headers(), payload := binary()}.
+                     headers := rabbit_delay_deaths:headers(), properties := [{atom(), term()}],
+                     payload := binary()}.
 
 -type error() :: {error, {bad_request | forbidden | not_found | unavailable, Why :: binary()}}.
 
@@ -42,21 +44,30 @@ usual_max(VHost, Queue) ->
             ?CLASSIC_MAX
     end.
 
-%% Over no more than Max messages, from the head. Truncated: the time was over before. Fails for a queue
-%% that cannot be looked at, and where the node has enough to do with others' looking.
--spec fold(rabbit_types:vhost(), Queue :: binary(), Max :: pos_integer(),
-           fun((message(), Acc) -> Acc), Acc) -> {ok, Acc, Truncated :: boolean()} | error().
-fold(VHost, Queue, Max, Fun, Acc) ->
+%% Over no more than Max messages, from the head or after so many that are passed over, until Fun says {enough, Acc}. Truncated: the time was over
+%% before. Fails for a queue that cannot be looked at, and where the node has enough to do with others'
+%% looking.
+-spec fold(rabbit_types:vhost(), Queue :: binary(),
+           Max :: pos_integer() | {After :: non_neg_integer(), Max :: pos_integer()},
+           fun((message(), Acc) -> Acc | {enough, Acc}), Acc) ->
+          {ok, Acc, Truncated :: boolean()} | error().
+fold(VHost, Queue, Max, Fun, Acc) when is_integer(Max) ->
+    fold(VHost, Queue, {0, Max}, Fun, Acc);
+fold(VHost, Queue, {After, Max}, Fun, Acc) ->
     Deadline = erlang:monotonic_time(millisecond) + ?LOOK_MS,
     case rabbit_amqqueue:lookup(rabbit_misc:r(VHost, queue, Queue)) of
         {ok, Q} ->
             case amqqueue:get_type(Q) of
                 rabbit_quorum_queue ->
                     rabbit_delay_budget:with(
-                      looks, 1, fun () -> peek(amqqueue:get_pid(Q), 1, Max, Deadline, Fun, Acc) end);
+                      looks, 1, fun () ->
+                                        peek(amqqueue:get_pid(Q), After + 1, After + Max, Deadline, Fun, Acc)
+                                end);
                 rabbit_classic_queue ->
                     rabbit_delay_budget:with(
-                      looks, 1, fun () -> get_all(VHost, Queue, Max, Deadline, Fun, Acc) end);
+                      looks, 1, fun () ->
+                                        get_all(VHost, Queue, {After, Max}, Deadline, Fun, Acc)
+                                end);
                 Type ->
                     {error, {bad_request, iolist_to_binary(
                                             io_lib:format("a ~s cannot be browsed", [Type]))}}
@@ -75,27 +86,31 @@ peek(Leader, Pos, Max, Deadline, Fun, Acc) ->
         true ->
             {ok, Acc, Pos =< Max};
         {ok, {_, Message}} ->
-            #{exchange := X, routing_keys := Keys, headers := Table, payload := Payload} =
-                rabbit_delay_broker:content(Message),
-            Key = case Keys of [First | _] -> First; [] -> <<>> end,
-            peek(Leader, Pos + 1, Max, Deadline, Fun,
-                 Fun(message(X, Key, Table, iolist_to_binary(Payload)), Acc));
+            case Fun(peeked(rabbit_delay_broker:content(Message)), Acc) of
+                {enough, Last} -> {ok, Last, false};
+                Next -> peek(Leader, Pos + 1, Max, Deadline, Fun, Next)
+            end;
         {error, no_message_at_pos} ->
             {ok, Acc, false};
         Other ->
             unavailable("the quorum queue's leader does not answer: ~0P", [Other, 10])
     end.
 
+peeked(#{exchange := X, routing_keys := Keys, headers := Table, properties := Properties,
+         payload := Payload}) ->
+    Key = case Keys of [First | _] -> First; [] -> <<>> end,
+    as_message({X, Key}, {Table, Properties}, iolist_to_binary(Payload)).
+
 is_late(Deadline) -> erlang:monotonic_time(millisecond) > Deadline.
 
 unavailable(Format, Args) ->
     {error, {unavailable, unicode:characters_to_binary(io_lib:format(Format, Args))}}.
 
-get_all(VHost, Queue, Max, Deadline, Fun, Acc) ->
+get_all(VHost, Queue, {After, Max}, Deadline, Fun, Acc) ->
     case rabbit_delay_connection:open(VHost, <<"browse ", Queue/binary>>) of
         {ok, {_, Channel} = Connection} ->
             try
-                get_each(Channel, Queue, Max, Deadline, Fun, Acc)
+                get_each(Channel, Queue, After, Max, Deadline, Fun, Acc)
             catch
                 exit:Reason -> unavailable("the queue cannot be looked at: ~0P", [Reason, 12])
             after
@@ -106,20 +121,28 @@ get_all(VHost, Queue, Max, Deadline, Fun, Acc) ->
             Error
     end.
 
-get_each(_, _, 0, _, _, Acc) ->
+get_each(_, _, _, 0, _, _, Acc) ->
     {ok, Acc, false};
-get_each(Channel, Queue, Left, Deadline, Fun, Acc) ->
+get_each(Channel, Queue, After, Left, Deadline, Fun, Acc) ->
     case is_late(Deadline) orelse amqp_channel:call(Channel, #'basic.get'{queue = Queue}) of
         true ->
             {ok, Acc, true};
-        {#'basic.get_ok'{exchange = X, routing_key = Key},
-         #amqp_msg{props = #'P_basic'{headers = Table}, payload = Payload}} ->
-            get_each(Channel, Queue, Left - 1, Deadline, Fun,
-                     Fun(message(X, Key, Table, Payload), Acc));
+        {#'basic.get_ok'{}, _} when After > 0 ->
+            get_each(Channel, Queue, After - 1, Left, Deadline, Fun, Acc);
+        {#'basic.get_ok'{exchange = X, routing_key = Key}, Message} ->
+            case Fun(message(X, Key, Message), Acc) of
+                {enough, Last} -> {ok, Last, false};
+                Next -> get_each(Channel, Queue, 0, Left - 1, Deadline, Fun, Next)
+            end;
         #'basic.get_empty'{} ->
             {ok, Acc, false}
     end.
 
-message(X, Key, Table, Payload) ->
+%% A message as it is delivered.
+-spec message(Exchange :: binary(), Key :: binary(), #amqp_msg{}) -> message().
+message(X, Key, #amqp_msg{props = #'P_basic'{headers = Table} = Properties, payload = Payload}) ->
+    as_message({X, Key}, {Table, rabbit_delay_dead_letter:properties(Properties)}, Payload).
+
+as_message({X, Key}, {Table, Properties}, Payload) ->
     #{exchange => X, key => Key, table => Table, headers => rabbit_delay_deaths:plain(Table),
-      payload => Payload}.
+      properties => Properties, payload => Payload}.

@@ -9,7 +9,8 @@
 %% exchange that is published to, which is amq.default where the target is a queue.
 %%
 %% It runs in the process of the request. A redrive has a process of its own, which ends with the
-%% request's, and after ?REDRIVE_MS; those that go on are rabbit_delay_redrive_mgmt's.
+%% request's, and after ?REDRIVE_MS; those that go on are rabbit_delay_redrive_mgmt's,
+%% and what is done with single messages is rabbit_delay_browse_mgmt's.
 -module(rabbit_delay_dead_letter_mgmt).
 
 -type resource() :: check | check_vhost | graph | stats | explanation | redrive.
@@ -24,7 +25,7 @@
 
 -spec dispatcher() -> [{string(), module(), [atom()]}].
 dispatcher() ->
-    rabbit_delay_redrive_mgmt:paths() ++
+    rabbit_delay_redrive_mgmt:paths() ++ rabbit_delay_browse_mgmt:paths() ++
     [{Path, ?MODULE, [Resource]}
      || {Path, Resource} <- [{"/dead-lettering", check},
                              {"/dead-lettering/:vhost", check_vhost},
@@ -150,7 +151,7 @@ accept_body(Req0, #context{user = User} = Context) ->
                                        may_publish => rabbit_delay_redrive_request:may_publish(User, VHost),
                                        by => rabbit_delay_redrive_request:by(User)},
                     rabbit_delay_http:answer(
-                      redrive(Request),
+                      rabbit_delay_redrive_request:wait(Request),
                       fun ({ok, Counts}) ->
                               rabbit_delay_http:reply(200, rabbit_delay_redrive:json(Counts), Req,
                                                       Context)
@@ -160,21 +161,4 @@ accept_body(Req0, #context{user = User} = Context) ->
             end;
         {error, Why} ->
             rabbit_delay_http:bad_request(Why, Req0, Context)
-    end.
-
-%% It ends with this process.
-redrive(Request) ->
-    Pid = rabbit_delay_redrive:start(Request, self()),
-    Monitor = monitor(process, Pid),
-    await(Pid, Monitor).
-
-await(Pid, Monitor) ->
-    receive
-        {redrive, Pid, What, _} when What =/= done ->
-            await(Pid, Monitor);
-        {redrive, Pid, done, Result} ->
-            true = demonitor(Monitor, [flush]),
-            Result;
-        {'DOWN', Monitor, process, _, Reason} ->
-            {error, {unavailable, text("the redrive failed: ~0P", [Reason, 10])}}
     end.

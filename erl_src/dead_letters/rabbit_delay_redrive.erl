@@ -39,6 +39,13 @@
                      may_publish => fun((Exchange :: binary(), Key :: binary()) -> boolean()),
                      %% no other than these, as result() names them
                      targets => [binary()],
+                     %% no other than these, as many of each as it is there
+                     ids => [rabbit_delay_dead_letter:id()],
+                     %% what is said anew, and by which user; with keep the message itself stays, too
+                     edit => {rabbit_delay_dead_letter:edit(), rabbit_types:username()},
+                     keep => boolean(),
+                     %% how many it needs at a time
+                     window => pos_integer(),
                      %% who asks
                      by := binary()}.
 
@@ -46,9 +53,11 @@
 %% not published as they would come back at once; routed to no queue; refused by the target, or for
 %% want of permission; put at
 %% the end of the queue, as giving them back once more would drop them; published and not confirmed
-%% when it ended.
+%% when it ended. Where ids are given, also dropped and not_found: not in the queue, or out with another
+%% consumer, or not looked at before it was stopped.
 -type result() :: #{total | examined | redriven | skipped | no_target | would_loop | unroutable |
                     refused | moved | unconfirmed := non_neg_integer(),
+                    dropped | not_found => non_neg_integer(),
                     targets := #{binary() => pos_integer()},
                     %% what ended it before the last message
                     stopped := binary() | undefined}.
@@ -60,9 +69,6 @@
 %% Without a delivery for so long it looks whether others emptied the queue.
 -define(IDLE_MS, 1000).
 -define(CONFIRM_MS, 60000).
--define(SETTLED_MS, 1000).
--define(LOGGED_TARGETS, 20).
--define(TAG, <<"redrive_dead_letters">>).
 
 -record(s, {options :: options(),
             watcher :: pid(),
@@ -76,11 +82,9 @@
             %% deliveries that wait for their turn
             waiting = queue:new() :: queue:queue({pos_integer(), #amqp_msg{}, #'basic.deliver'{}}),
             in_flight = #{} :: #{SeqNo :: pos_integer() =>
-                                     {redriven | moved, Tag :: pos_integer(), Target :: binary(),
+                                     {redriven | copied | moved, Tag :: pos_integer(), Target :: binary(),
                                       {binary(), binary(), binary()}, returned | sent}},
-            consumers = 0 :: non_neg_integer(),
-            credit = 0 :: non_neg_integer(),
-            held = 0 :: non_neg_integer(),
+            consumer :: rabbit_delay_redrive_consumer:consumer() | undefined,
             %% when the rate allows the next, us
             next_at :: integer(),
             %% when the watcher is told next, and when it ends, ms
@@ -111,7 +115,7 @@ run(#{vhost := VHost, queue := Queue} = Options, Watcher, Monitor) ->
         Prepared = fun (Channel, Meant) ->
                            #s{options = Meant, watcher = Watcher, channel = Channel,
                               plan = rabbit_delay_redrive_plan:new(Meant, Objects, Index),
-                              delivery_limit = Limit, counts = counts(), next_at = now_us(),
+                              delivery_limit = Limit, counts = counts(Meant), next_at = now_us(),
                               progress_at = now_ms() + ?PROGRESS_MS,
                               ends_at = case Options of
                                             #{time := Ms} -> now_ms() + Ms;
@@ -157,10 +161,12 @@ delivery_limit(Queue, #{queues := Queues} = Objects, Version) ->
         _ -> infinity
     end.
 
-counts() ->
+counts(Options) ->
     maps:merge(maps:from_list([{Key, 0} || Key <- [total, examined, redriven, skipped, no_target,
                                                    would_loop, unroutable, refused, moved,
-                                                   unconfirmed]]),
+                                                   unconfirmed]
+                                               ++ [Key || Key <- [dropped, not_found],
+                                                          is_map_key(ids, Options)]]),
                #{targets => #{}, stopped => undefined}).
 
 decide(Message, #s{plan = Plan0} = S) ->
@@ -177,24 +183,28 @@ count_target(Target, #s{counts = #{targets := Targets} = Counts} = S) ->
 dry_run(#{vhost := VHost, queue := Queue, limit := Limit}, S) ->
     Look = fun (Message, Acc0) ->
                    {Decision, Acc1} = decide(Message, Acc0),
-                   Acc = count(total, count(examined, Acc1)),
-                   case Decision of
-                       _ when Acc#s.taken >= Limit -> count(skipped, Acc);
-                       {X, Key} ->
-                           Target = rabbit_delay_redrive_plan:target_text(X, Key),
-                           taken(count_target(Target, count(redriven, Acc)));
-                       Not -> count(Not, Acc)
+                   Acc = would(Decision, Limit, count(total, count(examined, Acc1))),
+                   case rabbit_delay_redrive_plan:not_met(Acc#s.plan) of
+                       0 -> {enough, Acc};
+                       _ -> Acc
                    end
            end,
     Max = rabbit_delay_browse:usual_max(VHost, Queue),
     case rabbit_delay_browse:fold(VHost, Queue, Max, Look, S) of
-        {ok, #s{counts = #{examined := N} = Counts}, Truncated} when N =:= Max; Truncated ->
+        {ok, #s{counts = #{examined := N}} = Looked, Truncated} when N =:= Max; Truncated ->
+            Counts = ended(Looked),
             {ok, Counts#{stopped := iolist_to_binary(
                                       io_lib:format("only the first ~b messages were looked at",
                                                     [N]))}};
-        {ok, #s{counts = Counts}, _} -> {ok, Counts};
+        {ok, Looked, _} -> {ok, ended(Looked)};
         {error, {Kind, Why}} -> refuse(Kind, Why)
     end.
+
+would(_, Limit, #s{taken = Taken} = S) when Taken >= Limit -> count(skipped, S);
+would({X, Key}, _, S) ->
+    taken(count_target(rabbit_delay_redrive_plan:target_text(X, Key), count(redriven, S)));
+would(drop, _, S) -> taken(count(dropped, S));
+would(Not, _, S) -> count(Not, S).
 
 taken(#s{taken = N} = S) -> S#s{taken = N + 1}.
 
@@ -204,12 +214,15 @@ taken(#s{taken = N} = S) -> S#s{taken = N + 1}.
 %% each is to go by its own, it is found out first where that would be, and the watcher and the log are
 %% told before any is moved. What would go elsewhere stays, unless the queue holds more messages than are
 %% looked at, which the log says.
-redrive_to_shown(Prepared, #{to := To} = Options, Watcher, Monitor)
-  when To =:= origin; To =:= original_exchange ->
-    {ok, #{targets := Targets, stopped := Stopped}} = dry_run(Options, Prepared(self(), Options)),
+redrive_to_shown(Prepared, #{to := To} = Options0, Watcher, Monitor)
+  when To =:= origin; To =:= original_exchange; is_map_key(ids, Options0) ->
+    {ok, #{targets := Targets, stopped := Stopped} = Would} = dry_run(Options0, Prepared(self(), Options0)),
     Watcher ! {redrive, self(), targets, Targets},
-    case Options of
-        #{targets := Given} ->
+    Options = with_window(Would, Options0),
+    case {Options, Would} of
+        {#{ids := _}, #{stopped := undefined, redriven := 0, dropped := 0}} ->
+            {ok, Would};
+        {#{targets := Given}, _} ->
             Allowed = [T || T <- Given, is_map_key(T, Targets)],
             redrive_audited(Prepared, Options#{targets => Allowed}, Allowed, Monitor);
         _ when Stopped =:= undefined ->
@@ -223,16 +236,18 @@ redrive_to_shown(Prepared, #{to := {queue, Queue}} = Options, _, Monitor) ->
 redrive_to_shown(Prepared, #{to := {exchange, X, _}} = Options, _, Monitor) ->
     redrive_audited(Prepared, Options, [<<"exchange ", X/binary>>], Monitor).
 
+%% Those that are named are among the first that were looked at.
+with_window(#{examined := N}, #{ids := _} = Options) -> Options#{window => max(1, N)};
+with_window(_, Options) -> Options.
+
 redrive_audited(Prepared, #{vhost := VHost, queue := Queue, by := By} = Options, Targets, Monitor) ->
     QName = rabbit_delay_text:rs(rabbit_misc:r(VHost, queue, Queue)),
-    ?LOG_INFO("dead letters of ~ts: to be redriven to ~ts, asked for by ~ts",
-              [QName, case Targets of
-                          [] -> <<"nowhere">>;
-                          _ -> lists:join(", ", [rabbit_delay_text:escaped(T)
-                                                 || T <- lists:sublist(Targets, ?LOGGED_TARGETS)])
-                      end, By], ?LOG_DOMAIN),
+    ?LOG_INFO("dead letters of ~ts: ~ts, asked for by ~ts",
+              [QName, rabbit_delay_redrive_plan:text(Options, Targets), By], ?LOG_DOMAIN),
     Result = redrive(Prepared, Options, Monitor),
     case Result of
+        {ok, #{dropped := Dropped}} when map_get(to, Options) =:= nowhere ->
+            ?LOG_INFO("dead letters of ~ts: ~b dropped by ~ts", [QName, Dropped, By], ?LOG_DOMAIN);
         {ok, #{redriven := Redriven, examined := Examined}} ->
             ?LOG_INFO("dead letters of ~ts: ~b of ~b redriven by ~ts", [QName, Redriven, Examined, By],
                       ?LOG_DOMAIN);
@@ -247,6 +262,8 @@ redrive(Prepared, #{vhost := VHost, queue := Queue} = Options, Monitor) ->
         {ok, {_, Channel} = Connection} ->
             ChannelMonitor = monitor(process, Channel),
             S0 = #s{counts = Counts} = Prepared(Channel, Options),
+            QName = rabbit_misc:r(VHost, queue, Queue),
+            Out = rabbit_delay_redrive_consumer:out(QName),
             try
                 #'queue.declare_ok'{message_count = Total} =
                     amqp_channel:call(Channel, #'queue.declare'{queue = Queue, passive = true}),
@@ -255,74 +272,65 @@ redrive(Prepared, #{vhost := VHost, queue := Queue} = Options, Monitor) ->
                 ok = amqp_channel:register_return_handler(Channel, self()),
                 S = S0#s{counts = Counts#{total := Total}},
                 case Total of
-                    0 -> {ok, S#s.counts};
-                    _ -> loop(consume(?WINDOW, S), {Monitor, ChannelMonitor})
+                    0 -> {ok, ended(S)};
+                    _ ->
+                        C = rabbit_delay_redrive_consumer:new(Channel, Queue),
+                        loop(S#s{consumer = rabbit_delay_redrive_consumer:allow(window(Options), C)},
+                             {Monitor, ChannelMonitor})
                 end
             catch
                 exit:Reason ->
                     refuse(unavailable, io_lib:format("the queue cannot be consumed: ~0P", [Reason, 15]))
             after
-                ok = await_acknowledged(rabbit_misc:r(VHost, queue, Queue)),
+                ok = rabbit_delay_redrive_consumer:await_acknowledged(QName),
                 %% What was not acknowledged goes back to its place.
-                rabbit_delay_connection:close(Connection)
+                rabbit_delay_connection:close(Connection),
+                rabbit_delay_redrive_consumer:await_given_back(QName, Out)
             end;
         {error, {Kind, Why}} ->
             refuse(Kind, Why)
     end.
 
-%% A channel sends acknowledgements to a quorum queue as fast as that takes them, and forgets the rest
-%% when it is closed: messages that were moved would be in both places. So it is closed when the number
-%% of messages that are out no longer falls.
-await_acknowledged(QName) ->
-    case rabbit_amqqueue:lookup(QName) of
-        {ok, Q} ->
-            case amqqueue:get_type(Q) of
-                rabbit_quorum_queue -> await_acknowledged(amqqueue:get_pid(Q), none, now_ms());
-                _ -> ok
-            end;
-        {error, not_found} ->
-            ok
-    end.
-
-await_acknowledged(Leader, Last, Since) ->
-    case ra:local_query(Leader, fun rabbit_fifo:query_messages_checked_out/1) of
-        {ok, {_, 0}, _} ->
-            ok;
-        {ok, {_, N}, _} ->
-            case now_ms() - Since of
-                Ms when N =:= Last, Ms >= ?SETTLED_MS ->
-                    ok;
-                _ ->
-                    timer:sleep(?SETTLED_MS div 20),
-                    await_acknowledged(Leader, N, case N of Last -> Since; _ -> now_ms() end)
-            end;
-        _ ->
-            ok
-    end.
-
-%% One more consumer gives that much more credit, on queues of either type.
-consume(Prefetch, #s{channel = Channel, consumers = N, credit = Credit,
-                     options = #{queue := Queue}} = S) ->
-    Tag = <<?TAG/binary, ".", (integer_to_binary(N + 1))/binary>>,
-    #'basic.qos_ok'{} = amqp_channel:call(Channel, #'basic.qos'{prefetch_count = Prefetch}),
-    #'basic.consume_ok'{} =
-        amqp_channel:subscribe(Channel, #'basic.consume'{queue = Queue, consumer_tag = Tag}, self()),
-    S#s{consumers = N + 1, credit = Credit + Prefetch}.
+%% No more than needed, as what it gives back counts as delivered. (An atom is more than any number.)
+window(#{limit := Limit} = Options) -> lists:min([?WINDOW, Limit, maps:get(window, Options, infinity)]).
 
 loop(#s{counts = #{stopped := Stopped}} = S0, Monitors) ->
     S = publish_due(progress(S0)),
-    case is_done(S) of
-        true -> {ok, ended(S)};
-        false when Stopped =/= undefined -> drain(S, Monitors);
+    case is_enough(S) orelse Stopped =/= undefined of
+        true -> drain(give_back(S), Monitors);
         false -> loop(await(S, Monitors), Monitors)
     end.
 
-is_done(#s{counts = #{examined := Examined, total := Total}, taken = Taken, in_flight = InFlight,
-           options = #{limit := Limit}}) ->
-    map_size(InFlight) =:= 0 andalso (Examined >= Total orelse Taken >= Limit).
+is_enough(#s{counts = #{examined := Examined, total := Total}, taken = Taken, plan = Plan,
+             options = #{limit := Limit}}) ->
+    Examined >= Total orelse Taken >= Limit orelse rabbit_delay_redrive_plan:not_met(Plan) =:= 0.
 
-ended(#s{counts = Counts, in_flight = InFlight}) ->
-    Counts#{unconfirmed := map_size(InFlight)}.
+%% What it has and did not come to goes back to its place when the channel is closed, and that counts as a
+%% delivery: where one more would drop it, a copy goes to the queue's end, as of what is held.
+give_back(#s{delivery_limit = Limit, channel = Channel, consumer = C} = S)
+  when Limit =:= infinity; Channel =:= none ->
+    S#s{consumer = rabbit_delay_redrive_consumer:close(C)};
+give_back(#s{consumer = C0, waiting = Waiting} = S) ->
+    try
+        {Came, C} = rabbit_delay_redrive_consumer:ended(C0),
+        lists:foldl(fun give_back_one/2, S#s{consumer = C, waiting = queue:new()},
+                    queue:to_list(Waiting) ++ Came)
+    catch
+        exit:_ -> S#s{channel = none}
+    end.
+
+give_back_one({Tag, #amqp_msg{props = #'P_basic'{headers = Table}} = Message, _}, S) ->
+    case is_last_delivery(rabbit_delay_deaths:plain(Table), S) of
+        true -> move(Tag, Message, S);
+        false -> S
+    end.
+
+ended(#s{counts = Counts, in_flight = InFlight, plan = Plan}) ->
+    maps:merge(Counts#{unconfirmed := map_size(InFlight)},
+               case rabbit_delay_redrive_plan:not_met(Plan) of
+                   infinity -> #{};
+                   N -> #{not_found => N}
+               end).
 
 %% Only the confirms of what is in flight are awaited still.
 drain(#s{in_flight = InFlight, channel = Channel} = S, _)
@@ -339,11 +347,10 @@ drain(S, {_, Channel} = Monitors) ->
     end.
 
 %% Publishes what waits, as far as limit and rate allow.
-publish_due(#s{waiting = Waiting, next_at = Next, taken = Taken,
-               counts = #{stopped := undefined, examined := Examined, total := Total},
-               options = #{limit := Limit}} = S)
-  when Taken < Limit, Examined < Total ->
-    case queue:out(Waiting) of
+publish_due(#s{waiting = Waiting, next_at = Next, counts = #{stopped := undefined}} = S) ->
+    case is_enough(S) orelse queue:out(Waiting) of
+        true ->
+            S;
         {{value, Delivery}, Rest} ->
             case now_us() >= Next of
                 true -> publish_due(handle(Delivery, S#s{waiting = Rest}));
@@ -355,14 +362,15 @@ publish_due(#s{waiting = Waiting, next_at = Next, taken = Taken,
 publish_due(S) ->
     S.
 
-await(#s{waiting = Waiting, next_at = Next} = S, {Watcher, Channel}) ->
+await(#s{waiting = Waiting, next_at = Next, consumer = C} = S, {Watcher, Channel}) ->
     Timeout = case queue:is_empty(Waiting) of
                   true -> ?IDLE_MS;
                   false -> min(?IDLE_MS, max(0, Next - now_us()) div 1000)
               end,
     receive
         {#'basic.deliver'{delivery_tag = Tag} = Deliver, #amqp_msg{} = Message} ->
-            S#s{waiting = queue:in({Tag, Message, Deliver}, Waiting)};
+            S#s{waiting = queue:in({Tag, Message, Deliver}, Waiting),
+                consumer = rabbit_delay_redrive_consumer:delivered(C)};
         #'basic.ack'{} = Ack ->
             confirmed(Ack, S);
         #'basic.nack'{} = Nack ->
@@ -407,22 +415,29 @@ idle(#s{waiting = Waiting, in_flight = InFlight, channel = Channel, options = #{
             S
     end.
 
-handle({Tag, #amqp_msg{props = #'P_basic'{headers = Table}, payload = Payload} = Message,
-        #'basic.deliver'{exchange = X0, routing_key = Key0}}, S0) ->
-    Headers = rabbit_delay_deaths:plain(Table),
-    {Decision, S} = decide(#{exchange => X0, key => Key0, table => Table, headers => Headers,
-                             payload => Payload}, count(examined, S0)),
+handle({Tag, Message, #'basic.deliver'{exchange = X0, routing_key = Key0}}, S0) ->
+    Looked = #{headers := Headers} = rabbit_delay_browse:message(X0, Key0, Message),
+    {Decision, S} = decide(Looked, count(examined, S0)),
     case Decision of
-        {X, Key} -> redrive_one(X, Key, Tag, Message, Headers, S);
-        Not -> hold(Not, Tag, Message, Headers, S)
+        {X, Key} ->
+            redrive_one(X, Key, Tag, Message, Headers, S);
+        drop ->
+            taken(count(dropped, acked(Tag, S)));
+        Not ->
+            hold(Not, Tag, Message, Headers, S)
     end.
 
-redrive_one(X, Key, Tag, #amqp_msg{props = Properties = #'P_basic'{headers = Table}} = Message,
-            Headers, #s{options = #{to := To, keep_x_death := Keep, rate := Rate},
+redrive_one(X, Key, Tag, #amqp_msg{props = Properties0 = #'P_basic'{headers = Table}, payload = Payload0},
+            Headers, #s{options = #{to := To, keep_x_death := Keep, rate := Rate} = Options,
                         next_at = Next} = S) ->
     Redriven = rabbit_delay_deaths:redriven(Table, Headers, Keep, To =:= original_exchange),
-    S1 = publish(redriven, X, Key, Tag,
-                 Message#amqp_msg{props = Properties#'P_basic'{headers = Redriven}}, S),
+    Copied = {Properties0#'P_basic'{headers = Redriven}, Payload0},
+    {Properties, Payload} = case Options of
+                                #{edit := {Edit, User}} -> rabbit_delay_dead_letter:edited(Edit, User, Copied);
+                                _ -> Copied
+                            end,
+    As = case Options of #{keep := true} -> copied; _ -> redriven end,
+    S1 = publish(As, X, Key, Tag, #amqp_msg{props = Properties, payload = Payload}, S),
     taken(S1#s{next_at = case Rate of
                              infinity -> Next;
                              _ -> max(Next, now_us() - ?CATCH_UP_US) + 1000000 div Rate
@@ -437,19 +452,25 @@ publish(As, X, Key, Tag, #amqp_msg{payload = Payload} = Message,
     S#s{in_flight = InFlight#{SeqNo => {As, Tag, Target, {X, Key, Payload}, sent}}}.
 
 %% A message that stays. Where giving it back once more would drop it, a copy goes to the queue's end.
-hold(Why, Tag, #amqp_msg{props = #'P_basic'{headers = Table} = Properties} = Message,
-     #{<<"x-delivery-count">> := Count},
-     #s{delivery_limit = Limit, options = #{queue := Queue}} = S)
-  when is_integer(Count), is_integer(Limit), Count >= Limit ->
-    Uncounted = Properties#'P_basic'{headers = rabbit_delay_deaths:uncounted(Table)},
-    publish(moved, <<>>, Queue, Tag, Message#amqp_msg{props = Uncounted}, count(Why, S));
-hold(Why, _, _, _, S) ->
-    held(count(Why, S)).
+hold(Why, Tag, Message, Headers, S) ->
+    case is_last_delivery(Headers, S) of
+        true -> move(Tag, Message, count(Why, S));
+        false -> held(count(Why, S))
+    end.
 
-held(#s{held = Held, credit = Credit} = S) when Held + 1 >= Credit div 2 ->
-    consume(min(65535, Credit), S#s{held = Held + 1});
-held(#s{held = Held} = S) ->
-    S#s{held = Held + 1}.
+is_last_delivery(#{<<"x-delivery-count">> := Count}, #s{delivery_limit = Limit}) ->
+    is_integer(Count) andalso is_integer(Limit) andalso Count >= Limit;
+is_last_delivery(_, _) ->
+    false.
+
+move(Tag, #amqp_msg{props = #'P_basic'{headers = Table} = Properties} = Message,
+     #s{options = #{queue := Queue}} = S) ->
+    Uncounted = Properties#'P_basic'{headers = rabbit_delay_deaths:uncounted(Table)},
+    publish(moved, <<>>, Queue, Tag, Message#amqp_msg{props = Uncounted}, S).
+
+held(#s{consumer = C} = S) -> S#s{consumer = rabbit_delay_redrive_consumer:hold(C)}.
+
+acked(Tag, #s{consumer = C} = S) -> S#s{consumer = rabbit_delay_redrive_consumer:ack(Tag, C)}.
 
 %% The first of those in flight that is what came back; it is confirmed all the same.
 returned(#'basic.return'{exchange = X, routing_key = Key}, #amqp_msg{payload = Payload},
@@ -475,17 +496,18 @@ covered(SeqNo, false, #s{in_flight = InFlight}) -> [SeqNo || is_map_key(SeqNo, I
 covered(SeqNo, true, #s{in_flight = InFlight}) ->
     lists:sort([N || N <- maps:keys(InFlight), N =< SeqNo]).
 
-settle(SeqNo, #s{in_flight = InFlight, channel = Channel} = S0) ->
+settle(SeqNo, #s{in_flight = InFlight} = S0) ->
     {{As, Tag, Target, _, Sent}, Rest} = maps:take(SeqNo, InFlight),
     S = S0#s{in_flight = Rest},
     case Sent of
         returned ->
             held(count(unroutable, S));
+        sent when As =:= copied ->
+            held(count_target(Target, count(redriven, S)));
         sent ->
-            ok = amqp_channel:cast(Channel, #'basic.ack'{delivery_tag = Tag}),
             case As of
-                redriven -> count_target(Target, count(redriven, S));
-                moved -> count(moved, S)
+                redriven -> count_target(Target, count(redriven, acked(Tag, S)));
+                moved -> count(moved, acked(Tag, S))
             end
     end.
 

@@ -9,7 +9,7 @@
 %% nobody publishes, nothing is bound, or whoever asks may not publish.
 -module(rabbit_delay_redrive_plan).
 
--export([new/3, check_target/1, decide/2, target_text/2]).
+-export([new/3, check_target/1, decide/2, not_met/1, target_text/2, text/2]).
 
 -export_type([plan/0, target/0, options/0, message/0, decision/0]).
 
@@ -20,7 +20,9 @@
         original_exchange |
         {queue, binary()} |
         %% with its first key where none is given
-        {exchange, binary(), Key :: binary() | undefined}.
+        {exchange, binary(), Key :: binary() | undefined} |
+        %% it is taken out
+        nowhere.
 
 %% Those of rabbit_delay_redrive:options() that say what is meant.
 -type options() :: #{queue := binary(), to := target(), atom() => term()}.
@@ -30,7 +32,10 @@
                      proven => boolean(), atom() => term()}.
 
 -type decision() :: {Exchange :: binary(), Key :: binary()}
-                  | skipped | no_target | would_loop | unroutable | refused.
+                  | drop | skipped | no_target | would_loop | unroutable | refused.
+
+%% So many targets and ids are in the log.
+-define(LOGGED, 20).
 
 -record(plan, {options :: options(),
                index :: rabbit_delay_dead_letter_routes:index(),
@@ -38,6 +43,8 @@
                feeders :: #{binary() => true},
                %% as target_text/2 names them
                targets :: all | #{binary() => []},
+               %% those that are meant and were not met yet, and how many of each
+               ids :: all | #{rabbit_delay_dead_letter:id() => pos_integer()},
                %% exchanges that nobody may publish to
                internal :: #{binary() => true},
                routes = #{} :: #{{binary(), binary()} => ok | would_loop | unroutable | refused}}).
@@ -51,6 +58,11 @@ new(#{queue := Queue} = Options, #{exchanges := Exchanges} = Objects, Index) ->
                         #{targets := Targets} -> maps:from_keys(Targets, []);
                         _ -> all
                     end,
+          ids = case Options of
+                    #{ids := Ids} -> lists:foldl(fun (Id, N) -> maps:update_with(Id, fun (K) -> K + 1 end, 1, N)
+                                                 end, #{}, Ids);
+                    _ -> all
+                end,
           feeders = rabbit_delay_doctor:feeders(Queue, Objects),
           internal = maps:map(fun (_, _) -> true end,
                               maps:filter(fun (_, X) -> maps:get(internal, X, false) end,
@@ -114,11 +126,30 @@ route(X, Key, #plan{routes = Routes, index = Index, options = #{queue := Queue} 
 
 %% What is to become of a message.
 -spec decide(message(), plan()) -> {decision(), plan()}.
-decide(#{headers := Headers} = Message, #plan{options = #{to := To} = Options} = Plan0) ->
+decide(Message, #plan{ids = all} = Plan) ->
+    decide_meant(Message, Plan);
+decide(_, #plan{ids = Ids} = Plan) when map_size(Ids) =:= 0 ->
+    {skipped, Plan};
+decide(Message, #plan{ids = Ids} = Plan) ->
+    Id = rabbit_delay_dead_letter:id(Message),
+    case maps:take(Id, Ids) of
+        {1, Others} -> decide_meant(Message, Plan#plan{ids = Others});
+        {N, Others} -> decide_meant(Message, Plan#plan{ids = Others#{Id => N - 1}});
+        error -> {skipped, Plan}
+    end.
+
+%% Of those that are meant by their ids, how many were not among what was decided on.
+-spec not_met(plan()) -> non_neg_integer() | infinity.
+not_met(#plan{ids = all}) -> infinity;
+not_met(#plan{ids = Ids}) -> lists:sum(maps:values(Ids)).
+
+decide_meant(#{headers := Headers} = Message, #plan{options = #{to := To} = Options} = Plan0) ->
     {Deaths, _} = rabbit_delay_deaths:history(Headers),
     case matches(Options, Deaths, Headers) of
         false ->
             {skipped, Plan0};
+        true when To =:= nowhere ->
+            {drop, Plan0};
         true ->
             case believed(To, target(To, Deaths, Message), Deaths, Message, Plan0) of
                 {X, Key} ->
@@ -203,3 +234,24 @@ first_key(Deaths, #{key := Key}) ->
 -spec target_text(Exchange :: binary(), Key :: binary()) -> binary().
 target_text(<<>>, Key) -> rabbit_delay_text:printable(["queue ", Key]);
 target_text(X, Key) -> rabbit_delay_text:printable(["exchange ", X, " key ", Key]).
+
+%% What is asked for, for the log.
+-spec text(options(), Targets :: [binary()]) -> iolist().
+text(Options, Targets) ->
+    [case Options of
+         #{ids := Ids} -> io_lib:format("~b of them (~ts) ", [length(Ids), shortened(Ids)]);
+         _ -> ""
+     end,
+     case {Options, Targets} of
+         {#{to := nowhere}, _} -> "to be dropped";
+         {_, []} -> "to be redriven to nowhere";
+         _ -> ["to be redriven to ", shortened(Targets)]
+     end,
+     case Options of
+         #{edit := {Edit, _}} -> [" with another ", rabbit_delay_dead_letter:edit_text(Edit)];
+         _ -> ""
+     end].
+
+shortened(Texts) ->
+    lists:join(", ", [rabbit_delay_text:escaped(T) || T <- lists:sublist(Texts, ?LOGGED)])
+        ++ [", ..." || length(Texts) > ?LOGGED].

@@ -1,17 +1,18 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% What a request over HTTP asks to be redriven, which messages and where to, and who may do what: the same
-%% whether the answer is awaited or not. Pure functions of the request's JSON, in its process; may_publish/2
-%% is asked in the redrive's.
+%% whether the answer is awaited or not. Pure functions of the request's JSON, in its process, but for wait/1;
+%% may_publish/2 is asked in the redrive's.
 -module(rabbit_delay_redrive_request).
 
 -include_lib("rabbit_common/include/rabbit.hrl").
 
--export([options/3, may_publish/2, by/1]).
+-export([options/3, chosen/3, may_publish/2, wait/1, by/1]).
 
 -define(MAX_RATE, 1000000).
 -define(MAX_S, 16#ffffffff).
 -define(MAX_TARGETS, 1000).
+-define(MAX_IDS, 1000).
 
 %% Limits: how many messages are moved if it does not say, and how many it may ask for. Others are the
 %% members that this resource has besides.
@@ -39,6 +40,39 @@ options(Json, {Limit, MaxLimit}, Others) ->
             Error
     end.
 
+%% What a request says of messages that it names. Members: what it has besides; To: where they go, or
+%% targets if the request says it. With its other members.
+-spec chosen(Json :: map(), Members :: [atom()], To :: targets | nowhere) ->
+          {ok, map(), Words :: #{atom() => term()}} | {error, Why :: binary()}.
+chosen(Json, Members, To) ->
+    Targets = case To of
+                  targets -> [to_queue, to_exchange, routing_key, to_original_exchange, keep_x_death];
+                  nowhere -> []
+              end,
+    case rabbit_delay_http:known(maps:to_list(Json), Targets ++ Members) of
+        {ok, Words} ->
+            rabbit_delay_http:all(
+              [{to, case To of targets -> to(Words); nowhere -> {ok, nowhere} end},
+               {keep_x_death, rabbit_delay_http:json_boolean(keep_x_death, Words)},
+               {ids, ids(Words)}],
+              fun (Options) -> {ok, Options#{limit => infinity, rate => infinity, dry_run => false}, Words}
+              end);
+        Error ->
+            Error
+    end.
+
+ids(#{id := Id}) -> ids(#{ids => [Id]});
+ids(#{ids := Ids}) when is_list(Ids), Ids =/= [], length(Ids) =< ?MAX_IDS ->
+    case [Id || Id <- Ids, not is_id(Id)] of
+        [] -> {ok, Ids};
+        _ -> {error, <<"an id is not one that the list of messages has">>}
+    end;
+ids(_) ->
+    {error, text("ids is not an array of 1 to ~b ids", [?MAX_IDS])}.
+
+is_id(Id) ->
+    is_binary(Id) andalso re:run(Id, "^[0-9a-f]{32}$", [{capture, none}, dollar_endonly]) =:= match.
+
 %% As the broker asks of a publisher.
 -spec may_publish(rabbit_types:user(), rabbit_types:vhost()) ->
           fun((Exchange :: binary(), Key :: binary()) -> boolean()).
@@ -50,6 +84,25 @@ may_publish(User, VHost) ->
             Resource = rabbit_misc:r(VHost, exchange, X),
             rabbit_delay_broker:is_permitted(User, Resource, write)
                 andalso rabbit_delay_topic_permissions:is_permitted(User, Resource, Key, write)
+    end.
+
+%% The redrive's result; it ends with the process that waits.
+-spec wait(rabbit_delay_redrive:options()) ->
+          {ok, rabbit_delay_redrive:result()} | rabbit_delay_browse:error().
+wait(Options) ->
+    Pid = rabbit_delay_redrive:start(Options, self()),
+    Monitor = monitor(process, Pid),
+    wait(Pid, Monitor).
+
+wait(Pid, Monitor) ->
+    receive
+        {redrive, Pid, What, _} when What =/= done ->
+            wait(Pid, Monitor);
+        {redrive, Pid, done, Result} ->
+            true = demonitor(Monitor, [flush]),
+            Result;
+        {'DOWN', Monitor, process, _, Reason} ->
+            {error, {unavailable, text("the redrive failed: ~0P", [Reason, 10])}}
     end.
 
 %% Who asks, for the log.

@@ -30,54 +30,9 @@ bare({Due, Id, Size}) ->
 %% What a message says.
 -spec described(rabbit_delay_broker:message(), options()) -> item().
 described(Message, Options) ->
-    #{exchange := Exchange, routing_keys := Keys, properties := Properties, headers := Headers,
-      payload := Payload0} = rabbit_delay_broker:content(Message),
-    Size = iolist_size(Payload0),
     Keyed = case rabbit_delay_key:of_message(rabbit_delay_broker:headers(Message),
                                              rabbit_delay_broker:message_id(Message)) of
                 none -> #{};
-                Key -> #{key => readable(Key)}
+                Key -> #{key => rabbit_delay_content:readable(Key)}
             end,
-    Item = Keyed#{exchange => readable(Exchange),
-                  routing_key => case Keys of [First | _] -> readable(First); [] -> <<>> end,
-                  routing_keys => [readable(K) || K <- Keys],
-                  properties => maps:from_list([{Name, readable(Value)}
-                                                || {Name, Value} <- Properties]),
-                  headers => table(Headers),
-                  payload_bytes => Size},
-    case Options of
-        #{body := Most} ->
-            Payload = binary:copy(binary:part(iolist_to_binary(Payload0), 0, min(Size, Most))),
-            {Encoding, Text} = case readable(Payload) of
-                                   #{base64 := Base64} -> {base64, Base64};
-                                   _ -> {string, Payload}
-                               end,
-            Item#{payload => Text, payload_encoding => Encoding, truncated => Most < Size};
-        _ ->
-            Item
-    end.
-
-table(Headers) ->
-    maps:from_list([{case readable(Name) of
-                         #{base64 := Base64} -> <<"base64:", Base64/binary>>;
-                         Text -> Text
-                     end, value(Type, Value)} || {Name, Type, Value} <- Headers]).
-
-value(table, Fields) -> table(Fields);
-value(array, Values) -> [value(Type, Value) || {Type, Value} <- Values];
-value(void, _) -> null;
-value(decimal, {Scale, Number}) -> text("~be-~b", [Number, Scale]);
-value(_, Value) when is_binary(Value) -> readable(Value);
-value(_, Value) when is_number(Value); is_boolean(Value) -> Value;
-value(_, Value) -> text("~0tp", [Value]).
-
-readable(Binary) when is_binary(Binary) ->
-    case unicode:characters_to_binary(Binary) of
-        Binary -> binary:copy(Binary);
-        _ -> #{base64 => base64:encode(Binary)}
-    end;
-readable(Value) ->
-    Value.
-
-text(Format, Args) ->
-    unicode:characters_to_binary(io_lib:format(Format, Args)).
+    maps:merge(Keyed, rabbit_delay_content:shown(rabbit_delay_broker:content(Message), Options)).

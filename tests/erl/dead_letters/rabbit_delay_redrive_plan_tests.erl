@@ -137,3 +137,29 @@ check_target_test_() ->
 target_text_test_() ->
     [?_assertEqual(<<"queue work">>, ?P:target_text(<<>>, <<"work">>)),
      ?_assertEqual(<<"exchange in key job">>, ?P:target_text(<<"in">>, <<"job">>))].
+
+%% Those that are named, as often as they are, and none after that.
+ids_test() ->
+    Named = (message([died()]))#{properties => [], table => undefined, payload => <<"a">>},
+    Other = Named#{payload := <<"b">>},
+    Id = rabbit_delay_dead_letter:id(Named),
+    Plan0 = plan(#{ids => [Id, Id]}),
+    ?assertEqual({infinity, 2}, {?P:not_met(plan(#{})), ?P:not_met(Plan0)}),
+    {skipped, Plan1} = ?P:decide(Other, Plan0),
+    {{<<>>, <<"work">>}, Plan2} = ?P:decide(Named, Plan1),
+    ?assertEqual(1, ?P:not_met(Plan2)),
+    {{<<>>, <<"work">>}, Plan3} = ?P:decide(Named, Plan2),
+    ?assertEqual(0, ?P:not_met(Plan3)),
+    ?assertMatch({skipped, _}, ?P:decide(Named, Plan3)),
+    ?assertMatch({drop, _}, ?P:decide(Named, plan(#{ids => [Id], to => nowhere}))),
+    ?assertMatch({skipped, _}, ?P:decide(Other, plan(#{ids => [Id], to => nowhere}))),
+    ?assertEqual(ok, ?P:check_target(plan(#{to => nowhere}))).
+
+text_test_() ->
+    [?_assertEqual(Text, iolist_to_binary(?P:text(Options, Targets)))
+     || {Text, Options, Targets} <-
+            [{<<"to be redriven to queue q">>, #{to => origin}, [<<"queue q">>]},
+             {<<"to be redriven to nowhere">>, #{to => origin}, []},
+             {<<"2 of them (i, j) to be dropped">>, #{to => nowhere, ids => [<<"i">>, <<"j">>]}, []},
+             {<<"1 of them (i) to be redriven to queue q with another body">>,
+              #{to => origin, ids => [<<"i">>], edit => {#{payload => <<>>}, <<"me">>}}, [<<"queue q">>]}]].
