@@ -43,13 +43,33 @@ def test_the_traps_are_listed_with_what_mends_them(page, local, vhost, parked):
     page.click('#rhs a:text-is("Dead Letters")')
     page.waitForSelector(FINDINGS)
     visit(page, vhost)
-    row, = page.texts(f'{FINDINGS} tr:has(td:text-is("dlx_missing"))')
+    row, = page.texts(f'{FINDINGS} tbody[data-rule="dlx_missing"]')
     assert "error" in row and "broken" in row and "gone é" in row
     assert page.count(f"{FINDINGS} pre") > 0
     local.channel.queue_delete("broken")
     press(page, "Check again")
     page.waitForSelector(f'{GRAPH}:not(:has-text("broken"))')
-    assert page.count(f'{FINDINGS} tr:has(td:text-is("dlx_missing"))') == 0
+    assert page.count(f'{FINDINGS} tbody[data-rule="dlx_missing"]') == 0
+
+
+def test_findings_of_a_rule_are_one_group(page, local, vhost, management):
+    """The worst first, as over HTTP; of many the first ones, and the rest when one asks for them."""
+    for n in range(8):
+        local.queue(name=f"broken {n}", arguments={"x-dead-letter-exchange": "gone"})
+    local.queue(name="alone", arguments={"x-dead-letter-exchange": local.exchange("direct")})
+    visit(page, vhost)
+    found = management.get(f"dead-lettering/{quoted(vhost)}")["findings"]
+    rules = list(dict.fromkeys(finding["rule"] for finding in found))
+    assert page.evaluate(f"Array.from(document.querySelectorAll('{FINDINGS} tbody'), t => t.dataset.rule)") == rules
+    group = f'{FINDINGS} tbody[data-rule="dlx_missing"]'
+    assert "8 times" in page.texts(f"{group} tr:nth-child(1)")[0]
+    assert "once" in page.texts(f'{FINDINGS} tbody[data-rule="dlx_unroutable"] tr:nth-child(1)')[0]
+    shown = f"{group} .dead-lettering-finding:visible"
+    assert page.count(shown) == 5
+    page.click(f'{group} button:text-is("Show 3 more")')
+    assert page.count(shown) == 8
+    names = {name for name in (f"broken {n}" for n in range(8)) if page.count(f'{group} a:text-is("{name}")') == 1}
+    assert len(names) == 8
 
 
 def test_the_drawing_shows_where_dead_letters_go(page, local, vhost, parked):
@@ -193,6 +213,118 @@ def test_dead_letters_are_redriven_once_it_is_affirmed(page, local, vhost, parke
     assert len(page.asked(True)) == 2
 
 
+LIST = "#dead-letters-list"
+
+
+def tick(page, *bodies):
+    for body in bodies:
+        page.click(f'{LIST} tbody tr:has(td:nth-child(6):text-is("{body}")) .dead-letters-one')
+
+
+def rows(page):
+    return page.texts(f"{LIST} tbody td:nth-child(6)")
+
+
+def test_messages_are_looked_at_page_by_page(page, local, vhost):
+    work, queue = topology(local, "quorum")
+    park(local, work, queue, [f"m{n}" for n in range(45)], headers={"who": "\u00e9"}, content_type="a/b")
+    visit_queue(page, vhost, queue)
+    page.waitForSelector(LIST)
+    assert rows(page) == [f"m{n}" for n in range(20)]
+    press(page, "Next")
+    page.await_text(LIST, "m20")
+    press(page, "Next")
+    page.await_text(LIST, "m40")
+    assert rows(page) == [f"m{n}" for n in range(40, 45)]
+    assert page.evaluate("document.querySelector('[data-dead-letter=next]').disabled") is True
+    press(page, "Previous")
+    page.await_text(LIST, "m20")
+    page.click(f'{LIST} tbody tr:has(td:text-is("m21")) button')
+    shown, = page.texts("#dead-letters-message")
+    for said in ("a/b", "who", "\u00e9", "m21", "rejected", f"Routing key\t{queue}", "Message 22"):
+        assert said in shown, shown
+    assert work in page.texts("#dead-letters-message li")[0]
+    press(page, "First page")
+    page.await_text(LIST, "m0")
+    assert rows(page) == [f"m{n}" for n in range(20)]
+    assert depth(local, queue) == 45
+
+
+def test_ticked_messages_are_redriven_or_dropped(page, local, vhost):
+    work, queue = topology(local)
+    park(local, work, queue, ["a", "b", "c", "d", "e"])
+    visit_queue(page, vhost, queue)
+    page.waitForSelector(LIST)
+    press(page, "Drop selected")
+    popup(page, WARNING, "Which messages")
+    tick(page, "b", "d")
+    page.asked(False)
+    press(page, "Drop selected")
+    asked, = eventually(lambda: page.asked(True), bool)
+    assert "2 messages will be dropped" in asked and depth(local, queue) == 5
+    press(page, "Drop selected")
+    popup(page, INFO, "2 messages dropped")
+    page.waitForSelector(f'{LIST}:not(:has(td:text-is("b")))')
+    assert rows(page) == ["a", "c", "e"]
+    # One of those that are ticked is gone meanwhile.
+    tick(page, "a", "e")
+    assert local.channel.basic_get(queue, auto_ack=True)[2] == b"a"
+    press(page, "Redrive selected")
+    said = popup(page, INFO, "redriven")
+    assert "1 message redriven" in said and "1 message not in the queue any more" in said
+    page.waitForSelector(f'{LIST}:not(:has(td:text-is("e")))')
+    assert rows(page) == ["c"]
+    assert local.texts(work, 1) == ["e"]
+    local.queue(name="elsewhere")
+    page.click("#dead-letters-all")
+    page.selectOption("#dead-letters-chosen-to", "queue")
+    press(page, "Redrive selected")
+    popup(page, WARNING, "To which queue")
+    page.fill("#dead-letters-chosen-target", "elsewhere")
+    press(page, "Redrive selected")
+    popup(page, INFO, "1 message redriven")
+    page.waitForSelector("#dead-letters-messages p:has-text('no messages')")
+    assert local.texts("elsewhere", 1) == ["c"]
+    assert len(page.asked(True)) == 3
+
+
+def test_an_edited_copy_is_sent(page, local, vhost):
+    work, queue = topology(local)
+    x = local.exchange("direct")
+    other = local.queue((x, "new"))
+    park(local, work, queue, ["\nline 1\nline 2", "b"], headers={"n": 1, "t": "x"}, content_type="a/b")
+    visit_queue(page, vhost, queue)
+    page.waitForSelector(LIST)
+    page.click(f"{LIST} tbody tr:nth-child(1) button")
+    press(page, "Edit a copy")
+    # Nothing changed: the copy is as it came.
+    page.click("#dead-letters-copy-keep")
+    page.selectOption("#dead-letters-copy-to", "exchange")
+    page.fill("#dead-letters-copy-target", x)
+    page.fill("#dead-letters-copy-key", "new")
+    press(page, "Send")
+    popup(page, INFO, "1 message sent")
+    got = local.one(other)
+    assert (got.text, got.headers["n"], got.properties.content_type) == ("\nline 1\nline 2", 1, "a/b")
+    page.waitForSelector(LIST)
+    assert depth(local, queue) == 2
+    page.click(f'{LIST} tbody tr:has(td:text-is("b")) button')
+    press(page, "Edit a copy")
+    page.fill("#dead-letters-copy-headers", "{")
+    press(page, "Send")
+    popup(page, WARNING, "headers are not a JSON object")
+    page.fill("#dead-letters-copy-headers", '{"t": "y", "more": [1]}')
+    page.fill("#dead-letters-copy-properties", '{"priority": 7}')
+    page.fill("#dead-letters-copy-body", "\u00e9 new")
+    press(page, "Send")
+    popup(page, INFO, "1 message sent")
+    got = local.one(work)
+    assert (got.text, got.headers, got.properties.priority, got.properties.content_type) == (
+        "\u00e9 new", {"t": "y", "more": [1], "x-redrive-count": 1}, 7, None)
+    page.waitForSelector(f'{LIST}:not(:has(td:text-is("b")))')
+    assert depth(local, queue) == 1 and len(page.asked(True)) == 2
+
+
 def test_many_are_redriven_in_one_go(page, local, vhost, broker):
     work, queue = topology(local, "quorum")
     local.queue(name="source", arguments={"x-dead-letter-exchange": "", "x-message-ttl": 1,
@@ -274,11 +406,18 @@ def test_hostile_names_are_shown_and_do_nothing(page, local, vhost):
                                                          "x-dead-letter-routing-key": parked})
     park(local, work, parked, ["m"], headers={HOSTILE[0]: HOSTILE[2]})
     visit(page, vhost)
+    page.click(f'{FINDINGS} tbody[data-rule="dlx_missing"] button')
     text = page.texts("#dead-lettering-findings")[0]
     for name in HOSTILE:
         assert name in text
     visit_queue(page, vhost, parked)
     assert work in page.texts(f"{GROUPS} tbody td")
+    page.waitForSelector(LIST)
+    page.click(f"{LIST} tbody tr:nth-child(1) button")
+    press(page, "Edit a copy")
+    for name in (HOSTILE[0], HOSTILE[2]):
+        assert name in page.texts("#dead-letters-message")[0]
+    assert HOSTILE[2] in json.loads(page.evaluate("document.querySelector('#dead-letters-copy-headers').value")).values()
     press(page, "Explain")
     page.waitForSelector("#dead-letters-history li")
     visit_queue(page, vhost, HOSTILE[0])

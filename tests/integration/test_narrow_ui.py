@@ -71,6 +71,11 @@ def test_nothing_is_cut_off(page, pages, width):
                 page.click("#delayed-messages-table tbody tr:nth-child(1) a")
                 page.waitForSelector(".msg-payload")
             if name == "dead letters":
+                page.waitForSelector("#dead-letters-list")
+                page.click("#dead-letters-list tbody tr:nth-child(1) button")
+                page.click('#main button:text-is("Edit a copy")')
+                page.waitForSelector("#dead-letters-copy-body")
+                assert page.evaluate(CUT_OFF) == [] and page.evaluate(UNDER_OTHERS) == []
                 page.click('#main button:text-is("Explain")')
                 page.waitForSelector("#dead-letters-history li")
                 page.selectOption("#dead-letters-to", "queue")

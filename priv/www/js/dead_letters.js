@@ -20,6 +20,9 @@ const MAX_QUEUES = 100;
 // Of those, asked for what lies at their heads.
 const MAX_HEADS = 20;
 
+// Of the findings of a rule, until one asks for more.
+const SHOWN_OF_RULE = 5;
+
 const RED = '#cc3333';
 
 const SEVERITY_COLOURS = {error: 'red', warning: 'yellow', info: 'green'};
@@ -118,6 +121,17 @@ function vhosts_of(answer) {
     return Object.keys(names).length == 0 ? ['/'] : Object.keys(names).sort();
 }
 
+// One group a rule and severity, in the order in which the worst come first.
+function by_rule(found) {
+    const groups = {}, order = [];
+    found.forEach(function (finding) {
+        const name = finding.severity + ' ' + finding.rule;
+        if (groups[name] === undefined) order.push(groups[name] = []);
+        groups[name].push(finding);
+    });
+    return order;
+}
+
 function findings(answer) {
     const HTML = pages().HTML;
     const accepted = answer.accepted.length > 0 && HTML`<p id="dead-lettering-accepted">Accepted: ${
@@ -131,11 +145,19 @@ function findings(answer) {
     <tr><th>Severity</th><th>Trap</th><th>Virtual host</th><th>Of</th><th>Why it bites, and what
     mends it</th></tr>
   </thead>
-  <tbody>${answer.findings.map(function (finding, i) {
+  ${by_rule(answer.findings).map(function (group) {
+      const first = group[0], more = group.length - SHOWN_OF_RULE;
       return HTML`
-    <tr${pages().safe(alt_rows(i))}>
-      <td>${pages().safe(fmt_state(SEVERITY_COLOURS[finding.severity], finding.severity, ''))}</td>
-      <td>${finding.rule}</td>
+  <tbody class="dead-lettering-group" data-rule="${first.rule}">
+    <tr>
+      <td>${pages().safe(fmt_state(SEVERITY_COLOURS[first.severity], first.severity, ''))}</td>
+      <td><b>${first.rule}</b></td>
+      <td colspan="3">${group.length == 1 ? 'once' : fmt_num_thousands(group.length) + ' times'}</td>
+    </tr>${group.map(function (finding, i) {
+        return HTML`
+    <tr class="${i < SHOWN_OF_RULE ? 'dead-lettering-finding' : 'dead-lettering-finding dead-lettering-more'}"${
+        pages().safe(i < SHOWN_OF_RULE ? '' : ' style="display: none"')}>
+      <td colspan="2"></td>
       <td>${finding.vhost}</td>
       <td>${finding.kind} ${finding.kind == 'queue'
           ? HTML`<a href="${page_url(finding.vhost, finding.name)}">${finding.name}</a>`
@@ -148,8 +170,11 @@ function findings(answer) {
             finding.commands.join('\n')}</pre>`}
       </td>
     </tr>`;
+    })}${more > 0 && HTML`
+    <tr><td colspan="2"></td><td colspan="3"><button data-dead-letters="all_of_rule">Show ${
+        fmt_num_thousands(more)} more</button></td></tr>`}
+  </tbody>`;
   })}
-  </tbody>
 </table></div>${accepted}`;
 }
 
@@ -494,6 +519,7 @@ function queue_page() {
   <h2>By where and why they died</h2>
   <div class="hider"><div id="dead-letters-groups"></div></div>
 </div>
+${window.DeadLetterMessages.section()}
 <div class="section">
   <h2>The history of one</h2>
   <div class="hider">
@@ -514,14 +540,7 @@ function queue_page() {
       <tr>
         <th><label>To:</label></th>
         <td>
-          <select id="dead-letters-to">
-            <option value="origin">the queue in which each died last</option>
-            <option value="original_exchange">the exchange that each was published to</option>
-            <option value="queue">the queue ...</option>
-            <option value="exchange">the exchange ...</option>
-          </select>
-          <input type="text" id="dead-letters-target" placeholder="queue or exchange"/>
-          <input type="text" id="dead-letters-key" placeholder="routing key"/>
+          ${target_fields('dead-letters')}
         </td>
       </tr>
       <tr>
@@ -568,13 +587,48 @@ function queue_page() {
 </div>`;
 }
 
-function load_groups() {
+// Where messages go to, and what the API calls that: null if it is not all there.
+function target_fields(id) {
+    return pages().HTML`
+<select id="${id}-to">
+  <option value="origin">the queue in which each died last</option>
+  <option value="original_exchange">the exchange that each was published to</option>
+  <option value="queue">the queue ...</option>
+  <option value="exchange">the exchange ...</option>
+</select>
+<input type="text" id="${id}-target" placeholder="queue or exchange"/>
+<input type="text" id="${id}-key" placeholder="routing key"/>`;
+}
+
+function target_of(id) {
+    const value = function (name) { return $.trim($('#main #' + id + '-' + name).val()); };
+    const body = {}, to = value('to'), target = value('target');
+    if ((to == 'queue' || to == 'exchange') && target == '') {
+        show_popup('warn', 'To which ' + to + '?');
+        return null;
+    }
+    if (to == 'queue') body.to_queue = target;
+    if (to == 'exchange') {
+        body.to_exchange = target;
+        if (value('key') !== '') body.routing_key = value('key');
+    }
+    if (to == 'original_exchange') body.to_original_exchange = true;
+    return body;
+}
+
+// One after the other, as what is looked at in a classic queue is not to be seen by others meanwhile.
+function load_groups(again) {
     const HTML = pages().HTML, at = view;
     show('dead-letters-groups', HTML`<p>Looking ...</p>`);
+    const then = function () { window.DeadLetterMessages.load(at.vhost, at.queue, again); };
     pages().request('GET', api_path(at.vhost, at.queue), null, function (answer) {
-        if (at === view) show('dead-letters-groups', groups(answer.groups, answer.max));
+        if (at !== view) return;
+        show('dead-letters-groups', groups(answer.groups, answer.max));
+        then();
     }, function (why) {
-        if (at === view) show('dead-letters-groups', HTML`<p class="warning">${why}</p>`);
+        if (at !== view) return;
+        show('dead-letters-groups', HTML`<p class="warning">${why}</p>`);
+        show('dead-letters-messages', HTML`<p class="warning">${why}</p>`);
     });
 }
 
@@ -626,17 +680,8 @@ function explain() {
 // The API's words for what is to be moved, or null if they are not all there.
 function redrive_request() {
     const value = function (id) { return $.trim($('#main #dead-letters-' + id).val()); };
-    const body = {}, to = value('to'), target = value('target');
-    if ((to == 'queue' || to == 'exchange') && target == '') {
-        show_popup('warn', 'To which ' + to + '?');
-        return null;
-    }
-    if (to == 'queue') body.to_queue = target;
-    if (to == 'exchange') {
-        body.to_exchange = target;
-        if (value('key') !== '') body.routing_key = value('key');
-    }
-    if (to == 'original_exchange') body.to_original_exchange = true;
+    const body = target_of('dead-letters');
+    if (body === null) return null;
     ['reason', 'origin', 'header'].forEach(function (name) {
         if (value(name) !== '') body[name] = value(name);
     });
@@ -674,13 +719,19 @@ const LEFT = {no_target: 'have no history that names a target', would_loop: 'wou
               + 'or you may not publish there', unconfirmed: 'were published and not confirmed'};
 
 function summary(sums) {
-    const left = Object.keys(LEFT).filter(function (key) { return sums[key] > 0; });
     return fmt_num_thousands(sums.redriven) + ' of ' + fmt_num_thousands(sums.examined)
-        + ' messages redriven.'
-        + left.map(function (key) {
-            return ' ' + fmt_num_thousands(sums[key]) + ' ' + LEFT[key] + '.';
-        }).join('') + (sums.stopped ? ' It ended early: ' + sums.stopped + '.' : '');
+        + ' messages redriven.' + left_text(sums);
 }
+
+function left_text(sums) {
+    const left = Object.keys(LEFT).filter(function (key) { return sums[key] > 0; });
+    return left.map(function (key) {
+        return ' ' + fmt_num_thousands(sums[key]) + ' ' + LEFT[key] + '.';
+    }).join('') + (sums.stopped ? ' It ended early: ' + sums.stopped + '.' : '');
+}
+
+window.DeadLetterPages = {target_fields: target_fields, target_of: target_of, left_text: left_text,
+                          reload: function () { load_groups(true); }};
 
 // First only counts, then asks; then the broker moves them by itself.
 function redrive() {
@@ -838,6 +889,11 @@ const ACTIONS = {
         } else {
             go_to(page_url($('#main #dead-letters-vhost').val(), queue));
         }
+    },
+    all_of_rule: function (button) {
+        const group = button.closest('tbody');
+        group.find('.dead-lettering-more').show();
+        button.closest('tr').remove();
     },
     explain: explain,
     redrive: redrive,
