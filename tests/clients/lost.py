@@ -3,21 +3,35 @@
 "ready" and waits for a line on its standard input. Then it publishes a message, to a broker that is stopped,
 writes "sent", waits for the confirm, and writes what it gets in its stead."""
 
+import contextlib
+import glob
 import os
 import signal
 import subprocess
 
 from conftest import PLUGIN
+from management import eventually
 
 
-def told(brokers, language, *argv, cwd=None):
+def states(pid):
+    """Of its threads. Those that run go on after SIGSTOP until one of them has seen to it."""
+    found = set()
+    for path in glob.glob(f"/proc/{pid}/task/*/stat"):
+        with contextlib.suppress(FileNotFoundError), \
+                open(path, encoding="utf-8", errors="replace") as f:
+            found.add(f.read().rpartition(")")[2].split()[0])
+    return found
+
+
+def told(brokers, language, *argv, cwd=None, enable=(), url=lambda broker: broker.amqp_url):
     """What the program writes after the broker was killed."""
-    broker = brokers(f"lost-{language}", enable=(PLUGIN,))
-    with subprocess.Popen([*argv, broker.amqp_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    broker = brokers(f"lost-{language}", enable=(PLUGIN, *enable))
+    with subprocess.Popen([*argv, url(broker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           cwd=cwd, text=True) as program:
         try:
             assert program.stdout.readline() == "ready\n"
             os.kill(broker.pid, signal.SIGSTOP)
+            eventually(lambda: states(broker.pid), lambda found: found == {"T"})
             program.stdin.write("\n")
             program.stdin.flush()
             assert program.stdout.readline() == "sent\n"

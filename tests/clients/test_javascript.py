@@ -174,3 +174,19 @@ def test_a_broker_that_is_lost(brokers, javascript, checked, package):
         os.path.join(locked.HERE, "javascript", "lost.mjs"), javascript.directory), package)
     assert re.fullmatch(LOST[package], told), told
     checked("rhea (AMQP 1.0)" if package == "rhea" else package, version(package), "broker lost")
+
+
+# Neither has an outcome for what had none: the connection is closed, and that is all.
+@pytest.mark.parametrize("package, told, name, plugin, url", [
+    pytest.param("mqtt", "closed", "MQTT.js (MQTT 5)", "rabbitmq_mqtt", "mqtt://guest:guest@127.0.0.1:{}",
+                 marks=pytest.mark.skipif(OLD, reason="RabbitMQ 3.10 does not speak MQTT 5")),
+    ("@stomp/stompjs", "closed: 1006", "stompjs (Web STOMP)", "rabbitmq_web_stomp", "ws://127.0.0.1:{}/ws")])
+def test_a_broker_of_other_protocols_that_is_lost(brokers, javascript, checked, package, told, name, plugin,
+                                                  url):
+    said = lost.told(
+        brokers, f"javascript-{plugin}", "node",
+        shutil.copy(os.path.join(locked.HERE, "javascript", "lost.mjs"), javascript.directory),
+        package.rpartition("/")[2], enable=[plugin],
+        url=lambda broker: url.format(broker.plugin_ports[plugin]))
+    assert said == told
+    checked(name, version(package), "broker lost")

@@ -87,5 +87,40 @@ async function rhea() {
   console.log(await told);
 }
 
-await ({ amqplib, rascal, "rabbitmq-client": rabbitmqClient, rhea }[client])();
+async function mqtt() {
+  const { default: library } = await import("mqtt");
+  const connection = await library.connectAsync(url, { protocolVersion: 5, reconnectPeriod: 0 });
+  connection.on("error", () => {});
+  const told = new Promise((resolve) => { connection.once("close", resolve); });
+  await ready();
+  connection.publish("lost", "x", { qos: 1 }, (error) => console.log(error ? "failed" : "taken"));
+  sent();
+  await told;
+  console.log("closed");
+}
+
+async function stompjs() {
+  const { Client } = await import("@stomp/stompjs");
+  const { WebSocket } = await import("ws");
+  const connection = new Client({
+    webSocketFactory: () => new WebSocket(url, ["v12.stomp"]),
+    connectHeaders: { login: "guest", passcode: "guest", host: "/" }, reconnectDelay: 0,
+  });
+  const told = new Promise((resolve) => {
+    connection.onWebSocketClose = (event) => resolve(`closed: ${event.code}`);
+  });
+  await new Promise((resolve) => {
+    connection.onConnect = resolve;
+    connection.activate();
+  });
+  await ready();
+  connection.watchForReceipt("taken", () => console.log("taken"));
+  connection.publish({ destination: "/queue/lost", body: "x", headers: { receipt: "taken" } });
+  sent();
+  console.log(await told);
+}
+
+await ({
+  amqplib, rascal, "rabbitmq-client": rabbitmqClient, rhea, mqtt, stompjs,
+}[client])();
 process.exit(0);
