@@ -239,6 +239,8 @@ handle_info(tick, State) ->
 handle_info({nodeup, _}, #state{targets = Targets} = State) ->
     {noreply, rabbit_delay_agenda:pump_soon(
                 State#state{targets = rabbit_delay_targets:resume_all(Targets)})};
+handle_info(detach, State) ->
+    {noreply, rabbit_delay_agenda:attach_later(State)};
 handle_info(attach, #state{leader = {_, _}, store = undefined} = State) ->
     {noreply, begin_again(State)};
 handle_info({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}, exchange = XName,
@@ -328,8 +330,10 @@ attach(Term, Paused, #state{exchange = XName} = State0) ->
             rabbit_delay_agenda:attach_later(State0)
     end.
 
-leaders_store(#state{leader = {ServerId, _}}) ->
-    case ra:local_query(ServerId, fun rabbit_delay_machine:store/1, ?QUERY_MS) of
+%% From a damaged one nothing is released: another is about to lead.
+leaders_store(#state{leader = {ServerId, _}, exchange = XName}) ->
+    case not rabbit_delay_local_member:is_damaged(XName)
+        andalso ra:local_query(ServerId, fun rabbit_delay_machine:store/1, ?QUERY_MS) of
         {ok, {_, Store}, _} when Store =/= undefined -> {ok, Store};
         _ -> error
     end.

@@ -170,10 +170,24 @@ keep_aside(Ids, Taken, #state{store = Store, exchange = XName} = State0) ->
                        "aside: ~0p; it is tried again",
                        [rabbit_delay_text:rs(XName), length(Ids), Reason]}, State0)}
         end,
-    Others = Ids -- Kept,
+    %% Other members have what is damaged here.
+    Replicated = Kept =/= [] andalso rabbit_delay_registry:group_size(XName) > 1,
+    Others = case Replicated of
+                 true -> Ids;
+                 false -> Ids -- Kept
+             end,
     lists:foreach(fun (Id) -> _ = rabbit_delay_store:postpone(Store, Id, Until) end, Others),
     {[Record || Record <- Taken, not is_corrupt(Record, Others)],
-     case Others of [] -> State; _ -> rabbit_delay_agenda:sleep_until(Until, State) end}.
+     case {Replicated, Others} of
+         {true, _} ->
+             ok = rabbit_delay_local_member:damaged(XName, io_lib:format("~b records", [length(Kept)])),
+             _ = self() ! detach,
+             State;
+         {false, []} ->
+             State;
+         {false, _} ->
+             rabbit_delay_agenda:sleep_until(Until, State)
+     end}.
 
 is_corrupt({corrupt, Id, _, _, _}, Ids) -> lists:member(Id, Ids);
 is_corrupt(_, _) -> false.

@@ -8,13 +8,19 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([here/1, is_draining/0, start_added/3, end_member/3, look_at/2]).
+-export([here/1, is_draining/0, start_added/3, end_member/3, look_at/2, damaged/2, is_damaged/1]).
 
--export_type([here/0]).
+-export_type([here/0, state/0]).
 
 %% What a node says of itself and of members of its own.
 -type here() :: #{ready := boolean(), draining := boolean(), load := non_neg_integer(),
-                  members := #{rabbit_delay_raft:uid() => running | stopped | none}}.
+                  members := #{rabbit_delay_raft:uid() => state()}}.
+
+%% none: it has no files.
+-type state() :: running | stopped | damaged | none.
+
+%% In the directory of a member that holds something else than what was written.
+-define(DAMAGED_MARK, "damaged").
 
 %% Of these, those that are this node's.
 -spec here([rabbit_delay_group:member()]) -> here().
@@ -26,13 +32,43 @@ here(Members) ->
                                                         Node =:= node()])}.
 
 held({{Name, _}, Uid}) ->
-    case is_pid(whereis(Name)) orelse filelib:is_dir(rabbit_delay_raft:store_dir(Uid)) of
-        true -> case whereis(Name) of
-                    undefined -> stopped;
-                    _ -> running
-                end;
-        false -> none
+    case {is_pid(whereis(Name)), filelib:is_dir(rabbit_delay_raft:store_dir(Uid))} of
+        {false, false} -> none;
+        {IsRunning, _} ->
+            case filelib:is_file(damaged_mark(Uid)) of
+                true -> damaged;
+                false when IsRunning -> running;
+                false -> stopped
+            end
     end.
+
+%% This node's member of a group of several holds something else than what was written. The others have it
+%% right: so it releases nothing, leads only until another does, and is replaced by a new one.
+-spec damaged(rabbit_exchange:name(), Why :: iodata()) -> ok.
+damaged(XName, Why) ->
+    case rabbit_delay_table:member(XName) of
+        {ok, {_, Uid}} ->
+            Mark = damaged_mark(Uid),
+            Result = case file:write_file(Mark, <<>>) of
+                         ok -> rabbit_delay_snapshot:sync_dir(filename:dirname(Mark));
+                         Error -> Error
+                     end,
+            ?LOG_ERROR("delayed messages of ~ts: what this node holds of them is damaged: ~ts. Other nodes have "
+                       "them: this node's member releases nothing, and a new one takes its place (~0p)",
+                       [rabbit_delay_text:rs(XName), Why, Result], ?LOG_DOMAIN);
+        none ->
+            ok
+    end.
+
+%% This node's member, if it has one.
+-spec is_damaged(rabbit_exchange:name()) -> boolean().
+is_damaged(XName) ->
+    case rabbit_delay_table:member(XName) of
+        {ok, {_, Uid}} -> filelib:is_file(damaged_mark(Uid));
+        none -> false
+    end.
+
+damaged_mark(Uid) -> filename:join(filename:dirname(rabbit_delay_raft:store_dir(Uid)), ?DAMAGED_MARK).
 
 %% Whether it is about to be stopped for maintenance.
 -spec is_draining() -> boolean().
@@ -80,8 +116,8 @@ put_aside_others(XName, Uid) ->
         _ -> ok
     end.
 
-%% Ends this node's member, which is in its group no more. What its leader asks for is deleted; what was
-%% found here is put aside.
+%% Ends this node's member, which is in its group no more. What its leader asks for is deleted, unless it is
+%% damaged; that, and what was found here, is put aside.
 -spec end_member(rabbit_exchange:name(), rabbit_delay_group:member(), delete | put_aside) ->
           ok | {error, term()}.
 end_member(XName, {Id, _} = Member, How) ->
@@ -94,10 +130,10 @@ end_member(XName, {Id, _} = Member, How) ->
 
 end_files(XName, {_, Uid} = Member, How) ->
     ok = rabbit_delay_table:forget_member(XName, Member),
-    case How of
-        delete ->
+    case How =:= delete andalso not filelib:is_file(damaged_mark(Uid)) of
+        true ->
             rabbit_delay_raft:remove_member(Uid);
-        put_aside ->
+        false ->
             Result = rabbit_delay_raft:put_aside_member(Uid),
             ?LOG_WARNING("delayed messages of ~ts: the member that this node had of its group is in it no "
                          "more, and is put aside: ~0p. Delete that directory to be rid of it.",

@@ -205,7 +205,7 @@ joined(XName, Group) ->
 seems_right(XName, #{members := Members} = Group, Nodes, Peers) ->
     Holding = [Node || {{_, Node}, _} <- Members],
     Holding -- Nodes =:= []
-        andalso lists:all(fun (Member) -> state_of(Member, Peers) =/= none end, Members)
+        andalso not lists:any(fun (Member) -> is_lost(state_of(Member, Peers)) end, Members)
         andalso (length(Members) >= rabbit_delay_group:target(XName, Group)
                  orelse candidates(Holding, Peers) =:= []).
 
@@ -221,11 +221,17 @@ steps(_, 0) ->
     ok;
 steps(XName, Left) ->
     case view(XName) of
-        {ok, Group, View, _} ->
-            case step(rabbit_delay_membership:next(View), XName, Group, View) of
-                done -> steps(XName, Left - 1);
-                rest -> ok;
-                {error, _} = Error -> Error
+        {ok, Group, #{leader := Leader, lost := Lost} = View, Peers} ->
+            case lists:member(Leader, Lost) of
+                true ->
+                    %% It is the next leader's to replace it.
+                    leave_leadership(XName, Leader, Group, Peers);
+                false ->
+                    case step(rabbit_delay_membership:next(View), XName, Group, View) of
+                        done -> steps(XName, Left - 1);
+                        rest -> ok;
+                        {error, _} = Error -> Error
+                    end
             end;
         not_leading ->
             ok;
@@ -403,7 +409,7 @@ view(XName) ->
                named => rabbit_delay_group:ids(Group),
                cluster => Nodes,
                up => [Id || {Id, _} = Member <- Named, state_of(Member, Peers) =:= running],
-               lost => [Id || {Id, _} = Member <- Named, state_of(Member, Peers) =:= none],
+               lost => [Id || {Id, _} = Member <- Named, is_lost(state_of(Member, Peers))],
                candidates => candidates([Node || {_, Node} <- Members], Peers),
                target => rabbit_delay_group:target(XName, Group)},
              Peers};
@@ -444,13 +450,16 @@ ask(Nodes, Members) ->
 
 %% Of its files nobody knows while the node's disk is not in use.
 -spec state_of(rabbit_delay_group:member(), #{node() => rabbit_delay_local_member:here()}) ->
-          running | stopped | none | unknown.
+          rabbit_delay_local_member:state() | unknown.
 state_of({{_, Node}, Uid}, Peers) ->
     case Peers of
         #{Node := #{members := #{Uid := none}, ready := false}} -> unknown;
         #{Node := #{members := #{Uid := State}}} -> State;
         _ -> unknown
     end.
+
+%% Another is to take its place.
+is_lost(State) -> State =:= none orelse State =:= damaged.
 
 candidates(Holding, Peers) ->
     [Node || {_, Node} <- lists:sort([{Load, Node}

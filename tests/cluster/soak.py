@@ -99,7 +99,12 @@ class Soak:
 
     def remove(self, n):
         self.ask("remove", self.draw.randrange(3), n)
-        return lambda: self.ask("add", self.draw.randrange(3), n)
+
+        def add():
+            self.ask("add", self.draw.randrange(3), n)
+            # Until it votes the others can spare nobody.
+            self.group.await_members(3)
+        return add
 
     def ask(self, what, asked, n):
         """It may be refused, with a reason."""

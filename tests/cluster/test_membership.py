@@ -225,6 +225,22 @@ def test_members_are_removed_added_and_lead_as_asked(cluster, group):
     assert group.verdict().unmarked == []
 
 
+def test_a_majority_with_a_member_that_was_added_goes_on(cluster, group):
+    added = next(n for n in cluster.others(group.leading()) if n != 0)
+    name = cluster.nodes[added].nodename
+    for what in ("remove", "add"):
+        assert say(cluster, 0, f"rabbit_delay_members:{what}({group.resource}, '{name}')") == "ok"
+    group.await_members(3)
+    gone = next(n for n in range(3) if n not in (0, added))
+    cluster.kill9(gone)
+    group.last()
+    cluster.eventually(lambda: group.leading(0) not in (None, gone), "one of the others leads")
+    cluster.start(gone)
+    cluster.await_whole()
+    group.await_members(3)
+    group.verdict()
+
+
 def test_leaders_leave_a_node_that_is_drained(cluster, group):
     drained = group.leading()
     away = next(n for n in range(3) if n != drained)
@@ -236,3 +252,90 @@ def test_leaders_leave_a_node_that_is_drained(cluster, group):
         cluster.nodes[drained].tool("rabbitmq-upgrade", "revive")
     group.asked = away
     assert group.verdict().unmarked == []
+
+
+# --------------------------------------------------------------------------- damaged files
+
+def store_files(cluster, group, n, kind):
+    """A node's files of a kind, rec or idx, of the exchange's messages."""
+    uid = evaluate(cluster.nodes[n], f"binary_to_list(rabbit_delay_registry:member_uid({group.resource})).").strip('"')
+    folder = os.path.join(delayed_dir(cluster.nodes[n]), uid, "delay_store")
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(f".{kind}")]
+
+
+def flip(path, text):
+    """A bit of each place where the text is."""
+    with open(path, "r+b") as file:
+        content = bytearray(file.read())
+        at = content.find(text)
+        assert at >= 0, (path, len(content))
+        count = 0
+        while at >= 0:
+            content[at] ^= 1
+            count += 1
+            at = content.find(text, at + len(text))
+        file.seek(0)
+        file.write(content)
+    return count
+
+
+def uids(cluster, group):
+    return evaluate(cluster.nodes[0], f"element(2, rabbit_delay_group:find({group.resource})).")
+
+
+def checkpointed(cluster, group, n):
+    """Until what is pending is in files that a checkpoint names."""
+    cluster.eventually(lambda: cluster.nodes[n].ask(
+        f"""case rabbit_delay_store:stat(rabbit_delay_registry:store({group.resource})) of
+            #{{checkpoint_applied := A, applied := B}} -> A >= B - 1 end.""") == "true", f"a checkpoint on {n}")
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+def test_a_damaged_follower_is_found_and_replaced(cluster, group, how):
+    damaged = next(n for n in cluster.others(group.leading()) if n != 0)
+    group.traffic.stop_publishing()
+    group.traffic.await_delivered()
+    group.publish_pending(0, "kept")
+    group.also_pending = PENDING
+    checkpointed(cluster, group, damaged)
+    records, indexes = (store_files(cluster, group, damaged, kind) for kind in ("rec", "idx"))
+    before = uids(cluster, group)
+    cluster.stop(damaged)
+    if how == "flipped":
+        with open(indexes[-1], "r+b") as file:
+            file.seek(-40, os.SEEK_END)
+            byte = file.read(1)
+            file.seek(-40, os.SEEK_END)
+            file.write(bytes([byte[0] ^ 1]))
+    else:
+        os.truncate(records[-1], os.path.getsize(records[-1]) - 20)
+    cluster.start(damaged)
+    cluster.await_whole()
+    cluster.eventually(lambda: uids(cluster, group) != before, "another member is named")
+    group.await_members(3)
+    assert "is damaged" in cluster.nodes[damaged].log()
+    group.traffic.publishing = True
+    group.goes_on()
+    group.verdict()
+
+
+def test_a_leader_whose_file_is_damaged_loses_no_message(cluster, group):
+    group.traffic.stop_publishing()
+    group.traffic.await_delivered()
+    leader = group.leading()
+    seen = group.record.count("delivered")
+    group.publish_pending(0, "soon", delay=20_000)
+    checkpointed(cluster, group, leader)
+    before = uids(cluster, group)
+    assert sum(flip(path, b"soon.0.") for path in store_files(cluster, group, leader, "rec")
+               if os.path.getsize(path) > 1000) == PENDING
+    cluster.eventually(lambda: group.record.count("delivered") >= seen + PENDING, "what was damaged is delivered")
+    cluster.eventually(lambda: uids(cluster, group) != before, "another member is named")
+    group.await_members(3)
+    came = [event["id"] for event in group.record.events
+            if event["what"] == "delivered" and event["id"].startswith("soon")]
+    assert sorted(came) == sorted(f"soon.0.{n}" for n in range(PENDING))
+    group.record.events[:] = [event for event in group.record.events if not str(event.get("id", "")).startswith("soon")]
+    group.traffic.publishing = True
+    group.goes_on()
+    group.verdict()
