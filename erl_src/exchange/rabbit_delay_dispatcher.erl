@@ -70,11 +70,12 @@ leader(Pid, ServerId) ->
     gen_server:cast(Pid, {leader, ServerId}).
 
 %% It does not lead any more. Called by that server, for which this process never waits: it is at its end
-%% when this returns, and its publishers with it; another one takes its place, and waits.
+%% when this returns, and its publishers with it, as none of them traps exits; another one takes its place,
+%% and waits.
 -spec stop_leading(pid()) -> ok.
 stop_leading(Pid) ->
     Ref = monitor(process, Pid),
-    exit(Pid, kill),
+    exit(Pid, {shutdown, not_leading}),
     receive {'DOWN', Ref, process, Pid, _} -> ok end.
 
 %% The group of the server that it works beside is about to have so many members.

@@ -385,8 +385,26 @@ shorten(#{msg := {report, #{label := {proc_lib, crash}, report := [Info | _]}}} 
 shorten(#{msg := {report, #{label := {gen_statem, terminate}, name := Name,
                             reason := Reason}}} = Event, _) ->
     shorten_if_ours(Name, Reason, Event);
+%% What ends on purpose, to be begun anew, is no fault.
+shorten(#{msg := {report, #{label := {supervisor, child_terminated}, report := Report}},
+          meta := Meta} = Event, _) when is_list(Report) ->
+    case {proplists:get_value(reason, Report), proplists:get_value(offender, Report)} of
+        {{shutdown, Why}, [_ | _] = Offender} when Why =:= not_leading; Why =:= other_life ->
+            case {proplists:get_value(id, Offender), proplists:get_value(mfargs, Offender)} of
+                {Id, {_, _, [XName | _]}} when Id =:= rabbit_delay_dispatcher; Id =:= rabbit_delay_queue ->
+                    Event#{level := info, meta := maps:merge(Meta, ?LOG_DOMAIN),
+                           msg := {"delayed messages of ~ts: ~s", [rabbit_delay_text:rs(XName), anew(Why)]}};
+                _ ->
+                    ignore
+            end;
+        _ ->
+            ignore
+    end;
 shorten(_, _) ->
     ignore.
+
+anew(not_leading) -> "this node's member does not lead any more";
+anew(other_life) -> "the exchange has been deleted and declared again, or given a group since".
 
 shorten_if_ours(Name, Reason, Event) when is_atom(Name) ->
     case atom_to_list(Name) of
