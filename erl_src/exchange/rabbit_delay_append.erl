@@ -89,7 +89,9 @@ append_some(#state{exchange = XName} = State0) ->
     case rabbit_delay_broker:lookup_exchange(XName) of
         {ok, X} ->
             %% Deleted and declared again: what waits is for the one that is gone.
-            rabbit_delay_group:is_of(X, State0#state.life) orelse exit({shutdown, other_life}),
+            #state{life = Life, leader = {Leader, _}} = State0,
+            rabbit_delay_group:is_of(X, Life, Leader) orelse exit({shutdown, other_life}),
+            ok = learn_life(Life, X),
             {Limits, DropBeyond} = limits(X),
             case room(Limits, State0) of
                 unknown ->
@@ -103,6 +105,18 @@ append_some(#state{exchange = XName} = State0) ->
             %% It is being deleted, and this process with it.
             State0
     end.
+
+%% The group has been given a record since it was joined.
+learn_life(undefined, X) ->
+    case rabbit_delay_group:of_record(X) of
+        {ok, Group} ->
+            self() ! {group, rabbit_delay_group:life(Group), rabbit_delay_group:salt(Group)},
+            ok;
+        none ->
+            ok
+    end;
+learn_life(_, _) ->
+    ok.
 
 settings(X, #state{exchange = XName, salt = Salt, counters = Counters}) ->
     #{exchange => XName, salt => Salt, counters => Counters, now => rabbit_delay_config:now_ms(),

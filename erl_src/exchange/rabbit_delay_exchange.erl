@@ -189,7 +189,7 @@ route_or_delay(X, Delivery, Options, Message, Headers, Args) ->
             case Mode =:= nack andalso rabbit_delay_broker:takes_nacks() of
                 true ->
                     %% Which is the queue's to do.
-                    to_queue(rabbit_delay_broker:exchange_name(X));
+                    to_queue(X);
                 false ->
                     _ = Mode =/= route_now andalso refuse_unusable(X, Unusable, Message),
                     route_now(X, Delivery, Options)
@@ -223,10 +223,10 @@ delay(X, Delivery, Message) ->
     XName = rabbit_delay_broker:exchange_name(X),
     rabbit_delay_broker:if_storable(
       Message,
-      fun () -> delay_at(XName, Delivery, Message) end,
+      fun () -> delay_at(X, XName, Delivery, Message) end,
       fun (Why) -> refuse(precondition_failed, "~ts", [Why], XName) end).
 
-delay_at(XName, Delivery, Message) ->
+delay_at(X, XName, Delivery, Message) ->
     Size = rabbit_delay_broker:payload_size(Message),
     case rabbit_delay_config:max_message_size() of
         Limit when Size > Limit ->
@@ -234,14 +234,15 @@ delay_at(XName, Delivery, Message) ->
                    "~b", [Size, Limit], XName);
         _ ->
             ok = refuse_if_unavailable(Delivery, XName),
-            to_queue(XName)
+            to_queue(X)
     end.
 
-to_queue(XName) ->
-    case rabbit_delay_registry:ensure(XName) of
+to_queue(X) ->
+    case rabbit_delay_registry:ensure_for(X) of
         {ok, QName} -> [QName];
         %% This closes a channel, not the connection.
-        {error, Why} -> refuse(precondition_failed, "~ts", [Why], XName)
+        {error, Why} ->
+            refuse(precondition_failed, "~ts", [Why], rabbit_delay_broker:exchange_name(X))
     end.
 
 %% A publisher that awaits a confirm gets a nack from the queue; another one has to be told here,

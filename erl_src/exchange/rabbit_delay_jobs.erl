@@ -13,7 +13,7 @@
 
 -export_type([jobs/0, what/0]).
 
--type what() :: ensure | delete.
+-type what() :: ensure | delete | put_aside.
 -type ms() :: integer().
 %% none: nobody waits for it.
 -type from() :: gen_server:from() | none.

@@ -13,10 +13,11 @@
 -include("rabbit_delay_table.hrl").
 
 -export([do/3, running/1, delete_record/1, put_aside_homeless/0]).
+-export([serves/2, serves_other/2, is_other/2]).
 
 %% The registry is told of the supervisor that is started.
 -spec do(rabbit_delay_jobs:what(), rabbit_exchange:name(), Registry :: pid()) ->
-          ok | {error, Why :: iodata()}.
+          ok | nothing | {error, Why :: iodata()}.
 do(ensure, XName, Registry) ->
     case running(rabbit_delay_table:row(XName)) of
         none -> start(XName, Registry);
@@ -32,10 +33,69 @@ do(delete, XName, _) ->
     ok = delete_record(XName),
     %% A server that is just starting has its permit until here.
     ok = rabbit_delay_raft:delete_member(XName, Member),
+    forget(XName);
+do(put_aside, XName, _) ->
+    Row = rabbit_delay_table:row(XName),
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} ->
+            case is_other(Row, X) of
+                true -> put_aside(XName, Row);
+                false -> nothing
+            end;
+        {error, not_found} ->
+            nothing
+    end.
+
+forget(XName) ->
     Taken = rabbit_delay_table:take(XName),
     _ = [ok = rabbit_delay_store:close(Store) || #row{store = Store} <- Taken, Store =/= undefined],
     _ = [rabbit_delay_figures:gone(C) || #row{counters = C} <- Taken, C =/= undefined],
     ok.
+
+%% What serves an earlier exchange of this name ends; what it holds is kept, as whoever deleted that
+%% exchange could not tell this node.
+put_aside(XName, #row{uid = Uid} = Row) ->
+    ok = case running(Row) of
+             none -> ok;
+             Sup -> rabbit_delay_exchanges_sup:stop_exchange(Sup)
+         end,
+    ok = delete_record(XName),
+    ok = case Uid of
+             undefined -> ok;
+             _ -> say_put_aside(XName, rabbit_delay_raft:put_aside_member(Uid))
+         end,
+    forget(XName).
+
+%% Whether what runs here is for the exchange of that life. A member without a name of any is of an exchange
+%% that has been given a group since, or has none yet.
+-spec serves(#row{} | none, Life :: binary() | undefined) -> boolean().
+serves(#row{life = undefined, server_id = {_, _} = ServerId}, _) ->
+    rabbit_delay_group:life_of_id(ServerId) =:= undefined;
+serves(#row{life = Life}, Life) ->
+    Life =/= undefined;
+serves(_, _) ->
+    false.
+
+%% Or for one of another life.
+-spec serves_other(#row{} | none, Life :: binary()) -> boolean().
+serves_other(#row{life = undefined, server_id = {_, _} = ServerId}, Life) ->
+    rabbit_delay_group:life_of_id(ServerId) =/= Life;
+serves_other(#row{life = Other}, Life) ->
+    Other =/= undefined andalso Other =/= Life;
+serves_other(none, _) ->
+    false.
+
+%% Whether it is an earlier exchange of this one's name that what runs here is for.
+-spec is_other(#row{} | none, rabbit_delay_broker:exchange()) -> boolean().
+is_other(none, _) ->
+    false;
+is_other(#row{life = Life, uid = Uid, exchange = XName}, X) ->
+    case rabbit_delay_group:life_of(X) of
+        Life -> false;
+        undefined -> true;
+        _ -> Uid =:= undefined andalso Life =/= undefined
+                 orelse Uid =/= undefined andalso not rabbit_delay_group:is_named(XName, Uid)
+    end.
 
 %% One that has to wait until there are file descriptors is tried again.
 start(XName, Registry) ->
@@ -158,8 +218,10 @@ put_aside_other(XName, Uid) ->
         true ->
             ok;
         false ->
-            Result = rabbit_delay_raft:quarantine_member(Uid),
-            ?LOG_WARNING("delayed messages of an earlier ~ts, which is another exchange by now, are put "
-                         "aside: ~0p. Delete that directory to be rid of them.",
-                         [rabbit_delay_text:rs(XName), Result], ?LOG_DOMAIN)
+            say_put_aside(XName, rabbit_delay_raft:quarantine_member(Uid))
     end.
+
+say_put_aside(XName, Result) ->
+    ?LOG_WARNING("delayed messages of an earlier ~ts, which is another exchange by now, are put aside: ~0p. "
+                 "Delete that directory to be rid of them.",
+                 [rabbit_delay_text:rs(XName), Result], ?LOG_DOMAIN).

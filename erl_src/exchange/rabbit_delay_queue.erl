@@ -390,9 +390,9 @@ follow_leader(ServerId, State) ->
 %% that ends, not in one that may do nothing for long.
 -dialyzer({nowarn_function, key_salt/1}).
 key_salt(XName) ->
-    {_, Ref} = spawn_monitor(fun () -> exit({salt, rabbit_delay_raft:key_salt(XName)}) end),
+    {_, Ref} = spawn_monitor(fun () -> exit(rabbit_delay_group:key_salt(XName)) end),
     receive
-        {'DOWN', Ref, process, _, {salt, Salt}} -> Salt;
+        {'DOWN', Ref, process, _, {ok, Salt}} -> Salt;
         {'DOWN', Ref, process, _, Reason} -> exit({key_salt, Reason})
     end.
 

@@ -11,6 +11,8 @@
 %% order asked for: so an exchange made again is not started before the end of the one before. Who
 %% asks waits for a bounded time; the job goes on.
 %%
+%% Longer than other files are, as whoever asks for what is known of an exchange asks here.
+%%
 %% What it keeps for others is in rabbit_delay_table, which is read and written here without asking this
 %% process, and rabbit_delay_figures; which job is next, in rabbit_delay_jobs; and what the jobs do, in
 %% rabbit_delay_life.
@@ -24,7 +26,7 @@
 -include("rabbit_delay_table.hrl").
 
 -export([create_table/0, start_link/0, recover/0, withdraw/0, system_up/0]).
--export([ensure/1, start_later/1, delete/1, end_other/2, life/1, register_life/2, queue_name/1]).
+-export([ensure/1, ensure_for/1, start_later/1, delete/1, end_other/2, life/1, register_life/2, queue_name/1]).
 -export([leader/2, leader/3, no_leader/1, leader_of/1, register_leader/2, server_id/1, member_uid/1,
          group_size/1, register_server/3, pending/1, stat/1, overdue/2,
          register_queue/2, register_dispatcher/2, register_store/2, register_paused/2, queue/1,
@@ -116,9 +118,26 @@ queue_name(#resource{kind = exchange, name = Name} = XName, _) ->
 %% Makes sure that the exchange has a live internal queue with a record, and names it. Takes
 %% ?WAIT_MS at most, and no time while something has taken longer.
 -spec ensure(rabbit_exchange:name()) -> {ok, rabbit_amqqueue:name()} | {error, Why :: iodata()}.
-ensure(XName) ->
-    case rabbit_delay_table:row(XName) of
-        #row{job = {delete, _}, late = Late} ->
+ensure(XName) -> ensure_row(XName, rabbit_delay_table:row(XName)).
+
+%% The same for this exchange, and not for an earlier one of its name that was deleted while this node was
+%% away: what runs here for that one is ended.
+-spec ensure_for(rabbit_delay_broker:exchange()) ->
+          {ok, rabbit_amqqueue:name()} | {error, Why :: iodata()}.
+ensure_for(X) ->
+    XName = rabbit_delay_broker:exchange_name(X),
+    Row = rabbit_delay_table:row(XName),
+    case rabbit_delay_life:is_other(Row, X) of
+        true ->
+            _ = ask({put_aside, XName}, now_ms() + ?WAIT_MS),
+            ensure(XName);
+        false ->
+            ensure_row(XName, Row)
+    end.
+
+ensure_row(XName, Row) ->
+    case Row of
+        #row{job = {What, _}, late = Late} when What =/= ensure ->
             %% What is there is an earlier exchange's.
             ensure(XName, Late);
         #row{refusal = Why} when Why =/= undefined ->
@@ -166,20 +185,16 @@ start_later(XName) ->
 delete(X) ->
     XName = rabbit_delay_broker:exchange_name(X),
     %% One that was away finds out for itself: see rabbit_delay_life.
-    _ = case rabbit_delay_group:life_of(X) of
-            undefined -> ok;
-            Life -> gen_server:abcast(nodes(), ?MODULE, {deleted, XName, Life})
-        end,
+    _ = gen_server:abcast(nodes(), ?MODULE, {deleted, XName, rabbit_delay_group:life_of(X)}),
     _ = ask({delete, XName}, now_ms() + ?WAIT_MS),
     ok.
 
 %% What runs here for an earlier exchange of this name, of another life, ends.
--spec end_other(rabbit_exchange:name(), Life :: binary()) -> ok.
+-spec end_other(rabbit_exchange:name(), Life :: binary()) -> ok | timeout | {error, Why :: iodata()}.
 end_other(XName, Life) ->
-    case rabbit_delay_table:lookup(XName, #row.life) of
-        undefined -> ok;
-        Life -> ok;
-        _ -> ok = ask({delete, XName}, now_ms() + ?WAIT_MS)
+    case rabbit_delay_life:serves_other(rabbit_delay_table:row(XName), Life) of
+        true -> ask({put_aside, XName}, now_ms() + ?WAIT_MS);
+        false -> ok
     end.
 
 %% Of the group that its processes here have joined.
@@ -224,12 +239,17 @@ leader(XName, ServerId, Store) ->
 -spec leader(rabbit_exchange:name(), ra:server_id()) -> ok.
 leader(XName, {_, Node} = ServerId) ->
     case rabbit_delay_table:row(XName) of
-        #row{queue = Queue, dispatcher = Dispatcher} ->
-            ok = register_leader(XName, ServerId),
-            _ = [rabbit_delay_queue:leader(Queue, ServerId) || is_pid(Queue)],
-            _ = [rabbit_delay_dispatcher:leader(Dispatcher, ServerId)
-                 || is_pid(Dispatcher), Node =:= node()],
-            ok;
+        #row{queue = Queue, dispatcher = Dispatcher, life = Life} ->
+            case rabbit_delay_group:may_lead(XName, ServerId, Life) of
+                true ->
+                    ok = register_leader(XName, ServerId),
+                    _ = [rabbit_delay_queue:leader(Queue, ServerId) || is_pid(Queue)],
+                    _ = [rabbit_delay_dispatcher:leader(Dispatcher, ServerId)
+                         || is_pid(Dispatcher), Node =:= node()],
+                    ok;
+                false ->
+                    ok
+            end;
         none ->
             ok
     end.
@@ -392,15 +412,15 @@ adopt(#row{exchange = XName, job = Job} = Row, State0) ->
     end.
 
 -spec handle_call(term(), gen_server:from(), #state{}) -> {noreply, #state{}}.
-handle_call({What, XName}, From, State) when What =:= ensure; What =:= delete ->
+handle_call({What, XName}, From, State) when What =:= ensure; What =:= delete; What =:= put_aside ->
     {noreply, asked(What, XName, From, State)}.
 
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
 handle_cast({deleted, XName, Life}, State) ->
-    case rabbit_delay_table:lookup(XName, #row.life) of
-        Life -> {noreply, asked(delete, XName, none, State)};
-        _ -> {noreply, State}
-    end;
+    {noreply, case rabbit_delay_life:serves(rabbit_delay_table:row(XName), Life) of
+                  true -> asked(delete, XName, none, State);
+                  false -> State
+              end};
 handle_cast({start_later, XName}, State) ->
     {noreply, start_later(XName, State)};
 handle_cast(start_members, State) ->
@@ -443,10 +463,8 @@ handle_info({'DOWN', Ref, process, Sup, Reason}, #state{monitors = Monitors,
                                                         exchanges = Exchanges} = State) ->
     case maps:take(Ref, Monitors) of
         {XName, Rest} ->
-            ?LOG_WARNING("delayed messages of ~ts: stopped (~0P), will be started again",
-                         [rabbit_delay_text:rs(XName), Reason, 10], ?LOG_DOMAIN),
             Others = maps:filter(fun (_, Pid) -> Pid =/= Sup end, Exchanges),
-            {noreply, start_again(XName, State#state{monitors = Rest, exchanges = Others})};
+            {noreply, stopped(XName, Reason, State#state{monitors = Rest, exchanges = Others})};
         error ->
             {noreply, State}
     end;
@@ -456,6 +474,17 @@ handle_info(_, State) ->
     {noreply, State}.
 
 %% ------------------------------------------------------------------------------------ jobs
+
+%% Of one that is deleted, or put aside, that is the job's doing.
+stopped(XName, Reason, #state{jobs = Jobs} = State) ->
+    case rabbit_delay_jobs:is_under_way(XName, Jobs) andalso rabbit_delay_jobs:current(XName, Jobs) of
+        {What, _} when What =/= ensure ->
+            State;
+        _ ->
+            ?LOG_WARNING("delayed messages of ~ts: stopped (~0P), will be started again",
+                         [rabbit_delay_text:rs(XName), Reason, 10], ?LOG_DOMAIN),
+            start_again(XName, State)
+    end.
 
 asked(What, XName, From, #state{jobs = Jobs0} = State) ->
     case rabbit_delay_jobs:ask(What, XName, From, now_ms(), Jobs0) of
@@ -504,13 +533,16 @@ ended(XName, Reason, #state{jobs = Jobs0} = State0) ->
     end.
 
 described(ensure) -> "starting its delay queue";
-described(delete) -> "removing what the deleted exchange held".
+described(delete) -> "removing what the deleted exchange held";
+described(put_aside) -> "putting aside what an earlier exchange held".
 
 outcome(ensure, XName, {done, ok}, #state{jobs = Jobs} = State) ->
     {ok, State#state{jobs = rabbit_delay_jobs:succeeded(XName, Jobs)}};
 outcome(ensure, XName, {done, {error, _} = Error}, State) ->
     {Error, start_again_if_there(XName, State)};
-outcome(delete, XName, {done, ok}, State) ->
+outcome(put_aside, _, {done, nothing}, State) ->
+    {ok, State};
+outcome(_, XName, {done, ok}, State) ->
     {ok, forget(XName, State)};
 outcome(What, XName, Reason, State) ->
     %% noproc: it ended while there was no registry.
@@ -521,7 +553,7 @@ outcome(What, XName, Reason, State) ->
         ensure ->
             {{error, "its delay queue cannot be started, see the broker's log"},
              start_again_if_there(XName, State)};
-        delete ->
+        _ ->
             %% Nothing of this name may begin before that is done.
             again
     end.
@@ -571,13 +603,26 @@ heal_all(#state{exchanges = Exchanges} = State) ->
               case rabbit_delay_table:lookup(XName, #row.queue) of
                   Pid when is_pid(Pid) ->
                       case rabbit_delay_broker:queue_pid(queue_name(XName)) of
-                          Pid -> S;
+                          Pid -> leave(XName, S);
                           _ -> heal(XName, S)
                       end;
                   undefined ->
                       S
               end
       end, State, Exchanges).
+
+%% An exchange that was deleted and declared again while this node was cut off: nobody has told it.
+leave(XName, #state{jobs = Jobs} = State) ->
+    case rabbit_delay_broker:lookup_exchange(XName) of
+        {ok, X} ->
+            case rabbit_delay_life:is_other(rabbit_delay_table:row(XName), X)
+                andalso not rabbit_delay_jobs:is_under_way(XName, Jobs) of
+                true -> asked(put_aside, XName, none, State);
+                false -> State
+            end;
+        {error, not_found} ->
+            State
+    end.
 
 %% Not while the pause after the last attempt lasts.
 heal(XName, #state{jobs = Jobs} = State) ->

@@ -100,7 +100,8 @@ spend(N, #state{rate = Rate} = State) ->
 configured(X, #state{exchange = XName, max_bytes = MaxBytes, targets = Targets,
                      rate = Rate} = State) ->
     %% Deleted and declared again: what is in this store is none of its messages.
-    rabbit_delay_group:is_of(X, rabbit_delay_registry:life(XName)) orelse exit({shutdown, other_life}),
+    rabbit_delay_group:is_of(X, rabbit_delay_registry:life(XName), rabbit_delay_registry:server_id(XName))
+        orelse exit({shutdown, other_life}),
     Args = rabbit_delay_broker:exchange_arguments(X),
     MaxMessages = rabbit_delay_config:in_flight_messages(Args),
     State#state{max_messages = MaxMessages,

@@ -284,18 +284,17 @@ started(XName, Deadline) ->
         {ok, _} ->
             Pid = rabbit_delay_registry:queue(XName),
             case is_pid(Pid) andalso room(Pid) of
-                {_, _} -> {ok, Pid, key_salt(XName)};
+                {_, _} -> salted(XName, Pid, Deadline);
                 _ -> started_later(XName, Deadline, "its delay queue does not start")
             end;
         {error, Why} ->
             started_later(XName, Deadline, Why)
     end.
 
-%% This node need not have a member of the exchange's group.
-key_salt(XName) ->
-    case rabbit_delay_group:find(XName) of
-        {ok, Group} -> rabbit_delay_group:salt(Group);
-        none -> rabbit_delay_raft:key_salt(XName)
+salted(XName, Pid, Deadline) ->
+    case rabbit_delay_group:key_salt(XName) of
+        {ok, Salt} -> {ok, Pid, Salt};
+        {error, Why} -> started_later(XName, Deadline, Why)
     end.
 
 started_later(XName, Deadline, Why) ->

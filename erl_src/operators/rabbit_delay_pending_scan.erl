@@ -92,16 +92,20 @@ of_key(Store, XName, Filter) ->
         none ->
             all;
         Key ->
-            Hash = rabbit_delay_key:hash(rabbit_delay_raft:key_salt(XName), Key),
-            case rabbit_delay_store:find(Store, Hash, ?OF_ONE_KEY) of
-                {ok, Ids, Total} when Total =< ?OF_ONE_KEY ->
-                    lists:sort([{Due, Id, Size}
-                                || Id <- Ids,
-                                   {ok, #{due := Due, length := Size}}
-                                       <- [rabbit_delay_store:read(Store, Id)]]);
-                _ ->
-                    all
+            case rabbit_delay_group:key_salt(XName) of
+                {ok, Salt} -> hashed_so(Store, rabbit_delay_key:hash(Salt, Key));
+                {error, _} -> all
             end
+    end.
+
+hashed_so(Store, Hash) ->
+    case rabbit_delay_store:find(Store, Hash, ?OF_ONE_KEY) of
+        {ok, Ids, Total} when Total =< ?OF_ONE_KEY ->
+            lists:sort([{Due, Id, Size}
+                        || Id <- Ids,
+                           {ok, #{due := Due, length := Size}} <- [rabbit_delay_store:read(Store, Id)]]);
+        _ ->
+            all
     end.
 
 %% One message.

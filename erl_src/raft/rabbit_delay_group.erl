@@ -21,8 +21,9 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([find/1, life_of/1, is_of/2, obtain/1, adopt/1, is_named/2, ids/1, member/1, life/1, salt/1,
-         leader/1, configuration/1, target/2, size_of/1, nodes_of/1, aim_of/1]).
+-export([find/1, of_record/1, life_of/1, life_of_id/1, is_of/3, obtain/1, adopt/1, is_named/2, ids/1,
+         member/1, life/1, salt/1, key_salt/1, leader/1, may_lead/3, configuration/1, target/2, size_of/1,
+         nodes_of/1, aim_of/1]).
 -export([named/3, unnamed/3, aimed_at/3]).
 -export([held/1, start_new/3, await_named/3]).
 
@@ -55,11 +56,27 @@ find(XName) ->
         {error, not_found} -> none
     end.
 
+%% The same of this record of the exchange.
+-spec of_record(rabbit_delay_broker:exchange()) -> {ok, group()} | none.
+of_record(X) ->
+    case rabbit_delay_broker:scratch(X, ?APP) of
+        {ok, #{version := 1} = Group} -> {ok, Group};
+        _ -> none
+    end.
+
 %% The life of the group that this record of the exchange names.
 -spec life_of(rabbit_delay_broker:exchange()) -> binary() | undefined.
 life_of(X) ->
     case rabbit_delay_broker:scratch(X, ?APP) of
         {ok, #{life := Life}} -> Life;
+        _ -> undefined
+    end.
+
+%% The one that a member was made for, which is in its name; none in one that was alone.
+-spec life_of_id(ra:server_id()) -> binary() | undefined.
+life_of_id({Name, _}) ->
+    case binary:split(atom_to_binary(Name), <<"_">>, [global]) of
+        [<<"rabbit">>, <<"delay">>, _, Life | _] -> Life;
         _ -> undefined
     end.
 
@@ -71,11 +88,17 @@ nodes_of(X) ->
         _ -> none
     end.
 
-%% Whether it is still the exchange that whoever knows of this life serves: it may have been deleted and
-%% declared again. A group that had no record when it was joined has none to compare.
--spec is_of(rabbit_delay_broker:exchange(), Life :: binary() | undefined) -> boolean().
-is_of(_, undefined) -> true;
-is_of(X, Life) -> life_of(X) =:= Life.
+%% Whether it is still the exchange that whoever knows of this life and of this server serves: it may have
+%% been deleted and declared again. A group that had no record when it was joined may have been given one.
+-spec is_of(rabbit_delay_broker:exchange(), Life :: binary() | undefined, ra:server_id() | undefined) ->
+          boolean().
+is_of(X, undefined, ServerId) ->
+    case rabbit_delay_broker:scratch(X, ?APP) of
+        {ok, #{members := Members}} -> lists:keymember(ServerId, 1, Members);
+        _ -> true
+    end;
+is_of(X, Life, _) ->
+    life_of(X) =:= Life.
 
 -spec ids(group()) -> [ra:server_id()].
 ids(#{members := Members}) -> [Id || {Id, _} <- Members].
@@ -99,7 +122,20 @@ salt(#{salt := Salt}) -> Salt.
 target(_, #{target := Target}) -> Target;
 target(XName, _) -> size_of(XName).
 
-%% Whether the exchange's messages are to be in this member of this node.
+%% What the exchange's keys are hashed with: also on a node that has no member of its group.
+-spec key_salt(rabbit_exchange:name()) -> {ok, rabbit_delay_key:salt()} | {error, Why :: string()}.
+key_salt(XName) ->
+    case find(XName) of
+        {ok, Group} -> {ok, salt(Group)};
+        {later, Version} -> {error, later_words(Version)};
+        none -> rabbit_delay_raft:key_salt(XName)
+    end.
+
+later_words(Version) ->
+    rabbit_delay_newer:words("its group's record", "version ~b, this one reads 1", [Version]).
+
+%% Whether the exchange's messages are to be in this member of this node. One that was made for a group
+%% is never another's, also if the exchange has none yet: it was deleted and declared again.
 -spec is_named(rabbit_exchange:name(), rabbit_delay_raft:uid()) -> boolean().
 is_named(XName, Uid) ->
     case find(XName) of
@@ -108,8 +144,10 @@ is_named(XName, Uid) ->
                 {ok, {_, Uid}} -> true;
                 _ -> false
             end;
-        _ ->
-            true
+        {later, _} ->
+            true;
+        none ->
+            rabbit_delay_raft:life_of(Uid) =:= undefined
     end.
 
 %% The exchange's group, made if there is none; `alone' on a node that is in no cluster.
@@ -126,9 +164,7 @@ obtain(XName) ->
                 Nodes -> propose(XName, Nodes)
             end;
         {later, Version} ->
-            rabbit_delay_newer:refused(
-              XName, rabbit_delay_newer:words("its group's record", "version ~b, this one reads 1",
-                                              [Version]))
+            rabbit_delay_newer:refused(XName, later_words(Version))
     end.
 
 %% This node holds the exchange's messages, from before it was in a cluster.
@@ -176,8 +212,15 @@ held(XName) ->
     Held = #{load => length(rabbit_delay_raft:members()),
              ready => rabbit_delay_system:status() =:= up},
     case rabbit_delay_raft:find_member(XName) of
-        {ok, Uid} -> Held#{member => {rabbit_delay_raft:id_of(Uid), Uid, rabbit_delay_raft:salt_of(Uid)}};
-        none -> Held
+        {ok, Uid} ->
+            %% One of a group is not an exchange's that has none: that group's is being deleted.
+            case rabbit_delay_raft:life_of(Uid) of
+                undefined -> Held#{member => {rabbit_delay_raft:id_of(Uid), Uid,
+                                              rabbit_delay_raft:salt_of(Uid)}};
+                _ -> Held
+            end;
+        none ->
+            Held
     end.
 
 %% How many members the exchange's group is to have: an odd number, as two survive less than one, and four
@@ -326,9 +369,9 @@ aimed_at(XName, #{life := Life}, Target) ->
 start_new(XName, Durable, #{life := Life} = Group) ->
     case await_copy(XName, Life, erlang:monotonic_time(millisecond) + ?COPY_MS) of
         {ok, _} ->
-            case rabbit_delay_system:ready() of
-                {ok, _} ->
-                    ok = rabbit_delay_registry:end_other(XName, Life),
+            case rabbit_delay_system:ready() =/= not_ready andalso
+                rabbit_delay_registry:end_other(XName, Life) of
+                ok ->
                     {ok, {Id, _} = Member} = member(Group),
                     %% Whoever else forms it asks for the same.
                     Start = fun () ->
@@ -338,8 +381,10 @@ start_new(XName, Durable, #{life := Life} = Group) ->
                         ok -> rabbit_delay_registry:start_later(XName);
                         Error -> Error
                     end;
-                not_ready ->
-                    {error, not_ready}
+                false ->
+                    {error, not_ready};
+                Other ->
+                    {error, {an_earlier_one_is_still_here, Other}}
             end;
         Error ->
             Error
@@ -382,6 +427,21 @@ await_named(XName, Member, IsNamed, Deadline) ->
     end.
 
 %% ---------------------------------------------------------------------------------- leader
+
+%% Whether what is said to lead is of the group of that life: a member that was away may yet lead an
+%% earlier one.
+-spec may_lead(rabbit_exchange:name(), ra:server_id(), Life :: binary() | undefined) -> boolean().
+may_lead(_, _, undefined) ->
+    true;
+may_lead(XName, ServerId, Life) ->
+    case life_of_id(ServerId) of
+        Life -> true;
+        undefined -> case find(XName) of
+                         {ok, #{life := Life} = Group} -> lists:member(ServerId, ids(Group));
+                         _ -> false
+                     end;
+        _ -> false
+    end.
 
 %% Who leads, as one of the members knows it, which are asked in turns.
 -spec leader([ra:server_id()]) -> {ok, ra:server_id()} | none.

@@ -21,9 +21,9 @@
 -include_lib("rabbit_common/include/rabbit.hrl").
 -include("rabbit_delay.hrl").
 
--export([system_config/0, server_id/1, id_of/1, is_running/1, salt_of/1, life_of/1, new_member/3,
-         added_member/3, register_members/0, members/0, find_member/1, start_member/2, start_member/4,
-         start_new_member/4, start_new_member/5, stop_member/1, remove_member/1, put_aside_member/1,
+-export([system_config/0, server_id/1, id_of/1, is_running/1, salt_of/1, life_of/1,
+         new_member/3, added_member/3, register_members/0, members/0, find_member/1, start_member/2,
+         start_member/4, start_new_member/4, start_new_member/5, stop_member/1, remove_member/1, put_aside_member/1,
          mark_deleted/1, delete_member/2, sweep/0, discard_member/1, quarantine_member/1,
          key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1]).
 -export([enqueue/5, open_session/3, note/2, settle/3, change/4]).
@@ -308,11 +308,13 @@ sync_new_member(Uid) ->
 
 %% What the keys of an exchange's messages are hashed with: random, and as long-lived as its member.
 %% Empty in members from before there were keys.
--spec key_salt(rabbit_exchange:name()) -> rabbit_delay_key:salt().
+-spec key_salt(rabbit_exchange:name()) -> {ok, rabbit_delay_key:salt()} | {error, Why :: string()}.
 key_salt(XName) ->
     %% It may be just being deleted.
-    {ok, Uid} = found(XName, directories(pattern(XName))),
-    salt_of(Uid).
+    case found(XName, directories(pattern(XName))) of
+        {ok, Uid} -> {ok, salt_of(Uid)};
+        none -> {error, "it has no messages here"}
+    end.
 
 -spec salt_of(uid()) -> rabbit_delay_key:salt().
 salt_of(Uid) ->
@@ -370,12 +372,7 @@ remove_member(Uid) ->
 
 %% Of the group that a member was made for, which is in its name; none in one that was alone.
 -spec life_of(uid()) -> binary() | undefined.
-life_of(Uid) ->
-    {Name, _} = id_of(Uid),
-    case binary:split(atom_to_binary(Name), <<"_">>, [global]) of
-        [<<"rabbit">>, <<"delay">>, _, Life | _] -> Life;
-        _ -> undefined
-    end.
+life_of(Uid) -> rabbit_delay_group:life_of_id(id_of(Uid)).
 
 %% The member that holds the messages of an exchange that has been deleted, which is not found any
 %% more, not even after a crash.

@@ -22,7 +22,7 @@ import pytest
 
 from checker import Record, judge
 from cluster import Cluster
-from node import evaluate
+from node import evaluate, set_clock
 from traffic import Traffic
 
 # Messages that must be confirmed and delivered before the next thing is done.
@@ -31,6 +31,8 @@ SECONDS = float(os.environ.get("CLUSTER_SECONDS") or 2)
 # Bounds that no machine comes near to; what was measured is printed.
 NO_CONFIRM = NO_RELEASE = 180
 DELAYS = (1, 3000)
+# Until all nodes agree which group an exchange has, which is looked at now and then.
+FOUND = 120
 # So far from a fault, in s, is what was in flight then: the lease of a leader that is cut off, and more.
 IN_FLIGHT = 1.5
 # Messages that stay pending, and for how long, in ms.
@@ -553,45 +555,98 @@ def test_replicated_first_messages_at_the_same_instant(whole):
         connection.close()
 
 
-def test_replicated_deleted_and_declared_again_while_a_node_is_away(whole, subject):
+def killed(whole, n):
+    whole.kill9(n)
+    whole.await_down(n)
+    return lambda: whole.start(n)
+
+
+def cut_off(whole, n):
+    whole.cut(n)
+    whole.await_down(n)
+    return whole.heal
+
+
+@pytest.mark.parametrize("of", ["the_leader", "a_follower"])
+@pytest.mark.parametrize("used", ["used_meanwhile", "not_used_meanwhile"])
+@pytest.mark.parametrize("leaves", [killed, cut_off], ids=lambda leaves: leaves.__name__)
+def test_replicated_deleted_and_declared_again_while_a_node_is_away(whole, subject, leaves, used, of):
+    """The new one takes messages at once and starts empty on all nodes; what the node that was away has of the
+    old one is never delivered, and holds nothing up."""
     replicated = subject(Replicated)
     replicated.traffic.stop_publishing()
     replicated.traffic.await_delivered()
-    away = whole.others(replicated.leader)[0]
-    here, there = replicated.leader, whole.others(away)
-    # They fall due after it has come back.
-    replicated.publish_pending(here, "old", delay=60_000)
-    old_due = time.monotonic() + 60
-    whole.kill9(away)
-    whole.await_down(away)
-    connection, channel = replicated.channel(here)
+    away = replicated.leader if of == "the_leader" else whole.others(replicated.leader)[0]
+    there = whole.others(away)
+    replicated.publish_pending(there[0], "old")
+    replicated.caught_up()
+    comes_back = leaves(whole, away)
+    connection, channel = replicated.channel(there[0])
     channel.exchange_delete(replicated.name)
     replicated.declare(channel)
     connection.close()
-    for n in there:
+    users = []
+
+    def use(n):
+        began = time.monotonic()
         replicated.publish_pending(n, "new")
-    whole.start(away)
+        users.append(n)
+        print(f"\nconfirmed at {n} after {time.monotonic() - began:.2f} s")
+
+    if used == "used_meanwhile":
+        for n in there:
+            use(n)
+    comes_back()
     whole.await_whole()
-    replicated.publish_pending(away, "new")
-    replicated.server = evaluate(whole.nodes[here],
-                                 f"element(1, rabbit_delay_raft:server_id({replicated.resource})).")
-    total = 3 * PENDING
+    # Until it has caught up with the metadata it serves the old one, and rejects.
+    whole.eventually(lambda: len({node.ask(f"erlang:phash2(rabbit_delay_group:find({replicated.resource})).")
+                                  for node in whole.nodes}) == 1, "all nodes have the same record")
+    for n in [away, *there]:
+        if n not in users:
+            use(n)
+    total = len(users) * PENDING
 
     def settled():
+        groups = {node.ask(f"erlang:phash2(rabbit_delay_group:find({replicated.resource})).") for node in whole.nodes}
+        named = [node.ask(f"""case rabbit_delay_group:find({replicated.resource}) of
+            {{ok, #{{formed := true}} = Group}} -> rabbit_delay_group:member(Group) =/= none; _ -> none end.""")
+            for node in whole.nodes]
+        held = [whole.members(n, replicated.name) for n in range(len(whole.nodes))]
         lives = {node.ask(f"rabbit_delay_registry:life({replicated.resource}).") for node in whole.nodes}
-        return (len(lives) == 1
-                and [whole.members(n, replicated.name) for n in there] == [1] * len(there)
-                and {node.ask(f"rabbit_delay_registry:pending({replicated.resource}).")
-                     for n, node in enumerate(whole.nodes) if n in there} == {str(total)})
+        pending = [node.ask(f"""case rabbit_delay_table:leads({replicated.resource}) of
+            true -> rabbit_delay_registry:pending({replicated.resource}); false -> none end.""")
+            for node in whole.nodes]
+        found[:] = [groups, named, held, lives, pending]
+        return (len(groups) == len(lives) == 1 and "none" not in named
+                and [str(count == 1).lower() for count in held] == named
+                and sorted(pending) == sorted([str(total), *["none"] * (len(pending) - 1)]))
 
-    whole.eventually(settled, f"one group with {total} pending")
-    print(f"\nmembers on the node that was away: {whole.members(away, replicated.name)}, its group: "
-          f"{whole.nodes[away].ask(f'rabbit_delay_group:find({replicated.resource}).')}")
-    whole.eventually(lambda: whole.members(away, replicated.name) <= 1, "the old member is gone")
-    replicated.traffic.go_on(max(0, old_due + 5 - time.monotonic()))
-    olds = [event for event in replicated.record.events
-            if event["what"] == "delivered" and event["id"].startswith("old")]
-    assert olds == []
+    found = []
+    whole.eventually(settled, "one group, which all nodes know, and no other member", within=FOUND)
+    print(f"\n{whole.series} {whole.metadata} {leaves.__name__} {used} {of}: {found[1]}")
+    # All that is pending falls due now, on whatever node it is.
+    for node in whole.nodes:
+        set_clock(node, 2 * LONG)
+    try:
+        delivered = eventually_delivered(whole, replicated, total)
+    finally:
+        for node in whole.nodes:
+            set_clock(node, 0)
+    assert delivered == sorted(f"new.{n}.{number}" for n in users for number in range(PENDING))
+
+
+def eventually_delivered(whole, replicated, total):
+    """What came of what was pending, at least so many, and none that comes before what is published then."""
+    def came():
+        return sorted(event["id"] for event in list(replicated.record.events)
+                      if event["what"] == "delivered" and event["id"].startswith(("old", "new", "last")))
+
+    whole.eventually(lambda: len(came()) >= total, f"{total} are delivered")
+    for n in range(len(whole.nodes)):
+        replicated.publish_pending(n, "last", delay=1)
+    whole.eventually(lambda: sum(name.startswith("last") for name in came()) >= total,
+                     "what is published then is delivered")
+    return [name for name in came() if not name.startswith("last")]
 
 
 # --------------------------------------------------------------------------- group of one

@@ -71,7 +71,7 @@ model_test_() ->
      end}.
 
 step() ->
-    oneof([{ask, oneof([ensure, delete]), name()}, {later, name()}, {ended, range(1, 20)},
+    oneof([{ask, oneof([ensure, delete, put_aside]), name()}, {later, name()}, {ended, range(1, 20)},
            {again, range(1, 20)}]).
 
 name() -> oneof([list_to_atom("x" ++ integer_to_list(N)) || N <- lists:seq(1, 14)]).

@@ -395,13 +395,14 @@ keyed_replay() ->
 
 salt() ->
     start_member(),
-    Salt = rabbit_delay_raft:key_salt(?X),
+    {ok, Salt} = rabbit_delay_raft:key_salt(?X),
     ?assertEqual(16, byte_size(Salt)),
     restart_member(),
-    ?assertEqual(Salt, rabbit_delay_raft:key_salt(?X)),
+    ?assertEqual({ok, Salt}, rabbit_delay_raft:key_salt(?X)),
     ok = rabbit_delay_raft:delete_member(?X, rabbit_delay_raft:mark_deleted(?X)),
+    ?assertMatch({error, _}, rabbit_delay_raft:key_salt(?X)),
     start_member(),
-    ?assertNotEqual(Salt, rabbit_delay_raft:key_salt(?X)).
+    ?assertNotEqual({ok, Salt}, rabbit_delay_raft:key_salt(?X)).
 
 %% As members were made before there were keys.
 no_salt() ->
@@ -414,7 +415,7 @@ no_salt() ->
     Older = Config#{machine := {module, Module, maps:remove(key_salt, Args)}},
     ok = file:write_file(filename:join(Dir, "config"), io_lib:format("~w.", [Older])),
     start_member(),
-    ?assertEqual(<<>>, rabbit_delay_raft:key_salt(?X)),
+    ?assertEqual({ok, <<>>}, rabbit_delay_raft:key_salt(?X)),
     ?assertEqual(10, pending()).
 
 lost_store() ->
