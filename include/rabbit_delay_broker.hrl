@@ -8,7 +8,7 @@
          is_durable/1, is_delayed/1, lookup_exchange/1, may_forward/2, is_permitted/3,
          channel_user/0]).
 -export([decode/2, serves_client/0, keeps_unrouted/0, delivery/1, confirm/3, reject/3, ack_credit/2]).
--export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, sends_again/1,
+-export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, raft_servers/1, led_by/2, sends_again/1,
          count_published/3, uncount_published/4]).
 
 -export_type([publisher/0, exchange/0, content/0]).
@@ -283,6 +283,29 @@ publisher() -> rabbit_queue_type:init().
 
 -spec queue_name(queue()) -> rabbit_amqqueue:name().
 queue_name(Q) -> amqqueue:get_name(Q).
+
+%% Of a quorum queue.
+-spec raft_servers(queue()) -> [ra:server_id()].
+raft_servers(Q) ->
+    case amqqueue:get_type(Q) of
+        rabbit_quorum_queue ->
+            {Name, _} = amqqueue:get_pid(Q),
+            case amqqueue:get_type_state(Q) of
+                #{nodes := Nodes} when is_list(Nodes) -> [{Name, Node} || Node <- Nodes];
+                #{nodes := Nodes} when is_map(Nodes) -> [{Name, Node} || Node <- maps:keys(Nodes)]
+            end;
+        _ ->
+            []
+    end.
+
+%% The queue as one that this server leads, once this node knows of no other leader: a client that is begun
+%% with it asks that server first.
+-spec led_by(queue(), ra:server_id()) -> {ok, queue()} | unknown.
+led_by(Q, {Name, _} = Leader) ->
+    case ra_leaderboard:lookup_leader(Name) of
+        Known when Known =:= Leader; Known =:= undefined -> {ok, amqqueue:set_pid(Q, Leader)};
+        _ -> unknown
+    end.
 
 %% Whether the queue's client sends what it has not seen confirmed again, by itself, when the queue has
 %% a leader again.

@@ -4,7 +4,8 @@
 %%
 %% The broker's clients of quorum queues and streams make the first contact in their caller's
 %% process, and wait there for as long as the queue has no leader; later they look for one now and
-%% then, and wait again. Here that holds up nobody but the messages for this very queue.
+%% then, and wait again. Here that holds up nobody but the messages for this very queue. They wait for a
+%% server that does not answer, too, as long as they know of no other: rabbit_delay_contact asks before.
 %%
 %% A client that can do nothing but reject is given up, and its process with it: a quorum queue knows
 %% its publishers by their processes, and confirms without a trace, as repeated, what a second client
@@ -26,6 +27,8 @@
 -record(state, {dispatcher :: pid(),
                 queue :: rabbit_amqqueue:name(),
                 client :: rabbit_delay_broker:publisher(),
+                %% whether it has been begun
+                met = false :: boolean(),
                 unconfirmed = #{} :: #{pos_integer() => []}}).
 
 %% Of the calling process.
@@ -48,6 +51,11 @@ handle_call(_, _, State) ->
     {reply, {error, not_supported}, State}.
 
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}} | {stop, normal, #state{}}.
+handle_cast({publish, Q, Messages}, #state{met = false} = State) ->
+    case rabbit_delay_contact:find_leader(Q) of
+        {ok, Led} -> handle_cast({publish, Led, Messages}, State#state{met = true});
+        no_leader -> give_up(no_leader, [], State)
+    end;
 handle_cast({publish, Q, Messages}, State) ->
     guarded(fun () -> publish_all(Q, Messages, [], State) end, State);
 handle_cast({queue_event, QName, Event}, #state{client = Client} = State) ->

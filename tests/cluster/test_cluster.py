@@ -31,6 +31,8 @@ SECONDS = float(os.environ.get("CLUSTER_SECONDS") or 2)
 # Bounds that no machine comes near to; what was measured is printed.
 NO_CONFIRM = NO_RELEASE = 180
 DELAYS = (1, 3000)
+# What the broker has by default.
+NET_TICK = 60
 # Until all nodes agree which group an exchange has, which is looked at now and then.
 FOUND = 120
 # So far from a fault, in s, is what was in flight then: the lease of a leader that is cut off, and more.
@@ -437,6 +439,52 @@ def test_fault(whole, subject, kind, fault):
     assert verdict.silent == []
     if fault is leader_killed:
         assert {event["client"] for event in verdict.closed} == {f"p{node}", f"c{node}"}
+
+
+def leads_too(whole, replicated):
+    """Has the node that leads the exchange's members lead the queue's, too."""
+    server = whole.server_of(replicated.name)
+    to = whole.nodes[replicated.leader]
+
+    def moved():
+        leader = whole.leader(server)
+        if leader is not None and leader != replicated.leader:
+            evaluate(whole.nodes[leader],
+                     f"catch ra:transfer_leadership({{{server}, node()}}, {{{server}, '{to.nodename}'}}).")
+        return leader == replicated.leader
+
+    whole.eventually(moved, f"the queue is led on node {replicated.leader}")
+
+
+def publishers(whole, n):
+    """The processes of a node that send messages to queues."""
+    return set(whole.nodes[n].ask("""[pid_to_list(Pid) || Pid <- processes(),
+        proc_lib:translate_initial_call(Pid) =:= {rabbit_delay_publisher, init, 1}].""").split(","))
+
+
+def test_replicated_its_leader_and_that_of_its_queue_cut_off_at_once(whole, subject):
+    """Whoever leads then has never published to the queue: it does as soon as that has a leader, which it has
+    not at first."""
+    replicated = subject(Replicated)
+    leads_too(whole, replicated)
+    queue = whole.server_of(replicated.name)
+    away, others = replicated.leader, whole.others(replicated.leader)
+    before = [publishers(whole, n) for n in range(len(whole.nodes))]
+    for n in others:
+        evaluate(whole.nodes[n], f"sys:suspend({queue}).")
+    try:
+        whole.cut(away)
+        leads = replicated.next_leader(others)
+        whole.eventually(lambda: publishers(whole, leads) - before[leads], "it has begun to publish")
+    finally:
+        for n in others:
+            evaluate(whole.nodes[n], f"sys:resume({queue}).")
+    replicated.last()
+    whole.heal()
+    replicated.caught_up()
+    verdict = replicated.verdict()
+    # Not only when the nodes have given each other up, which the broker's own client waits for.
+    assert verdict.no_release.seconds < NET_TICK / 2
 
 
 class ElsewhereThan2(Quorum):
