@@ -266,14 +266,15 @@ declare_queue(#resource{virtual_host = VHost} = QName, XName, Pid) ->
             {error, Other}
     end.
 
-%% What the management pages show of the internal queue.
+%% What the management pages and Prometheus show of the internal queue. Nothing of it is ready: nobody could
+%% consume it, and alerts and autoscalers that look at all queues would take it for a backlog.
 -spec queue_stats(rabbit_amqqueue:name(), Pending :: non_neg_integer()) -> ok.
 queue_stats(QName, Pending) ->
     _ = [uncount(Id, N) || {{?UNCOUNTED, Id}, N} <- get()],
     {reductions, Reductions} = process_info(self(), reductions),
     %% Without the counts, which the management plugin adds from the second call.
     rabbit_core_metrics:queue_stats(QName, [{consumers, 0}, {state, running}]),
-    rabbit_core_metrics:queue_stats(QName, Pending, 0, Pending, Reductions).
+    rabbit_core_metrics:queue_stats(QName, 0, 0, Pending, Reductions).
 
 %% -------------------------------------------------------------------------------- release
 

@@ -578,7 +578,7 @@ info(name, #state{name = QName}) -> QName;
 info(pid, _) -> self();
 info(owner_pid, _) -> self();
 info(messages, #state{exchange = XName}) -> rabbit_delay_registry:pending(XName);
-info(messages_ready, State) -> info(messages, State);
+info(messages_ready, _) -> 0;
 info(messages_unacknowledged, _) -> 0;
 info(consumers, _) -> 0;
 info(type, _) -> rabbit_classic_queue;

@@ -197,6 +197,24 @@ def test_it_delays_what_another_exchange_routes_to_it(client, clock):
     assert (relayed.text, relayed.headers["x-delay"]) == ("relayed", -10 * MINUTE_MS)
 
 
+@pytest.mark.parametrize("kind, keys, key", [("direct", ["k"], "k"), ("topic", ["#"], "a.b"), ("fanout", [""], "x")])
+def test_queues_of_an_exchange_that_is_there_move_behind_it(client, clock, kind, keys, key):
+    """As docs/delays.md says: who publishes goes on as before."""
+    first = client.exchange(kind)
+    queue = client.queue(*((first, binding) for binding in keys))
+    exchange = client.delayed(kind)
+    for binding in keys:
+        client.channel.exchange_bind(exchange, first, binding)
+        client.channel.queue_bind(queue, exchange, binding)
+        client.channel.queue_unbind(queue, first, binding)
+    client.publish(first, key, body=b"later", delay=10 * MINUTE_MS)
+    client.publish(first, key, body=b"now")
+    assert client.one(queue).text == "now"
+    assert client.depth(queue) == 0
+    clock(20 * MINUTE_MS)
+    assert client.one(queue).text == "later"
+
+
 def test_a_headers_exchange_can_feed_it(client):
     """RabbitMQ's JMS client declares a delayed exchange of type headers, and binds from one."""
     source = client.exchange("headers")

@@ -14,6 +14,7 @@ import pytest
 import wire
 from client import DELAYED, Client, closes_channel, internal_queue
 from management import eventually, quoted
+from metrics import Metrics
 from node import MINUTE_MS, evaluate, queue_process
 
 
@@ -144,7 +145,25 @@ def test_queues_have_numbers_for_their_messages(management, known):
 
 def test_the_internal_queues_own_page_shows_what_waits(management, known):
     shown = management.get(f"queues/%2F/{quoted(internal_queue(known))}")
-    assert (shown["messages"], shown["messages_ready"], shown["state"]) == (3, 3, "running")
+    assert (shown["messages"], shown["messages_ready"], shown["state"]) == (3, 0, "running")
+
+
+def test_what_is_delayed_is_nobodys_backlog(broker, client, management, known):
+    """Not among what is ready, for whoever looks at all queues: by the tool, the API and Prometheus."""
+    plain = client.queue()
+    client.publish("", plain, b"x")
+    rows = {row["name"]: row for row in broker.rows("list_queues", "name", "messages", "messages_ready")}
+    assert rows[internal_queue(known)] == {"name": internal_queue(known), "messages": 3, "messages_ready": 0}
+    eventually(lambda: management.get(f"queues/%2F/{plain}").get("messages_ready"), lambda n: n == 1)
+
+    def ready(path):
+        return {dict(labels).get("queue"): value for (name, labels), value in Metrics(broker, path).values.items()
+                if name == "rabbitmq_queue_messages_ready"}
+
+    each = eventually(lambda: ready("metrics/per-object"), lambda values: values.get(plain) == 1)
+    assert each[internal_queue(known)] == 0
+    eventually(lambda: (ready("metrics"), sum(ready("metrics/per-object").values())),
+               lambda both: both[0] == {None: both[1]})
 
 
 def test_the_vhosts_message_count_is_a_number(management, holding):
