@@ -55,7 +55,3 @@ resource_exists(Req, Context) ->
         _ ->
             {true, Req, Context}
     end.
-
--compile({nowarn_unused_function, [{text, 2}]}).
-text(Format, Args) ->
-    rabbit_delay_text:printable(io_lib:format(Format, Args)).

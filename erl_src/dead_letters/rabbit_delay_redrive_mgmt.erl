@@ -113,7 +113,9 @@ stop(#{id := Id} = Job, Req, #context{user = #user{tags = Tags} = User} = Contex
         true ->
             answer(rabbit_delay_redrive_jobs:stop(Job, By), 200, Req, Context);
         false ->
-            Why = text("to stop redrive ~ts is for who began it and for administrators, not for ~ts", [Id, By]),
+            Why = rabbit_delay_text:printable(
+                    io_lib:format("to stop redrive ~ts is for who began it and for administrators, "
+                                  "not for ~ts", [Id, By])),
             ?LOG_WARNING("dead letters: ~ts", [Why], ?LOG_DOMAIN),
             rabbit_delay_http:refuse(403, forbidden, Why, Req, Context)
     end.

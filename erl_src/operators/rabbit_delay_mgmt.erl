@@ -276,9 +276,9 @@ delete_message(Req, Context) ->
                       rabbit_delay_http:refuse(409, conflict, <<"the message is in flight to its queues">>,
                                                Req, Context);
                   ({ok, [{_, not_found}]}) ->
-                      rabbit_delay_http:refuse(404, not_found,
-                                               text("no message with id ~b is pending there", [Id]),
-                                               Req, Context)
+                      Why = io_lib:format("no message with id ~b is pending there", [Id]),
+                      rabbit_delay_http:refuse(404, not_found, rabbit_delay_text:printable(Why), Req,
+                                               Context)
               end, Req, Context);
         {error, Why} ->
             rabbit_delay_http:bad_request(Why, Req, Context)
@@ -312,6 +312,5 @@ done(Term, Req, Context) ->
     rabbit_delay_http:reply(200, Term, Req, Context).
 
 refuse_unknown(XName, Req, Context) ->
-    rabbit_delay_http:refuse(404, not_found,
-                             text("there is no delayed ~ts", [rabbit_delay_text:rs(XName)]),
-                             Req, Context).
+    Why = io_lib:format("there is no delayed ~ts", [rabbit_delay_text:rs(XName)]),
+    rabbit_delay_http:refuse(404, not_found, rabbit_delay_text:printable(Why), Req, Context).
