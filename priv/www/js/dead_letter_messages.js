@@ -328,4 +328,7 @@ $(document).on('click', '#main #dead-letters-all', function () {
 });
 
 window.DeadLetterMessages = {section: section, load: load};
+
+// The management pages of before 4.3 begin when each extension's script has said what it dispatches.
+dispatcher_add(function () {});
 })();
