@@ -13,7 +13,8 @@ which all that is in a record share), "what", and of which client or fault:
     delivered   id, redelivered
     opened, closed (why), cancelled (why): a client's connection or consumer
     silent      seconds: a publisher gave its connection up, as the oldest message had no answer for so long
-    fault       name: what was done to a node; healed name: it was undone
+    fault       name: what was done to a node, or began to be; struck name: that took until now;
+                healed name: it was undone
 
 judge(events) is a pure function of them. `checker.py FILE` judges one that was written.
 """

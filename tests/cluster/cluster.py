@@ -154,6 +154,7 @@ class Cluster:
     def stop(self, n):
         self._note("fault", f"stop {n}")
         self.nodes[n].stop()
+        self._note("struck", f"stop {n}")
 
     def start(self, n):
         self.nodes[n].start()
@@ -172,6 +173,7 @@ class Cluster:
     def stop_app(self, n):
         self._note("fault", f"stop_app {n}")
         self.nodes[n].ctl("stop_app")
+        self._note("struck", f"stop_app {n}")
 
     def start_app(self, n):
         self.nodes[n].ctl("start_app")

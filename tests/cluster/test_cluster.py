@@ -187,15 +187,20 @@ class OnExchange(Subject):
     def stale(self, verdict):
         """What was not in flight when a fault came: due, or delivered, at a time other than shortly about it.
         What was in flight to the queue of a node that was cut off comes when it is heard again."""
-        faults = [event["at"] for event in self.record.events if event["what"] == "fault"]
+        faults = []
+        for event in self.record.events:
+            if event["what"] == "fault":
+                faults.append((event["at"], event["at"]))
+            elif event["what"] == "struck":
+                faults[-1] = (faults[-1][0], event["at"])
         due = {event["id"]: event["due"] for event in self.record.events if event["what"] == "sent"}
         first = {}
         for event in self.record.events:
             if event["what"] == "delivered":
                 first.setdefault(event["id"], event["at"])
         return [duplicate for duplicate in verdict.unmarked
-                if not any(first[duplicate.id] > at - IN_FLIGHT and due[duplicate.id] < at + IN_FLIGHT
-                           for at in faults)]
+                if not any(first[duplicate.id] > began - IN_FLIGHT and due[duplicate.id] < ended + IN_FLIGHT
+                           for began, ended in faults)]
 
     @property
     def resource(self):
