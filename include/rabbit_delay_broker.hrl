@@ -285,15 +285,16 @@ publisher() -> rabbit_queue_type:init().
 -spec queue_name(queue()) -> rabbit_amqqueue:name().
 queue_name(Q) -> amqqueue:get_name(Q).
 
-%% Of a quorum queue.
+%% Of a quorum queue. What routing answers from 4.3 on does not say where its members are.
 -spec raft_servers(queue()) -> [ra:server_id()].
 raft_servers(Q) ->
-    case amqqueue:get_type(Q) of
-        rabbit_quorum_queue ->
-            {Name, _} = amqqueue:get_pid(Q),
-            case amqqueue:get_type_state(Q) of
+    case amqqueue:get_type(Q) =:= rabbit_quorum_queue andalso rabbit_amqqueue:lookup(amqqueue:get_name(Q)) of
+        {ok, Whole} ->
+            {Name, _} = amqqueue:get_pid(Whole),
+            case amqqueue:get_type_state(Whole) of
                 #{nodes := Nodes} when is_list(Nodes) -> [{Name, Node} || Node <- Nodes];
-                #{nodes := Nodes} when is_map(Nodes) -> [{Name, Node} || Node <- maps:keys(Nodes)]
+                #{nodes := Nodes} when is_map(Nodes) -> [{Name, Node} || Node <- maps:keys(Nodes)];
+                _ -> []
             end;
         _ ->
             []
