@@ -335,10 +335,15 @@ update_of(XName, Life, Fun) ->
 
 %% ------------------------------------------------------------------------- later changes
 
-%% The record names these members, too, if it is of that life and names what it did.
+%% The record names these members, too, each in place of what it named on that node, if it is of that life
+%% and names what it did.
 -spec named(rabbit_exchange:name(), group(), [member()]) -> {ok, group()} | {error, changed}.
 named(XName, Group, Members) ->
-    change_members(XName, Group, fun (Before) -> Before ++ Members end).
+    Nodes = [Node || {{_, Node}, _} <- Members],
+    change_members(XName, Group, fun (Before) ->
+                                         [Member || {{_, Node}, _} = Member <- Before,
+                                                    not lists:member(Node, Nodes)] ++ Members
+                                 end).
 
 %% It names these members no more.
 -spec unnamed(rabbit_exchange:name(), group(), [ra:server_id()]) -> {ok, group()} | {error, changed}.

@@ -249,18 +249,19 @@ step({unname, Ids}, XName, Group, _) ->
     done(unname(XName, Ids, Group));
 step({name, Ids}, XName, Group, _) ->
     %% The record has been set back by the metadata store.
-    Members = [{Id, Uid} || {_, Node} = Id <- Ids, {ok, Uid} <- [uid_on(Node, Id)]],
+    Members = [{Id, Uid} || Id <- Ids, {ok, Uid} <- [uid_of(Id)]],
     case Members of
         [] -> rest;
         _ -> done(result(rabbit_delay_group:named(XName, Group, Members)))
     end.
 
-uid_on(Node, {Name, _}) ->
+%% Of a member that the record does not name; none if its node knows of no such.
+uid_of({Name, Node}) ->
     try erpc:call(Node, ra_directory, uid_of, [?RA_SYSTEM, Name], ?ASK_MS) of
         Uid when is_binary(Uid) -> {ok, Uid};
-        _ -> none
+        undefined -> none
     catch
-        error:_ -> none
+        error:_ -> unknown
     end.
 
 done(ok) -> done;
@@ -277,9 +278,8 @@ add_member(XName, Node, #{life := Life} = Group, #{leader := Leader, members := 
                       fun () -> group_grows(XName, length(Members) + 1) end,
                       fun () -> on(Node, start_added, [XName, Life, Member], ?START_MS) end,
                       fun () ->
-                              changed(XName, View, fun (Timeout) ->
-                                                           join(Leader, Member, Timeout)
-                                                   end)
+                              changed(XName, View, fun rabbit_delay_membership:may_add/1,
+                                      fun (Timeout) -> join(Leader, Member, Timeout) end)
                       end])).
 
 group_grows(XName, Members) ->
@@ -293,9 +293,9 @@ group_grows(XName, Members) ->
 remove_member(XName, {_, Node} = Id, Group, #{leader := Leader} = View) ->
     said(XName, "the member on ~s is removed", Node,
          first_error([fun () ->
-                              changed(XName, View, fun (Timeout) ->
-                                                           leave(Leader, Id, Timeout)
-                                                   end)
+                              changed(XName, View,
+                                      fun (Now) -> rabbit_delay_membership:may_remove(Id, Now) end,
+                                      fun (Timeout) -> leave(Leader, Id, Timeout) end)
                       end,
                       fun () -> unname(XName, [Id], Group) end])).
 
@@ -335,17 +335,17 @@ first_error([Step | Rest]) ->
     end.
 
 %% Raft makes one change at a time, and none before an entry of the leader's own term is committed.
-changed(XName, View, Change) ->
-    changed(XName, View, Change, erlang:monotonic_time(millisecond) + ?CHANGE_MS).
+changed(XName, View, May, Change) ->
+    changed(XName, View, May, Change, erlang:monotonic_time(millisecond) + ?CHANGE_MS).
 
-changed(XName, View, Change, Deadline) ->
+changed(XName, View, May, Change, Deadline) ->
     Left = Deadline - erlang:monotonic_time(millisecond),
-    case still_leads(XName, View) of
+    case still_may(XName, View, May) of
         ok ->
             case Change(max(0, Left)) of
                 {error, cluster_change_not_permitted} when Left > 0 ->
                     receive after ?AGAIN_MS -> ok end,
-                    changed(XName, View, Change, Deadline);
+                    changed(XName, View, May, Change, Deadline);
                 Result ->
                     Result
             end;
@@ -372,13 +372,17 @@ change_members({Name, Node}, Command, Timeout) when Node =:= node() ->
         exit:{Reason, _} -> {error, Reason}
     end.
 
-still_leads(XName, #{term := Term, members := Members}) ->
-    case overview(XName) of
-        {ok, _, #{current_term := Term, cluster := Cluster}} ->
-            case lists:sort(maps:keys(Cluster)) =:= lists:sort(Members) of
+%% What it was decided from is looked at again: starting a member may have taken long, and others may have
+%% gone down meanwhile.
+still_may(XName, #{term := Term, members := Members}, May) ->
+    case view(XName) of
+        {ok, _, #{term := Term, members := Members} = Now, _} ->
+            case May(Now) of
                 true -> ok;
-                false -> {error, other_members}
+                false -> {error, too_few_up}
             end;
+        {ok, _, _, _} ->
+            {error, changed};
         _ ->
             {error, not_leading}
     end.
@@ -396,34 +400,48 @@ members(XName) ->
 
 view(XName) ->
     case {overview(XName), rabbit_delay_group:find(XName)} of
-        {{ok, Leader, #{current_term := Term, cluster := Cluster} = Overview},
-         {ok, #{formed := true, members := Named} = Group}} ->
-            Nodes = rabbit_delay_broker:cluster_nodes(),
-            Members = lists:sort(maps:keys(Cluster)),
-            Peers = ask(Nodes, Named),
-            {ok, Group,
-             #{leader => Leader,
-               term => Term,
-               members => Members,
-               voters => voters(Overview),
-               named => rabbit_delay_group:ids(Group),
-               cluster => Nodes,
-               up => [Id || {Id, _} = Member <- Named, state_of(Member, Peers) =:= running],
-               lost => [Id || {Id, _} = Member <- Named, is_lost(state_of(Member, Peers))],
-               candidates => candidates([Node || {_, Node} <- Members], Peers),
-               target => rabbit_delay_group:target(XName, Group)},
-             Peers};
+        {{ok, Member, #{cluster := Cluster} = Overview}, {ok, #{formed := true} = Group}} ->
+            case is_of_group(Member, maps:keys(Cluster), Group) of
+                true -> view(XName, Member, Overview, Group);
+                false -> not_leading
+            end;
         {_, none} ->
             {error, "the node that holds its messages is in no cluster"};
         _ ->
             not_leading
     end.
 
+%% The record may be an exchange's that was declared since, or name another group: that one's members are
+%% not this one's to change. A member that was made on a node that was alone has no life in its name.
+is_of_group({_, Uid}, Members, #{life := Life} = Group) ->
+    rabbit_delay_raft:life_of(Uid) =:= Life
+        orelse lists:any(fun (Id) -> lists:member(Id, Members) end, rabbit_delay_group:ids(Group)).
+
+view(XName, {Leader, _}, #{current_term := Term, cluster := Cluster} = Overview,
+     #{members := Named} = Group) ->
+    Nodes = rabbit_delay_broker:cluster_nodes(),
+    Members = lists:sort(maps:keys(Cluster)),
+    Ids = rabbit_delay_group:ids(Group),
+    Peers = ask(Nodes, Named),
+    {ok, Group,
+     #{leader => Leader,
+       term => Term,
+       members => Members,
+       voters => voters(Overview),
+       named => Ids,
+       cluster => Nodes,
+       up => [Id || {Id, _} = Member <- Named, state_of(Member, Peers) =:= running],
+       lost => [Id || {Id, _} = Member <- Named, is_lost(state_of(Member, Peers))]
+           ++ [Id || {_, Node} = Id <- Members -- Ids, is_ready(Node, Peers), uid_of(Id) =:= none],
+       candidates => candidates([Node || {_, Node} <- Members], Peers),
+       target => rabbit_delay_group:target(XName, Group)},
+     Peers}.
+
 overview(XName) ->
     case rabbit_delay_table:member(XName) of
-        {ok, {Id, _}} ->
+        {ok, {Id, _} = Member} ->
             case rabbit_delay_broker:raft_overview(Id, ?ASK_MS) of
-                {ok, #{leader_id := Id} = Overview} -> {ok, Id, Overview};
+                {ok, #{leader_id := Id} = Overview} -> {ok, Member, Overview};
                 _ -> not_leading
             end;
         none ->
@@ -460,6 +478,12 @@ state_of({{_, Node}, Uid}, Peers) ->
 
 %% Another is to take its place.
 is_lost(State) -> State =:= none orelse State =:= damaged.
+
+is_ready(Node, Peers) ->
+    case Peers of
+        #{Node := #{ready := Ready}} -> Ready;
+        _ -> false
+    end.
 
 candidates(Holding, Peers) ->
     [Node || {_, Node} <- lists:sort([{Load, Node}

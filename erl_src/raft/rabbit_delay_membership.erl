@@ -24,7 +24,8 @@
                   named := [ra:server_id()],
                   %% the nodes of the cluster, up or not
                   cluster := [node()],
-                  %% members that run, and members of which their nodes say that they have no files
+                  %% members that run, and members of which their nodes say that they have no files; of those
+                  %% that the record does not name, too
                   up := [ra:server_id()],
                   lost := [ra:server_id()],
                   %% other nodes that could take one, the best first
@@ -37,9 +38,12 @@
               | {remove, ra:server_id()} | {add, node()}.
 
 -spec next(view()) -> step().
-next(#{members := Members, named := Named} = View) ->
-    case {Members -- Named, Named -- Members} of
-        {[_ | _] = Missing, _} -> {name, Missing};
+next(#{members := Members, named := Named, cluster := Cluster, lost := Lost} = View) ->
+    %% What is to be removed need not be named first, and could not be.
+    Missing = [Id || {_, Node} = Id <- Members -- Named,
+                     lists:member(Node, Cluster), not lists:member(Id, Lost)],
+    case {Missing, Named -- Members} of
+        {[_ | _], _} -> {name, Missing};
         {[], [_ | _] = Surplus} -> {unname, Surplus};
         {[], []} -> change(View)
     end.

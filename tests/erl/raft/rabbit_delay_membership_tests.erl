@@ -93,6 +93,16 @@ the_record_comes_first_test() ->
     ?assertEqual({unname, [id(c)]}, rabbit_delay_membership:next(World#{named := ids([a, b, c])})),
     ?assertEqual({add, c}, rabbit_delay_membership:next(World)).
 
+%% As the record was set back while they were members. Nobody can name them.
+what_the_record_lacks_and_nobody_has_is_removed_test() ->
+    World = view(#{members => [a, b, c], cluster => ?NODES, up => ?NODES, lost => [], target => 3}),
+    Named = World#{named := ids([a, b])},
+    ?assertEqual({name, [id(c)]}, rabbit_delay_membership:next(Named)),
+    ?assertEqual({remove, id(c)}, rabbit_delay_membership:next(Named#{lost := [id(c)]})),
+    ?assertEqual({remove, id(c)}, rabbit_delay_membership:next(Named#{cluster := [a, b, d, e]})),
+    %% Another one is named all the same.
+    ?assertEqual({name, [id(b)]}, rabbit_delay_membership:next(World#{named := [id(a)], lost := [id(c)]})).
+
 one_that_does_not_vote_yet_is_waited_for_test() ->
     World = view(#{members => [a, b], cluster => ?NODES, up => ?NODES, lost => [], target => 3}),
     ?assertEqual(rest, rabbit_delay_membership:next(World#{voters := [id(a)]})).
