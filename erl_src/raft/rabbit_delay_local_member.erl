@@ -88,10 +88,12 @@ start_added(XName, Life, {Id, Uid} = Member) ->
         {{ok, Group}, {ok, _}, {ok, X}} ->
             ok = rabbit_delay_registry:end_other(XName, Life),
             Start = fun () ->
-                            ok = put_aside_others(XName, Uid),
-                            rabbit_delay_raft:start_new_member(
-                              XName, rabbit_delay_broker:is_durable(X), Member, Group,
-                              #{membership => promotable})
+                            case put_aside_other(XName, Uid, Group) of
+                                ok -> rabbit_delay_raft:start_new_member(
+                                        XName, rabbit_delay_broker:is_durable(X), Member, Group,
+                                        #{membership => promotable});
+                                Error -> Error
+                            end
                     end,
             case global:trans({Id, self()}, Start, [node()]) of
                 ok ->
@@ -109,11 +111,17 @@ start_added(XName, Life, {Id, Uid} = Member) ->
             Error
     end.
 
-%% An earlier member of this node, which is in the group no more: only one has a place here.
-put_aside_others(XName, Uid) ->
+%% An earlier member of this node: only one has a place here.
+put_aside_other(XName, Uid, Group) ->
     case rabbit_delay_raft:find_member(XName) of
-        {ok, Other} when Other =/= Uid -> end_files(XName, {rabbit_delay_raft:id_of(Other), Other}, put_aside);
-        _ -> ok
+        {ok, Other} when Other =/= Uid ->
+            Id = rabbit_delay_raft:id_of(Other),
+            case is_out(Id, Group) of
+                true -> end_files(XName, {Id, Other}, put_aside);
+                Answer -> {error, {holds, Id, Answer}}
+            end;
+        _ ->
+            ok
     end.
 
 %% Ends this node's member, which is in its group no more. What its leader asks for is deleted, unless it is
@@ -122,10 +130,21 @@ put_aside_others(XName, Uid) ->
           ok | {error, term()}.
 end_member(XName, {Id, _} = Member, How) ->
     case rabbit_delay_group:await_named(XName, Member, false) of
-        {ok, _} ->
-            global:trans({Id, self()}, fun () -> end_files(XName, Member, How) end, [node()]);
+        {ok, Group} ->
+            case is_out(Id, Group) of
+                true -> global:trans({Id, self()}, fun () -> end_files(XName, Member, How) end, [node()]);
+                Answer -> {error, {in_group, Answer}}
+            end;
         Error ->
             Error
+    end.
+
+%% The group's leader knows. Who asks for a member's end may have been replaced meanwhile, and the metadata
+%% store may have set the record back.
+is_out(Id, Group) ->
+    case rabbit_delay_group:configuration(rabbit_delay_group:ids(Group)) of
+        {ok, Configuration} -> not lists:member(Id, Configuration);
+        none -> unknown
     end.
 
 end_files(XName, {_, Uid} = Member, How) ->
@@ -141,25 +160,15 @@ end_files(XName, {_, Uid} = Member, How) ->
             ok
     end.
 
-%% A member of this node that the record does not name. The group's leader knows whether it is in it: the
-%% metadata store may have set the record back.
+%% A member of this node that the record does not name.
 -spec look_at(rabbit_exchange:name(), rabbit_delay_group:member()) -> done | unknown.
-look_at(XName, {Id, Uid} = Member) ->
+look_at(XName, {_, Uid} = Member) ->
     case rabbit_delay_group:find(XName) of
-        {ok, #{formed := true, members := Members} = Group} ->
-            case lists:member(Member, Members) of
-                true ->
-                    done;
-                false ->
-                    case rabbit_delay_group:configuration(rabbit_delay_group:ids(Group)) of
-                        {ok, Configuration} ->
-                            case lists:member(Id, Configuration) of
-                                true -> unknown;
-                                false -> looked_at(end_member(XName, Member, put_aside))
-                            end;
-                        none ->
-                            unknown
-                    end
+        {ok, #{formed := true, members := Members}} ->
+            case lists:member(Member, Members) orelse end_member(XName, Member, put_aside) of
+                true -> done;
+                ok -> done;
+                {error, _} -> unknown
             end;
         _ ->
             case filelib:is_dir(rabbit_delay_raft:store_dir(Uid)) of
@@ -167,6 +176,3 @@ look_at(XName, {Id, Uid} = Member) ->
                 false -> done
             end
     end.
-
-looked_at(ok) -> done;
-looked_at(_) -> unknown.

@@ -60,7 +60,7 @@ const (
 )
 
 func allCases() []Case {
-	cases := append(append(publishCases(), releaseCases()...), leaseCases()...)
+	cases := append(append(append(publishCases(), releaseCases()...), leaseCases()...), recordCases()...)
 	for _, part := range [][]Case{creationCases(), lifeCases(), diskCases(), memberCases()} {
 		for _, c := range part {
 			cases = append(cases, planned(c))
