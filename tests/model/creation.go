@@ -4,7 +4,7 @@ package main
 
 import "fmt"
 
-// Not built yet: rules C2 to C4 and C7. The first delayed message of an exchange: which group
+// Rules C2 to C4 and C7. The first delayed message of an exchange: which group
 // becomes its group. Four nodes, groups of three, and a network that may split in two. The exchange
 // exists everywhere; what is decided is the record that names its group, of which each node reads
 // its own copy.
@@ -42,6 +42,8 @@ type creationRules struct {
 	// reached, a majority at least, are asked for members of another group. One that is found is named
 	// in the record instead.
 	asks bool
+	// They are asked only before it is created.
+	asksOnce bool
 	// The same, and a group confirms nothing before all of its first members are there.
 	opensWhole bool
 	// A group that can never confirm anything, for too many of its first members were put aside, is
@@ -293,7 +295,7 @@ func (r creationRules) confirm(s creationState, n, g int8, to func(Label, creati
 				started++
 			}
 		}
-		if bits(r.side(n, s.split)) <= int(r.nodes)/2 || r.found(&s, n, g) != 0 ||
+		if !r.asksOnce && (bits(r.side(n, s.split)) <= int(r.nodes)/2 || r.found(&s, n, g) != 0) ||
 			r.opensWhole && started < bits(s.members[g]) {
 			return
 		}
@@ -476,6 +478,12 @@ func creationCases() []Case {
 			mnesia(func(r *creationRules) { r.quarantineAcked = true })),
 		build("C4: mnesia, not written again", stuck,
 			mnesia(func(r *creationRules) { r.noReassert = true })),
+		build("mnesia, asks once, opens whole", "", mnesia(func(r *creationRules) {
+			r.members, r.opensWhole, r.asksOnce = byReach, true, true
+		})),
+		build("not promised: mnesia, the record of another group comes back", two, mnesia(func(r *creationRules) {
+			r.members, r.opensWhole, r.asksOnce, r.quarantineAcked, r.noReassert = byReach, true, true, true, true
+		})),
 		build("C7: two groups from 0.1 go on", two,
 			creationRules{store: khepri, twoOld: true, oldGoOn: true}),
 	}

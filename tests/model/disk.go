@@ -4,7 +4,7 @@ package main
 
 import "fmt"
 
-// Not built yet: rule C6. A member loses its disk. Here Raft itself is modelled, with its terms,
+// Rule C6. A member loses its disk. Here Raft itself is modelled, with its terms,
 // votes, logs and single-server changes of the configuration, because its proof assumes that no
 // member forgets. Members 0, 1 and 2 are there at first; node 2 loses its disk once; 3 is the name
 // under which it may come back.

@@ -4,7 +4,7 @@ package main
 
 import "fmt"
 
-// Not built yet: rules C1, C3 and C5. An exchange is deleted and declared again, several times,
+// Rules C1, C3 and C5. An exchange is deleted and declared again, several times,
 // while nodes are cut off or down. Each life has a group of three members, one a node. Three nodes,
 // of which one at a time may be cut off; a linearizable record says which life is the present one,
 // and each node's copy of it may be late.

@@ -61,12 +61,15 @@ const (
 
 func allCases() []Case {
 	cases := append(append(append(publishCases(), releaseCases()...), leaseCases()...), recordCases()...)
-	for _, part := range [][]Case{creationCases(), lifeCases(), diskCases(), memberCases()} {
-		for _, c := range part {
-			cases = append(cases, planned(c))
+	for _, c := range creationCases() {
+		// On Mnesia less is built than it takes when groups of two sides of a split meet.
+		if strings.Contains(c.Name, "mnesia") && !strings.Contains(c.Name, "not promised: ") &&
+			!strings.Contains(c.Name, "asks once") {
+			c = planned(c)
 		}
+		cases = append(cases, c)
 	}
-	return cases
+	return append(append(append(cases, lifeCases()...), diskCases()...), memberCases()...)
 }
 
 func planned(c Case) Case {

@@ -4,7 +4,7 @@ package main
 
 import "fmt"
 
-// Not built yet: rules D1 to D3. Members of a group are changed, one at a time, by a reconciler
+// Rules D1 to D3. Members of a group are changed, one at a time, by a reconciler
 // beside the leader: it makes a plan from what it sees and carries it out later. That of an earlier
 // term may do so at any time, for Ra sends its request on to the present leader. Ra itself refuses
 // a change while another is not committed, or before the leader has committed in its term.

@@ -15,12 +15,13 @@ import "fmt"
 // Raft is taken as it is: its configuration, led by one of those that run, if they are a majority.
 
 type recordRules struct {
-	want int
+	// The bounds.
+	failures, setbacks, leaders, removals int8
+	want                                  int
 	// What a node has, and the record does not name, is put aside without asking the group's leader.
 	goesByRecord bool
 	// A leader's node has files deleted, or put aside for another member's, without asking who leads now.
-	deletesUnasked, takesUnasked          bool
-	failures, setbacks, leaders, removals int8
+	deletesUnasked, takesUnasked bool
 	// The leader does not name again what the record lacks.
 	noNaming bool
 	// What the record lacks is to be named before it is removed, though nobody has it any more.
@@ -419,6 +420,8 @@ func recordCases() []Case {
 			asked(r)
 			r.filesFirst = true
 		}),
-		build("not promised: the record of two is set back", stuck, one, func(*recordRules) {}),
+		build("not promised: the record of two is set back", stuck, one, func(r *recordRules) {
+			r.failures, r.leaders = 1, 1
+		}),
 	}
 }
