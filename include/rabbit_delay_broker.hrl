@@ -305,8 +305,14 @@ raft_servers(Q) ->
 -spec led_by(queue(), ra:server_id()) -> {ok, queue()} | unknown.
 led_by(Q, {Name, _} = Leader) ->
     case ra_leaderboard:lookup_leader(Name) of
-        Known when Known =:= Leader; Known =:= undefined -> {ok, amqqueue:set_pid(Q, Leader)};
-        _ -> unknown
+        Known when Known =:= Leader; Known =:= undefined ->
+            case amqqueue:get_type_state(Q) of
+                #{nodes := _} -> {ok, amqqueue:set_pid(Q, Leader)};
+                %% No whole record: the client looks the queue up.
+                _ -> {ok, Q}
+            end;
+        _ ->
+            unknown
     end.
 
 %% Whether the queue's client sends what it has not seen confirmed again, by itself, when the queue has
