@@ -492,20 +492,17 @@ candidates(Holding, Peers) ->
 
 %% --------------------------------------------------------------------------- being drained
 
-%% Before this node is stopped for maintenance another one leads what it leads.
--spec move_leaders() -> ok.
+%% Before this node is stopped for maintenance another one leads what it leads. Whether it is.
+-spec move_leaders() -> boolean().
 move_leaders() ->
-    Led = case rabbit_delay_local_member:is_draining() of
-              true -> rabbit_delay_table:led();
-              false -> []
-          end,
-    lists:foreach(
-      fun (XName) ->
-              change(XName, fun (#{members := [_]}, _, _) ->
-                                    ok;
-                                (Group, #{leader := Leader}, Peers) ->
-                                    said(XName, "~s is drained, and another node leads", node(),
-                                         leave_leadership(XName, Leader, Group, Peers))
-                            end)
-      end, Led).
+    IsDraining = rabbit_delay_local_member:is_draining(),
+    _ = IsDraining andalso lists:foreach(fun move_leader/1, rabbit_delay_table:led()),
+    IsDraining.
 
+move_leader(XName) ->
+    change(XName, fun (#{members := [_]}, _, _) ->
+                          ok;
+                      (Group, #{leader := Leader}, Peers) ->
+                          said(XName, "~s is drained, and another node leads", node(),
+                               leave_leadership(XName, Leader, Group, Peers))
+                  end).

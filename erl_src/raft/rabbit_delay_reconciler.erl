@@ -24,6 +24,7 @@
                 %% when it is time, monotonic ms, and how many times it has been
                 next :: integer(),
                 looks = 0 :: non_neg_integer(),
+                draining = false :: boolean(),
                 unnamed = #{} :: #{rabbit_delay_raft:uid() => rabbit_exchange:name()}}).
 
 -spec start_link() -> {ok, pid()} | {error, term()}.
@@ -58,50 +59,55 @@ handle_info(tick, State) ->
                   _ -> State
               end};
 handle_info({'DOWN', Ref, process, _, Reason}, #state{worker = Ref, unnamed = Unnamed} = State) ->
-    {noreply, State#state{worker = undefined,
-                          unnamed = case Reason of
-                                        {looked, Done} ->
-                                            maps:without(Done, Unnamed);
-                                        _ ->
-                                            ?LOG_ERROR("delayed messages: members are not looked after: "
-                                                       "~0P", [Reason, 20], ?LOG_DOMAIN),
-                                            Unnamed
-                                    end}};
+    {noreply, case Reason of
+                  {looked, IsDraining, Done} ->
+                      State#state{worker = undefined, draining = IsDraining,
+                                  unnamed = maps:without(Done, Unnamed)};
+                  _ ->
+                      ?LOG_ERROR("delayed messages: members are not looked after: ~0P", [Reason, 20],
+                                 ?LOG_DOMAIN),
+                      State#state{worker = undefined}
+              end};
 handle_info(_, State) ->
     {noreply, State}.
 
 now_ms() -> erlang:monotonic_time(millisecond).
 
 -dialyzer({nowarn_function, look/1}).
-look(#state{next = Next, looks = Looks, unnamed = Unnamed} = State) ->
+look(#state{next = Next, looks = Looks, unnamed = Unnamed, draining = Was} = State) ->
     IsDue = now_ms() >= Next,
     All = Looks rem ?CLOSELY =:= 0,
-    {_, Ref} = spawn_monitor(fun () -> exit({looked, look(IsDue, All, Unnamed)}) end),
+    {_, Ref} = spawn_monitor(fun () ->
+                                     {IsDraining, Done} = look(IsDue, All, Was, Unnamed),
+                                     exit({looked, IsDraining, Done})
+                             end),
     case IsDue of
         true -> State#state{worker = Ref, looks = Looks + 1,
                             next = now_ms() + rabbit_delay_config:reconciliation_interval()};
         false -> State#state{worker = Ref}
     end.
 
-look(IsDue, All, Unnamed) ->
+%% Leaders that could not be moved are tried again when it is due.
+look(IsDue, All, WasDraining, Unnamed) ->
     case rabbit_delay_system:status() of
-        {down, _} ->
-            [];
-        starting ->
-            [];
+        Down when Down =:= starting; element(1, Down) =:= down ->
+            {false, []};
         _ ->
-            ok = rabbit_delay_member_changes:move_leaders(),
-            case IsDue andalso rabbit_delay_config:reconciles() of
-                true ->
-                    ok = rabbit_delay_member_changes:reconcile(All),
-                    ok = look_at_running(),
-                    [Uid || {Uid, XName} <- maps:to_list(Unnamed),
-                            rabbit_delay_local_member:look_at(
-                              XName, {rabbit_delay_raft:id_of(Uid), Uid}) =:= done];
-                false ->
-                    []
-            end
+            IsDraining = case IsDue orelse not WasDraining of
+                             true -> rabbit_delay_member_changes:move_leaders();
+                             false -> WasDraining
+                         end,
+            {IsDraining, case IsDue andalso rabbit_delay_config:reconciles() of
+                             true -> reconcile(All, Unnamed);
+                             false -> []
+                         end}
     end.
+
+reconcile(All, Unnamed) ->
+    ok = rabbit_delay_member_changes:reconcile(All),
+    ok = look_at_running(),
+    [Uid || {Uid, XName} <- maps:to_list(Unnamed),
+            rabbit_delay_local_member:look_at(XName, {rabbit_delay_raft:id_of(Uid), Uid}) =:= done].
 
 %% A member that was cut off when it was removed has not been told.
 look_at_running() ->

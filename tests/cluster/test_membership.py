@@ -339,3 +339,31 @@ def test_a_leader_whose_file_is_damaged_loses_no_message(cluster, group):
     group.traffic.publishing = True
     group.goes_on()
     group.verdict()
+
+
+# ------------------------------------------------------------------ one life after the other
+
+def test_a_group_of_an_earlier_life_does_not_touch_the_next(cluster, group):
+    """Deleted and declared again, with each node in turn as the first to delay something."""
+    group.traffic.stop_publishing()
+    group.traffic.await_delivered()
+    for n in (1, 2, 0, 1, 2, 0):
+        connection, channel = group.channel(n)
+        channel.exchange_delete(group.name)
+        group.declare(channel)
+        connection.close()
+        group.publish_pending((n + 1) % 3, f"life-{n}")
+    group.await_members(3)
+    record = uids(cluster, group)
+    life = evaluate(cluster.nodes[0], f"binary_to_list(rabbit_delay_registry:life({group.resource})).").strip('"')
+    assert record.count(f"_{life}") >= 3
+    for n in range(3):
+        cluster.eventually(lambda n=n: cluster.members(n, group.name) == 1, f"one member on {n}")
+        cluster.eventually(lambda n=n: cluster.nodes[n].ask(
+            f"rabbit_delay_registry:life({group.resource}).") is not None, "a life")
+    cluster.eventually(lambda: {held.split(",")[0] for _, held in group.states() if held} == {f"{{{PENDING}"},
+                       f"{PENDING} pending")
+    group.traffic.publishing = True
+    group.goes_on()
+    group.also_pending = PENDING
+    group.verdict()
