@@ -52,10 +52,12 @@ handle_call(_, _, State) ->
 
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}} | {stop, normal, #state{}}.
 handle_cast({publish, Q, Messages}, #state{met = false} = State) ->
-    case rabbit_delay_contact:find_leader(Q) of
-        {ok, Led} -> handle_cast({publish, Led, Messages}, State#state{met = true});
-        no_leader -> give_up(no_leader, [], State)
-    end;
+    guarded(fun () ->
+                    case rabbit_delay_contact:find_leader(Q) of
+                        {ok, Led} -> publish_all(Led, Messages, [], State#state{met = true});
+                        no_leader -> give_up(no_leader, [], State)
+                    end
+            end, State);
 handle_cast({publish, Q, Messages}, State) ->
     guarded(fun () -> publish_all(Q, Messages, [], State) end, State);
 handle_cast({queue_event, QName, Event}, #state{client = Client} = State) ->

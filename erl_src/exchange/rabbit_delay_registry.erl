@@ -158,15 +158,29 @@ ensure(XName, Late) ->
         true ->
             {error, late()};
         false ->
-            case ask({ensure, XName}, now_ms() + ?WAIT_MS) of
+            Until = now_ms() + ?WAIT_MS,
+            case ask({ensure, XName}, Until) of
                 ok ->
-                    {ok, queue_name(XName)};
+                    routable(XName, Until);
                 timeout ->
                     _ = rabbit_delay_table:update_known(XName, {#row.late, now_ms() + ?LATE_MS}),
                     {error, late()};
                 Error ->
                     Error
             end
+    end.
+
+%% The broker drops, and confirms, what is routed to a queue that it does not find.
+routable(XName, Until) ->
+    QName = queue_name(XName),
+    case {rabbit_delay_broker:queue_pid(QName), now_ms() < Until} of
+        {Pid, _} when is_pid(Pid) ->
+            {ok, QName};
+        {undefined, true} ->
+            receive after ?ASK_AGAIN_MS -> ok end,
+            routable(XName, Until);
+        {undefined, false} ->
+            {error, late()}
     end.
 
 late() ->

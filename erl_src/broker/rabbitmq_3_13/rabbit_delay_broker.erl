@@ -524,9 +524,9 @@ delete_queue(QName) ->
 %% The process that the record names, if there is a record.
 -spec queue_pid(rabbit_amqqueue:name()) -> pid() | undefined.
 queue_pid(QName) ->
-    case rabbit_amqqueue:lookup(QName) of
-        {ok, Q} -> amqqueue:get_pid(Q);
-        {error, not_found} -> undefined
+    case {rabbit_amqqueue:lookup(QName), lookup_queues([QName])} of
+        {{ok, Q}, [_]} -> amqqueue:get_pid(Q);
+        _ -> undefined
     end.
 
 %% -------------------------------------------------------------------------------- release
