@@ -374,6 +374,8 @@ aimed_at(XName, #{life := Life}, Target) ->
 start_new(XName, Durable, #{life := Life} = Group) ->
     case await_copy(XName, Life, erlang:monotonic_time(millisecond) + ?COPY_MS) of
         {ok, _} ->
+            %% What it confirms must find its record again.
+            ok = rabbit_delay_broker:sync_metadata(),
             case rabbit_delay_system:ready() =/= not_ready andalso
                 rabbit_delay_registry:end_other(XName, Life) of
                 ok ->

@@ -86,6 +86,7 @@ start_added(XName, Life, {Id, Uid} = Member) ->
     case {rabbit_delay_group:await_named(XName, Member, true), rabbit_delay_system:ready(),
           rabbit_delay_broker:lookup_exchange(XName)} of
         {{ok, Group}, {ok, _}, {ok, X}} ->
+            ok = rabbit_delay_broker:sync_metadata(),
             ok = rabbit_delay_registry:end_other(XName, Life),
             Start = fun () ->
                             case put_aside_other(XName, Uid, Group) of

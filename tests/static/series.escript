@@ -22,7 +22,9 @@ main([Sources, Plugins, Series]) ->
     {ok, Table} = file:consult(filename:join(Sources, "broker_calls.eterm")),
     Lacking = [Call || {calls, _, Of, Calls} <- Table, Of =/= all, not lists:member(Series, Of),
                        Call <- Calls],
-    Unknown = [Call || {_, To} = Call <- Undefined, not lists:member(To, Lacking)],
+    %% rabbitmqctl's modules are in its own archive: broker_calls.eterm says where they were looked up.
+    Unknown = [Call || {_, {Module, _, _} = To} = Call <- Undefined, not lists:member(To, Lacking),
+                       not lists:prefix("Elixir.", atom_to_list(Module))],
     Wrong = Lacking -- [To || {_, To} <- Undefined],
     [io:format("~p:~p/~p calls ~p:~p/~p, which does not exist~n",
                tuple_to_list(From) ++ tuple_to_list(To)) || {From, To} <- Unknown],
