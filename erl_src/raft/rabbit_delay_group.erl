@@ -452,27 +452,27 @@ may_lead(XName, ServerId, Life) ->
 
 %% Who leads, as one of the members knows it, which are asked in turns.
 -spec leader([ra:server_id()]) -> {ok, ra:server_id()} | none.
-leader([]) ->
-    none;
-leader([Id | Rest]) ->
-    try ra:members(Id, ?ASK_MS) of
-        {ok, _, {_, _} = Leader} -> {ok, Leader};
-        _ -> leader(Rest)
-    catch
-        exit:_ -> leader(Rest)
+leader(Ids) ->
+    case led(Ids) of
+        {ok, _, Leader} -> {ok, Leader};
+        none -> none
     end.
 
 %% The ids of all members in Raft's configuration, as the leader has it.
 -spec configuration([ra:server_id()]) -> {ok, [ra:server_id()]} | none.
 configuration(Ids) ->
-    case leader(Ids) of
-        {ok, Leader} ->
-            try ra:members(Leader, ?ASK_MS) of
-                {ok, Members, Leader} -> {ok, Members};
-                _ -> none
-            catch
-                exit:_ -> none
-            end;
-        none ->
-            none
+    case led(Ids) of
+        {ok, Members, _} -> {ok, Members};
+        none -> none
+    end.
+
+%% Whoever is asked has the leader answer.
+led([]) ->
+    none;
+led([Id | Rest]) ->
+    try ra:members(Id, ?ASK_MS) of
+        {ok, Members, {_, _} = Leader} -> {ok, Members, Leader};
+        _ -> led(Rest)
+    catch
+        exit:_ -> led(Rest)
     end.

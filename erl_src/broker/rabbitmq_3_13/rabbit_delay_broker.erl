@@ -521,12 +521,12 @@ delete_queue(QName) ->
             ok
     end.
 
-%% The process that the record names, if there is a record.
+%% The process that what is routed there goes to, if it would be found: from 4.2 on in an index of its own.
 -spec queue_pid(rabbit_amqqueue:name()) -> pid() | undefined.
 queue_pid(QName) ->
-    case {rabbit_amqqueue:lookup(QName), lookup_queues([QName])} of
-        {{ok, Q}, [_]} -> amqqueue:get_pid(Q);
-        _ -> undefined
+    case lookup_queues([QName]) of
+        [Q] -> amqqueue:get_pid(Q);
+        [] -> undefined
     end.
 
 %% -------------------------------------------------------------------------------- release
