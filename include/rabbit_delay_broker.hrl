@@ -7,7 +7,7 @@
 -export([is_booted/0, cluster_nodes/0, sync_metadata/0, scratch/2, exchange_name/1, exchange_type/1, exchange_arguments/1, binding_key/1,
          is_durable/1, is_delayed/1, lookup_exchange/1, may_forward/2, is_permitted/3,
          channel_user/0]).
--export([decode/2, serves_client/0, keeps_unrouted/0, delivery/1, confirm/3, reject/3, ack_credit/2]).
+-export([decode/2, dead_letter/4, serves_client/0, keeps_unrouted/0, delivery/1, confirm/3, reject/3, ack_credit/2]).
 -export([declare_queue/3, queue_stats/2, publisher/0, queue_name/1, raft_servers/1, led_by/2, sends_again/1,
          count_published/3, uncount_published/4]).
 
@@ -38,6 +38,9 @@
 
 %% #basic_message{} of 3.10, its content in encoded form, as term_to_binary/1 writes it.
 -define(ENCODING_BASIC_MESSAGE_3_10, 1).
+
+%% Of AMQP 0-9-1: what content belongs to.
+-define(CLASS_BASIC, 60).
 
 %% Whether the broker has booted, so that a boot step runs because a plugin was enabled.
 -spec is_booted() -> boolean().
@@ -162,6 +165,18 @@ decode(Number, Binary) ->
         {Encoding, Series} ->
             {error, {unknown_encoding, Encoding, Series}}
     end.
+
+%% A dead letter made anew, as a queue would send it to exchange XName: its deaths are those of its headers.
+-spec dead_letter(rabbit_exchange:name(), Keys :: [binary(), ...], #'P_basic'{}, Payload :: binary()) ->
+          message().
+dead_letter(XName, Keys, #'P_basic'{delivery_mode = Mode} = Properties, Payload) ->
+    Content = #content{class_id = ?CLASS_BASIC, properties = Properties, properties_bin = none,
+                       protocol = none, payload_fragments_rev = [Payload]},
+    {ok, Message} = decode(?ENCODING_BASIC_MESSAGE_3_10, true,
+                           term_to_binary(#basic_message{exchange_name = XName, routing_keys = Keys,
+                                                         content = Content, id = <<>>,
+                                                         is_persistent = Mode =:= 2})),
+    Message.
 
 %% Whether this process serves a client that declares: a channel, a session or a request of the HTTP
 %% API. Definitions are imported by other processes.

@@ -76,6 +76,8 @@ add_all([W | Rest] = Ws, B) ->
         B1 -> add_all(Rest, B1)
     end.
 
+add(#waiting{dead_letter = restored} = W, B) ->
+    add_restored(W, B);
 add(#waiting{message = Message} = W, B) ->
     Parsed = rabbit_delay_broker:parsed(Message),
     Headers = rabbit_delay_broker:headers(Parsed),
@@ -147,12 +149,21 @@ add_dead_letter(W, Deaths, Use, Stored, #building{settings = #{retry := {Plan, H
                 {used_up, Attempt} when not HasPlace -> rabbit_delay_retry:pause(Attempt, Plan);
                 _ -> 0
             end,
-    Kept = case Use of
-               {OnDuplicate, Key} when OnDuplicate =:= replace; OnDuplicate =:= drop -> {keep, Key};
-               {cancel, _} -> none;
-               _ -> Use
-           end,
-    add_message(W, {0, Pause, earliest(Pause, B)}, Kept, Stored, B).
+    add_message(W, {0, Pause, earliest(Pause, B)}, kept(Use), Stored, B).
+
+%% One that was pending before, whatever the exchange's settings say of dead letters now.
+add_restored(#waiting{message = Message} = W0, B) ->
+    Parsed = rabbit_delay_broker:parsed(Message),
+    Headers = rabbit_delay_broker:headers(Parsed),
+    W = W0#waiting{dead_letter = true},
+    Use = kept(use_of_key(W, Parsed, Headers, rabbit_delay_broker:deaths(Parsed), B)),
+    add_if_fits(W, fun ({Encoding, Body}) ->
+                           add_message(W, due(W, Headers, B), Use, {rabbit_delay_retry:mark(Encoding), Body}, B)
+                   end, B).
+
+kept({OnDuplicate, Key}) when OnDuplicate =:= replace; OnDuplicate =:= drop -> {keep, Key};
+kept({cancel, _}) -> none;
+kept(Use) -> Use.
 
 earliest(Delay, #building{earliest = {LeastDelay, LeastTime}}) ->
     {min(Delay, LeastDelay), LeastTime}.

@@ -30,7 +30,7 @@
 -include("rabbit_delay.hrl").
 -include("rabbit_delay_queue.hrl").
 
--export([start_link/2, leader/2, has_group/2, has_member/1, announce_leader/1, introduce/1, room/1, import/4,
+-export([start_link/2, leader/2, has_group/2, has_member/1, announce_leader/1, introduce/1, introduce_restorer/2, room/1, import/4,
          forget_imported/1]).
 -export([init/1, handle_batch/2, terminate/2]).
 
@@ -91,6 +91,11 @@ introduce(XName) ->
         _ ->
             ok
     end.
+
+%% What Sender publishes after this are dead letters that were pending before, due at x-opt-delivery-time.
+-spec introduce_restorer(pid(), Sender :: pid()) -> ok.
+introduce_restorer(Pid, Sender) ->
+    gen_batch_server:call(Pid, {restored_by, Sender}, ?CALL_MS).
 
 %% What the exchange's limits leave room for at present, its Raft server being there.
 -spec room(pid()) -> {Messages, Bytes} | not_ready
@@ -161,14 +166,14 @@ handle_op({cast, announce_leader}, {Replies, #state{leader = Leader} = State}) -
     {Replies, State};
 handle_op({cast, {import, Ref, Batch}}, {Replies, State}) ->
     {Replies, rabbit_delay_append:import(Ref, Batch, State)};
-handle_op({cast, {dead_letters_from, Pid}}, {Replies, #state{dead_letterers = Pids} = State}) ->
-    {Replies, State#state{dead_letterers = Pids#{Pid => monitor(process, Pid)}}};
+handle_op({cast, {dead_letters_from, Pid}}, {Replies, State}) ->
+    {Replies, sends_dead_letters(Pid, true, State)};
 handle_op({cast, Cast}, {Replies, #state{dead_letterers = Pids} = State}) ->
     case rabbit_delay_broker:delivery(Cast) of
         {ok, Message, Sender, SeqNo, Flow} ->
             {Replies, rabbit_delay_intake:take(
                         #waiting{message = Message, sender = Sender, seq_no = SeqNo, flow = Flow,
-                                 dead_letter = is_map_key(Sender, Pids)}, State)};
+                                 dead_letter = maps:get(Sender, Pids, false)}, State)};
         unknown ->
             {Replies, State}
     end;
@@ -176,10 +181,16 @@ handle_op({call, From, forget_imported}, {Replies, #state{batches = Batches} = S
     {[{reply, From, ok} | Replies],
      lists:foldl(fun (Ref, S) -> ended(Ref, fun (_, _) -> ok end, S) end, State,
                  [Ref || Ref <- maps:keys(Batches), is_reference(Ref)])};
+handle_op({call, From, {restored_by, Pid}}, {Replies, State}) ->
+    {[{reply, From, ok} | Replies], sends_dead_letters(Pid, restored, State)};
 handle_op({call, From, Call}, {Replies, State}) ->
     {[{reply, From, answer(Call, State)} | Replies], State};
 handle_op({info, Info}, {Replies, State}) ->
     {Replies, handle_info(Info, State)}.
+
+sends_dead_letters(Pid, Which, #state{dead_letterers = Pids} = State) ->
+    _ = monitor(process, Pid),
+    State#state{dead_letterers = Pids#{Pid => Which}}.
 
 handle_info({ra_event, _, {applied, Replies}}, State) ->
     lists:foldl(fun applied/2, State, Replies);
@@ -189,8 +200,7 @@ handle_info({ra_event, ServerId, {rejected, {not_leader, {_, _} = Leader, _}}},
 handle_info({ra_event, _, {rejected, _}}, State) ->
     %% The server does not lead at present; when one does again, all is sent again.
     State;
-handle_info({'DOWN', _, process, Pid, _}, #state{dead_letterers = Pids} = State)
-  when is_map_key(Pid, Pids) ->
+handle_info({'DOWN', _, process, Pid, _}, #state{dead_letterers = Pids} = State) when is_map_key(Pid, Pids) ->
     State#state{dead_letterers = maps:remove(Pid, Pids)};
 handle_info(resend, State) ->
     send_all_again(State#state{resend_timer = undefined});

@@ -9,8 +9,9 @@
 -record(waiting, {message :: rabbit_delay_broker:message(),
                   %% of its payload, bytes
                   size = 0 :: non_neg_integer(),
-                  %% of an exchange that retries, when it was sent
-                  dead_letter = false :: boolean(),
+                  %% of an exchange that retries, when it was sent; restored: as it was pending before, with
+                  %% its due time
+                  dead_letter = false :: boolean() | restored,
                   sender :: pid(),
                   seq_no :: undefined | pos_integer(),
                   flow :: flow | noflow}).
@@ -72,6 +73,6 @@
          rejectable = 0 :: non_neg_integer(),
          %% of what the log has just told: why the last one, and how many since then
          untold = #{} :: #{dropped | unusable => {Why :: unicode:chardata(), non_neg_integer()}},
-         %% who sends dead letters
-         dead_letterers = #{} :: #{pid() => reference()},
+         %% who sends dead letters, and which
+         dead_letterers = #{} :: #{pid() => true | restored},
          give_up_timer :: undefined | reference()}).

@@ -14,6 +14,9 @@
 %% and, where it was pending when it was exported,
 %%   id            its id there, as text; where the export can be resumed
 %%   vhost         that of the exchange. An import goes to the vhost that it is told, whatever this says
+%% A line of format 2 is one of format 1 with
+%%   retry         true: a dead letter that waits for its retry. Who passes that over would route it by the
+%%                 exchange's bindings, of which there need be none
 %% Names, keys and text that are not UTF-8 are {"base64": ...}, as are headers of type binary.
 %%
 %% It runs in the process that asks, in the broker, a page of lines at a time; what reads the store is done
@@ -32,6 +35,7 @@
 -export_type([cursor/0]).
 
 -define(FORMAT, 1).
+-define(FORMAT_OF_RETRY, 2).
 -define(PAGE_BYTES, 4194304).
 -define(PLACES, 65535).
 -define(CONFIRM_SECONDS, 30).
@@ -39,8 +43,9 @@
 
 -type cursor() :: {rabbit_delay_store:ms(), rabbit_delay_store:id()}.
 
+%% Of a line.
 -type message() :: #{exchange := binary(), due := rabbit_delay_store:ms(), keys := [binary(), ...],
-                     properties := #'P_basic'{}, payload := binary()}.
+                     properties := #'P_basic'{}, payload := binary(), retry := boolean()}.
 
 %% ------------------------------------------------------------------------------------- export
 
@@ -137,7 +142,11 @@ pending_line({VHost, Exchange}, Id, #{due := Due, encoding := Encoding, body := 
     case rabbit_delay_broker:decode(Encoding, Body) of
         {ok, Message} ->
             line(Exchange, Due, rabbit_delay_broker:content(Message),
-                 #{<<"id">> => integer_to_binary(Id), <<"vhost">> => text(VHost)});
+                 maps:merge(#{<<"id">> => integer_to_binary(Id), <<"vhost">> => text(VHost)},
+                            case rabbit_delay_retry:is_marked(Encoding) of
+                                true -> #{<<"format">> => ?FORMAT_OF_RETRY, <<"retry">> => true};
+                                false -> #{}
+                            end));
         {error, _} ->
             damaged
     end.
@@ -152,8 +161,8 @@ position(Line, VHost, Exchange) ->
     case rabbit_json:try_decode(Line) of
         {ok, #{<<"vhost">> := Other}} when Other =/= OfVHost ->
             {error, other_exchange};
-        {ok, #{<<"format">> := ?FORMAT, <<"due">> := Due, <<"id">> := Word, <<"exchange">> := Named}}
-          when is_integer(Due), is_binary(Word) ->
+        {ok, #{<<"format">> := Format, <<"due">> := Due, <<"id">> := Word, <<"exchange">> := Named}}
+          when Format =:= ?FORMAT orelse Format =:= ?FORMAT_OF_RETRY, is_integer(Due), is_binary(Word) ->
             case rabbit_delay_notation:number(Word) of
                 {ok, Id} -> {ok, {Due, Id}};
                 error -> error
@@ -200,12 +209,12 @@ line(Exchange, Due, #{routing_keys := Keys, properties := Properties, headers :=
                       payload := Payload}, More) ->
     iolist_to_binary(
       rabbit_json:encode(
-        More#{<<"format">> => ?FORMAT, <<"exchange">> => text(Exchange), <<"due">> => Due,
-          <<"routing_keys">> => [text(Key) || Key <- Keys],
-          <<"properties">> => maps:from_list([{atom_to_binary(Name, utf8), property(Value)}
-                                              || {Name, Value} <- Properties]),
-          <<"headers">> => fields(Headers),
-          <<"body">> => base64:encode(iolist_to_binary(Payload))})).
+        maps:merge(#{<<"format">> => ?FORMAT, <<"exchange">> => text(Exchange), <<"due">> => Due,
+                     <<"routing_keys">> => [text(Key) || Key <- Keys],
+                     <<"properties">> => maps:from_list([{atom_to_binary(Name, utf8), property(Value)}
+                                                         || {Name, Value} <- Properties]),
+                     <<"headers">> => fields(Headers),
+                     <<"body">> => base64:encode(iolist_to_binary(Payload))}, More))).
 
 property(Value) when is_binary(Value) -> text(Value);
 property(Value) when is_integer(Value) -> Value.
@@ -280,11 +289,11 @@ pending_marks(VHost, Exchange, Ids) ->
             Failure
     end.
 
-mark(#{due := Due, keys := Keys, payload := Payload,
+mark(#{due := Due, keys := Keys, payload := Payload, retry := IsRetry,
        properties := #'P_basic'{headers = Headers} = Properties} = Message, Exchange) ->
     X = target(Message, Exchange),
     Kept = [Header || {Name, _, _} = Header <- Headers, not lists:member(Name, ?DELAY_HEADERS)],
-    {X, erlang:md5(term_to_binary({X, Due, lists:sort(Keys), lists:sort(Kept), Payload,
+    {X, erlang:md5(term_to_binary({X, Due, lists:sort(Keys), lists:sort(Kept), Payload, IsRetry,
                                    Properties#'P_basic'{headers = undefined}}))}.
 
 target(#{exchange := X}, undefined) -> X;
@@ -297,6 +306,33 @@ parsed(N, Line) ->
     end.
 
 publish(VHost, Messages, Exchange) ->
+    {Retries, Others} = lists:partition(fun (#{retry := IsRetry}) -> IsRetry end, Messages),
+    case publish_others(VHost, Others, Exchange) of
+        {ok, Unroutable} ->
+            ByTarget = lists:foldr(fun (Message, Acc) ->
+                                           maps:update_with(target(Message, Exchange),
+                                                            fun (Rest) -> [Message | Rest] end, [Message], Acc)
+                                   end, #{}, Retries),
+            restore(VHost, maps:to_list(ByTarget), Unroutable);
+        Failure ->
+            Failure
+    end.
+
+restore(_, [], Unroutable) ->
+    {ok, Unroutable};
+restore(VHost, [{X, Retries} | Rest], Unroutable) ->
+    XName = rabbit_misc:r(VHost, exchange, X),
+    case rabbit_delay_restore:publish(XName, [retry(XName, Retry) || Retry <- Retries]) of
+        ok -> restore(VHost, Rest, Unroutable);
+        Failure -> Failure
+    end.
+
+retry(XName, #{due := Due, keys := Keys, payload := Payload, properties := Properties}) ->
+    rabbit_delay_broker:dead_letter(XName, Keys, due_at(Due, Properties), Payload).
+
+publish_others(_, [], _) ->
+    {ok, 0};
+publish_others(VHost, Messages, Exchange) ->
     case rabbit_delay_connection:open(VHost, <<"import_delayed_messages">>) of
         {ok, {_, Channel} = Connection} ->
             try
@@ -340,13 +376,17 @@ refused(Reason) ->
 publish_one(Channel, #{due := Due, keys := [Key | Keys], payload := Payload,
                        properties := #'P_basic'{headers = Headers0} = Properties} = Message, Exchange) ->
     Copies = Keys -- copies(Headers0),
-    {Name, _, _} = At = rabbit_delay_header:at(Due),
-    Headers = [At | lists:keydelete(Name, 1, rabbit_delay_header:negate(Headers0))]
-        ++ [{<<"BCC">>, array, [{longstr, Copy} || Copy <- Copies]} || Copies =/= []],
+    Negated = Properties#'P_basic'{headers = rabbit_delay_header:negate(Headers0)},
+    #'P_basic'{headers = Dated} = due_at(Due, Negated),
+    Headers = Dated ++ [{<<"BCC">>, array, [{longstr, Copy} || Copy <- Copies]} || Copies =/= []],
     ok = amqp_channel:call(Channel, #'basic.publish'{exchange = target(Message, Exchange),
                                                      routing_key = Key, mandatory = true},
                            #amqp_msg{props = Properties#'P_basic'{headers = Headers},
                                      payload = Payload}).
+
+due_at(Due, #'P_basic'{headers = Headers} = Properties) ->
+    {Name, _, _} = At = rabbit_delay_header:at(Due),
+    Properties#'P_basic'{headers = [At | lists:keydelete(Name, 1, Headers)]}.
 
 copies(Headers) ->
     case lists:keyfind(<<"CC">>, 1, Headers) of
@@ -359,11 +399,9 @@ copies(Headers) ->
 parse(Line) ->
     case rabbit_json:try_decode(Line) of
         {ok, #{<<"format">> := ?FORMAT} = Object} ->
-            try
-                {ok, read(Object)}
-            catch
-                throw:{malformed, What} -> {error, <<What/binary, " is missing or malformed">>}
-            end;
+            if_well_formed(fun () -> (read(Object))#{retry => false} end);
+        {ok, #{<<"format">> := ?FORMAT_OF_RETRY} = Object} ->
+            if_well_formed(fun () -> read_retry(Object) end);
         {ok, #{<<"format">> := _}} ->
             {error, <<"it is of another format">>};
         {ok, _} ->
@@ -371,6 +409,23 @@ parse(Line) ->
         {error, _} ->
             {error, <<"it is not JSON, or cut off">>}
     end.
+
+if_well_formed(Read) ->
+    try
+        {ok, Read()}
+    catch
+        throw:{malformed, What} -> {error, <<What/binary, " is missing or malformed">>}
+    end.
+
+%% Its history says where it goes back to.
+read_retry(#{<<"retry">> := true} = Object) ->
+    #{properties := #'P_basic'{headers = Headers}} = Message = read(Object),
+    case rabbit_delay_deaths:history(rabbit_delay_deaths:plain(Headers)) of
+        {[_ | _], false} -> Message#{retry => true};
+        _ -> malformed(<<"the header x-death of a retry">>)
+    end;
+read_retry(_) ->
+    malformed(<<"retry">>).
 
 read(#{<<"exchange">> := X, <<"due">> := Due, <<"routing_keys">> := [_ | _] = Keys,
        <<"properties">> := #{} = Properties, <<"headers">> := Headers, <<"body">> := Body})

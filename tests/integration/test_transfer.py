@@ -128,7 +128,7 @@ def test_what_is_not_such_a_file(client, broker):
         good = f.read()
     for bad, complaint in [
             (good[:-20], "cut off"), ("\n", "cut off"), ("[]", "format"), ("{}", "format"),
-            (json.dumps({**line, "format": 2}), "another format"),
+            (json.dumps({**line, "format": 3}), "another format"),
             (json.dumps({**line, "body": "?"}), "body"),
             (json.dumps({**line, "due": -1}), "due"), (json.dumps({**line, "due": "soon"}), "due"),
             (json.dumps({**line, "routing_keys": []}), "routing_keys"),

@@ -236,3 +236,22 @@ due(cancel, _) -> 0.
 
 least([]) -> none;
 least(Numbers) -> lists:min(Numbers).
+
+%% One that was pending before is due when it was, marked, whatever the exchange's settings are; its key is good for
+%% cancelling it and for nothing else.
+restored_test_() ->
+    At = rabbit_delay_header:at(?NOW + 5000),
+    Anyone = (settings())#{keys_from => anyone, unusable => {nack, 1}, default => 7},
+    Named = [{<<"x-delay">>, long, 9}, {<<"x-delay-key">>, longstr, <<"k">>},
+             {<<"x-delay-on-duplicate">>, longstr, <<"drop">>}],
+    [?_assertEqual({1, {none, ?NOW + 5000}, 1, ?ENCODING bor 16#8000, ?NOW + 5000, hash(Key)},
+                   record_of((waiting(message([At | died(From) ++ Headers], <<"body">>, #{message_id => <<"m">>})))
+                             #waiting{dead_letter = restored}, Settings))
+     || {Settings, From, Headers, Key} <- [{settings(), <<"other">>, [], <<"m">>},
+                                           {settings(), <<"other">>, Named, <<"m">>},
+                                           {settings(), <<"x">>, Named, <<"k">>},
+                                           {Anyone, <<"other">>, Named, <<"k">>}]].
+
+died(From) ->
+    [{<<"x-death">>, array, [{table, [{<<"queue">>, longstr, <<"q">>}, {<<"reason">>, longstr, <<"rejected">>},
+                                      {<<"count">>, long, 1}, {<<"exchange">>, longstr, From}]}]}].

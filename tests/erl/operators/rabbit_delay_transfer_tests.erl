@@ -55,14 +55,15 @@ any_line_test_() ->
 
 forged() ->
     ?LET(Fields, list({oneof([<<"exchange">>, <<"due">>, <<"routing_keys">>, <<"properties">>,
-                              <<"headers">>, <<"body">>]), json(3)}),
-         maps:merge(#{<<"format">> => 1, <<"exchange">> => <<"x">>, <<"due">> => 1,
-                      <<"routing_keys">> => [<<"k">>], <<"properties">> => #{},
+                              <<"headers">>, <<"body">>, <<"format">>, <<"retry">>]), json(3)}),
+         maps:merge(#{<<"format">> => 1 + length(Fields) rem 2, <<"retry">> => true,
+                      <<"exchange">> => <<"x">>, <<"due">> => 1, <<"routing_keys">> => [<<"k">>], <<"properties">> => #{},
                       <<"headers">> => [], <<"body">> => <<>>}, maps:from_list(Fields))).
 
 json(0) ->
     oneof([null, true, integer(), <<"text">>, <<"longstr">>, <<"table">>, <<"YQ==">>]);
 json(Depth) ->
     oneof([json(0), list(json(Depth - 1)), [[<<"a">>, <<"array">>, json(Depth - 1)]],
+           [[<<"x-death">>, <<"array">>, list([<<"table">>, json(0)])]],
            ?LET({Key, Value}, {oneof([<<"base64">>, <<"priority">>]), json(Depth - 1)},
                 #{Key => Value})]).
