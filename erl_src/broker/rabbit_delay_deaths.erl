@@ -5,7 +5,8 @@
 %% Pure functions; explain/2 also runs in rabbitmqctl, on headers from a file.
 -module(rabbit_delay_deaths).
 
--export([reasons/0, plain/1, history/1, last/1, first/1, first_key/2, redrives/1, explain/2, redriven/4, uncounted/1]).
+-export([reasons/0, plain/1, history/1, last/1, first/1, first_key/2, redrives/1, explain/2, copies/1, redriven/4,
+         to_queue/1, uncounted/1]).
 
 -export_type([headers/0, death/0]).
 
@@ -108,15 +109,26 @@ first(Headers) ->
 redrives(#{?X_REDRIVE_COUNT := N}) when is_integer(N), N > 0 -> N;
 redrives(_) -> 0.
 
-%% The headers that it is redriven with. KeepCC: where its other keys are to be routed by too.
+%% The keys that it is routed by besides its own, where it is published with these headers.
+-spec copies(headers()) -> [binary()].
+copies(#{<<"CC">> := Keys}) when is_list(Keys) -> [Key || Key <- Keys, is_binary(Key)];
+copies(_) -> [].
+
+%% The headers that it is redriven with. KeepCC: where its other keys are to be routed by too. (What another
+%% protocol has under these names, the broker would refuse.)
 -spec redriven(undefined | rabbit_framing:amqp_table(), headers(), KeepHistory :: boolean(),
                KeepCC :: boolean()) -> rabbit_framing:amqp_table().
 redriven(Table, Headers, KeepHistory, KeepCC) ->
     Without = [?X_REDRIVE_COUNT]
         ++ case KeepHistory of true -> []; false -> ?HISTORY end
-        ++ case KeepCC of true -> []; false -> [<<"CC">>] end,
+        ++ case Headers of #{<<"CC">> := Keys} when KeepCC, is_list(Keys) -> []; _ -> [<<"CC">>] end,
     [{?X_REDRIVE_COUNT, long, redrives(Headers) + 1} |
-     [Field || {Name, _, _} = Field <- uncounted(Table), not lists:member(Name, Without)]].
+     [Field || {Name, _, _} = Field <- uncounted(Table), not lists:member(Name, [<<"BCC">> | Without])]].
+
+%% Those with which it is put into a queue by its name: other keys would take it to the queues of those names.
+-spec to_queue(undefined | rabbit_framing:amqp_table()) -> rabbit_framing:amqp_table().
+to_queue(Table) ->
+    [Field || {Name, _, _} = Field <- uncounted(Table), Name =/= <<"CC">>, Name =/= <<"BCC">>].
 
 %% Without what a quorum queue adds on delivery.
 -spec uncounted(undefined | rabbit_framing:amqp_table()) -> rabbit_framing:amqp_table().

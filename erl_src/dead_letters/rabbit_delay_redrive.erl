@@ -35,7 +35,7 @@
                      older_than => non_neg_integer(), newer_than => non_neg_integer(),
                      %% it ends after so long, ms
                      time => pos_integer(),
-                     %% to which exchanges with which keys; all, if not given
+                     %% to which exchanges with which keys, those of CC too; all, if not given
                      may_publish => fun((Exchange :: binary(), Key :: binary()) -> boolean()),
                      %% no other than these, as result() names them
                      targets => [binary()],
@@ -465,7 +465,7 @@ is_last_delivery(_, _) ->
 
 move(Tag, #amqp_msg{props = #'P_basic'{headers = Table} = Properties} = Message,
      #s{options = #{queue := Queue}} = S) ->
-    Uncounted = Properties#'P_basic'{headers = rabbit_delay_deaths:uncounted(Table)},
+    Uncounted = Properties#'P_basic'{headers = rabbit_delay_deaths:to_queue(Table)},
     publish(moved, <<>>, Queue, Tag, Message#amqp_msg{props = Uncounted}, S).
 
 held(#s{consumer = C} = S) -> S#s{consumer = rabbit_delay_redrive_consumer:hold(C)}.

@@ -37,6 +37,8 @@
 %% A queue that has a message for it and does not send it for so long has lost its leader, or another
 %% consumer that is the only one.
 -define(COMING_MS, 5000).
+%% What others take and give back changes the number of those that are out, too: it is looked at for no longer.
+-define(ACKNOWLEDGED_MS, 15000).
 
 -spec new(Channel :: pid(), Queue :: binary()) -> consumer().
 new(Channel, Queue) ->
@@ -124,30 +126,32 @@ out(QName) ->
 
 %% A channel sends acknowledgements to a quorum queue as fast as that takes them, and forgets the rest
 %% when it is closed: messages that were moved would be in both places. So it is closed when the number
-%% of messages that are out no longer falls.
+%% of messages that are out no longer changes, and, where others keep changing it, after a time that a queue
+%% which keeps up does not need.
 -spec await_acknowledged(rabbit_amqqueue:name()) -> ok.
-await_acknowledged(QName) -> await_out(QName, 0, ?SETTLED_MS).
+await_acknowledged(QName) -> await_out(QName, 0, ?SETTLED_MS, ?ACKNOWLEDGED_MS).
 
 %% The queue learns some time after that the channel is closed. Until then who asks again would not find what
 %% was given back. Before: how many were out with others.
 -spec await_given_back(rabbit_amqqueue:name(), Before :: non_neg_integer() | unknown) -> ok.
 await_given_back(_, unknown) -> ok;
-await_given_back(QName, Before) -> await_out(QName, Before, ?COMING_MS).
+await_given_back(QName, Before) -> await_out(QName, Before, ?COMING_MS, ?COMING_MS).
 
-await_out(QName, Wanted, Ms) -> await_out(QName, Wanted, Ms, none, now_ms()).
+%% Until it is no more than Wanted, or has been the same for so long, or for no longer than Longest.
+await_out(QName, Wanted, Ms, Longest) ->
+    Now = now_ms(),
+    await_out(QName, Wanted, Ms, none, Now, Now + Longest).
 
-await_out(QName, Wanted, Ms, Last, Since) ->
+await_out(QName, Wanted, Ms, Last, Since, Until) ->
+    Now = now_ms(),
     case out(QName) of
         unknown -> ok;
         N when N =< Wanted -> ok;
-        N when N =:= Last ->
-            case now_ms() - Since >= Ms of
-                true -> ok;
-                false -> timer:sleep(?LOOK_MS), await_out(QName, Wanted, Ms, N, Since)
-            end;
+        N when N =:= Last, Now - Since >= Ms -> ok;
+        _ when Now >= Until -> ok;
         N ->
             timer:sleep(?LOOK_MS),
-            await_out(QName, Wanted, Ms, N, now_ms())
+            await_out(QName, Wanted, Ms, N, case N of Last -> Since; _ -> Now end, Until)
     end.
 
 now_ms() -> erlang:monotonic_time(millisecond).

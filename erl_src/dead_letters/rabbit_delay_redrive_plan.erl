@@ -47,7 +47,8 @@
                ids :: all | #{rabbit_delay_dead_letter:id() => pos_integer()},
                %% exchanges that nobody may publish to
                internal :: #{binary() => true},
-               routes = #{} :: #{{binary(), binary()} => ok | would_loop | unroutable | refused}}).
+               routes = #{} :: #{{binary(), Keys :: [binary(), ...]} =>
+                                     ok | would_loop | unroutable | refused}}).
 
 -opaque plan() :: #plan{}.
 
@@ -83,7 +84,7 @@ check_target(_, _) ->
     ok.
 
 check_route(X, Key, #plan{options = #{queue := Queue}} = Plan) ->
-    case route(X, Key, Plan) of
+    case route(X, [Key], Plan) of
         {ok, _} ->
             ok;
         {would_loop, _} ->
@@ -100,12 +101,12 @@ name(Name) -> [$", rabbit_delay_text:escaped(Name), $"].
 
 exchange(Name) -> [$", rabbit_delay_text:exchange(Name), $"].
 
-route(X, Key, #plan{routes = Routes, index = Index, options = #{queue := Queue} = Options} = Plan) ->
+route(X, Keys, #plan{routes = Routes, index = Index, options = #{queue := Queue} = Options} = Plan) ->
     case Routes of
-        #{{X, Key} := Known} ->
+        #{{X, Keys} := Known} ->
             {Known, Plan};
         _ ->
-            Reached = rabbit_delay_doctor:reaches_at_once(X, Key, Index),
+            Reached = reached(X, Keys, Index),
             Route = case Reached of
                         _ when is_map_key(X, Plan#plan.internal) -> refused;
                         #{Queue := _} -> would_loop;
@@ -113,7 +114,7 @@ route(X, Key, #plan{routes = Routes, index = Index, options = #{queue := Queue} 
                         _ ->
                             case Options of
                                 #{may_publish := May} ->
-                                    case May(X, Key) of
+                                    case lists:all(fun (Key) -> May(X, Key) end, Keys) of
                                         true -> ok;
                                         false -> refused
                                     end;
@@ -121,8 +122,12 @@ route(X, Key, #plan{routes = Routes, index = Index, options = #{queue := Queue} 
                                     ok
                             end
                     end,
-            {Route, Plan#plan{routes = Routes#{{X, Key} => Route}}}
+            {Route, Plan#plan{routes = Routes#{{X, Keys} => Route}}}
     end.
+
+reached(X, Keys, Index) ->
+    lists:foldl(fun (Key, Acc) -> maps:merge(Acc, rabbit_delay_doctor:reaches_at_once(X, Key, Index)) end,
+                #{}, Keys).
 
 %% What is to become of a message.
 -spec decide(message(), plan()) -> {decision(), plan()}.
@@ -153,7 +158,7 @@ decide_meant(#{headers := Headers} = Message, #plan{options = #{to := To} = Opti
         true ->
             case believed(To, target(To, Deaths, Message), Deaths, Message, Plan0) of
                 {X, Key} ->
-                    case route(X, Key, Plan0) of
+                    case route(X, [Key | copies(To, Message)], Plan0) of
                         {ok, Plan} -> {shown(X, Key, Plan), Plan};
                         {Not, Plan} -> {Not, Plan}
                     end;
@@ -162,8 +167,12 @@ decide_meant(#{headers := Headers} = Message, #plan{options = #{to := To} = Opti
             end
     end.
 
+%% The keys that it keeps besides.
+copies(original_exchange, #{headers := Headers}) -> rabbit_delay_deaths:copies(Headers);
+copies(_, _) -> [].
+
 %% Clients can write a history. Where the broker does not vouch for it, it must be one that can be true:
-%% what dies in that queue comes here, and what is published to that exchange with that key gets to the
+%% what dies in that queue comes here, and what is published to that exchange with those keys gets to the
 %% queue where it died first.
 believed(To, Target, Deaths, Message, #plan{feeders = Feeders, index = Index})
   when To =:= origin; To =:= original_exchange ->
@@ -178,7 +187,7 @@ believed(To, Target, Deaths, Message, #plan{feeders = Feeders, index = Index})
             %% A queue that is not there is unroutable, whoever names it.
             case (is_map_key(Last, Feeders) orelse not is_map_key(Last, Queues))
                 andalso (To =:= origin orelse
-                         is_map_key(First, rabbit_delay_doctor:reaches_at_once(X, Key, Index))) of
+                         is_map_key(First, reached(X, [Key | copies(To, Message)], Index))) of
                 true -> Target;
                 false -> none
             end

@@ -112,6 +112,22 @@ may_publish_test() ->
     ?assertEqual({<<"in">>, <<"job">>}, decided(#{may_publish => Ask, to => original_exchange}, message([died()]))),
     ?assertEqual([{<<"in">>, <<"job">>}], asked()).
 
+%% The keys of CC go with a message to its original exchange, and nowhere else.
+copies_test_() ->
+    Message = message([died()], #{<<"CC">> => [<<"work">>, <<"other">>]}),
+    Ask = fun (Refused) -> fun (X, Key) -> {X, Key} =/= Refused end end,
+    [?_assertEqual(Decision, decided(#{may_publish => Ask(Refused), to => To}, Message))
+     || {Decision, Refused, To} <- [{refused, {<<"in">>, <<"other">>}, original_exchange},
+                                    {{<<"in">>, <<"job">>}, {<<"in">>, <<"work">>}, {exchange, <<"in">>, <<"job">>}},
+                                    {{<<"in">>, <<"job">>}, none, original_exchange},
+                                    {{<<>>, <<"work">>}, {<<>>, <<"other">>}, origin}]]
+        ++ [?_assertEqual(would_loop, decided(#{to => original_exchange},
+                                              message([died()], #{<<"CC">> => [<<"stays">>]}))),
+            %% It died where only the other key takes it.
+            ?_assertEqual({<<"in">>, <<"nothing">>},
+                          decided(#{to => original_exchange},
+                                  message([setelement(4, died(), <<"nothing">>)], #{<<"CC">> => [<<"job">>]})))].
+
 asked() ->
     receive {asked, X, Key} -> [{X, Key} | asked()] after 0 -> [] end.
 
