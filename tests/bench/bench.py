@@ -23,14 +23,14 @@ import time
 import loadgen
 import peers
 import results
-from figures import (boot, burst, cancel, crash, doctor, lateness, memory, operators, overdue, pages,
+from figures import (boot, burst, cancel, changes, crash, doctor, lateness, memory, operators, overdue, pages,
                      publish, redrive, series, takeover)
 from node import BrokerFailed
 from session import Session
 
 FIGURES = {"publish": publish, "memory": memory, "lateness": lateness, "burst": burst,
            "overdue": overdue, "boot": boot, "crash": crash, "series": series,
-           "doctor": doctor, "cancel": cancel, "operators": operators, "redrive": redrive,
+           "doctor": doctor, "cancel": cancel, "operators": operators, "changes": changes, "redrive": redrive,
            "pages": pages, "import": takeover}
 
 

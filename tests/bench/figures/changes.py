@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MPL-2.0
+"""How many pending messages a second operators change, filter and export, and whether messages of another
+exchange are late meanwhile."""
+
+import re
+import threading
+
+import loadgen
+import peers
+import plots
+from loadgen import Consumer
+from session import disk_needed, shown, spread, verdict
+
+# pylint: disable=wrong-import-order
+from figures.operators import EXCHANGE, HOUR_MS, evaluated, selected
+
+TITLE = "Changing and exporting what is pending"
+ABOUT = ("{counts} messages of 100 B, due in 1 to 2 hours. All of it is measured in the broker, in the "
+         "requests that the command-line tool makes. *reschedule*: all of them by an hour (met from "
+         "the last one on), then the first half to one time. *cancel*: a range of due times, then the "
+         "rest of the exchange. *by header*: a dry run for a header that no message has, for which "
+         "each is read. *export*: into lines of JSON. *late*: what another exchange releases, {rate:,} "
+         "a second with delays of 0.5 to 1.5 s, alone and during the changes: the 99th percentile of "
+         "its lateness as a client sees it.")
+RATE = 500
+OTHER_TARGET = "bench.other"
+
+
+def other_exchange():
+    other = peers.DelayedExchange()
+    other.exchange = "bench.other"
+    return other
+
+
+def changed_rate(node, operation, words, dry_run=False):
+    """Messages a second, and how many, of those that are changed, or looked at."""
+    answer = evaluated(node, f"""
+        Go = fun(Go, Request, N) ->
+            {{ok, #{{examined := E, changed := C, cursor := Next}}}} =
+                rabbit_delay_pending:change_matching({EXCHANGE}, {operation}, {selected(words)}, Request),
+            Sum = N + {'E' if dry_run else 'C'},
+            case Next of
+                none -> Sum;
+                _ -> Go(Go, Request#{{cursor => Next}}, Sum)
+            end
+        end,
+        timer:tc(fun() -> Go(Go, #{{by => <<"bench">>, dry_run => {str(dry_run).lower()}}}, 0) end).""")
+    us, count = map(int, re.findall(r"\d+", answer))
+    return count / us * 1e6, count
+
+
+def export_rate(node):
+    answer = evaluated(node, f"""
+        Lines = fun(Lines, <<>>, N) -> N;
+                   (Lines, Ids, N) ->
+            {{ok, Some, 0, Seen}} = rabbit_delay_transfer:export(<<"/">>, <<"{peers.OURS.exchange}">>, Ids),
+            Lines(Lines, binary:part(Ids, Seen * 8, byte_size(Ids) - Seen * 8), N + length(Some))
+        end,
+        Go = fun(Go, Cursor, N) ->
+            {{ok, Ids, Next}} = rabbit_delay_transfer:places(<<"/">>, <<"{peers.OURS.exchange}">>, Cursor),
+            Sum = N + Lines(Lines, Ids, 0),
+            case Next of
+                done -> Sum;
+                _ -> Go(Go, Next, Sum)
+            end
+        end,
+        timer:tc(fun() -> Go(Go, {{0, 0}}, 0) end).""")
+    us, count = map(int, re.findall(r"\d+", answer))
+    return count / us * 1e6, count
+
+
+class Others:
+    """Messages of another exchange, released all the while."""
+
+    def __init__(self, session, node, seconds):
+        run_id, count = session.run_id(), RATE * seconds
+        self.consumer = Consumer(node, run=run_id, queue=OTHER_TARGET, prefetch=1000, count=count, idle=20,
+                                 linger=1, timeout=seconds + 120)
+        self.publisher = threading.Thread(target=loadgen.publish, args=(node,), kwargs={
+            "run": run_id, "count": count, "rate": RATE, "seed": session.seed,
+            "delay": "uniform:500:1500", "timeout": seconds + 120, "exchange": "bench.other",
+            "key": OTHER_TARGET, "header": "x-delay"})
+        self.publisher.start()
+
+    def late(self):
+        self.publisher.join()
+        try:
+            return self.consumer.result()["lateness_ms"]["p99"]
+        finally:
+            self.consumer.kill()
+
+
+def filled(session, node, count):
+    peers.OURS.declare(node)
+    loadgen.publish(node, run=session.run_id(), count=count, size=100, connections=4, seed=session.seed,
+                    delay=f"uniform:{HOUR_MS}:{2 * HOUR_MS}", timeout=3600, **peers.OURS.publish_options())
+    node.settle()
+
+
+def checked(what, measured, wanted):
+    rate, count = measured
+    if count != wanted:
+        raise loadgen.LoadFailed(f"{what}: {count:,} of {wanted:,}")
+    return rate
+
+
+def one_run(session, node, count):
+    filled(session, node, count)
+    result = {"count": count,
+              "header_rate": checked("by header", changed_rate(node, "cancel", 'header => <<"none=1">>', True),
+                                     count),
+              "export_rate": checked("export", export_rate(node), count)}
+    # So long that it lasts until the changes are done.
+    others = Others(session, node, session.scaled(max(20, count // 20_000), 10))
+    result["later_rate"] = checked("reschedule", changed_rate(
+        node, f"{{reschedule_by, {HOUR_MS}}}", "due_from => 1"), count)
+    node_now = int(evaluated(node, "rabbit_delay_config:now_ms()."))
+    middle = node_now + 5 * HOUR_MS // 2
+    to_rate, to_count = changed_rate(node, f"{{reschedule_to, {node_now + 2 * HOUR_MS}}}",
+                                     f"due_to => {middle}")
+    result["to_rate"] = to_rate
+    range_rate, range_count = changed_rate(node, "cancel", f"due_to => {middle}")
+    result["range_rate"] = range_rate
+    if not 0 < to_count == range_count < count:
+        raise loadgen.LoadFailed(f"{to_count:,} were rescheduled to one time, {range_count:,} cancelled")
+    result["all_rate"] = checked("cancel", changed_rate(node, "cancel", ""), count - range_count)
+    result["late_ms"] = others.late()
+    peers.OURS.clear(node)
+    return result
+
+
+def run(session):
+    counts = [session.scaled(1_000_000), session.scaled(10_000_000)]
+    if session.scale > 1:
+        counts = counts[:1]
+    disk_needed(session.root, 30 / session.scale)
+    runs, alone = [], []
+    with session.node() as node:
+        other = other_exchange()
+        other.declare(node)
+        with peers.channel_of(node) as channel:
+            channel.queue_declare(OTHER_TARGET, durable=True, arguments={"x-queue-type": "classic"})
+            channel.queue_bind(OTHER_TARGET, other.exchange, OTHER_TARGET)
+        for number in range(session.rounds(3)):
+            for count in counts if number == 0 else counts[:1]:
+                alone.append(Others(session, node, 10).late())
+                result = one_run(session, node, count)
+                runs.append({"round": number, **result})
+                session.say(f"changes of {count:,}: " + ", ".join(
+                    f"{key} {value:,.0f}" for key, value in result.items() if key != "count"))
+    return {"counts": " and ".join(f"{count:,}" for count in counts), "rate": RATE, "runs": runs,
+            "alone_ms": alone}
+
+
+ROWS = [("rescheduled a second, all by an hour", "later_rate", 200_000),
+        ("rescheduled a second, half of them to one time", "to_rate", 200_000),
+        ("cancelled a second, by due time", "range_rate", 200_000),
+        ("cancelled a second, the rest of the exchange", "all_rate", 200_000),
+        ("examined a second, by header", "header_rate", None),
+        ("exported a second", "export_rate", 100_000),
+        ("others late meanwhile, p99, ms", "late_ms", None)]
+
+
+def of(result, key, count):
+    return [r[key] for r in result["runs"] if r["count"] == count]
+
+
+def counts_of(result):
+    return sorted({r["count"] for r in result["runs"]})
+
+
+def report(result):
+    counts = counts_of(result)
+    lines = ["| what | " + " | ".join(f"{count:,}" for count in counts) + " |",
+             "| --- |" + " --- |" * len(counts)]
+    for label, key, _ in ROWS:
+        form = "{:,.1f}" if key == "late_ms" else "{:,.0f}"
+        lines.append(f"| {label} | " + " | ".join(shown(of(result, key, n), form) for n in counts) + " |")
+    lines += [f"| others late alone, p99, ms | {shown(result['alone_ms'], '{:,.1f}')} |"
+              + " |" * (len(counts) - 1), ""]
+    return lines + [verdict(f"{label}, of {n:,}", spread(of(result, key, n))["median"], wanted, False)
+                    for label, key, wanted in ROWS if wanted for n in counts]
+
+
+def plot(result, path):
+    rates = [(label, key) for label, key, _ in ROWS if key != "late_ms"]
+    plots.bars(path("changes"), [key.removesuffix("_rate") for _, key in rates], [
+        (f"messages a second, of {counts_of(result)[0]:,}",
+         {"ours": [of(result, key, counts_of(result)[0]) for _, key in rates]})])
+    return ["changes"]
