@@ -286,10 +286,11 @@ class Cluster:
             {{ok, {{{{Index, _}}, _}}, _}} -> Index; _ -> none end.""")
         return None if answer in (None, "none") else int(answer)
 
-    def snapshot_index(self, n, server):
-        """That of a node's own member; -1 if it has none or does not answer."""
-        answer = self.nodes[n].ask(f"""case catch ra:member_overview({{{server}, node()}}, 2000) of
-            {{ok, #{{log := #{{snapshot_index := Index}}}}, _}} when is_integer(Index) -> Index; _ -> -1 end.""")
+    def snapshot_index(self, n, resource):
+        """That of the last snapshot of a node's member of an exchange; -1 if there is none."""
+        answer = self.nodes[n].ask(f"""case catch ets:lookup_element(ra_log_snapshot_state,
+            rabbit_delay_registry:member_uid({resource}), 2) of
+            Index when is_integer(Index) -> Index; _ -> -1 end.""")
         return -1 if answer is None else int(answer)
 
     def members(self, n, exchange):

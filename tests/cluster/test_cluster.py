@@ -109,7 +109,11 @@ class Subject:
         self.traffic.go_on(SECONDS)
         self.traffic.finish()
         self.record.close()
-        verdict = judge(self.record.events)
+        return self.judged()
+
+    def judged(self):
+        """Of what is in the record."""
+        verdict = judge(list(self.record.events))
         print(f"\n{self.cluster.series} {self.cluster.metadata} {type(self).__name__}: "
               f"{verdict.summary()}")
         assert verdict.complaints() == []
@@ -166,6 +170,7 @@ class OnExchange(Subject):
 
     consumers = (0, 1, 2)
     arguments = {}
+    delays, rate = DELAYS, 100
 
     def __init__(self, cluster, directory, request):
         super().__init__(cluster, directory, request)
@@ -174,7 +179,7 @@ class OnExchange(Subject):
         self.declare(channel)
         connection.close()
         self.traffic = Traffic(self.record, self.at(*self.clients), self.at(*self.consumers), self.name,
-                               exchange=self.name, key="k", delays=DELAYS, rate=100)
+                               exchange=self.name, key="k", delays=self.delays, rate=self.rate)
         self.begin()
         self.server = evaluate(cluster.nodes[0],
                                f"element(1, rabbit_delay_raft:server_id({self.resource})).")
@@ -232,7 +237,11 @@ class Replicated(HasMembers, OnExchange):
         verdict = super().verdict()
         for n in range(len(self.cluster.nodes)):
             self.publish_pending(n)
-        total = self.also_pending + PENDING * len(self.cluster.nodes)
+        self.await_same(self.also_pending + PENDING * len(self.cluster.nodes))
+        return verdict
+
+    def await_same(self, total):
+        """Until all members have applied the same, and hold the same of so many messages."""
         states = []
 
         def equal():
@@ -240,8 +249,10 @@ class Replicated(HasMembers, OnExchange):
             return (len(set(states)) == 1 and None not in states[0]
                     and states[0][1].startswith(f"{{{total},"))
 
-        self.cluster.eventually(equal, f"members with {total} pending messages: {states}")
-        return verdict
+        try:
+            self.cluster.eventually(equal, f"members with {total} pending messages")
+        finally:
+            print(f"\nmembers hold: {states}")
 
     def publish_pending(self, n, text="pending", delay=LONG):
         connection, channel = self.channel(n)
@@ -524,7 +535,7 @@ def test_replicated_caught_up_by_a_snapshot(whole, subject):
     last = whole.applied(replicated.leader, replicated.server)
     replicated.last()
     # Now the log begins after what the member has: it cannot be caught up by that.
-    whole.eventually(lambda: whole.snapshot_index(replicated.leader, replicated.server) > last + 100,
+    whole.eventually(lambda: whole.snapshot_index(replicated.leader, replicated.resource) > last + 100,
                      f"a snapshot beyond {last}")
     whole.start(killed)
     replicated.caught_up()

@@ -18,9 +18,9 @@ CONF = ["cluster_partition_handling = pause_minority",
         "delayed_message.continuous_membership_reconciliation.interval = 1000"]
 
 
-def made(directory, name, **options):
+def made(directory, name, conf=()):
     return Cluster(os.path.join(directory, name), metadata=os.environ.get("CLUSTER_METADATA") or None,
-                   conf=CONF, **options)
+                   conf=[*CONF, *conf])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: MPL-2.0
+"""What `make check` has of clusters: one cluster, one delayed exchange with publishers and consumers on all nodes,
+and one fault after the other. After each, all that was sent until then is accounted for, nothing is lost or early,
+and all members hold the same. With Khepri, that is on 4.0 (CLUSTER_METADATA=khepri) and 4.3, it has some of them.
+"""
+
+import uuid
+
+import pika
+import pytest
+
+from node import evaluate
+from test_cluster import LONG, SOME, repair
+from test_membership import Group, made
+
+NO_SPACE = 1 << 50
+SNAPSHOT_MESSAGES = 300
+
+
+@pytest.fixture(scope="module")
+def cluster(directory):
+    with made(directory, "short", conf=[f"delayed_message.snapshot_interval.messages = {SNAPSHOT_MESSAGES}"]) as cluster:
+        yield cluster
+
+
+class Short(Group):
+    """One for many tests."""
+
+    delays, rate = (1, 800), 50
+    failed = True
+
+    def accounted_for(self):
+        """With all nodes back."""
+        self.caught_up()
+        self.goes_on()
+        for n in range(len(self.cluster.nodes)):
+            self.traffic.await_more("confirmed", 1, f"p{n}")
+        self.traffic.stop_publishing()
+        self.traffic.await_delivered()
+        self.judged()
+        self.await_same(0)
+        self.traffic.publishing = True
+        self.failed = False
+
+    def server_on(self, n):
+        """The name of a node's member as an Erlang term: one that was added later has another."""
+        return evaluate(self.cluster.nodes[n], f"element(1, rabbit_delay_raft:server_id({self.resource})).")
+
+    def another_leads(self, than):
+        """Known on the nodes that are left."""
+        self.cluster.eventually(lambda: self.leading(self.cluster.others(than)[0]) not in (None, than),
+                                f"another than {than} leads")
+
+
+@pytest.fixture(scope="module")
+def shared():
+    groups = []
+    yield groups
+    for group in groups:
+        group.end()
+
+
+@pytest.fixture
+def group(cluster, shared, directory, request):
+    """The same one as long as no test fails."""
+    if not shared or shared[0].failed:
+        while shared:
+            shared.pop().end()
+        repair(cluster)
+        shared.append(Short(cluster, directory, request))
+    shared[0].failed = True
+    cluster.record = shared[0].record
+    return shared[0]
+
+
+def test_the_leader_is_killed(cluster, group):
+    killed = group.leading()
+    cluster.kill9(killed)
+    group.another_leads(than=killed)
+    group.goes_on()
+    cluster.start(killed)
+    group.accounted_for()
+
+
+def test_the_leader_is_cut_off(cluster, group):
+    away = group.leading()
+    cluster.cut(away)
+    group.another_leads(than=away)
+    group.goes_on()
+    cluster.heal()
+    group.accounted_for()
+
+
+def test_the_leader_is_not_heard_but_hears(cluster, group):
+    away = group.leading()
+    cluster.cut_one_way(away)
+    group.another_leads(than=away)
+    group.goes_on()
+    cluster.heal()
+    group.accounted_for()
+
+
+def test_no_majority_is_left(cluster, group):
+    """Publishers are told so, and nothing is confirmed; afterwards it goes on."""
+    for n in range(3):
+        cluster.cut(n)
+    for n in range(3):
+        group.traffic.await_more("nacked", 1, f"p{n}")
+    confirmed = group.record.count("confirmed")
+    group.traffic.await_more("nacked", 10)
+    assert group.record.count("confirmed") == confirmed
+    cluster.heal()
+    group.accounted_for()
+
+
+def test_the_disk_of_a_follower_is_full(cluster, group):
+    """Nobody notices."""
+    full = cluster.others(group.leading())[0]
+    disk(cluster, full, NO_SPACE)
+    nacked = group.record.count("nacked")
+    for n in range(3):
+        group.traffic.await_more("confirmed", SOME, f"p{n}")
+    disk(cluster, full, None)
+    assert group.record.count("nacked") == nacked
+    group.accounted_for()
+
+
+def test_the_disk_of_the_leader_is_full(cluster, group):
+    """What is published is refused, until there is space."""
+    full = group.leading()
+    disk(cluster, full, NO_SPACE)
+    for n in range(3):
+        group.traffic.await_more("nacked", 1, f"p{n}")
+    disk(cluster, full, None)
+    group.accounted_for()
+
+
+def disk(cluster, n, limit):
+    """Less than the limit is free, or with None enough."""
+    if limit is None:
+        evaluate(cluster.nodes[n], "application:unset_env(rabbitmq_delay_wheel, disk_free_limit).")
+        cluster._note("healed", f"disk full {n}")
+    else:
+        cluster._note("fault", f"disk full {n}")
+        evaluate(cluster.nodes[n], f"application:set_env(rabbitmq_delay_wheel, disk_free_limit, {limit}).")
+    evaluate(cluster.nodes[n], "rabbit_delay_system:check_space().")
+
+
+def test_a_node_is_drained(cluster, group):
+    drained = group.leading()
+    cluster._note("fault", f"drain {drained}")
+    cluster.nodes[drained].tool("rabbitmq-upgrade", "drain")
+    try:
+        group.another_leads(than=drained)
+        cluster._note("struck", f"drain {drained}")
+        group.goes_on()
+    finally:
+        cluster.nodes[drained].tool("rabbitmq-upgrade", "revive")
+    group.accounted_for()
+
+
+def test_a_follower_is_killed_and_caught_up_by_a_snapshot(cluster, group):
+    """Meanwhile another exchange, which has a member there, is deleted and declared again."""
+    leader = group.leading()
+    killed = cluster.others(leader)[0]
+    again = Again(cluster)
+    again.publish(leader, 7)
+    again.await_held(7)
+    cluster.kill9(killed)
+    last = cluster.applied(leader, group.server_on(leader))
+    again.declare(leader, anew=True)
+    again.publish(leader, 3)
+    # Now the log begins after what the member has: it cannot be caught up by that.
+    cluster.eventually(lambda: cluster.snapshot_index(leader, group.resource) > last + 100,
+                       f"a snapshot beyond {last}")
+    cluster.start(killed)
+    group.accounted_for()
+    again.publish(killed, 2)
+    again.await_held(5)
+
+
+class Again:
+    """Another exchange, with messages that stay pending."""
+
+    def __init__(self, cluster):
+        self.cluster, self.name = cluster, f"again-{uuid.uuid4().hex[:8]}"
+        self.declare(0)
+
+    def channel(self, n):
+        connection = pika.BlockingConnection(pika.ConnectionParameters(
+            self.cluster.nodes[n].address, heartbeat=0, blocked_connection_timeout=300))
+        return connection, connection.channel()
+
+    def declare(self, n, anew=False):
+        connection, channel = self.channel(n)
+        if anew:
+            channel.exchange_delete(self.name)
+        channel.exchange_declare(self.name, "x-delayed-message", durable=True,
+                                 arguments={"x-delayed-type": "direct"})
+        connection.close()
+
+    def publish(self, n, count):
+        """What is refused, as it is where the last one's end has not been heard of, is sent again."""
+        connection, channel = self.channel(n)
+        channel.confirm_delivery()
+
+        def taken():
+            try:
+                channel.basic_publish(self.name, "k", b"x", pika.BasicProperties(
+                    delivery_mode=2, headers={"x-delay": LONG}))
+                return True
+            except pika.exceptions.NackError:
+                return False
+
+        for _ in range(count):
+            self.cluster.eventually(taken, f"{self.name} takes a message on {n}")
+        connection.close()
+
+    def await_held(self, count):
+        """Until each node has one member, which holds so many."""
+        resource = f'rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)'
+        held = []
+
+        def equal():
+            held[:] = [(self.cluster.members(n, self.name), node.ask(
+                f"""case catch rabbit_delay_store:stat(rabbit_delay_registry:store({resource}))
+                of #{{pending := Count}} -> Count; _ -> none end."""))
+                for n, node in enumerate(self.cluster.nodes)]
+            return held == [(1, str(count))] * len(held)
+
+        try:
+            self.cluster.eventually(equal, f"members of {self.name} with {count} messages")
+        finally:
+            print(f"\n{self.name}: {held}")
+
+
+def test_a_node_is_forgotten_and_joins_again(cluster, group):
+    gone = cluster.others(group.leading())[-1]
+    by = cluster.others(gone)[0]
+    cluster.stop(gone)
+    cluster.forget(gone, by=by)
+    group.await_members(2, by)
+    group.goes_on()
+    cluster.wipe_and_join(gone, by=by)
+    group.accounted_for()
+
+
+def test_a_node_is_reset_and_joins_again(cluster, group):
+    gone = cluster.others(group.leading())[-1]
+    cluster.reset_and_join(gone, by=cluster.others(gone)[0])
+    group.accounted_for()
+
+
+def test_a_node_is_without_the_plugin(cluster, group):
+    without = cluster.others(group.leading())[-1]
+    cluster._note("fault", f"no plugin {without}")
+    cluster.nodes[without].plugins("disable", "rabbitmq_delay_wheel")
+    cluster._note("struck", f"no plugin {without}")
+    try:
+        for n in cluster.others(without):
+            group.traffic.await_more("confirmed", 1, f"p{n}")
+        group.goes_on()
+    finally:
+        cluster.nodes[without].plugins("enable", "rabbitmq_delay_wheel")
+    cluster._note("healed", f"no plugin {without}")
+    group.accounted_for()
