@@ -410,7 +410,7 @@ suite-cluster-%:
 
 # Of the cluster $1, with a JUnit file in the directory $2 of the results.
 pytest_cluster = env BROKER_SERIES=$(firstword $(subst -, ,$1)) CLUSTER_METADATA=$(word 2,$(subst -, ,$1)) \
-    CLUSTER_SECONDS=$(SECONDS) PYTHONPATH=tests/integration $(PYTHON) -m pytest -q -rP \
+    CLUSTER_SECONDS=$(SECONDS) PYTHONPATH=tests/integration $(PYTHON) -m pytest -q -rP --show-capture=stdout \
     -p no:cacheprovider --junitxml=$(RESULTS)/$2/cluster.xml
 
 # Every place and every errno of tests/c/test_store_faults.c, of which make check draws some, and ten

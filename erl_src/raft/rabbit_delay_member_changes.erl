@@ -490,19 +490,35 @@ candidates(Holding, Peers) ->
                                       || {Node, #{ready := true, draining := false, load := Load}}
                                              <- maps:to_list(Peers), not lists:member(Node, Holding)])].
 
-%% --------------------------------------------------------------------------- being drained
+%% ------------------------------------------------------------------------- leaving the lead
 
-%% Before this node is stopped for maintenance another one leads what it leads. Whether it is.
+%% Another node leads what this one leads before it is stopped for maintenance, and as long as too little of its
+%% disk is free, if one has more. Whether either is so.
 -spec move_leaders() -> boolean().
 move_leaders() ->
-    IsDraining = rabbit_delay_local_member:is_draining(),
-    _ = IsDraining andalso lists:foreach(fun move_leader/1, rabbit_delay_table:led()),
-    IsDraining.
+    case {rabbit_delay_local_member:is_draining(), rabbit_delay_system:status()} of
+        {true, _} -> move_leaders(drained);
+        {false, {full, _}} -> move_leaders(full);
+        {false, _} -> false
+    end.
 
-move_leader(XName) ->
+move_leaders(Why) ->
+    lists:foreach(fun (XName) -> move_leader(XName, Why) end, rabbit_delay_table:led()),
+    true.
+
+move_leader(XName, Why) ->
     change(XName, fun (#{members := [_]}, _, _) ->
                           ok;
                       (Group, #{leader := Leader}, Peers) ->
-                          said(XName, "~s is drained, and another node leads", node(),
-                               leave_leadership(XName, Leader, Group, Peers))
+                          left(XName, Why, leave_leadership(XName, Leader, Group, may_lead(Why, Peers)))
                   end).
+
+may_lead(drained, Peers) -> Peers;
+may_lead(full, Peers) -> maps:filter(fun (_, #{ready := Ready}) -> Ready end, Peers).
+
+left(XName, drained, Result) ->
+    said(XName, "~s is drained, and another node leads", node(), Result);
+left(XName, full, ok) ->
+    said(XName, "~s has too little space, and another node leads", node(), ok);
+left(_, full, _) ->
+    ok.

@@ -1,8 +1,8 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% Has the members of exchanges' groups follow the cluster: now and then it is looked whether a group that
-%% this node leads needs a change (rabbit_delay_member_changes), whether this node is being drained, and whether
-%% it has a member that its group does not have any more.
+%% this node leads needs a change (rabbit_delay_member_changes), whether this node is to lead nothing, as it is
+%% being drained or short of space, and whether it has a member that its group does not have any more.
 %%
 %% That is done by a process of its own, one at a time, which may take as long as it needs.
 -module(rabbit_delay_reconciler).
@@ -15,7 +15,7 @@
 -export([start_link/0, unnamed/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
-%% How often it is looked whether the node is being drained.
+%% How often it is looked whether the node is to lead nothing.
 -define(TICK_MS, 1000).
 %% Every so many times all groups are looked at closely.
 -define(CLOSELY, 12).
@@ -24,7 +24,7 @@
                 %% when it is time, monotonic ms, and how many times it has been
                 next :: integer(),
                 looks = 0 :: non_neg_integer(),
-                draining = false :: boolean(),
+                leaving = false :: boolean(),
                 unnamed = #{} :: #{rabbit_delay_raft:uid() => rabbit_exchange:name()}}).
 
 -spec start_link() -> {ok, pid()} | {error, term()}.
@@ -60,8 +60,8 @@ handle_info(tick, State) ->
               end};
 handle_info({'DOWN', Ref, process, _, Reason}, #state{worker = Ref, unnamed = Unnamed} = State) ->
     {noreply, case Reason of
-                  {looked, IsDraining, Done} ->
-                      State#state{worker = undefined, draining = IsDraining,
+                  {looked, IsLeaving, Done} ->
+                      State#state{worker = undefined, leaving = IsLeaving,
                                   unnamed = maps:without(Done, Unnamed)};
                   _ ->
                       ?LOG_ERROR("delayed messages: members are not looked after: ~0P", [Reason, 20],
@@ -74,12 +74,12 @@ handle_info(_, State) ->
 now_ms() -> erlang:monotonic_time(millisecond).
 
 -dialyzer({nowarn_function, look/1}).
-look(#state{next = Next, looks = Looks, unnamed = Unnamed, draining = Was} = State) ->
+look(#state{next = Next, looks = Looks, unnamed = Unnamed, leaving = Was} = State) ->
     IsDue = now_ms() >= Next,
     All = Looks rem ?CLOSELY =:= 0,
     {_, Ref} = spawn_monitor(fun () ->
-                                     {IsDraining, Done} = look(IsDue, All, Was, Unnamed),
-                                     exit({looked, IsDraining, Done})
+                                     {IsLeaving, Done} = look(IsDue, All, Was, Unnamed),
+                                     exit({looked, IsLeaving, Done})
                              end),
     case IsDue of
         true -> State#state{worker = Ref, looks = Looks + 1,
@@ -88,19 +88,19 @@ look(#state{next = Next, looks = Looks, unnamed = Unnamed, draining = Was} = Sta
     end.
 
 %% Leaders that could not be moved are tried again when it is due.
-look(IsDue, All, WasDraining, Unnamed) ->
+look(IsDue, All, WasLeaving, Unnamed) ->
     case rabbit_delay_system:status() of
         Down when Down =:= starting; element(1, Down) =:= down ->
             {false, []};
         _ ->
-            IsDraining = case IsDue orelse not WasDraining of
-                             true -> rabbit_delay_member_changes:move_leaders();
-                             false -> WasDraining
-                         end,
-            {IsDraining, case IsDue andalso rabbit_delay_config:reconciles() of
-                             true -> reconcile(All, Unnamed);
-                             false -> []
-                         end}
+            IsLeaving = case IsDue orelse not WasLeaving of
+                            true -> rabbit_delay_member_changes:move_leaders();
+                            false -> WasLeaving
+                        end,
+            {IsLeaving, case IsDue andalso rabbit_delay_config:reconciles() of
+                            true -> reconcile(All, Unnamed);
+                            false -> []
+                        end}
     end.
 
 reconcile(All, Unnamed) ->

@@ -14,13 +14,10 @@ from cluster import Cluster
 from node import evaluate
 from test_cluster import PENDING, Replicated, repair
 
-CONF = ["cluster_partition_handling = pause_minority",
-        "delayed_message.continuous_membership_reconciliation.interval = 1000"]
-
-
-def made(directory, name, conf=()):
+def made(directory, name, conf=(), partitions="pause_minority"):
     return Cluster(os.path.join(directory, name), metadata=os.environ.get("CLUSTER_METADATA") or None,
-                   conf=[*CONF, *conf])
+                   conf=[f"cluster_partition_handling = {partitions}",
+                         "delayed_message.continuous_membership_reconciliation.interval = 1000", *conf])
 
 
 @pytest.fixture(scope="module")

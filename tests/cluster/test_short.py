@@ -126,12 +126,26 @@ def test_the_disk_of_a_follower_is_full(cluster, group):
 
 
 def test_the_disk_of_the_leader_is_full(cluster, group):
-    """What is published is refused, until there is space."""
+    """Another node leads, and what is published goes on."""
     full = group.leading()
     disk(cluster, full, NO_SPACE)
+    group.another_leads(than=full)
     for n in range(3):
-        group.traffic.await_more("nacked", 1, f"p{n}")
+        group.traffic.await_more("confirmed", SOME, f"p{n}")
+    # It stays so.
+    assert group.leading() != full
     disk(cluster, full, None)
+    group.accounted_for()
+
+
+def test_all_disks_are_full(cluster, group):
+    """What is published is refused, until there is space."""
+    for n in range(3):
+        disk(cluster, n, NO_SPACE)
+    for n in range(3):
+        group.traffic.await_more("nacked", SOME, f"p{n}")
+    for n in range(3):
+        disk(cluster, n, None)
     group.accounted_for()
 
 
