@@ -20,7 +20,7 @@ from management import Management, eventually, quoted
 from node import HOUR_MS, evaluate
 from private_broker import REPOSITORY
 from test_keys import cancel, keyed
-from test_redrive import keeping_cc, park, redrive, reject_all, topology
+from test_redrive import park, redrive, reject_all, topology
 
 X = "/delayed-exchanges/{vhost}/{exchange}"
 Q = "/dead-letters/{vhost}/{queue}"
@@ -489,31 +489,6 @@ def test_topic_permissions_hold_for_redrives(broker, management, vhost, local, p
                             vhost=vhost, queue=parked)[0]
     assert ask("others.a") == 403 and local.depth(parked) == 1
     assert ask("mine.a") == 200 and local.texts(behind, 1) == ["a"]
-
-
-@pytest.mark.parametrize("delayed", [True, False])
-def test_topic_permissions_hold_for_the_other_keys_of_what_is_redriven(broker, management, vhost, local, people,
-                                                                       delayed):
-    exchange = local.delayed("topic", name="topics") if delayed else local.exchange("topic", name="topics")
-    work, parked = keeping_cc(local)
-    local.channel.queue_bind(work, exchange, "mine.*")
-    copies = local.queue((exchange, "others.*"))
-    for body, headers in ((b"alone", {}), (b"mine too", {"CC": ["mine.b"]}),
-                          (b"with another", {"CC": ["mine.b", "others.a"]})):
-        local.publish(exchange, "mine.a", body, headers=headers)
-    assert local.texts(copies, 1) == ["with another"]
-    reject_all(local, work, 3)
-    eventually(lambda: local.depth(parked), lambda n: n == 3)
-    name = people("management", read=".*", write=".*")
-    assert management.request("PUT", f"topic-permissions/{quoted(vhost)}/{name}", {
-        "exchange": exchange, "write": "^mine\\.", "read": ".*"})[0] in (201, 204)
-    status, report = openapi.call(Management(broker, name, name), "POST", Q + "/redrive",
-                                  {"to_original_exchange": True}, vhost=vhost, queue=parked)
-    assert status == 200 and (report["redriven"], report["refused"]) == (2, 1), report
-    assert sorted(local.texts(work, 2)) == ["alone", "mine too"]
-    # Who may publish with all of them moves it, with all of them.
-    redrive(broker, vhost, parked, "--to-original-exchange")
-    assert local.texts(work, 1) == local.texts(copies, 1) == ["with another"]
 
 
 # ------------------------------------------------------------------------------- redriving

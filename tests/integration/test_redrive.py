@@ -30,14 +30,6 @@ def topology(client, kind="classic", work="work é/'x", parked="parked q", **arg
     return work, parked
 
 
-def keeping_cc(client, kind="classic", work="work é/'x", parked="parked q", **arguments):
-    """The same, by an exchange: where a queue names a key for its dead letters, they lose their other ones."""
-    fan = client.exchange("fanout", name="dead letters")
-    client.queue((fan, ""), name=parked, arguments={"x-queue-type": kind, **arguments})
-    client.queue(name=work, arguments={"x-dead-letter-exchange": fan})
-    return work, parked
-
-
 def reject_all(client, queue, n):
     """Rejects so many messages of the queue."""
     channel = client.connection.channel()
@@ -223,18 +215,6 @@ def test_a_quorum_queue_does_not_drop_what_is_looked_at_too_often(broker, local,
         assert report["skipped"] == 2
         eventually(lambda: depth(local, parked), lambda n: n == 2)
     assert sorted(local.texts(parked, 2)) == ["a", "b"]
-
-
-def test_what_is_put_at_the_end_of_its_queue_goes_to_no_other(broker, local, vhost):
-    """Its other keys are names of queues, to the default exchange."""
-    work, parked = keeping_cc(local, "quorum", **{"x-delivery-limit": 1})
-    named = local.queue(name="named q")
-    park(local, work, parked, ["a"], headers={"CC": [named]})
-    assert local.texts(named, 1) == ["a"]
-    moved = sum(redrive(broker, vhost, parked, "--reason", "expired")["moved"] for _ in range(4))
-    assert moved > 0
-    eventually(lambda: depth(local, parked), lambda n: n == 1)
-    assert depth(local, named) == 0
 
 
 # -------------------------------------------------------------------------- what it does not move
