@@ -183,11 +183,13 @@ class Cluster:
         """Cuts a node off from others, by default from all, both ways."""
         self._note("fault", f"cut {n}")
         self.network.cut(n, self.others(n) if others is None else others)
+        self._note("struck", f"cut {n}")
 
     def cut_one_way(self, n, others=None):
         """What the node sends to them does not arrive; what they send to it does."""
         self._note("fault", f"cut {n} one way")
         self.network.cut_one_way(n, self.others(n) if others is None else others)
+        self._note("struck", f"cut {n} one way")
 
     def heal(self):
         self.network.heal()
