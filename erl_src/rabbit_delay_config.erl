@@ -199,7 +199,7 @@ validate(Args) ->
            {longstr, <<"nack">>} -> ok;
            {longstr, <<"route_now">>} -> ok;
            {_, Other} -> {error, "x-delay-unusable must be \"reject\", \"nack\" or \"route_now\", "
-                          "not ~p", [Other]}
+                          "not ~s", [rabbit_delay_text:setting(Other)]}
        end,
        rabbit_delay_policy:validate_arguments(Args)]).
 
@@ -212,8 +212,8 @@ max_delay_argument(Name, Args) ->
                 {ok, Ms} when Ms >= 1, Ms =< ?MAX_DELAY_LIMIT_MS ->
                     ok;
                 _ ->
-                    {error, "~s must be a time from 1 to ~b ms (such as 30s, 10m or 2h), not ~0tP",
-                     [Name, ?MAX_DELAY_LIMIT_MS, Value, 10]}
+                    {error, "~s must be a time from 1 to ~b ms (such as 30s, 10m or 2h), not ~s",
+                     [Name, ?MAX_DELAY_LIMIT_MS, rabbit_delay_text:setting(Value)]}
             end
     end.
 
@@ -228,7 +228,7 @@ integer_argument(Name, Args, Min, Max) ->
         {_, N} when is_integer(N), N >= Min, N =< Max ->
             ok;
         {_, Other} ->
-            {error, "~s must be an integer from ~b to ~b, not ~p", [Name, Min, Max, Other]}
+            {error, "~s must be an integer from ~b to ~b, not ~s", [Name, Min, Max, rabbit_delay_text:setting(Other)]}
     end.
 
 first_error([]) -> ok;

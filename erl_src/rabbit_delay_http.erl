@@ -109,7 +109,7 @@ parameters(Req, Known) ->
             case [Name || {Name, true} <- Parameters] of
                 [] -> known([P || {Name, Value} = P <- Parameters,
                                   Value =/= <<>> orelse not lists:member(Name, ?TEXTS)], Known);
-                [Name | _] -> {error, text("~0tp has no value", [Name])}
+                [Name | _] -> {error, text("~ts has no value", [rabbit_delay_text:value(Name)])}
             end
     catch
         _:_ -> {error, <<"the query string is malformed">>}
@@ -148,7 +148,7 @@ known(Given, Known) ->
                             #{Word := Name} ->
                                 {ok, Acc#{Name => Value}};
                             _ ->
-                                {error, text("unknown parameter ~0tp", [Word])}
+                                {error, text("unknown parameter ~ts", [rabbit_delay_text:value(Word)])}
                         end;
                     (_, Error) ->
                         Error

@@ -7,9 +7,12 @@
 %% Pure functions, in the broker and in rabbitmqctl.
 -module(rabbit_delay_text).
 
--export([printable/1, escaped/1, reply/1, rs/1, exchange/1]).
+-export([printable/1, escaped/1, value/1, setting/1, reply/1, rs/1, exchange/1]).
 
 -type chars() :: unicode:chardata().
+
+%% How much is told of a value.
+-define(SHOWN_CHARS, 80).
 
 %% Of the 255 bytes that AMQP 0-9-1 has for an error's text the broker puts the error's name before
 %% ours, and a longer one closes the connection on some series.
@@ -53,6 +56,36 @@ escape(C) when C < 32; C >= 127, C < 160; C >= 16#2028, C =< 16#202e; C >= 16#20
     iolist_to_binary(io_lib:format("\\u~4.16.0b", [C]));
 escape(C) ->
     <<C/utf8>>.
+
+%% A value, of JSON or of an AMQP table, as one would write it, cut; of what has parts, what it is.
+-spec value(term()) -> binary().
+value(Value) ->
+    cut(escaped(written(Value))).
+
+%% The same of an argument or a policy: the ways on which the broker tells of these garble what is not
+%% ASCII, or fail.
+-spec setting(term()) -> binary().
+setting(Value) ->
+    cut(<< <<(ascii(C))/binary>> || <<C/utf8>> <= escaped(written(Value)) >>).
+
+ascii(C) when C < 127 -> <<C>>;
+ascii(C) -> iolist_to_binary(io_lib:format("\\u~4.16.0b", [C])).
+
+cut(Text) ->
+    case string:length(Text) > ?SHOWN_CHARS of
+        true -> iolist_to_binary([string:slice(Text, 0, ?SHOWN_CHARS - 3), "..."]);
+        false -> Text
+    end.
+
+written(Text) when is_binary(Text) -> [$", Text, $"];
+written(Value) when is_integer(Value) -> integer_to_list(Value);
+written(Value) when is_float(Value) -> io_lib:format("~w", [Value]);
+written(Value) when is_boolean(Value) -> atom_to_list(Value);
+written(Value) when Value =:= undefined; Value =:= null -> "null";
+written({Places, Number}) -> [integer_to_list(Number), "e-", integer_to_list(Places)];
+written(Map) when is_map(Map) -> "an object";
+written([{_, _, _} | _]) -> "a table";
+written(_) -> "a list".
 
 %% The text of an AMQP 0-9-1 error, cut between two characters.
 -spec reply(chars()) -> binary().

@@ -116,7 +116,7 @@ property(Name, Value) ->
     case {Name, kind(Name)} of
         {_, short} when is_binary(Value), byte_size(Value) =< ?MAX_SHORT -> expiration(Name, Value);
         {_, {Least, Most}} when is_integer(Value), Value >= Least, Value =< Most -> ok;
-        {_, unknown} -> {error, text("there is no property ~0tp to edit", [Name])};
+        {_, unknown} -> {error, text("there is no property ~ts to edit", [rabbit_delay_text:value(Name)])};
         {_, short} -> {error, text("property ~ts is not a string of at most 255 bytes", [Name])};
         {_, {Least, Most}} -> {error, text("property ~ts is not a number from ~b to ~b", [Name, Least, Most])}
     end.

@@ -22,7 +22,6 @@
 -define(DROPPED, {?MODULE, dropped}).
 -define(DROPPED_MS, 10000).
 %% Of a header's value, in an error.
--define(SHOWN_BYTES, 30).
 
 %% The official delayed-message plugin registers the same type. Enabling ours beside it at run time
 %% is refused; at boot the broker must not fail because of us.
@@ -168,7 +167,7 @@ by_key(X, Delivery, Options, Message, Headers, Args) ->
         {cancel, _} ->
             delay(X, Delivery, Message);
         {invalid, Header, Value, Why} ->
-            refuse_key(X, Header, Value, Why),
+            refuse_key(X, Header, Value, Why, Message),
             route_or_delay(X, Delivery, Options, Message, Headers, Args);
         _ ->
             route_or_delay(X, Delivery, Options, Message, Headers, Args)
@@ -203,21 +202,17 @@ refuse_unusable(X, Unusable, Message) ->
     rabbit_delay_broker:raise_to_client(
       precondition_failed, "cannot delay a message published to ~ts: ~ts",
       [rabbit_delay_text:rs(rabbit_delay_broker:exchange_name(X)),
-       rabbit_delay_header:explain(Unusable, rabbit_delay_broker:field_word(Message))]).
+       rabbit_delay_header:explain(
+         Unusable, rabbit_delay_broker:field_word(rabbit_delay_header:names(), Message))]).
 
 %% As above. For anyone but a client the message is one without a key.
-refuse_key(X, Header, Value, Why) ->
+refuse_key(X, Header, {Type, Value}, Why, Message) ->
     rabbit_delay_broker:raise_to_client(
       precondition_failed,
-      "cannot take a message published to ~ts: header '~s' ~s; it is ~s",
-      [rabbit_delay_text:rs(rabbit_delay_broker:exchange_name(X)), Header, Why, shown(Value)]).
-
-shown(undefined) ->
-    "null";
-shown(<<Start:?SHOWN_BYTES/binary, _, _/binary>> = Value) ->
-    io_lib:format("~0p... of ~b bytes", [Start, byte_size(Value)]);
-shown(Value) ->
-    io_lib:format("~0P", [Value, ?SHOWN_BYTES]).
+      "cannot take a message published to ~ts: ~s ~s ~s; it is ~ts",
+      [rabbit_delay_text:rs(rabbit_delay_broker:exchange_name(X)),
+       rabbit_delay_broker:field_word(rabbit_delay_key:names(), Message), Header, Why,
+       rabbit_delay_header:shown(Type, Value)]).
 
 delay(X, Delivery, Message) ->
     XName = rabbit_delay_broker:exchange_name(X),

@@ -166,7 +166,8 @@ refuse_unusable([{#waiting{message = Message}, Why} | _] = Refused,
     N = length(Refused),
     rabbit_delay_counters:add(Counters, unusable, N),
     lists:foreach(fun ({W, _}) -> ok = give_back(W, State) end, lists:reverse(Refused)),
-    Text = rabbit_delay_header:explain(Why, rabbit_delay_broker:field_word(Message)),
+    Word = rabbit_delay_broker:field_word(rabbit_delay_header:names(), Message),
+    Text = rabbit_delay_header:explain(Why, Word),
     tell(unusable, unicode:characters_to_binary(Text), N, State).
 
 tell(What, Why, N, #state{untold = Untold} = State) ->

@@ -41,7 +41,7 @@
 -type use() :: none
              | {on_duplicate(), key()}
              | {cancel, key()}
-             | {invalid, Header :: binary(), Value :: term(), Why :: string()}.
+             | {invalid, Header :: binary(), Value :: {Type :: atom(), term()}, Why :: string()}.
 
 %% The headers that are understood.
 -spec names() -> [binary()].
@@ -61,7 +61,7 @@ asked(Headers, MessageId) ->
         {_, Type, Value} ->
             case is_key(Type, Value) of
                 true -> {cancel, Value};
-                false -> {invalid, ?CANCEL, Value, "must be a string of 1 to 255 bytes"}
+                false -> {invalid, ?CANCEL, {Type, Value}, "must be a string of 1 to 255 bytes"}
             end;
         false ->
             case on_duplicate(rabbit_delay_header:find(?ON_DUPLICATE, Headers)) of
@@ -74,7 +74,7 @@ asked(Headers, MessageId) ->
 named(_, {invalid, _, _, _} = Invalid) -> Invalid;
 named(keep, none) -> none;
 named(OnDuplicate, none) ->
-    {invalid, ?ON_DUPLICATE, atom_to_binary(OnDuplicate, utf8),
+    {invalid, ?ON_DUPLICATE, {longstr, atom_to_binary(OnDuplicate, utf8)},
      "needs a key: x-delay-key or a message_id"};
 named(OnDuplicate, Key) -> {OnDuplicate, Key}.
 
@@ -99,7 +99,7 @@ key_of(undefined, MessageId) ->
 key_of({Type, Value}, _) ->
     case is_key(Type, Value) of
         true -> Value;
-        false -> {invalid, ?KEY, Value, "must be a string of 1 to 255 bytes"}
+        false -> {invalid, ?KEY, {Type, Value}, "must be a string of 1 to 255 bytes"}
     end.
 
 on_duplicate(undefined) -> keep;
@@ -108,12 +108,12 @@ on_duplicate({Type, Word}) when Type =:= longstr; Type =:= binary ->
         <<"keep">> -> keep;
         <<"replace">> -> replace;
         <<"drop">> -> drop;
-        _ -> unknown_word(Word)
+        _ -> unknown_word(Type, Word)
     end;
-on_duplicate({_, Value}) -> unknown_word(Value).
+on_duplicate({Type, Value}) -> unknown_word(Type, Value).
 
-unknown_word(Value) ->
-    {invalid, ?ON_DUPLICATE, Value, "must be 'keep', 'replace' or 'drop'"}.
+unknown_word(Type, Value) ->
+    {invalid, ?ON_DUPLICATE, {Type, Value}, "must be 'keep', 'replace' or 'drop'"}.
 
 is_key(Type, Value) ->
     (Type =:= longstr orelse Type =:= binary) andalso is_binary(Value)

@@ -132,34 +132,34 @@ check(?GROUP_SIZE, Shown, Value) -> number(?GROUP_SIZE, Shown, Value, 1, ?MAX_GR
 check(?OVERFLOW, _, <<"reject-publish">>) -> ok;
 check(?OVERFLOW, _, <<"drop-latest-due">>) -> ok;
 check(?OVERFLOW, Shown, Value) ->
-    {error, "~s must be \"reject-publish\" or \"drop-latest-due\", not ~p", [Shown, Value]};
+    {error, "~s must be \"reject-publish\" or \"drop-latest-due\", not ~s", [Shown, rabbit_delay_text:setting(Value)]};
 check(<<"delay-overdue">>, _, <<"deliver">>) -> ok;
 check(<<"delay-overdue">>, _, <<"drop">>) -> ok;
 check(<<"delay-overdue">>, _, <<"dead-letter">>) -> ok;
 check(<<"delay-overdue">>, Shown, Value) ->
-    {error, "~s must be \"deliver\", \"drop\" or \"dead-letter\", not ~p", [Shown, Value]};
+    {error, "~s must be \"deliver\", \"drop\" or \"dead-letter\", not ~s", [Shown, rabbit_delay_text:setting(Value)]};
 check(?KEYS_FROM, _, <<"publishers">>) -> ok;
 check(?KEYS_FROM, _, <<"anyone">>) -> ok;
 check(?KEYS_FROM, Shown, Value) ->
-    {error, "~s must be \"publishers\" or \"anyone\", not ~p", [Shown, Value]};
+    {error, "~s must be \"publishers\" or \"anyone\", not ~s", [Shown, rabbit_delay_text:setting(Value)]};
 check(<<"delay-retry", _/binary>> = Name, Shown, Value) ->
     rabbit_delay_retry:check(Name, Shown, Value);
 check(Name, _, Value) when (Name =:= ?DEAD_LETTER_EXCHANGE orelse Name =:= ?DEAD_LETTER_KEY),
                            is_binary(Value), byte_size(Value) =< 255 -> ok;
 check(_, Shown, Value) ->
-    {error, "~s must be a string of at most 255 bytes, not ~p", [Shown, Value]}.
+    {error, "~s must be a string of at most 255 bytes, not ~s", [Shown, rabbit_delay_text:setting(Value)]}.
 
 number(Name, Shown, Value, Min, Max) ->
     case understood(Name, Value) of
         {ok, N} when N >= Min, N =< Max ->
             ok;
         _ ->
-            {error, "~s must be ~s from ~b to ~b~s, not ~ts",
+            {error, "~s must be ~s from ~b to ~b~s, not ~s",
              case lists:member(Name, ?TIMES) of
-                 true -> [Shown, "a time", Min, Max, " ms (such as 30s, 10m or 2h)", shown(Value)];
+                 true -> [Shown, "a time", Min, Max, " ms (such as 30s, 10m or 2h)", rabbit_delay_text:setting(Value)];
                  false when Name =:= ?MAX_LENGTH_BYTES ->
-                     [Shown, "a size", Min, Max, " bytes (such as 2kB or 10MB)", shown(Value)];
-                 false -> [Shown, "an integer", Min, Max, "", shown(Value)]
+                     [Shown, "a size", Min, Max, " bytes (such as 2kB or 10MB)", rabbit_delay_text:setting(Value)];
+                 false -> [Shown, "an integer", Min, Max, "", rabbit_delay_text:setting(Value)]
              end}
     end.
 
@@ -169,9 +169,6 @@ understood(Name, Text) when is_binary(Text), (Name =:= ?DEFAULT orelse Name =:= 
     rabbit_delay_notation:interval(Text);
 understood(?MAX_LENGTH_BYTES, Text) when is_binary(Text) -> rabbit_delay_notation:size(Text);
 understood(_, _) -> error.
-
-shown(Text) when is_binary(Text) -> ["\"", rabbit_delay_text:escaped(Text), "\""];
-shown(Value) -> io_lib:format("~0tP", [Value, 10]).
 
 setting(Name, X, Default) ->
     usable(Name, rabbit_policy:get_arg(argument(Name), Name, X), Default).

@@ -75,7 +75,7 @@ names() ->
 check(Name, Shown, Value) ->
     case understood(Name, Value) of
         {ok, _} -> ok;
-        error -> {error, "~s must be " ++ wanted(Name) ++ ", not ~p", [Shown, Value]}
+        error -> {error, "~s must be " ++ wanted(Name) ++ ", not ~s", [Shown, rabbit_delay_text:setting(Value)]}
     end.
 
 wanted(?SCHEDULE) ->

@@ -39,7 +39,7 @@ parse(Key, Word, Now, Filter) when Key =:= due_from; Key =:= due_to ->
 parse(header, Word, _, Filter) when is_binary(Word) ->
     case binary:split(Word, <<"=">>) of
         [Name, Value] when Name =/= <<>> -> {ok, Filter#{header => {Name, Value}}};
-        _ -> {error, text("header: ~ts is not of the form name=value", [shown(Word)])}
+        _ -> {error, text("header: ~ts is not of the form name=value", [rabbit_delay_text:value(Word)])}
     end;
 parse(key, <<>>, _, _) ->
     {error, <<"key: not a string of 1 to 255 bytes">>};
@@ -136,7 +136,7 @@ time(Word, _) when is_binary(Word) ->
         error:badarg -> written(Word)
     end;
 time(Word, _) ->
-    {error, text("~ts is not a time", [shown(Word)])}.
+    {error, text("~ts is not a time", [rabbit_delay_text:value(Word)])}.
 
 written(Word) ->
     case rabbit_delay_time:local(Word) of
@@ -144,9 +144,9 @@ written(Word) ->
             in_range(Ms, Word);
         {error, twice} ->
             {error, text("~ts comes twice, as clocks are put back: say which with a zone, as in "
-                         "2027-01-31T12:00:00+01:00", [shown(Word)])};
+                         "2027-01-31T12:00:00+01:00", [rabbit_delay_text:value(Word)])};
         {error, no_such_time} ->
-            {error, text("there is no ~ts in this machine's time zone", [shown(Word)])};
+            {error, text("there is no ~ts in this machine's time zone", [rabbit_delay_text:value(Word)])};
         {error, not_local} ->
             rfc3339(Word)
     end.
@@ -157,11 +157,11 @@ rfc3339(Word) ->
     catch
         error:_ ->
             {error, text("~ts is not a time: ms since the epoch, 2027-01-31 12:00:00, "
-                         "2027-01-31T12:00:00Z, or an offset such as +90m", [shown(Word)])}
+                         "2027-01-31T12:00:00Z, or an offset such as +90m", [rabbit_delay_text:value(Word)])}
     end.
 
 in_range(Ms, _) when Ms >= 0, Ms =< ?MAX_MS -> {ok, Ms};
-in_range(_, Word) -> {error, text("~ts is out of range", [shown(Word)])}.
+in_range(_, Word) -> {error, text("~ts is out of range", [rabbit_delay_text:value(Word)])}.
 
 %% A span of time in ms: an integer, or a string with a sign and a unit.
 -spec offset(binary() | integer()) -> {ok, integer()} | {error, Why :: binary()}.
@@ -172,20 +172,20 @@ offset(Word) when is_binary(Word) ->
         {ok, Ms} when abs(Ms) =< ?MAX_MS ->
             {ok, Ms};
         {ok, _} ->
-            {error, text("~ts is out of range", [shown(Word)])};
+            {error, text("~ts is out of range", [rabbit_delay_text:value(Word)])};
         error ->
             {error, text("~ts is not an offset such as +90m or -1h (ms, s, m, h, d, w)",
-                         [shown(Word)])}
+                         [rabbit_delay_text:value(Word)])}
     end;
 offset(Word) ->
-    {error, text("~ts is not an offset in ms", [shown(Word)])}.
+    {error, text("~ts is not an offset in ms", [rabbit_delay_text:value(Word)])}.
 
 %% Reads an id as items show it.
 -spec id(binary()) -> {ok, rabbit_delay_store:id()} | {error, Why :: binary()}.
 id(Word) ->
     case rabbit_delay_notation:number(Word) of
         {ok, Id} when Id =< ?MAX_ID -> {ok, Id};
-        _ -> {error, text("~ts is not the id of a message", [shown(Word)])}
+        _ -> {error, text("~ts is not the id of a message", [rabbit_delay_text:value(Word)])}
     end.
 
 %% In words, for the log.
@@ -200,14 +200,6 @@ text(Filter) ->
     iolist_to_binary(["messages with ",
                       lists:join(" and ", [[atom_to_binary(Name, utf8), $\s, Value(Wanted)]
                                            || {Name, Wanted} <- maps:to_list(Filter)])]).
-
-shown(Word) when is_binary(Word), byte_size(Word) =< 100 ->
-    case unicode:characters_to_list(Word) of
-        Chars when is_list(Chars) -> [$', rabbit_delay_text:escaped(Chars), $'];
-        _ -> io_lib:format("~0p", [Word])
-    end;
-shown(Word) ->
-    io_lib:format("~0tP", [Word, 10]).
 
 text(Format, Args) ->
     unicode:characters_to_binary(io_lib:format(Format, Args)).

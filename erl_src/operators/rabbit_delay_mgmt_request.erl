@@ -75,7 +75,7 @@ change(Resource, Json) ->
                       {ok, Operation, Which, Cursor#{dry_run => DryRun}}
               end);
         [Unknown | _] ->
-            {error, text("unknown member ~0tp", [Unknown])}
+            {error, text("unknown member ~ts", [rabbit_delay_text:value(Unknown)])}
     end.
 
 operation(reschedule, #{<<"to">> := _, <<"by">> := _}) ->

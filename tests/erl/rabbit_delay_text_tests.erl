@@ -26,6 +26,21 @@ any_bytes_test() ->
               ?assertEqual(nomatch, re:run(Text, "[\\x00-\\x1f\\x7f]"))
       end, lists:seq(1, 2000)).
 
+value_test_() ->
+    [?_assertEqual(Text, rabbit_delay_text:value(Value))
+     || {Value, Text} <-
+            [{<<"5m">>, <<"\"5m\"">>}, {<<>>, <<"\"\"">>}, {<<"fünf"/utf8>>, <<"\"fünf\""/utf8>>},
+             {<<255, "\n">>, <<"\"ÿ\\u000a\""/utf8>>}, {17, <<"17">>}, {1.5, <<"1.5">>}, {true, <<"true">>},
+             {null, <<"null">>}, {undefined, <<"null">>}, {#{<<"ms">> => 5}, <<"an object">>},
+             {[1, 2], <<"a list">>}, {[], <<"a list">>}, {[{signedint, 300}], <<"a list">>},
+             {[{<<"ms">>, signedint, 5}], <<"a table">>}, {{2, 150}, <<"150e-2">>},
+             {binary:copy(<<"€"/utf8>>, 100),
+              <<"\"", (binary:copy(<<"€"/utf8>>, 76))/binary, "...">>}]].
+
+setting_test_() ->
+    [?_assertEqual(<<"\"f\\u00fcnf\\u000a\"">>, rabbit_delay_text:setting(<<"fünf\n"/utf8>>)),
+     ?_assertEqual(<<"1.5">>, rabbit_delay_text:setting(1.5))].
+
 reply_is_cut_between_characters_test() ->
     ?assertEqual(<<"short">>, rabbit_delay_text:reply("short")),
     lists:foreach(

@@ -81,6 +81,22 @@ def test_a_pattern_that_is_none_changes_nothing(broker, vhost, command, why):
     assert held(broker, vhost) == {"a-1": 2, "a-2": 2, "b": 2}
 
 
+@pytest.mark.parametrize("command, told", [
+    (["list_delayed_messages", "b", "--due-from", "fünf"], '"fünf" is not a time'),
+    (["list_delayed_messages", "b", "--due-to", "x" * 100], f'"{"x" * 76}... is not a time'),
+    (["list_delayed_messages", "b", "--header", "größe"], 'header: "größe" is not of the form name=value'),
+    (["show_delayed_message", "b", "fünf"], '"fünf" is not the id of a message'),
+    (["cancel_delayed_messages", "b", "1", "fünf"], '"fünf" is not the id of a message'),
+    (["release_delayed_messages", "b", "1e3"], '"1e3" is not the id of a message'),
+    (["reschedule_delayed_messages", "b", "--all", "--to", "fünf"], '"fünf" is not a time'),
+    (["reschedule_delayed_messages", "b", "--all", "--by", "fünf"], '"fünf" is not an offset such as +90m'),
+], ids=range(8))
+def test_a_refusal_is_in_the_users_words(broker, vhost, command, told):
+    code, said = refused(broker, *command, "--vhost", vhost)
+    assert code == BAD_DATA and told in said and "<<" not in said, said
+    assert held(broker, vhost) == {"a-1": 2, "a-2": 2, "b": 2}
+
+
 def test_one_message_is_one_message(client, broker):
     exchange, _ = client.delayed_and_queue()
     client.publish(exchange, delay=HOUR_MS)

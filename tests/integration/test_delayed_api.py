@@ -310,7 +310,7 @@ def test_absurd_queries_are_refused_with_a_reason(api, query, wanted):
 @pytest.mark.parametrize("what, body, wanted", [
     ("cancel", {}, "which messages"), ("cancel", [], "object"), ("cancel", "x", "object"),
     ("cancel", {"ids": []}, "1 to 1000"), ("cancel", {"ids": ["1"] * 1001}, "1 to 1000"),
-    ("cancel", {"ids": [1]}, "string"), ("cancel", {"ids": ["one"]}, "'one'"),
+    ("cancel", {"ids": [1]}, "string"), ("cancel", {"ids": ["one"]}, '"one"'),
     ("cancel", {"ids": ["1"], "all": True}, "which messages"),
     ("cancel", {"ids": ["1"], "dry_run": True}, "dry_run"),
     ("cancel", {"filter": {}}, "at least one"), ("cancel", {"filter": []}, "filter"),
@@ -322,7 +322,7 @@ def test_absurd_queries_are_refused_with_a_reason(api, query, wanted):
     ("cancel", {"all": True, "cursor": "x"}, "cursor"), ("cancel", {"all": True, "to": 5}, "to"),
     ("release", {"all": True, "by": "1h"}, "by"), ("reschedule", {"all": True}, "to when"),
     ("reschedule", {"all": True, "to": 5, "by": 5}, "either"),
-    ("reschedule", {"all": True, "by": "soon"}, "'soon'"),
+    ("reschedule", {"all": True, "by": "soon"}, '"soon"'),
     ("reschedule", {"all": True, "by": 10 ** 30}, "offset"),
     ("reschedule", {"all": True, "by": 1.5}, "offset"),
     ("reschedule", {"all": True, "by": "101y"}, "offset"),
@@ -331,6 +331,24 @@ def test_absurd_queries_are_refused_with_a_reason(api, query, wanted):
 def test_absurd_changes_are_refused_with_a_reason(api, what, body, wanted):
     assert wanted in api.refusal(400, "POST", f"{X}/messages/{what}", body=body)
     assert len(api.ids()) == 6
+
+
+@pytest.mark.parametrize("what, body, wanted", [
+    ("cancel", {"ids": ["\xff\n"]}, '"ÿ\\u000a" is not the id of a message'),
+    ("cancel", {"filter": {"due_to": {"at": 5}}}, "due_to: an object is not a time"),
+    ("cancel", {"filter": {"due_to": [300]}}, "due_to: a list is not a time"),
+    ("cancel", {"filter": {"due_to": "fünf" * 100}}, 'due_to: "' + "fünf" * 19 + "... is not a time"),
+    ("cancel", {"filter": {"header": "größe"}}, 'header: "größe" is not of the form name=value'),
+    ("reschedule", {"all": True, "by": 1.5}, "1.5 is not an offset in ms"),
+    ("reschedule", {"all": True, "by": True}, "true is not an offset in ms"),
+    ("cancel", {"all": True, "größe": 5}, 'unknown member "größe"')])
+def test_a_refusal_is_in_the_askers_words(api, what, body, wanted):
+    told = api.refusal(400, "POST", f"{X}/messages/{what}", body=body)
+    assert wanted in told and "<<" not in told
+
+
+def test_a_parameter_is_named_as_it_was_written(api):
+    assert 'unknown parameter "größe"' in api.refusal(400, "GET", X + "/messages", query="?gr%C3%B6%C3%9Fe=5")
 
 
 def test_a_body_that_is_not_json_is_refused(api):

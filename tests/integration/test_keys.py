@@ -168,9 +168,9 @@ def test_headers_are_delivered_as_they_were_published(client):
 # --------------------------------------------------------------------------- bad values
 
 BAD = {
-    "key of 256 bytes": ({"x-delay": 5, "x-delay-key": "k" * 256}, "x-delay-key", "256"),
-    "empty key": ({"x-delay": 5, "x-delay-key": ""}, "x-delay-key", "<<>>"),
-    "number as key": ({"x-delay": 5, "x-delay-key": 17}, "x-delay-key", "17"),
+    "key of 256 bytes": ({"x-delay": 5, "x-delay-key": "k" * 256}, "x-delay-key", "k..."),
+    "empty key": ({"x-delay": 5, "x-delay-key": ""}, "x-delay-key", 'the string ""'),
+    "number as key": ({"x-delay": 5, "x-delay-key": 17}, "x-delay-key", "integer 17"),
     "unknown word": ({"x-delay": 5, "x-delay-key": "a", "x-delay-on-duplicate": "perhaps"},
                      "x-delay-on-duplicate", "perhaps"),
     "word in capitals": ({"x-delay": 5, "x-delay-key": "a", "x-delay-on-duplicate": "DROP"},
@@ -179,11 +179,11 @@ BAD = {
                        "x-delay-on-duplicate", "1"),
     "word without a key": ({"x-delay": 5, "x-delay-on-duplicate": "drop"},
                            "x-delay-on-duplicate", "needs a key"),
-    "cancel without a key": ({"x-delay-cancel": ""}, "x-delay-cancel", "<<>>"),
+    "cancel without a key": ({"x-delay-cancel": ""}, "x-delay-cancel", 'the string ""'),
     "cancel of null": ({"x-delay-cancel": wire.VOID}, "x-delay-cancel", "null"),
-    "cancel of true": ({"x-delay-cancel": True}, "x-delay-cancel", "true"),
-    "cancel of a table": ({"x-delay-cancel": {"key": "a"}}, "x-delay-cancel", "key"),
-    "cancel of 256 bytes": ({"x-delay-cancel": "k" * 256}, "x-delay-cancel", "256"),
+    "cancel of true": ({"x-delay-cancel": True}, "x-delay-cancel", "the boolean true"),
+    "cancel of a table": ({"x-delay-cancel": {"key": "a"}}, "x-delay-cancel", 'the table {"key": "a"}'),
+    "cancel of 256 bytes": ({"x-delay-cancel": "k" * 256}, "x-delay-cancel", "k..."),
     "at once, but with a bad key": ({"x-delay-key": 17}, "x-delay-key", "17"),
 }
 
@@ -195,6 +195,7 @@ def test_a_bad_value_closes_the_channel_and_changes_nothing(client, management, 
     client.publish(exchange, body=b"there", headers=keyed("a"))
     code, text = client.refusal(exchange, body=b"refused", headers=headers)
     assert code == 406 and header in text and value in text and exchange in text, text
+    assert "<<" not in text
     holds(management, exchange, 1)
     assert client.texts_until_marker(queue) == []
 

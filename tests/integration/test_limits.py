@@ -2,6 +2,7 @@
 """What an exchange has by argument or by policy: a default delay, limits of what may be pending, a
 rate of release, and what becomes of messages that are overdue."""
 
+import json
 import random
 import time
 
@@ -319,6 +320,26 @@ def test_an_unknown_overflow_is_refused(client, policy):
     status, answer = policy("any", delay_overflow="drop-head")
     assert status == 400 and "drop-latest-due" in answer["reason"]
 
+
+# Which is of no setting, and what is told of it as an argument, in a policy, and of both.
+WRONG = [("x-delay-overflow", "fünf €", 'not "f\\u00fcnf \\u20ac"'), ("x-delay-overdue", 5, "not 5"),
+         ("x-delay-default", "fünf €", 'not "f\\u00fcnf \\u20ac"'), ("x-delay-max-length", [300], "not a list"),
+         ("x-delay-overflow", "x" * 100, f'not "{"x" * 76}...'),
+         ("x-delay-retry", "fünf €", 'not "f\\u00fcnf \\u20ac"'), ("x-delay-retry-jitter", 1.5, "not 1.5")]
+
+
+@pytest.mark.parametrize("name, value, told", WRONG)
+def test_a_refused_setting_is_shown_as_it_was_written(broker, client, policy, name, value, told):
+    code, text = closes_channel(lambda: client.delayed(arguments={
+        name: wire.double_float(value) if isinstance(value, float) else value}))
+    assert code == 406 and told in text and "<<" not in text, text
+    key = name.removeprefix("x-")
+    status, answer = policy("any", **{key.replace("-", "_"): value})
+    assert status == 400 and told in answer["reason"] and "<<" not in answer["reason"], answer
+    answer = broker.ctl("set_policy", "--apply-to", "exchanges", "wrong", "^any$", json.dumps({key: value}),
+                        check=False)
+    said = answer.stdout + answer.stderr
+    assert answer.returncode != 0 and told in said and "<<" not in said, said
 
 # ---------------------------------------------------------------------------- bad settings
 

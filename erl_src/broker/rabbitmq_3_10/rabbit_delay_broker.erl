@@ -15,7 +15,7 @@
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
--export([message_of/1, if_storable/3, confirms/1, parsed/1, headers/1, field_word/1, message_id/1,
+-export([message_of/1, if_storable/3, confirms/1, parsed/1, headers/1, field_word/2, message_id/1,
          payload_size/1, exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
@@ -209,13 +209,13 @@ amqp10_section(Name, Headers) ->
             []
     end.
 
-%% What its protocol calls the field that its delay is in.
--spec field_word(message()) -> string().
-field_word(#basic_message{content = Content}) ->
+%% What its protocol calls the field that its delay is in, or its key, by the names that say so.
+-spec field_word([binary()], message()) -> string().
+field_word(Names, #basic_message{content = Content}) ->
     Headers = rabbit_basic:extract_headers(Content),
     case is_amqp10(Headers) of
         false -> "header";
-        true -> element(1, amqp10_fields(rabbit_delay_header:names(), amqp10_sections(Headers), Headers))
+        true -> element(1, amqp10_fields(Names, amqp10_sections(Headers), Headers))
     end.
 
 -spec message_id(message()) -> binary() | undefined.

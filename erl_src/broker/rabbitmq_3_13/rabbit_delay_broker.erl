@@ -19,7 +19,7 @@
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
--export([message_of/1, if_storable/3, confirms/1, parsed/1, headers/1, field_word/1, message_id/1,
+-export([message_of/1, if_storable/3, confirms/1, parsed/1, headers/1, field_word/2, message_id/1,
          payload_size/1, exchange_of/2, encode/1, from_official/1, routing/1, content/1, released/1,
          dead_lettered/4]).
 -export([is_dead_letter/1, dead_letter_to/2, deaths/1, uncounted/1, returned/2, queue_named/1]).
@@ -247,14 +247,14 @@ annotated(Names, Message) ->
 or_properties([], Names, Properties) -> rabbit_delay_header:from_properties(Names, Properties);
 or_properties(Annotated, _, _) -> Annotated.
 
-%% What its protocol calls the field that its delay is in.
--spec field_word(message()) -> string().
-field_word(?CONTAINER(mc_amqp, _, _) = Message) ->
-    case annotated(rabbit_delay_header:names(), Message) of
+%% What its protocol calls the field that its delay is in, or its key, by the names that say so.
+-spec field_word([binary()], message()) -> string().
+field_word(Names, ?CONTAINER(mc_amqp, _, _) = Message) ->
+    case annotated(Names, Message) of
         [] -> "application property";
         _ -> "annotation"
     end;
-field_word(_) ->
+field_word(_, _) ->
     "header".
 
 %% As text, if it is not text: a number in decimal, a UUID as a URN.

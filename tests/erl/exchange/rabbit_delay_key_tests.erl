@@ -36,19 +36,19 @@ invalid_test_() ->
     TooLong = binary:copy(<<"k">>, 256),
     [?_assertMatch({invalid, Header, Value, [_ | _]}, ?K:asked(Headers, undefined))
      || {Headers, Header, Value} <-
-            [{[header(<<"key">>, TooLong)], <<"x-delay-key">>, TooLong},
-             {[header(<<"key">>, <<>>)], <<"x-delay-key">>, <<>>},
-             {[{<<"x-delay-key">>, long, 5}], <<"x-delay-key">>, 5},
-             {[header(<<"cancel">>, <<>>)], <<"x-delay-cancel">>, <<>>},
-             {[header(<<"cancel">>, TooLong)], <<"x-delay-cancel">>, TooLong},
-             {[{<<"x-delay-cancel">>, void, undefined}], <<"x-delay-cancel">>, undefined},
-             {[{<<"x-delay-cancel">>, bool, true}], <<"x-delay-cancel">>, true},
+            [{[header(<<"key">>, TooLong)], <<"x-delay-key">>, {longstr, TooLong}},
+             {[header(<<"key">>, <<>>)], <<"x-delay-key">>, {longstr, <<>>}},
+             {[{<<"x-delay-key">>, long, 5}], <<"x-delay-key">>, {long, 5}},
+             {[header(<<"cancel">>, <<>>)], <<"x-delay-cancel">>, {longstr, <<>>}},
+             {[header(<<"cancel">>, TooLong)], <<"x-delay-cancel">>, {longstr, TooLong}},
+             {[{<<"x-delay-cancel">>, void, undefined}], <<"x-delay-cancel">>, {void, undefined}},
+             {[{<<"x-delay-cancel">>, bool, true}], <<"x-delay-cancel">>, {bool, true}},
              {[header(<<"on-duplicate">>, <<"replace">>)], <<"x-delay-on-duplicate">>,
-              <<"replace">>},
+              {longstr, <<"replace">>}},
              {[header(<<"key">>, <<"a">>), header(<<"on-duplicate">>, <<"Drop">>)],
-              <<"x-delay-on-duplicate">>, <<"Drop">>},
+              <<"x-delay-on-duplicate">>, {longstr, <<"Drop">>}},
              {[header(<<"key">>, <<"a">>), {<<"x-delay-on-duplicate">>, long, 1}],
-              <<"x-delay-on-duplicate">>, 1}]].
+              <<"x-delay-on-duplicate">>, {long, 1}}]].
 
 %% What is in logs and stores depends on it: for ever the same.
 hash_test() ->

@@ -55,7 +55,7 @@ defaults_test_() ->
                           <<"delay-retry-parking-routing-key">> => <<"k">>}))].
 
 invalid_test_() ->
-    [?_assertMatch({error, _, [<<"shown">>, Value]}, ?R:check(Name, <<"shown">>, Value))
+    [?_assertMatch({error, _, [<<"shown">>, Told]}, ?R:check(Name, <<"shown">>, Value))
      || {Name, Values} <-
             [{<<"delay-retry">>, [<<>>, <<",">>, <<"1s,">>, <<"1 s x">>, <<"-1s">>, <<"1e3">>, 0,
                                   -1, 1.5, true, <<"9999999999999999s">>]},
@@ -63,7 +63,7 @@ invalid_test_() ->
              {<<"delay-retry-multiplier">>, [0, 0.99, 1000.5, <<>>, <<"2x">>, {20, 5}]},
              {<<"delay-retry-jitter">>, [-0.1, 1.1, <<"-1">>, true]},
              {<<"delay-retry-reasons">>, [<<>>, <<"rejected;expired">>]}],
-        Value <- Values].
+        Value <- Values, Told <- [rabbit_delay_text:setting(Value)]].
 
 death(Queue, Reason, Count) -> #{queue => Queue, reason => Reason, count => Count}.
 
