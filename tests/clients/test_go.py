@@ -94,6 +94,18 @@ def test_a_broker_that_is_lost(brokers, deps, checked):
     checked("amqp091-go", version("github.com/rabbitmq/amqp091-go"), "broker lost")
 
 
+@pytest.mark.parametrize("name, module, wanted", [
+    ("Watermill", "github.com/ThreeDotsLabs/watermill-amqp/v3", "delivery not confirmed for message [1]"),
+    ("Machinery", "github.com/RichardKnop/machinery/v2",
+     "Publish message error: Failed delivery of delivery tag: 0")])
+def test_a_broker_that_is_lost_with_a_framework(brokers, deps, checked, name, module, wanted):
+    told = lost.told(brokers, f"go-{name.lower()}", "go", "run",
+                     os.path.join(locked.HERE, "go", f"lost_{name.lower()}.go"), cwd=deps("go"),
+                     says_sent=False)
+    assert told == wanted
+    checked(name, version(module), "broker lost")
+
+
 @pytest.mark.skipif(default_series() == "3.10", reason="it has RabbitMQ 4's addresses")
 def test_a_broker_that_is_lost_with_amqp_1_0(brokers, deps, checked):
     told = lost.told(brokers, "go-amqp10", "go", "run",

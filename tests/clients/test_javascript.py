@@ -176,6 +176,13 @@ def test_a_broker_that_is_lost(brokers, javascript, checked, package):
     checked("rhea (AMQP 1.0)" if package == "rhea" else package, version(package), "broker lost")
 
 
+def test_a_broker_that_is_lost_with_nestjs(brokers, javascript, checked):
+    told = lost.told(brokers, "javascript-nestjs", "node", shutil.copy(
+        os.path.join(locked.HERE, "javascript", "lost.mjs"), javascript.directory), "nestjs", says_sent=False)
+    assert told == "error: channel closed"
+    checked("NestJS", version("@nestjs/microservices"), "broker lost")
+
+
 # Neither has an outcome for what had none: the connection is closed, and that is all.
 @pytest.mark.parametrize("package, told, name, plugin, url", [
     pytest.param("mqtt", "closed", "MQTT.js (MQTT 5)", "rabbitmq_mqtt", "mqtt://guest:guest@127.0.0.1:{}",

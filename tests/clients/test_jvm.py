@@ -144,6 +144,13 @@ def test_a_broker_that_is_lost_with_amqp_1_0(brokers, jars, checked):
             "broker lost")
 
 
+def test_a_broker_that_is_lost_with_jms(brokers, jars, checked):
+    """The confirm listener hears of nothing."""
+    told = lost.told(brokers, "jvm-jms", *JAVA, "-cp", jars, os.path.join(PROGRAMS, "LostJms.java"))
+    assert re.fullmatch("exception listener: .*\n.*Exception", told), told
+    checked("RabbitMQ JMS", locked.version("jvm", "com.rabbitmq.jms:rabbitmq-jms"), "broker lost")
+
+
 # -------------------------------------------------------------------------------------- Spring
 
 @pytest.mark.parametrize("boot", BOOTS)
@@ -234,6 +241,16 @@ def test_header_values_of_spring_with_amqp_1_0(broker, client, deps, executed, c
                     header_values.written(tmp_path / "cases", chosen))
     header_values.check(client, queue, chosen, json.loads(told.splitlines()[-1]), {"x": "S"}, "rejected")
     checked("Spring AMQP 1.0", boot_version("4.1"), "header values")
+
+
+@pytest.mark.skipif(default_series() == "3.10", reason="Spring's AMQP 1.0 needs RabbitMQ 4")
+def test_a_broker_that_is_lost_with_spring_and_amqp_1_0(brokers, deps, checked):
+    """It is told as a rejection is."""
+    told = lost.told(brokers, "spring-amqp10", *JAVA, "-cp",
+                     os.path.join(deps("spring-4.1"), "target", "jars", "*"),
+                     os.path.join(PROGRAMS, "LostSpringAmqp10.java"))
+    assert told == "AmqpNackReceivedException: The message was rejected"
+    checked("Spring AMQP 1.0", boot_version("4.1"), "broker lost")
 
 
 def test_spring_amqp_2(broker, executed, jars, checked):

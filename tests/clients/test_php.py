@@ -97,3 +97,10 @@ def test_a_broker_that_is_lost(brokers, php, executed, checked):
                       cwd=php.directory).splitlines()
     assert lines == ["PhpAmqpLib\\Exception\\AMQPConnectionClosedException"]
     checked("php-amqplib", version(executed, "php-amqplib"), "broker lost")
+
+
+def test_a_broker_that_is_lost_with_symfony_messenger(brokers, php, executed, checked):
+    told = lost.told(brokers, "php-symfony", *PHP, os.path.join(locked.HERE, "php", "lost_symfony.php"),
+                     cwd=php.directory, says_sent=False)
+    assert told.startswith("Symfony\\Component\\Messenger\\Exception\\TransportException"), told
+    checked("Symfony Messenger", version(executed, "php-symfony-amqp-messenger").split("+")[0], "broker lost")

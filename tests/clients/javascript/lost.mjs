@@ -120,7 +120,23 @@ async function stompjs() {
   console.log(await told);
 }
 
+// It does not say when a message is sent.
+async function nestjs() {
+  const { ClientProxyFactory, Transport } = await import("@nestjs/microservices");
+  const { Logger } = await import("@nestjs/common");
+  const { lastValueFrom } = await import("rxjs");
+  Logger.overrideLogger(false);
+  const connection = ClientProxyFactory.create({
+    transport: Transport.RMQ,
+    options: { urls: [url], queue: "lost", queueOptions: { durable: true }, persistent: true },
+  });
+  const emit = () => lastValueFrom(connection.emit("lost", "x"), { defaultValue: null });
+  await emit();
+  await ready();
+  await emit().then(() => console.log("taken"), (error) => console.log(`error: ${error.message}`));
+}
+
 await ({
-  amqplib, rascal, "rabbitmq-client": rabbitmqClient, rhea, mqtt, stompjs,
+  amqplib, rascal, "rabbitmq-client": rabbitmqClient, rhea, mqtt, stompjs, nestjs,
 }[client])();
 process.exit(0);
