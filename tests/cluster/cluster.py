@@ -214,6 +214,7 @@ class Cluster:
         """A node that runs leaves the cluster by itself, with nothing, and joins again."""
         self._note("fault", f"reset {n}")
         self._join(n, by, "reset")
+        self._note("struck", f"reset {n}")
         self._note("healed", f"join {n}")
 
     def _join(self, n, to, *before):
