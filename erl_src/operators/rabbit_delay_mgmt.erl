@@ -14,7 +14,7 @@
 %% what is asked, rabbit_delay_mgmt_page the list of exchanges.
 -module(rabbit_delay_mgmt).
 
--type resource() :: exchanges | exchange | due_times | lateness | messages | message | pause
+-type resource() :: exchanges | exchange | due_times | lateness | members | messages | message | pause
                   | resume | cancel | release | reschedule.
 
 -export([delete_resource/2]).
@@ -35,6 +35,7 @@ dispatcher() ->
              {"/:vhost/:exchange", exchange},
              {"/:vhost/:exchange/due-times", due_times},
              {"/:vhost/:exchange/lateness", lateness},
+             {"/:vhost/:exchange/members", members},
              {"/:vhost/:exchange/pause", pause},
              {"/:vhost/:exchange/resume", resume},
              {"/:vhost/:exchange/messages", messages},
@@ -53,6 +54,7 @@ allowed_methods(Req, #context{impl = Resource} = Context) ->
                   exchange -> [<<"HEAD">>, <<"GET">>];
                   due_times -> [<<"HEAD">>, <<"GET">>];
                   lateness -> [<<"HEAD">>, <<"GET">>];
+                  members -> [<<"HEAD">>, <<"GET">>];
                   messages ->
                       case is_spelled_out(Req) of
                           true -> [<<"HEAD">>, <<"GET">>, <<"DELETE">>];
@@ -84,6 +86,7 @@ permission(exchanges, _) -> none;
 permission(exchange, _) -> none;
 permission(due_times, _) -> none;
 permission(lateness, _) -> none;
+permission(members, _) -> none;
 permission(_, <<"POST">>) -> configure;
 permission(_, <<"DELETE">>) -> configure;
 permission(_, _) -> read.
@@ -115,18 +118,14 @@ to_json(Req, #context{impl = exchange} = Context) ->
                   end
           end, Req, Context);
 to_json(Req, #context{impl = due_times} = Context) ->
-    of_exchange(fun (XName) ->
-                        case rabbit_delay_leader:call(XName, read, rabbit_delay_statistics, due_times,
-                                                      [XName]) of
-                            {error, _} = Error -> Error;
-                            Buckets -> #{buckets => buckets(Buckets)}
-                        end
-                end, Req, Context);
+    of_exchange(fun due_times/1, Req, Context);
 to_json(Req, #context{impl = lateness} = Context) ->
     of_exchange(fun (XName) ->
                         {Buckets, Sum} = rabbit_delay_listing:lateness(XName),
                         #{buckets => buckets(Buckets), sum => Sum}
                 end, Req, Context);
+to_json(Req, #context{impl = members} = Context) ->
+    of_exchange(fun members/1, Req, Context);
 to_json(Req, #context{impl = messages} = Context) ->
     case asked(rabbit_delay_mgmt_request:parameters(list), fun rabbit_delay_mgmt_request:list/1,
                Req) of
@@ -150,6 +149,23 @@ to_json(Req, #context{impl = message} = Context) ->
                     Req, Context);
         {error, Why} ->
             rabbit_delay_http:bad_request(Why, Req, Context)
+    end.
+
+due_times(XName) ->
+    case rabbit_delay_leader:call(XName, read, rabbit_delay_statistics, due_times, [XName]) of
+        {error, _} = Error -> Error;
+        Buckets -> #{buckets => buckets(Buckets)}
+    end.
+
+members(XName) ->
+    case rabbit_delay_replication:status(XName) of
+        {ok, Members} ->
+            #{members => [maps:map(fun (_, Value) -> if_undefined(Value) end, Member) || Member <- Members]};
+        %% It has none, as it has delayed nothing.
+        {error, {conflict, _}} ->
+            #{members => []};
+        {error, _} = Error ->
+            Error
     end.
 
 %% As JSON it takes several times the memory: that counts as well.
@@ -193,6 +209,9 @@ buckets(Buckets) ->
 
 if_none('') -> null;
 if_none(Value) -> Value.
+
+if_undefined(undefined) -> null;
+if_undefined(Value) -> Value.
 
 or_null(none) -> null;
 or_null(Value) -> Value.

@@ -157,6 +157,14 @@ def test_released_messages_by_lateness(client, holding, api):
     assert lateness["sum"] >= 0
 
 
+def test_the_members_of_an_exchange(client, broker, api):
+    member, = api.ok("GET", X + "/members")["members"]
+    assert (member["node"], member["state"], member["voter"], member["behind"]) == (
+        broker.nodename, "leader", True, 0)
+    assert api.ok("GET", X + "/members", exchange=client.delayed())["members"] == []
+    assert "none" in api.refusal(404, "GET", X + "/members", exchange="none")
+
+
 # ------------------------------------------------------------------------------ messages
 
 def test_messages_come_page_by_page(api):

@@ -146,6 +146,15 @@ def test_what_else_became_of_messages_is_told(client, page, broker):
                                        "3", "dropped: no queue was bound for them when they were due"])
 
 
+def test_its_members_are_shown(client, page, broker):
+    exchange = client.delayed()
+    page.exchange(exchange)
+    assert page.texts("#delayed-members p") == ["... none, as it has delayed nothing yet ..."]
+    client.publish(exchange, "k", delay=HOUR_MS)
+    eventually(lambda: page.exchange(exchange) or page.texts("#delayed-members tbody td"),
+               lambda cells: [cell.strip() for cell in cells] == [broker.nodename, "leader", "0"])
+
+
 def test_one_message_is_in_the_chart_and_in_the_table(client, page):
     exchange, queue = client.delayed_and_queue()
     client.publish(exchange, "k", b"soon", delay=1)

@@ -53,7 +53,7 @@ def people(broker, management, vhost):
 # of two, or the tag that policies take.
 OPERATIONS = [
     (None, "GET", "/delayed-exchanges/{vhost}", None), (None, "GET", X, None),
-    (None, "GET", X + "/due-times", None), (None, "GET", X + "/lateness", None),
+    (None, "GET", X + "/due-times", None), (None, "GET", X + "/lateness", None), (None, "GET", X + "/members", None),
     ("read", "GET", X + "/messages", None), ("read", "GET", X + "/messages/{id}", None),
     ("configure", "POST", X + "/pause", None), ("configure", "POST", X + "/resume", None),
     ("configure", "DELETE", X + "/messages", None), ("configure", "DELETE", X + "/messages/{id}", None),

@@ -357,7 +357,7 @@ function view_of(vhost, name) {
 function render_exchange(vhost, name) {
     view_of(vhost, name);
     render({'exchange': view.path, 'due_times': view.path + '/due-times',
-            'lateness': view.path + '/lateness'}, 'delayed-exchange', '#/delayed-exchanges');
+            'lateness': view.path + '/lateness', 'members': view.path + '/members'}, 'delayed-exchange', '#/delayed-exchanges');
 }
 
 // One line of the form each: the API's parameter, and what stands in the empty field.
@@ -419,6 +419,26 @@ function outcomes(stats) {
     </table></div>`;
 }
 
+// The nodes that hold the exchange's messages.
+function members(all) {
+    return all.length == 0 ? HTML`<p>... none, as it has delayed nothing yet ...</p>` : HTML`
+    <div class="delayed-wide"><table class="list">
+      <thead><tr><th>Node</th><th>State</th><th>Entries behind ${help('behind')}</th></tr></thead>
+      <tbody>${all.map(function (member, i) {
+          return HTML`
+        <tr${safe(alt_rows(i))}><td>${member.node}</td><td class="c">${member_state(member)}</td><td class="r">${
+              member.behind === null ? '' : number(member.behind)}</td></tr>`;
+      })}
+      </tbody>
+    </table></div>`;
+}
+
+function member_state(member) {
+    const colour = member.state == 'leader' || member.state == 'follower' ? 'green'
+        : member.state == 'down' || member.state == 'not_started' ? 'red' : 'yellow';
+    return safe(fmt_state(colour, member.state.replace('_', ' ') + (member.voter ? '' : ', no vote yet'), ''));
+}
+
 template('delayed-exchange', function (data) {
     const exchange = data.exchange;
     const late = data.lateness.buckets.reduce(function (n, bucket) { return n + bucket.messages; },
@@ -453,6 +473,12 @@ template('delayed-exchange', function (data) {
       <tr><th>Published, released</th><td>${number(exchange.message_stats.published)}, ${
           number(exchange.message_stats.released)}</td></tr>
     </table>
+  </div>
+</div>
+
+<div class="section">
+  <h2>Members</h2>
+  <div class="hider updatable" id="delayed-members">${members(data.members.members)}
   </div>
 </div>
 
@@ -882,6 +908,8 @@ function wrapped(message) {
 HELP['delayed-rates'] = 'Messages taken in to be delayed, and messages that all their queues have '
     + 'confirmed after the delay. Sampled as often as the broker collects its statistics.';
 HELP['delayed-in-flight'] = 'Released, and not yet confirmed by their queues.';
+HELP['delayed-behind'] = 'Of each node that holds the exchange\'s messages, how many entries of the '
+    + 'leader\'s log it does not have yet. What a majority of those with a vote has is confirmed.';
 HELP['delayed-overdue'] = 'Messages that should have been released and are not in flight: the '
     + 'exchange is paused, its release rate is limited, or its queues do not take messages.';
 HELP['delayed-due-times'] = 'Each message counts once: within <strong>15 min</strong> are those '
