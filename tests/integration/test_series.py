@@ -272,6 +272,22 @@ def test_what_no_container_holds_is_refused_in_words_or_routed(broker, client):
     assert "rabbitmqctl enable_feature_flag message_containers" in answers and queue in answers
 
 
+def test_a_refusal_in_any_words_is_told_by_brokers_that_send_bytes(broker):
+    """3.13, and 4.0 before 4.0.5, make the text that a channel is closed with a binary by list_to_binary/1."""
+    assert evaluate(broker, """begin
+        Self = self(),
+        Words = [102, 252, 110, 102, 32, 26102],
+        spawn(fun () ->
+            put('$initial_call', {rabbit_channel, init, 1}),
+            put(process_name, {rabbit_channel, test}),
+            Self ! {raised, catch rabbit_delay_broker:protocol_error(precondition_failed, "~ts", [Words])}
+        end),
+        receive {raised, {'EXIT', {amqp_error, precondition_failed, Told, none}}} ->
+            unicode:characters_to_list(list_to_binary(Told)) =:= Words
+        end
+        end.""".replace("\n", " ")) == "true"
+
+
 # ------------------------------------------------------------------- what an earlier series left
 
 after_another = pytest.mark.skipif(

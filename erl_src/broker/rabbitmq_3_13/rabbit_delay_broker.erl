@@ -460,16 +460,13 @@ as_annotation(Number) -> trunc(Number).
 -spec raise_to_client(access_refused | precondition_failed | resource_error, io:format(), [term()]) -> no_client.
 raise_to_client(Name, Format, Args) ->
     case get('$initial_call') of
-        {rabbit_channel, init, _} ->
-            protocol_error(Name, Format, Args);
-        {rabbit_amqp_session, init, _} ->
-            end_session(amqp10_condition(Name), client_text(Format, Args));
+        {rabbit_channel, init, _} -> protocol_error(Name, Format, Args);
+        {rabbit_amqp_session, init, _} -> end_session(amqp10_condition(Name), client_text(Format, Args));
         {Reader, init, _} when Reader =:= rabbit_mqtt_reader; Reader =:= rabbit_web_mqtt_handler ->
             Why = client_text(Format, Args),
             ?LOG_ERROR("~ts", [Why], ?LOG_DOMAIN),
             exit({Name, Why});
-        _ ->
-            no_client
+        _ -> no_client
     end.
 
 %% Whether the message that this process routes is a client's who can be told that it was rejected.
@@ -493,10 +490,15 @@ amqp10_condition(access_refused) -> ?V_1_0_AMQP_ERROR_UNAUTHORIZED_ACCESS;
 amqp10_condition(precondition_failed) -> ?V_1_0_AMQP_ERROR_PRECONDITION_FAILED;
 amqp10_condition(resource_error) -> ?V_1_0_AMQP_ERROR_RESOURCE_LIMIT_EXCEEDED.
 
-%% Of a channel or session that declares for example.
+%% Of a channel or session that declares for example. Until 4.0.5 a channel sends what this text's elements
+%% are as bytes, later as characters: a binary among them is the same for both.
 -spec protocol_error(atom(), io:format(), [term()]) -> no_return().
 protocol_error(Name, Format, Args) ->
-    rabbit_misc:protocol_error(Name, "~ts", [rabbit_delay_text:reply(io_lib:format(Format, Args))]).
+    Text = rabbit_delay_text:reply(io_lib:format(Format, Args)),
+    case get('$initial_call') of
+        {rabbit_channel, init, _} -> exit(#amqp_error{name = Name, explanation = [Text]});
+        _ -> rabbit_misc:protocol_error(Name, "~ts", [Text])
+    end.
 
 client_text(Format, Args) -> rabbit_delay_text:escaped(io_lib:format(Format, Args)).
 
@@ -517,8 +519,7 @@ delete_queue(QName) ->
         {ok, Q} ->
             _ = rabbit_amqqueue:internal_delete(Q, ?INTERNAL_USER),
             ok;
-        {error, not_found} ->
-            ok
+        {error, not_found} -> ok
     end.
 
 %% The process that what is routed there goes to, if it would be found: from 4.2 on in an index of its own.
@@ -596,5 +597,4 @@ outcome({ok, Publisher, Actions}) ->
                          {rejected, QName, _Why, SeqNos} -> {rejected, QName, SeqNos};
                          _ -> Action
                      end || Action <- Actions]};
-outcome(Other) ->
-    Other.
+outcome(Other) -> Other.
