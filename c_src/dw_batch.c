@@ -10,7 +10,13 @@
 /* Checking batches, which come from clients by way of Raft's log, and walking over those that were
  * found good. It owns nothing, and runs in any thread. */
 
-enum { FLAG_ABSOLUTE = 1, ON_KEY_SHIFT = 1, ON_KEY_MASK = 3 };
+enum { FLAG_ABSOLUTE = 1, ON_KEY_SHIFT = 1, ON_KEY_MASK = 7 };
+
+/* What flags a keyed batch of that version may have. */
+static unsigned keyed_flags(enum dw_keyed_version version) {
+    const unsigned on_key = version == DW_KEYED_1 ? DW_CANCEL : ON_KEY_MASK;
+    return FLAG_ABSOLUTE | on_key << ON_KEY_SHIFT;
+}
 
 static enum dw_on_key on_key(const uint8_t *header) {
     return (enum dw_on_key)(dw_le16(header + 4) >> ON_KEY_SHIFT & ON_KEY_MASK);
@@ -20,7 +26,8 @@ static enum dw_on_key on_key(const uint8_t *header) {
 static bool fits(const uint8_t *header, enum dw_on_key on) {
     const bool empty = dw_le32(header) == 0;
     const bool keyed = dw_le64(header + 16) != 0;
-    return empty == (on == DW_CANCEL) && (keyed || on == DW_KEEP);
+    return on <= DW_RELEASE && empty == (on == DW_CANCEL || on == DW_RELEASE) &&
+           (keyed || on == DW_KEEP);
 }
 
 static int check(const void *batch, size_t bytes, uint32_t max_record_bytes, unsigned known_flags,
@@ -58,9 +65,8 @@ int dw_batch_check(const void *batch, size_t bytes, uint32_t max_record_bytes, u
 }
 
 int dw_batch_check_keyed(const void *batch, size_t bytes, uint32_t max_record_bytes,
-                         uint32_t *count) {
-    return check(batch, bytes, max_record_bytes, FLAG_ABSOLUTE | ON_KEY_MASK << ON_KEY_SHIFT,
-                 count);
+                         enum dw_keyed_version version, uint32_t *count) {
+    return check(batch, bytes, max_record_bytes, keyed_flags(version), count);
 }
 
 void dw_batch_next(const void *batch, size_t *pos, uint64_t base_ms, struct dw_batch_record *out) {

@@ -18,6 +18,7 @@ enum dw_on_key {
     DW_REPLACE = 1, /* they go, and it is inserted */
     DW_DROP = 2,    /* they stay, and it is inserted if there are none */
     DW_CANCEL = 3,  /* they go, and it is not a message */
+    DW_RELEASE = 4, /* they are due at base_ms, unless they are before, and it is not a message */
 };
 
 struct dw_batch_record {

@@ -114,6 +114,9 @@ int dw_requeue_all(struct dw_store *store, uint32_t state) {
         if (k % DW_LOCK_STEP == DW_LOCK_STEP - 1) {
             dw_publish_locked(store);
             dw_yield_locked(store);
+            if (k >= dw_slab_limit(store->slab)) {
+                break; /* it has been purged */
+            }
         }
         struct dw_entry *entry = dw_slab_at(store->slab, k);
         if (entry->state == state) {

@@ -5,7 +5,7 @@
  * what it says is made into terms.
  *
  * Schedulers. What may touch a file is a dirty I/O job; what may visit many entries, a dirty CPU
- * job; the rest runs at once. insert, settle, settle_due and check_batch run at once when their
+ * job; the rest runs at once. insert, check_batch and those that settle run at once when their
  * argument is small and make themselves a dirty job when it is not.
  *
  * Lifetime. A store and a checkpoint are resources, each with a reference to a lease (dw_lease.h),
@@ -138,11 +138,13 @@ static ErlNifFunc functions[] = {
     {"restore_nif", 2, nif_restore, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"validate_nif", 1, nif_validate, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"insert_nif", 4, nif_insert, 0},
-    {"insert_keyed_nif", 4, nif_insert_keyed, ERL_NIF_DIRTY_JOB_CPU_BOUND},
+    {"insert_keyed_nif", 5, nif_insert_keyed, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"check_batch_nif", 2, nif_check_batch, 0},
-    {"check_keyed_batch_nif", 2, nif_check_keyed_batch, ERL_NIF_DIRTY_JOB_CPU_BOUND},
+    {"check_keyed_batch_nif", 3, nif_check_keyed_batch, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"settle", 3, nif_settle, 0},
     {"settle_due", 3, nif_settle_due, 0},
+    {"settle_due_by", 3, nif_settle_due_by, 0},
+    {"purge", 2, nif_purge, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"reschedule", 4, nif_reschedule, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"reschedule_many", 3, nif_reschedule_many, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"note", 2, nif_note, 0},

@@ -119,8 +119,8 @@ nif_call nif_open, nif_close, nif_peek_applied, nif_restore, nif_validate;
 nif_call nif_claim, nif_give_back, nif_limit_open_files, nif_shared, nif_descriptors, nif_disk_free;
 /* dw_nif_writer.c */
 nif_call nif_insert, nif_insert_keyed, nif_check_batch, nif_check_keyed_batch;
-nif_call nif_settle, nif_settle_due, nif_reschedule, nif_reschedule_many, nif_note, nif_flush,
-    nif_maintain;
+nif_call nif_settle, nif_settle_due, nif_settle_due_by, nif_purge, nif_reschedule,
+    nif_reschedule_many, nif_note, nif_flush, nif_maintain;
 nif_call nif_checkpoint, nif_finish;
 /* dw_nif_reader.c */
 nif_call nif_take, nif_keep_aside, nif_postpone, nif_untake, nif_next_due, nif_applied, nif_stat;

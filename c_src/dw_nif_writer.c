@@ -81,11 +81,22 @@ ERL_NIF_TERM nif_insert(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     return insert_batch(env, argv, true);
 }
 
-/* insert_keyed(Store, Index, BaseMs, Batch). One record may remove any number. */
+static bool get_keyed_version(ErlNifEnv *env, ERL_NIF_TERM term, enum dw_keyed_version *out) {
+    uint64_t version;
+    if (!nif_get_number(env, term, DW_KEYED_1, DW_KEYED_2, &version)) {
+        return false;
+    }
+    *out = (enum dw_keyed_version)version;
+    return true;
+}
+
+/* insert_keyed(Store, Index, BaseMs, Batch, Version). One record may remove or release any number.
+ */
 ERL_NIF_TERM nif_insert_keyed(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     struct insertion to;
+    enum dw_keyed_version version;
     (void)argc;
-    if (!get_insertion(env, argv, &to)) {
+    if (!get_insertion(env, argv, &to) || !get_keyed_version(env, argv[4], &version)) {
         return enif_make_badarg(env);
     }
     if (!dw_lease_write_begin(to.lease)) {
@@ -93,24 +104,21 @@ ERL_NIF_TERM nif_insert_keyed(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[
     }
     struct dw_keyed in = {0};
     int result = dw_store_insert_keyed(dw_lease_store(to.lease), to.index, to.base, to.batch.data,
-                                       to.batch.size, &in);
+                                       to.batch.size, version, &in);
     dw_lease_write_end(to.lease);
     if (result != DW_OK) {
         return nif_store_failure(env, result);
     }
-    static const char *const names[] = {"cancelled", "replaced", "taken", "dropped"};
+    static const char *const names[] = {"cancelled", "replaced", "taken", "dropped", "released"};
     ERL_NIF_TERM values[] = {nif_number(env, in.cancelled), nif_number(env, in.replaced),
-                             nif_number(env, in.taken), nif_number(env, in.dropped)};
+                             nif_number(env, in.taken), nif_number(env, in.dropped),
+                             nif_number(env, in.released)};
     return enif_make_tuple3(env, nif_atoms.ok, inserted_term(env, &in.inserted),
                             nif_map(env, names, values, sizeof names / sizeof *names));
 }
 
-typedef int check_of_batch(const void *batch, size_t bytes, uint32_t max_record_bytes,
-                           uint32_t *count);
-
 /* check_batch(Batch, MaxRecordBytes) */
-static ERL_NIF_TERM check(ErlNifEnv *env, const ERL_NIF_TERM argv[], check_of_batch *how,
-                          bool at_once) {
+static ERL_NIF_TERM check(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool at_once) {
     ErlNifBinary batch;
     uint64_t max_record;
     uint32_t count = 0;
@@ -119,7 +127,7 @@ static ERL_NIF_TERM check(ErlNifEnv *env, const ERL_NIF_TERM argv[], check_of_ba
         return enif_make_badarg(env);
     }
     ErlNifTime began = at_once ? enif_monotonic_time(ERL_NIF_NSEC) : 0;
-    int result = how(batch.data, batch.size, (uint32_t)max_record, &count);
+    int result = dw_batch_check(batch.data, batch.size, (uint32_t)max_record, &count);
     if (at_once) {
         nif_spent(env, began);
     }
@@ -128,7 +136,7 @@ static ERL_NIF_TERM check(ErlNifEnv *env, const ERL_NIF_TERM argv[], check_of_ba
 
 static ERL_NIF_TERM check_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     (void)argc;
-    return check(env, argv, dw_batch_check, false);
+    return check(env, argv, false);
 }
 
 ERL_NIF_TERM nif_check_batch(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
@@ -136,29 +144,57 @@ ERL_NIF_TERM nif_check_batch(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]
         return enif_schedule_nif(env, "check_batch", ERL_NIF_DIRTY_JOB_CPU_BOUND, check_dirty, argc,
                                  argv);
     }
-    return check(env, argv, dw_batch_check, true);
+    return check(env, argv, true);
 }
 
-/* check_keyed_batch(Batch, MaxRecordBytes) */
+/* check_keyed_batch(Batch, MaxRecordBytes, Version) */
 ERL_NIF_TERM nif_check_keyed_batch(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    ErlNifBinary batch;
+    uint64_t max_record;
+    enum dw_keyed_version version;
+    uint32_t count = 0;
     (void)argc;
-    return check(env, argv, dw_batch_check_keyed, false);
+    if (!enif_inspect_binary(env, argv[0], &batch) ||
+        !nif_get_number(env, argv[1], 1, INT32_MAX, &max_record) ||
+        !get_keyed_version(env, argv[2], &version)) {
+        return enif_make_badarg(env);
+    }
+    int result =
+        dw_batch_check_keyed(batch.data, batch.size, (uint32_t)max_record, version, &count);
+    return result == DW_OK ? nif_ok2(env, nif_number(env, count)) : nif_store_failure(env, result);
 }
 
 _Static_assert(sizeof(struct dw_id_due) == 2 * sizeof(uint64_t), "as it lies in a binary");
 
-/* Bytes of one of what settle and settle_due are given. */
-static size_t settled_bytes(bool by_due) {
-    return by_due ? sizeof(struct dw_id_due) : sizeof(uint64_t);
+/* Which of those that it is given settle removes. */
+enum settling { SETTLE_ALL, SETTLE_DUE, SETTLE_DUE_BY };
+
+/* Bytes of one of what it is given. */
+static size_t settled_bytes(enum settling which) {
+    return which == SETTLE_ALL ? sizeof(uint64_t) : sizeof(struct dw_id_due);
 }
 
-/* settle(Store, Index, Ids), settle_due(Store, Index, Released) */
-static ERL_NIF_TERM settle(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool by_due, bool at_once) {
+static int settle_which(dw_store *store, uint64_t index, const uint64_t *ids, size_t n,
+                        enum settling which, uint64_t *removed) {
+    const void *released = ids;
+    switch (which) {
+    case SETTLE_DUE:
+        return dw_store_settle_due(store, index, released, n / 2, removed);
+    case SETTLE_DUE_BY:
+        return dw_store_settle_due_by(store, index, released, n / 2, removed);
+    default:
+        return dw_store_settle(store, index, ids, n, removed);
+    }
+}
+
+/* settle(Store, Index, Ids), settle_due(Store, Index, Released), settle_due_by(...) */
+static ERL_NIF_TERM settle(ErlNifEnv *env, const ERL_NIF_TERM argv[], enum settling which,
+                           bool at_once) {
     dw_lease *lease;
     uint64_t index, removed = 0;
     ErlNifBinary binary;
     if (!nif_get_lease(env, argv[0], &lease) || !nif_get_index(env, argv[1], &index) ||
-        !enif_inspect_binary(env, argv[2], &binary) || binary.size % settled_bytes(by_due) != 0) {
+        !enif_inspect_binary(env, argv[2], &binary) || binary.size % settled_bytes(which) != 0) {
         return enif_make_badarg(env);
     }
     ErlNifTime began = at_once ? enif_monotonic_time(ERL_NIF_NSEC) : 0;
@@ -170,9 +206,7 @@ static ERL_NIF_TERM settle(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool by_du
     }
     int result = DW_EBUSY;
     if (dw_lease_write_begin(lease)) {
-        dw_store *store = dw_lease_store(lease);
-        result = by_due ? dw_store_settle_due(store, index, (const void *)ids, n / 2, &removed)
-                        : dw_store_settle(store, index, ids, n, &removed);
+        result = settle_which(dw_lease_store(lease), index, ids, n, which, &removed);
         dw_lease_write_end(lease);
     }
     enif_free(copy);
@@ -185,28 +219,60 @@ static ERL_NIF_TERM settle(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool by_du
 
 static ERL_NIF_TERM settle_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     (void)argc;
-    return settle(env, argv, false, false);
+    return settle(env, argv, SETTLE_ALL, false);
 }
 
 static ERL_NIF_TERM settle_due_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     (void)argc;
-    return settle(env, argv, true, false);
+    return settle(env, argv, SETTLE_DUE, false);
+}
+
+static ERL_NIF_TERM settle_due_by_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    (void)argc;
+    return settle(env, argv, SETTLE_DUE_BY, false);
 }
 
 ERL_NIF_TERM nif_settle(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
-    if (longer_than(env, argv[2], SMALL_IDS * settled_bytes(false))) {
+    if (longer_than(env, argv[2], SMALL_IDS * settled_bytes(SETTLE_ALL))) {
         return enif_schedule_nif(env, "settle", ERL_NIF_DIRTY_JOB_CPU_BOUND, settle_dirty, argc,
                                  argv);
     }
-    return settle(env, argv, false, true);
+    return settle(env, argv, SETTLE_ALL, true);
 }
 
 ERL_NIF_TERM nif_settle_due(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
-    if (longer_than(env, argv[2], SMALL_IDS * settled_bytes(true))) {
+    if (longer_than(env, argv[2], SMALL_IDS * settled_bytes(SETTLE_DUE))) {
         return enif_schedule_nif(env, "settle_due", ERL_NIF_DIRTY_JOB_CPU_BOUND, settle_due_dirty,
                                  argc, argv);
     }
-    return settle(env, argv, true, true);
+    return settle(env, argv, SETTLE_DUE, true);
+}
+
+ERL_NIF_TERM nif_settle_due_by(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    if (longer_than(env, argv[2], SMALL_IDS * settled_bytes(SETTLE_DUE_BY))) {
+        return enif_schedule_nif(env, "settle_due_by", ERL_NIF_DIRTY_JOB_CPU_BOUND,
+                                 settle_due_by_dirty, argc, argv);
+    }
+    return settle(env, argv, SETTLE_DUE_BY, true);
+}
+
+/* purge(Store, Index) */
+ERL_NIF_TERM nif_purge(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    dw_lease *lease;
+    uint64_t index, removed, taken;
+    (void)argc;
+    if (!nif_get_lease(env, argv[0], &lease) || !nif_get_index(env, argv[1], &index)) {
+        return enif_make_badarg(env);
+    }
+    if (!dw_lease_write_begin(lease)) {
+        return nif_failure(env, DW_EBUSY, 0);
+    }
+    int result = dw_store_purge(dw_lease_store(lease), index, &removed, &taken);
+    dw_lease_write_end(lease);
+    if (result != DW_OK) {
+        return nif_store_failure(env, result);
+    }
+    return enif_make_tuple3(env, nif_atoms.ok, nif_number(env, removed), nif_number(env, taken));
 }
 
 /* reschedule(Store, Index, Id, Due) */

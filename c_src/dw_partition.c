@@ -513,7 +513,7 @@ void dw_partition_retime(struct dw_partition *partition, const struct dw_entry *
         .off = entry->off,
         .length = entry->len,
     };
-    dw_idx_encode(dw_stream_put(&partition->idx, DW_IDX_ENTRY), &again);
+    put_entry(&partition->idx, &again);
 }
 
 int dw_partition_reserve_dead(struct dw_partition *partition, const struct dw_alloc *alloc,

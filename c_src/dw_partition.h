@@ -57,7 +57,7 @@
  *   36  4  length of its body
  *
  * A record may be added again with another due time: its last entry is right (its encoding there is
- * 0). It is done only if the record cannot be read to be written again.
+ * 0). It is done only if the record cannot be read to be written again, or is released by its key.
  *
  * Bytes beyond what the manifest names are not there. */
 

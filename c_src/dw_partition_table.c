@@ -199,6 +199,18 @@ void dw_retire_if_empty_locked(struct dw_store *store, struct dw_partition *part
     }
 }
 
+void dw_retire_all_locked(struct dw_store *store) {
+    for (uint32_t i = 0; i < store->parts_capacity; i++) {
+        struct dw_partition *partition = store->parts[i];
+        if (partition != NULL && !dw_partition_is_retired(partition)) {
+            store->live_bytes -= partition->live_bytes;
+            partition->live = 0;
+            partition->live_bytes = 0;
+            retire_locked(store, partition);
+        }
+    }
+}
+
 void dw_commit_locked(struct dw_store *store) {
     for (uint32_t i = 0; i < store->marked_count; i++) {
         struct dw_partition *partition = store->marked[i];

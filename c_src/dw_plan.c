@@ -16,6 +16,7 @@ struct slot {
     uint64_t key_hash;        /* 0: unused */
     uint32_t last;            /* of the batch's records under this key, the last that stays */
     enum dw_on_key clears_by; /* DW_REPLACE or DW_CANCEL: what the store has goes; or DW_KEEP */
+    bool releases;            /* what the store has is released, if it does not go */
 };
 
 struct planning {
@@ -42,12 +43,19 @@ static void clear(struct planning *planning, struct slot *slot, enum dw_on_key b
     uint64_t *went =
         by == DW_CANCEL ? &planning->plan->in_batch.cancelled : &planning->plan->in_batch.replaced;
     for (; slot->last != NO_RECORD; slot->last = planning->before[slot->last]) {
-        planning->plan->out[slot->last] = 1;
+        planning->plan->fates[slot->last] = DW_LEFT_OUT;
         *went += 1;
     }
     if (slot->clears_by == DW_KEEP) {
         slot->clears_by = by;
     }
+}
+
+static void release(struct planning *planning, struct slot *slot) {
+    for (uint32_t i = slot->last; i != NO_RECORD; i = planning->before[i]) {
+        planning->plan->fates[i] = DW_INSERTED_DUE;
+    }
+    slot->releases = true;
 }
 
 static bool is_pending_locked(const struct planning *planning, const struct slot *slot) {
@@ -62,10 +70,13 @@ static void plan_record_locked(struct planning *planning, uint32_t i,
     if (record->on_key == DW_REPLACE || record->on_key == DW_CANCEL) {
         clear(planning, slot, record->on_key);
     }
-    if (record->on_key == DW_CANCEL) {
-        planning->plan->out[i] = 1;
+    if (record->on_key == DW_RELEASE) {
+        release(planning, slot);
+    }
+    if (record->on_key == DW_CANCEL || record->on_key == DW_RELEASE) {
+        planning->plan->fates[i] = DW_LEFT_OUT;
     } else if (record->on_key == DW_DROP && is_pending_locked(planning, slot)) {
-        planning->plan->out[i] = 1;
+        planning->plan->fates[i] = DW_LEFT_OUT;
         planning->plan->in_batch.dropped++;
     } else {
         planning->before[i] = slot->last;
@@ -112,6 +123,56 @@ static int find_all_gone(struct planning *planning) {
     return DW_OK;
 }
 
+/* Entries that the store has under keys that are released: counted, or noted, at most so many. */
+static size_t find_released_locked(struct planning *planning, uint32_t *found, size_t max) {
+    size_t n = 0;
+    for (uint32_t i = 0; i <= planning->mask; i++) {
+        const struct slot *slot = &planning->slots[i];
+        if (slot->releases && slot->clears_by == DW_KEEP) {
+            const size_t room = found != NULL && n < max ? max - n : 0;
+            n += dw_index_all(planning->store->by_key, slot->key_hash, room > 0 ? found + n : NULL,
+                              room);
+        }
+        dw_yield_each_locked(planning->store, i);
+    }
+    return found == NULL || n < max ? n : max;
+}
+
+/* The ids of those of them that are due later. */
+static void note_released_locked(struct planning *planning, uint64_t base_ms, const uint32_t *found,
+                                 size_t n) {
+    struct dw_store *store = planning->store;
+    struct dw_plan *plan = planning->plan;
+    for (size_t i = 0; i < n; i++) {
+        const struct dw_entry *entry = dw_slab_at(store->slab, found[i]);
+        if (dw_due_of_locked(store, found[i], entry) > base_ms) {
+            plan->released[plan->released_count++] = entry->id;
+        }
+        dw_yield_each_locked(store, i);
+    }
+}
+
+static int find_all_released(struct planning *planning, uint64_t base_ms) {
+    struct dw_store *store = planning->store;
+    struct dw_plan *plan = planning->plan;
+    dw_lock(store);
+    const size_t n = find_released_locked(planning, NULL, 0);
+    dw_unlock(store);
+    if (n == 0) {
+        return DW_OK;
+    }
+    uint32_t *found = dw_get(store->alloc, n * sizeof *found);
+    plan->released = dw_get(store->alloc, n * sizeof *plan->released);
+    if (found != NULL && plan->released != NULL) {
+        dw_lock(store);
+        note_released_locked(planning, base_ms, found, find_released_locked(planning, found, n));
+        dw_unlock(store);
+    }
+    const bool whole = found != NULL && plan->released != NULL;
+    dw_release(store->alloc, found);
+    return whole ? DW_OK : DW_ENOMEM;
+}
+
 static void plan_records(struct planning *planning, const void *batch, uint32_t count) {
     size_t pos = 0;
     dw_lock(planning->store);
@@ -126,7 +187,8 @@ static void plan_records(struct planning *planning, const void *batch, uint32_t 
     dw_unlock(planning->store);
 }
 
-int dw_plan_make(struct dw_store *store, const void *batch, uint32_t count, struct dw_plan *plan) {
+int dw_plan_make(struct dw_store *store, const void *batch, uint32_t count, uint64_t base_ms,
+                 struct dw_plan *plan) {
     *plan = (struct dw_plan){0};
     uint32_t slots = 4;
     while (slots < 2 * count) {
@@ -135,13 +197,16 @@ int dw_plan_make(struct dw_store *store, const void *batch, uint32_t count, stru
     struct planning planning = {.store = store, .plan = plan, .mask = slots - 1};
     planning.slots = dw_get(store->alloc, slots * sizeof *planning.slots);
     planning.before = dw_get(store->alloc, count * sizeof *planning.before);
-    plan->out = dw_get(store->alloc, count);
+    plan->fates = dw_get(store->alloc, count);
     int result = DW_ENOMEM;
-    if (planning.slots != NULL && planning.before != NULL && plan->out != NULL) {
+    if (planning.slots != NULL && planning.before != NULL && plan->fates != NULL) {
         memset(planning.slots, 0, slots * sizeof *planning.slots);
-        memset(plan->out, 0, count);
+        memset(plan->fates, DW_INSERTED, count);
         plan_records(&planning, batch, count);
         result = find_all_gone(&planning);
+        if (result == DW_OK) {
+            result = find_all_released(&planning, base_ms);
+        }
     }
     dw_release(store->alloc, planning.slots);
     dw_release(store->alloc, planning.before);
@@ -152,7 +217,8 @@ int dw_plan_make(struct dw_store *store, const void *batch, uint32_t count, stru
 }
 
 void dw_plan_free(struct dw_store *store, struct dw_plan *plan) {
-    dw_release(store->alloc, plan->out);
+    dw_release(store->alloc, plan->fates);
     dw_release(store->alloc, plan->gone);
+    dw_release(store->alloc, plan->released);
     *plan = (struct dw_plan){0};
 }

@@ -120,12 +120,15 @@ static int rewrite(struct dw_store *store, uint64_t index, uint64_t clock_ms, ui
     return retime_or_roll_back(store, k, &like, result);
 }
 
-/* Its record stays where it is, and is not looked at. */
-static int retime_in_place(struct dw_store *store, uint64_t id, uint64_t due) {
+int dw_retime_in_place(struct dw_store *store, uint64_t id, uint64_t due) {
     dw_lock(store);
     const uint32_t k = dw_index_find(store->by_id, id);
+    if (!DW_INVARIANT(k != DW_NIL)) {
+        dw_unlock(store);
+        return DW_OK;
+    }
     struct dw_entry like = *dw_slab_at(store->slab, k);
-    struct dw_partition *partition = store->parts[like.part];
+    struct dw_partition *partition = dw_part_of_locked(store, &like);
     dw_unlock(store);
     dw_mark_partition(store, partition);
     int result = dw_stream_reserve(&partition->idx, store->alloc, &store->lock, DW_IDX_ENTRY);
@@ -153,7 +156,7 @@ static int reschedule(struct dw_store *store, uint64_t index, uint64_t id, uint6
         in_place = result != DW_OK && result != DW_ENOMEM;
     }
     dw_release(store->alloc, held.body);
-    return in_place ? retime_in_place(store, id, due) : result;
+    return in_place ? dw_retime_in_place(store, id, due) : result;
 }
 
 int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t due) {

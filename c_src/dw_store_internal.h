@@ -21,7 +21,7 @@
  *   dw_entries.c          what is pending: into and out of indexes, wheel and heap
  *   dw_partition_table.c  which partitions there are, and where a record goes
  *   dw_writer.c           insert, settle          dw_plan.c      what a keyed batch comes to
- *   dw_reschedule.c       another due time
+ *   dw_reschedule.c       another due time        dw_purge.c     nothing any more
  *   dw_flush.c            buffers to files        dw_checkpoint.c
  *   dw_move.c             upkeep
  *   dw_recovery.c         opening                 dw_restore.c   from a snapshot
@@ -235,8 +235,16 @@ void dw_commit_locked(struct dw_store *store);
 void dw_rollback(struct dw_store *store);
 /* Writer: retires it if nothing is live in it and it is not worth keeping. */
 void dw_retire_if_empty_locked(struct dw_store *store, struct dw_partition *partition);
+/* Writer: nothing is live in any; all are retired. */
+void dw_retire_all_locked(struct dw_store *store);
 /* Lock not held, between enter and leave: unlinks what no manifest needs. */
 void dw_reap(struct dw_store *store);
+
+/* -------------------------------------------------------------- dw_reschedule.c */
+
+/* Writer, lock not held: gives pending record `id` another due time. Its record stays where it is,
+ * and is not looked at. DW_OK, DW_ENOMEM, DW_EFULL (of entries) */
+int dw_retime_in_place(struct dw_store *store, uint64_t id, uint64_t due);
 
 /* ------------------------------------------------------------------ dw_flush.c */
 

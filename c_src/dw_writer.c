@@ -16,17 +16,23 @@
 /* ------------------------------------------------------------------ insert */
 
 /* Appends the records to the buffers of their partitions, where nobody sees them yet.
- * *appended_count: how many. */
+ * *appended_count: how many; *released: of these, those that are due earlier than they say. */
 static int append_all(struct dw_store *store, uint64_t index, uint64_t clock_ms, uint64_t base_ms,
                       const void *batch, uint32_t count, const struct dw_plan *plan,
-                      struct dw_entry *appended, uint32_t *appended_count, uint64_t *bytes) {
+                      struct dw_entry *appended, uint32_t *appended_count, uint64_t *bytes,
+                      uint64_t *released) {
     size_t pos = 0;
     *appended_count = 0;
     for (uint32_t i = 0; i < count; i++) {
         struct dw_batch_record record;
         dw_batch_next(batch, &pos, base_ms, &record);
-        if (plan->out != NULL && plan->out[i]) {
+        const uint8_t fate = plan->fates != NULL ? plan->fates[i] : DW_INSERTED;
+        if (fate == DW_LEFT_OUT) {
             continue;
+        }
+        if (fate == DW_INSERTED_DUE && record.due > base_ms) {
+            record.due = base_ms;
+            *released += 1;
         }
         struct dw_partition *partition;
         int result = dw_find_target(store, clock_ms, record.due, &partition);
@@ -127,13 +133,13 @@ static int insert(struct dw_store *store, uint64_t index, uint64_t clock_ms, uin
                   const void *batch, uint32_t count, const struct dw_plan *plan,
                   struct dw_keyed *out) {
     uint32_t appended_count;
-    uint64_t bytes = 0;
+    uint64_t bytes = 0, released = 0;
     struct dw_entry *appended = dw_scratch(store, count * sizeof *appended);
     if (appended == NULL) {
         return DW_ENOMEM;
     }
     int result = append_all(store, index, clock_ms, base_ms, batch, count, plan, appended,
-                            &appended_count, &bytes);
+                            &appended_count, &bytes, &released);
     dw_lock(store);
     if (result == DW_OK) {
         result = expect_gone_locked(store, plan);
@@ -150,6 +156,7 @@ static int insert(struct dw_store *store, uint64_t index, uint64_t clock_ms, uin
         dw_applied_locked(store, index);
         out->inserted.count = appended_count;
         out->inserted.bytes = bytes;
+        out->released = released;
     } else {
         dw_rollback(store);
     }
@@ -159,34 +166,55 @@ static int insert(struct dw_store *store, uint64_t index, uint64_t clock_ms, uin
 
 /* Batches of the first kind have no plan: all of their records are inserted. */
 static int insert_plain(struct dw_store *store, uint64_t index, uint64_t clock_ms, uint64_t base_ms,
-                        const void *batch, size_t bytes, struct dw_keyed *out) {
+                        const void *batch, size_t bytes, enum dw_keyed_version version,
+                        struct dw_keyed *out) {
     const struct dw_plan plan = {0};
+    (void)version;
     uint32_t count;
     int result = dw_batch_check(batch, bytes, store->max_record_bytes, &count);
     return result == DW_OK ? insert(store, index, clock_ms, base_ms, batch, count, &plan, out)
                            : result;
 }
 
+/* Where their records are: what is done is the same on every replica, and is soon delivered. */
+static int release_all(struct dw_store *store, uint64_t base_ms, const struct dw_plan *plan) {
+    int result = DW_OK;
+    for (size_t i = 0; result == DW_OK && i < plan->released_count; i++) {
+        result = dw_retime_in_place(store, plan->released[i], base_ms);
+    }
+    return result;
+}
+
 static int insert_keyed(struct dw_store *store, uint64_t index, uint64_t clock_ms, uint64_t base_ms,
-                        const void *batch, size_t bytes, struct dw_keyed *out) {
+                        const void *batch, size_t bytes, enum dw_keyed_version version,
+                        struct dw_keyed *out) {
     struct dw_plan plan;
     uint32_t count;
-    int result = dw_batch_check_keyed(batch, bytes, store->max_record_bytes, &count);
+    base_ms = base_ms < DW_DUE_MAX ? base_ms : DW_DUE_MAX;
+    int result = dw_batch_check_keyed(batch, bytes, store->max_record_bytes, version, &count);
     if (result == DW_OK) {
-        result = dw_plan_make(store, batch, count, &plan);
+        result = dw_plan_make(store, batch, count, base_ms, &plan);
     }
     if (result == DW_OK) {
-        result = insert(store, index, clock_ms, base_ms, batch, count, &plan, out);
+        result = release_all(store, base_ms, &plan);
+        if (result == DW_OK) {
+            result = insert(store, index, clock_ms, base_ms, batch, count, &plan, out);
+        }
+        if (result == DW_OK) {
+            out->released += plan.released_count;
+        }
         dw_plan_free(store, &plan);
     }
     return result;
 }
 
 typedef int insert_batch(struct dw_store *store, uint64_t index, uint64_t clock_ms,
-                         uint64_t base_ms, const void *batch, size_t bytes, struct dw_keyed *out);
+                         uint64_t base_ms, const void *batch, size_t bytes,
+                         enum dw_keyed_version version, struct dw_keyed *out);
 
 static int insert_with(insert_batch *how, struct dw_store *store, uint64_t index, uint64_t base_ms,
-                       const void *batch, size_t bytes, struct dw_keyed *out) {
+                       const void *batch, size_t bytes, enum dw_keyed_version version,
+                       struct dw_keyed *out) {
     *out = (struct dw_keyed){.inserted.next_due = DW_NEVER};
     int result = dw_enter(store);
     if (result != DW_OK) {
@@ -195,8 +223,9 @@ static int insert_with(insert_batch *how, struct dw_store *store, uint64_t index
     if (index > store->applied) {
         const uint64_t clock_ms = store->clock;
         dw_unlock(store);
-        result =
-            index >> 48 != 0 ? DW_EINVAL : how(store, index, clock_ms, base_ms, batch, bytes, out);
+        result = index >> 48 != 0
+                     ? DW_EINVAL
+                     : how(store, index, clock_ms, base_ms, batch, bytes, version, out);
         dw_lock(store);
     }
     dw_publish_locked(store);
@@ -212,14 +241,14 @@ static int insert_with(insert_batch *how, struct dw_store *store, uint64_t index
 int dw_store_insert(dw_store *store, uint64_t index, uint64_t base_ms, const void *batch,
                     size_t bytes, struct dw_inserted *out) {
     struct dw_keyed keyed;
-    int result = insert_with(insert_plain, store, index, base_ms, batch, bytes, &keyed);
+    int result = insert_with(insert_plain, store, index, base_ms, batch, bytes, DW_KEYED_1, &keyed);
     *out = keyed.inserted;
     return result;
 }
 
 int dw_store_insert_keyed(dw_store *store, uint64_t index, uint64_t base_ms, const void *batch,
-                          size_t bytes, struct dw_keyed *out) {
-    return insert_with(insert_keyed, store, index, base_ms, batch, bytes, out);
+                          size_t bytes, enum dw_keyed_version version, struct dw_keyed *out) {
+    return insert_with(insert_keyed, store, index, base_ms, batch, bytes, version, out);
 }
 
 /* ------------------------------------------------------------------ settle */
@@ -228,6 +257,7 @@ int dw_store_insert_keyed(dw_store *store, uint64_t index, uint64_t base_ms, con
 struct settled {
     const uint64_t *ids;
     const struct dw_id_due *released; /* if there are no ids */
+    bool or_before;                   /* what is due before that, too */
     size_t n;
 };
 
@@ -242,7 +272,8 @@ static uint32_t find_settled_locked(const struct dw_store *store, const struct s
     if (k == DW_NIL) {
         return DW_NIL;
     }
-    return dw_due_of_locked(store, k, dw_slab_at(store->slab, k)) == released->due ? k : DW_NIL;
+    const uint64_t due = dw_due_of_locked(store, k, dw_slab_at(store->slab, k));
+    return due == released->due || (settled->or_before && due < released->due) ? k : DW_NIL;
 }
 
 /* Room is made for every note of a dead record before the first is made. Meanwhile others may
@@ -301,6 +332,12 @@ int dw_store_settle(dw_store *store, uint64_t index, const uint64_t *ids, size_t
 int dw_store_settle_due(dw_store *store, uint64_t index, const struct dw_id_due *released, size_t n,
                         uint64_t *removed) {
     return settle(store, index, &(struct settled){.released = released, .n = n}, removed);
+}
+
+int dw_store_settle_due_by(dw_store *store, uint64_t index, const struct dw_id_due *released,
+                           size_t n, uint64_t *removed) {
+    return settle(store, index, &(struct settled){.released = released, .or_before = true, .n = n},
+                  removed);
 }
 
 void dw_store_note(dw_store *store, uint64_t index) {

@@ -125,11 +125,14 @@ int dw_batch_check(const void *batch, size_t bytes, uint32_t max_record_bytes, u
 
 /* A keyed batch is one in which further flags say what a record does with its key:
  *
- *   bits 1 and 2 of `flags`   0 keep, 1 replace, 2 drop, 3 cancel (enum dw_on_key, dw_batch.h)
+ *   bits 1 to 3 of `flags`   0 keep, 1 replace, 2 drop, 3 cancel, and in version 2 of such batches
+ *                            4 release (enum dw_on_key, dw_batch.h)
  *
  * Records take effect in their order: each sees what those before it in the batch have left. With
- * any of these but 0 the key hash is not 0. A cancel has a length of 0, no body and no use for
- * `when` and `encoding`; all others have a length of at least 1. */
+ * any of these but 0 the key hash is not 0. A cancel and a release have a length of 0, no body and
+ * no use for `when` and `encoding`; all others have a length of at least 1. */
+
+enum dw_keyed_version { DW_KEYED_1 = 1, DW_KEYED_2 = 2 };
 
 struct dw_keyed {
     struct dw_inserted inserted; /* what the batch has left pending of itself */
@@ -137,18 +140,21 @@ struct dw_keyed {
     uint64_t replaced;           /* and by replacements; of both, not those */
     uint64_t taken;              /* that went likewise, but had been handed out before */
     uint64_t dropped;            /* messages of the batch that were not inserted */
+    uint64_t released;           /* messages that were due later, and are now at base_ms */
 };
 
 /* Inserts a keyed batch and removes what it cancels and replaces: all of it or nothing. What goes
  * is removed from the store in whatever state it is; how much of it was taken is this opening's
- * own affair, and the only thing in the answer that is. Memory only.
- * DW_OK, DW_ENOMEM, DW_EFULL, DW_ETOOBIG, DW_EINVAL (a malformed batch), DW_ECLOSED */
+ * own affair, and the only thing in the answer that is. What it releases is given its new time
+ * first; one that was taken stays taken. Memory only.
+ * DW_OK, DW_ENOMEM, DW_EFULL, DW_ETOOBIG, DW_EINVAL (a malformed batch), DW_ECLOSED; after
+ * DW_ENOMEM some may be released: open the store again. */
 int dw_store_insert_keyed(dw_store *store, uint64_t index, uint64_t base_ms, const void *batch,
-                          size_t bytes, struct dw_keyed *out);
+                          size_t bytes, enum dw_keyed_version version, struct dw_keyed *out);
 
 /* Checks a keyed batch as insert_keyed would, without a store. */
 int dw_batch_check_keyed(const void *batch, size_t bytes, uint32_t max_record_bytes,
-                         uint32_t *count);
+                         enum dw_keyed_version version, uint32_t *count);
 
 /* Removes the records with these ids, in whatever state, delivered or cancelled; ids that are not
  * there are passed over. *removed: how many were there. Memory only.
@@ -167,6 +173,16 @@ struct dw_id_due {
  * DW_OK, DW_ENOMEM (nothing changed), DW_ECLOSED */
 int dw_store_settle_due(dw_store *store, uint64_t index, const struct dw_id_due *released, size_t n,
                         uint64_t *removed);
+
+/* The same for those that are due at that time or before: what was given an earlier time after it
+ * was released has been released for that, too. */
+int dw_store_settle_due_by(dw_store *store, uint64_t index, const struct dw_id_due *released,
+                           size_t n, uint64_t *removed);
+
+/* Removes all that is pending, in whatever state: so many records, of which so many were taken.
+ * What it takes does not grow with their number; their files are unlinked when a checkpoint is
+ * durable. Memory only. DW_OK, DW_ENOMEM (nothing changed), DW_ECLOSED */
+int dw_store_purge(dw_store *store, uint64_t index, uint64_t *removed, uint64_t *taken);
 
 /* Gives pending record `id` a new due time, whether or not its record can be read or written now.
  * If it can, it is rewritten where that time belongs. One that was taken stays taken.

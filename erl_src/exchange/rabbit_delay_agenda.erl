@@ -115,7 +115,7 @@ may_drop(#state{lease = Lease} = State) ->
 ask(#state{asked = undefined, leader = {ServerId, _}} = State) ->
     Asked = make_ref(),
     Sending = sending(Asked, State#state{asked = Asked}),
-    ok = rabbit_delay_raft:note(ServerId, Asked),
+    ok = rabbit_delay_commands:note(ServerId, Asked),
     Sending;
 ask(State) ->
     State.

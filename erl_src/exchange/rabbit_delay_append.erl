@@ -118,11 +118,12 @@ learn_life(undefined, X) ->
 learn_life(_, _) ->
     ok.
 
-settings(X, #state{exchange = XName, salt = Salt, counters = Counters}) ->
+settings(X, #state{exchange = XName, salt = Salt, counters = Counters} = State) ->
     #{exchange => XName, salt => Salt, counters => Counters, now => rabbit_delay_config:now_ms(),
       limit => rabbit_delay_config:max_message_size(),
       default => rabbit_delay_policy:default_delay(X), retry => retry(X),
-      keys_from => rabbit_delay_policy:keys_from(X), unusable => unusable(X)}.
+      keys_from => rabbit_delay_policy:keys_from(X), unusable => unusable(X),
+      releases => State#state.machine_version >= ?RELEASES_BY_KEY}.
 
 unusable(X) ->
     Args = rabbit_delay_broker:exchange_arguments(X),
@@ -151,6 +152,8 @@ append_batch(Ws, {Batch, Rejected, Unusable, Left}, State0) ->
     State2 = rabbit_delay_intake:drop("the exchange is full, or they are too large",
                                       untold(Rejected), State1),
     State3 = rabbit_delay_intake:refuse_unusable(Unusable, State2),
+    %% All members may have the version by now that some of these need.
+    _ = lists:keymember(no_releases, 2, Unusable) andalso (self() ! open_session),
     append_next(SeqNo, Batch, Left, rabbit_delay_intake:put_back(Left, State3)).
 
 untold(Ws) -> length([W || #waiting{seq_no = undefined} = W <- Ws]).
@@ -234,9 +237,9 @@ rejected(SeqNo, Batch, Told, #state{batches = Batches, counters = Counters} = St
 %% To the leader, if it is one: else it is sent again when there is one.
 -spec send(rabbit_delay_queue:batch_key(), #batch{}, #state{}) -> ok.
 send(Ref, #batch{entry = Entry, place = {Session, SeqNo}}, #state{leader = {ServerId, _}}) ->
-    rabbit_delay_raft:enqueue(ServerId, Session, SeqNo, Entry, Ref);
+    rabbit_delay_commands:enqueue(ServerId, Session, SeqNo, Entry, Ref);
 send(SeqNo, #batch{entry = Entry}, #state{leader = {ServerId, _}, session = Session}) ->
-    rabbit_delay_raft:enqueue(ServerId, {opened, Session}, SeqNo, Entry, SeqNo).
+    rabbit_delay_commands:enqueue(ServerId, {opened, Session}, SeqNo, Entry, SeqNo).
 
 watch_space(Bytes, #state{appended = Appended} = State)
   when Appended + Bytes < ?LOOK_AT_SPACE_BYTES ->

@@ -16,8 +16,8 @@
 
 -export_type([entry/0, settings/0, unusable/0]).
 
-%% 2: some record does something with its key.
--type entry() :: {1 | 2, rabbit_delay_machine:earliest(), binary()}.
+%% 2: some record does something with its key; 3: some record releases what is pending under it.
+-type entry() :: {1 | 2 | 3, rabbit_delay_machine:earliest(), binary()}.
 
 -type settings() ::
         #{exchange := rabbit_exchange:name(),
@@ -31,6 +31,8 @@
           retry := {rabbit_delay_retry:plan(), HasPlace :: boolean()} | none,
           %% whose headers about keys count
           keys_from := publishers | anyone,
+          %% whether the machine of all members knows what releases by key
+          releases := boolean(),
           %% whether a message is refused for a delay that cannot be used, one of more ms for instance;
           %% if not, it is due at once
           unusable := {nack, MaxDelay :: pos_integer()} | now}.
@@ -38,14 +40,14 @@
 %% A due time beyond this is not refused here: route/1 has judged it already.
 -define(NO_LIMIT, ?MAX_MS).
 
--type unusable() :: {#waiting{}, rabbit_delay_header:unusable()}.
+-type unusable() :: {#waiting{}, rabbit_delay_header:unusable() | no_releases}.
 
 -record(building, {settings :: settings(),
                    room :: rabbit_delay_room:room(),
                    messages = 0 :: non_neg_integer(),
                    untold = 0 :: non_neg_integer(),
-                   %% 2: some record does something with its key
-                   version = 1 :: 1 | 2,
+                   %% of the entry
+                   version = 1 :: 1 | 2 | 3,
                    records = [] :: iodata(),
                    earliest = {none, none} :: rabbit_delay_machine:earliest(),
                    confirms = #{} :: #{pid() => [pos_integer()]},
@@ -84,7 +86,12 @@ add(#waiting{message = Message} = W, B) ->
     Deaths = deaths(W, Parsed, B),
     case use_of_key(W, Parsed, Headers, Deaths, B) of
         {cancel, Key} when Deaths =:= [] ->
-            add_record(W, {on_key(cancel), 0, 0, hash(Key, B), <<>>}, B#building{version = 2});
+            add_record(W, {on_key(cancel), 0, 0, hash(Key, B), <<>>}, at_least(2, B));
+        {release, Key} when Deaths =:= [], map_get(releases, B#building.settings) ->
+            add_record(W, {on_key(release), 0, 0, hash(Key, B), <<>>},
+                       at_least(3, B#building{earliest = earliest(0, B)}));
+        {release, _} when Deaths =:= [] ->
+            B#building{unusable = [{W, no_releases} | B#building.unusable]};
         Use when Deaths =/= [] ->
             add_if_fits(W, fun ({Encoding, Body}) ->
                                    add_dead_letter(W, Deaths, Use,
@@ -162,7 +169,7 @@ add_restored(#waiting{message = Message} = W0, B) ->
                    end, B).
 
 kept({OnDuplicate, Key}) when OnDuplicate =:= replace; OnDuplicate =:= drop -> {keep, Key};
-kept({cancel, _}) -> none;
+kept({What, _}) when What =:= cancel; What =:= release -> none;
 kept(Use) -> Use.
 
 earliest(Delay, #building{earliest = {LeastDelay, LeastTime}}) ->
@@ -179,7 +186,7 @@ add_message(W, {Absolute, When, Earliest}, Use, {Encoding, Body},
             add_record(W, {Absolute, Encoding, When, hash(Key, B), Body}, B);
         {OnDuplicate, Key} ->
             add_record(W, {Absolute bor on_key(OnDuplicate), Encoding, When, hash(Key, B), Body},
-                       B#building{version = 2});
+                       at_least(2, B));
         _ ->
             add_record(W, {Absolute, Encoding, When, 0, Body}, B)
     end.
@@ -195,7 +202,10 @@ add_record(#waiting{sender = Sender, seq_no = SeqNo, flow = Flow},
 
 on_key(replace) -> 1 bsl 1;
 on_key(drop) -> 2 bsl 1;
-on_key(cancel) -> 3 bsl 1.
+on_key(cancel) -> 3 bsl 1;
+on_key(release) -> 4 bsl 1.
+
+at_least(Version, #building{version = Before} = B) -> B#building{version = max(Version, Before)}.
 
 %% What a queue dead-letters is due at once where nothing else can be done with it: that queue may have
 %% no other place for it.

@@ -5,7 +5,8 @@
 %% and hands messages out again.
 %%
 %% What a change is about is held: it is not released until the change is applied, or it is certain
-%% that it will not be. What is in flight is left out of the change, and named to who asked for it.
+%% that it will not be. What is in flight is left out of the change, and named to who asked for it. A
+%% purge is of all that is pending when it is applied: it holds nothing and leaves nothing out.
 -module(rabbit_delay_changes).
 
 -export([new/0, allowed/2, encoded/1, append/5, is_held/2, applied/2, interrupt/1, take_held/1, ids/1]).
@@ -15,7 +16,7 @@
 %% Ids: each once.
 -type change() :: {cancel, [rabbit_delay_store:id()]}
                 | {reschedule, [{rabbit_delay_store:id(), DueMs :: rabbit_delay_store:ms()}]}
-                | pause | resume.
+                | purge | pause | resume.
 
 -record(changes,
         {%% appended and not yet applied
@@ -50,7 +51,7 @@ ids({reschedule, Dues}) -> [Id || {Id, _} <- Dues];
 ids(_) -> [].
 
 %% As the machine takes it.
--spec encoded(change()) -> {cancel | reschedule, binary()} | pause | resume.
+-spec encoded(change()) -> {cancel | reschedule, binary()} | purge | pause | resume.
 encoded({cancel, Ids}) -> {cancel, << <<Id:64/little>> || Id <- Ids >>};
 encoded({reschedule, Dues}) -> {reschedule, << <<Id:64/little, Due:64/little>>
                                                || {Id, Due} <- Dues >>};

@@ -49,9 +49,12 @@
 -type change() :: rabbit_delay_changes:change().
 
 %% How many messages were changed, and which were not because they are in flight; the others were not
-%% there any more. {error, interrupted}: the Raft leader changed, and it may have happened or not.
+%% there any more. Of a purge, how many went, and how many of them were in flight, which may be
+%% delivered all the same. {error, interrupted}: the Raft leader changed, and it may have happened or
+%% not; {error, not_known}: some member has an earlier version of the machine.
 -type changed() :: {ok, Changed :: non_neg_integer(), InFlight :: [rabbit_delay_store:id()]}
-                 | {error, not_ready | interrupted}.
+                 | {purged, Removed :: non_neg_integer(), InFlight :: non_neg_integer()}
+                 | {error, not_ready | interrupted | not_known}.
 
 -define(QUERY_MS, 30000).
 %% How long what is in flight is waited for, where another is to lead.
@@ -271,25 +274,26 @@ follow_leader(ServerId, #state{leader = Old, exchange = XName, lease = Lease} = 
                               lease = rabbit_delay_lease:needed(
                                         rabbit_delay_registry:group_size(XName), Lease)})).
 
-begin_again(#state{in_flight = Book, leader = {ServerId, _}} = State) ->
+begin_again(#state{in_flight = Book, leader = {ServerId, _}, machine_version = Version} = State) ->
     lists:foreach(fun ({Correlation, Released}) ->
-                          rabbit_delay_raft:settle(ServerId, Released, Correlation)
+                          rabbit_delay_commands:settle(ServerId, Version, Released, Correlation)
                   end, rabbit_delay_in_flight:settling(Book)),
     Note = make_ref(),
     Sending = rabbit_delay_agenda:sending(Note, State#state{note = Note}),
-    ok = rabbit_delay_raft:note(ServerId, Note),
+    ok = rabbit_delay_commands:note(ServerId, Note),
     Sending.
 
 applied({Correlation, Reply}, #state{lease = Lease} = State) ->
     answer(Correlation, Reply, State#state{lease = rabbit_delay_lease:applied(Correlation, Lease)}).
 
-answer(Note, {ok, #{term := Term, paused := Paused}}, #state{note = Note} = State) ->
-    attach(Term, Paused, State#state{note = undefined});
+answer(Note, {ok, #{machine_version := Version, term := Term, paused := Paused}},
+       #state{note = Note} = State) ->
+    attach(Term, Paused, State#state{note = undefined, machine_version = Version});
 answer(Note, _, #state{note = Note} = State) ->
     %% The machine is of an earlier version, which another member may still have.
     rabbit_delay_agenda:attach_later(State#state{note = undefined});
-answer(Asked, {ok, #{}}, #state{asked = Asked} = State) ->
-    drop_later(rabbit_delay_agenda:pump_soon(State#state{asked = undefined}));
+answer(Asked, {ok, #{machine_version := Version}}, #state{asked = Asked} = State) ->
+    drop_later(rabbit_delay_agenda:pump_soon(State#state{asked = undefined, machine_version = Version}));
 answer(Correlation, {ok, _} = Reply, #state{in_flight = Book0} = State) ->
     case rabbit_delay_in_flight:settled(Correlation, Book0) of
         {ok, Book} ->
@@ -357,6 +361,9 @@ ready(#state{awaiting = Awaiting, changes = Changes0} = State) ->
     {Ids, Changes} = rabbit_delay_changes:take_held(Changes0),
     hand_out(Ids, State#state{awaiting = [], changes = Changes}).
 
+change(purge, From, #state{machine_version = Version} = State) when Version < 3 ->
+    gen_server:reply(From, {error, not_known}),
+    State;
 change(Change, From, #state{changes = Changes, leader = {ServerId, _}, term = Term} = State) ->
     case rabbit_delay_changes:allowed(
            Change, fun (Id) -> rabbit_delay_release:is_free(Id, State) end) of
@@ -369,7 +376,7 @@ change(Change, From, #state{changes = Changes, leader = {ServerId, _}, term = Te
                         Correlation,
                         State#state{changes = rabbit_delay_changes:append(
                                                 Correlation, From, Allowed, InFlight, Changes)}),
-            ok = rabbit_delay_raft:change(ServerId, Term, rabbit_delay_changes:encoded(Allowed),
+            ok = rabbit_delay_commands:change(ServerId, Term, rabbit_delay_changes:encoded(Allowed),
                                           Correlation),
             Sending
     end.
@@ -383,6 +390,14 @@ answered(Correlation, Reply, #state{changes = Changes0} = State) ->
             State
     end.
 
+changed({ok, #{removed := Removed, taken := Taken}}, From, _, purge,
+        #state{counters = Counters, in_flight = Book} = State) ->
+    %% What only waits was taken, too.
+    {Held, _} = rabbit_delay_in_flight:held(Book),
+    InFlight = min(Taken, Held),
+    rabbit_delay_counters:add(Counters, cancelled, Removed - InFlight),
+    gen_server:reply(From, {purged, Removed, InFlight}),
+    State;
 changed({ok, Changed}, From, InFlight, Change, #state{counters = Counters} = State) ->
     _ = is_tuple(Change) andalso element(1, Change) =:= cancel
         andalso rabbit_delay_counters:add(Counters, cancelled, Changed),

@@ -12,6 +12,8 @@
          %% the note whose application says that the store is up to date
          note :: undefined | reference(),
          store :: undefined | rabbit_delay_store:store(),
+         %% the machine's, as its last note said
+         machine_version = 2 :: ra_machine:version(),
          %% the leader's, when we last began
          term :: undefined | non_neg_integer(),
          %% who waits for the store

@@ -164,7 +164,7 @@ tell_ignored(XName) ->
 
 by_key(X, Delivery, Options, Message, Headers, Args) ->
     case rabbit_delay_key:asked(Headers, rabbit_delay_broker:message_id(Message)) of
-        {cancel, _} ->
+        {What, _} when What =:= cancel; What =:= release ->
             delay(X, Delivery, Message);
         {invalid, Header, Value, Why} ->
             refuse_key(X, Header, Value, Why, Message),

@@ -166,9 +166,14 @@ refuse_unusable([{#waiting{message = Message}, Why} | _] = Refused,
     N = length(Refused),
     rabbit_delay_counters:add(Counters, unusable, N),
     lists:foreach(fun ({W, _}) -> ok = give_back(W, State) end, lists:reverse(Refused)),
+    tell(unusable, unicode:characters_to_binary(explain(Why, Message)), N, State).
+
+explain(no_releases, _) ->
+    "x-delay-release is not known to all nodes that hold the exchange's messages: one of them has an earlier "
+    "version of the plugin";
+explain(Why, Message) ->
     Word = rabbit_delay_broker:field_word(rabbit_delay_header:names(), Message),
-    Text = rabbit_delay_header:explain(Why, Word),
-    tell(unusable, unicode:characters_to_binary(Text), N, State).
+    rabbit_delay_header:explain(Why, Word).
 
 tell(What, Why, N, #state{untold = Untold} = State) ->
     case Untold of

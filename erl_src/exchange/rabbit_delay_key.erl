@@ -8,6 +8,7 @@
 %%                         stay, and this message goes if there are any)
 %%   x-delay-cancel        a key, 1 to 255 bytes: what is pending under it goes. The message itself
 %%                         has no other effect, whatever else it says
+%%   x-delay-release       likewise: what is pending under it is due now
 %%
 %% They count where a publisher published the message to the exchange itself, which takes `write'
 %% permission for it. What comes by a binding, as an alternate exchange's or as a dead letter may be of
@@ -30,6 +31,7 @@
 -define(KEY, <<"x-delay-key">>).
 -define(ON_DUPLICATE, <<"x-delay-on-duplicate">>).
 -define(CANCEL, <<"x-delay-cancel">>).
+-define(RELEASE, <<"x-delay-release">>).
 
 -define(MAX_KEY_BYTES, 255).
 
@@ -40,35 +42,43 @@
 %% What a message says of keys.
 -type use() :: none
              | {on_duplicate(), key()}
-             | {cancel, key()}
+             | {cancel | release, key()}
              | {invalid, Header :: binary(), Value :: {Type :: atom(), term()}, Why :: string()}.
 
 %% The headers that are understood.
 -spec names() -> [binary()].
-names() -> [?KEY, ?ON_DUPLICATE, ?CANCEL].
+names() -> [?KEY, ?ON_DUPLICATE, ?CANCEL, ?RELEASE].
 
 %% Whether some header is there that says something of keys.
 -spec asks(rabbit_delay_header:headers()) -> boolean().
 asks(undefined) -> false;
 asks(Headers) -> lists:any(fun (Name) -> lists:keymember(Name, 1, Headers) end, names()).
 
-%% A null value counts as absent, but for a cancel: what was meant to cancel must not be routed.
+%% A null value counts as absent, but for a cancel and a release: what was meant to do that must not be
+%% routed.
 -spec asked(rabbit_delay_header:headers(), MessageId :: binary() | undefined) -> use().
 asked(Headers, MessageId) when Headers =:= undefined; Headers =:= [] ->
     named(keep, key_of(undefined, MessageId));
 asked(Headers, MessageId) ->
-    case lists:keyfind(?CANCEL, 1, Headers) of
-        {_, Type, Value} ->
-            case is_key(Type, Value) of
-                true -> {cancel, Value};
-                false -> {invalid, ?CANCEL, {Type, Value}, "must be a string of 1 to 255 bytes"}
-            end;
-        false ->
+    case {lists:keyfind(?CANCEL, 1, Headers), lists:keyfind(?RELEASE, 1, Headers)} of
+        {{_, _, _}, {_, Type, Value}} ->
+            {invalid, ?RELEASE, {Type, Value}, "must not be there beside x-delay-cancel"};
+        {{_, _, _} = Field, false} ->
+            of_others(cancel, Field);
+        {false, {_, _, _} = Field} ->
+            of_others(release, Field);
+        {false, false} ->
             case on_duplicate(rabbit_delay_header:find(?ON_DUPLICATE, Headers)) of
                 {invalid, _, _, _} = Invalid -> Invalid;
                 OnDuplicate ->
                     named(OnDuplicate, key_of(rabbit_delay_header:find(?KEY, Headers), MessageId))
             end
+    end.
+
+of_others(What, {Header, Type, Value}) ->
+    case is_key(Type, Value) of
+        true -> {What, Value};
+        false -> {invalid, Header, {Type, Value}, "must be a string of 1 to 255 bytes"}
     end.
 
 named(_, {invalid, _, _, _} = Invalid) -> Invalid;

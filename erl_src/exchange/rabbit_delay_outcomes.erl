@@ -97,14 +97,14 @@ done(Id, Due, Bytes, #state{in_flight = Book0} = State) ->
     State#state{in_flight = Book}.
 
 -spec settle(#state{}) -> #state{}.
-settle(#state{in_flight = Book0, leader = Leader} = State) ->
+settle(#state{in_flight = Book0, leader = Leader, machine_version = Version} = State) ->
     Correlation = make_ref(),
     case rabbit_delay_in_flight:to_settle(Correlation, Book0) of
         {Released, Book} ->
             Sending = rabbit_delay_agenda:sending(Correlation, State#state{in_flight = Book}),
             %% Without a leader it is sent when there is one again.
             ok = case Leader of
-                     {ServerId, _} -> rabbit_delay_raft:settle(ServerId, Released, Correlation);
+                     {ServerId, _} -> rabbit_delay_commands:settle(ServerId, Version, Released, Correlation);
                      undefined -> ok
                  end,
             Sending;

@@ -210,7 +210,7 @@ handle_info(append, State) ->
     State#state{append_timer = undefined};
 handle_info(give_up, State) ->
     rabbit_delay_append:give_up(State);
-handle_info(open_session, #state{session = undefined, opening = undefined} = State) ->
+handle_info(open_session, #state{leader = {_, _}, opening = undefined} = State) ->
     open_session(State);
 handle_info(look_for_late, State) ->
     rabbit_delay_append:reject_late(State#state{late_timer = undefined});
@@ -339,11 +339,9 @@ joined({leader, ServerId}, #state{exchange = XName, leader = undefined} = State)
     State;
 joined({leader, _}, State) ->
     State;
-joined(not_ready, State) ->
-    join_soon(?MEMBER_RETRY_MS, State);
 joined({error, forming}, State) ->
     join_soon(?FORMING_MS, State);
-joined({error, refused}, State) ->
+joined(NotNow, State) when NotNow =:= not_ready; NotNow =:= {error, refused} ->
     join_soon(?MEMBER_RETRY_MS, State);
 joined({error, Reason}, State) ->
     ?LOG_ERROR("delayed messages of ~ts: the Raft server does not start: ~0P",
@@ -433,19 +431,23 @@ send_all_again(#state{batches = Batches} = State) ->
 
 %% A note first: an earlier version of the machine, which another member may still have, stops at what
 %% it does not know.
-open_session(#state{leader = {ServerId, _}, session = undefined} = State) ->
+open_session(#state{leader = {ServerId, _}, session = Session, machine_version = Version} = State)
+  when Session =:= undefined; Version < ?RELEASES_BY_KEY ->
     Ref = make_ref(),
-    ok = rabbit_delay_raft:note(ServerId, Ref),
+    ok = rabbit_delay_commands:note(ServerId, Ref),
     State#state{opening = {note, Ref}};
 open_session(State) ->
     State.
 
 opens(Ref, {ok, #{machine_version := Version}},
+      #state{opening = {note, Ref}, session = Session} = State) when is_integer(Session) ->
+    State#state{opening = undefined, machine_version = Version};
+opens(Ref, {ok, #{machine_version := Version}},
       #state{opening = {note, Ref}, leader = {ServerId, _}, nonce = Nonce} = State)
   when Version >= 2 ->
     Open = make_ref(),
-    ok = rabbit_delay_raft:open_session(ServerId, Nonce, Open),
-    State#state{opening = {open, Open}};
+    ok = rabbit_delay_commands:open_session(ServerId, Nonce, Open),
+    State#state{opening = {open, Open}, machine_version = Version};
 opens(Ref, _, #state{opening = {note, Ref}} = State) ->
     _ = erlang:send_after(?OPEN_AGAIN_MS, self(), open_session),
     State#state{opening = undefined};
@@ -588,9 +590,7 @@ info(name, #state{name = QName}) -> QName;
 info(pid, _) -> self();
 info(owner_pid, _) -> self();
 info(messages, #state{exchange = XName}) -> rabbit_delay_registry:pending(XName);
-info(messages_ready, _) -> 0;
-info(messages_unacknowledged, _) -> 0;
-info(consumers, _) -> 0;
+info(Number, _) when Number =:= messages_ready; Number =:= messages_unacknowledged; Number =:= consumers -> 0;
 info(type, _) -> rabbit_classic_queue;
 info(state, _) -> running;
 info(durable, _) -> false;

@@ -6,6 +6,9 @@
 %% A burst can use up the disk's space between two looks at it.
 -define(LOOK_AT_SPACE_BYTES, 1048576).
 
+%% The machine's version from which a message may release others by their key.
+-define(RELEASES_BY_KEY, 3).
+
 -record(waiting, {message :: rabbit_delay_broker:message(),
                   %% of its payload, bytes
                   size = 0 :: non_neg_integer(),
@@ -54,6 +57,8 @@
          nonce :: binary(),
          session :: undefined | ra:index(),
          opening :: undefined | {note | open, reference()},
+         %% the machine's, as its last note said
+         machine_version = 0 :: ra_machine:version(),
          last_seq_no = 0 :: non_neg_integer(),
          %% under way, by sequence number
          batches = #{} :: #{rabbit_delay_queue:batch_key() => #batch{}},

@@ -243,7 +243,8 @@ wake_for(Name, Most, X, #state{targets = Targets0, max_messages = Max,
             {State0, 0}
     end.
 
-%% What is there no more was cancelled; what has another due time is handed out by the store.
+%% What is there no more was cancelled; what has been given a later time is handed out by the store. An
+%% earlier one it may have been given while it was taken, by its key.
 read_again(Name, Places0, #state{store = Store} = State0) ->
     Places = [Place || {_, Id} = Place <- Places0, not is_in_hand(Id, State0)],
     case Places =/= [] andalso
@@ -258,8 +259,8 @@ read_again(Name, Places0, #state{store = Store} = State0) ->
             lists:foldr(
               fun ({Due, Id}, {Records, S}) ->
                       case ById of
-                          #{Id := #{due := Due, encoding := Encoding, body := Body}} ->
-                              {[{Id, Due, Encoding, Body} | Records], S};
+                          #{Id := #{due := Now, encoding := Encoding, body := Body}} when Now =< Due ->
+                              {[{Id, Now, Encoding, Body} | Records], S};
                           #{Id := _} ->
                               {Records, S};
                           _ ->

@@ -238,41 +238,69 @@ change_matching(XName, Operation, Filter, Options) ->
 -spec change_matching_here(rabbit_exchange:name(), operation(), rabbit_delay_filter:filter(),
                            #{cursor => binary(), dry_run => boolean(), by := binary()}) ->
           {ok, summary()} | error().
-change_matching_here(XName, Operation, Filter, #{by := By} = Options) ->
-    None = #{examined => 0, matched => 0, changed => 0, in_flight => 0, cursor => none},
+change_matching_here(XName, Operation, Filter, Options) ->
     with_allowed(
       XName, Operation,
       fun (none, _) ->
-              {ok, None};
+              {ok, none_changed()};
           (Store, Dispatcher) ->
-              Range = rabbit_delay_filter:due_range(Filter),
-              Begin = rabbit_delay_pending_change:first(Operation, Range),
-              case position(Operation, XName, Options, Begin) of
-                  {ok, Position, Bounds} ->
-                      Read = rabbit_delay_filter:needs_content(Filter),
-                      Scan = rabbit_delay_pending_scan:new(Store, XName, Filter, Read),
-                      Walk = Scan#{dispatcher => Dispatcher, exchange => XName,
-                                   operation => Operation, range => Range,
-                                   dry_run => maps:get(dry_run, Options, false),
-                                   bounds => case Bounds of
-                                                 {0, 0} -> rabbit_delay_pending_change:bounds(Store);
-                                                 _ -> Bounds
-                                             end},
-                      _ = maps:get(dry_run, Walk)
-                          orelse asked(XName, Operation, rabbit_delay_filter:text(Filter), By),
-                      case rabbit_delay_pending_scan:with_budget(
-                             Read,
-                             fun () -> rabbit_delay_pending_change:walk(Position, None, Walk) end) of
-                          {ok, #{changed := Changed}} = Result ->
-                              log(XName, Operation, Changed, By),
-                              Result;
-                          Error ->
-                              Error
-                      end;
-                  Error ->
-                      Error
+              Purged = case is_purge(Operation, Filter, Options) of
+                           true -> purge(XName, Filter, Options, Dispatcher);
+                           false -> not_known
+                       end,
+              case Purged of
+                  not_known -> walk(XName, Operation, Filter, Options, Store, Dispatcher);
+                  _ -> Purged
               end
       end).
+
+none_changed() ->
+    #{examined => 0, matched => 0, changed => 0, in_flight => 0, cursor => none}.
+
+is_purge(cancel, Filter, Options) ->
+    rabbit_delay_filter:is_empty(Filter) andalso not is_map_key(cursor, Options)
+        andalso not maps:get(dry_run, Options, false);
+is_purge(_, _, _) ->
+    false.
+
+purge(XName, Filter, #{by := By}, Dispatcher) ->
+    ok = asked(XName, cancel, rabbit_delay_filter:text(Filter), By),
+    case rabbit_delay_pending_change:purge(Dispatcher) of
+        {ok, #{changed := Changed}} = Result ->
+            log(XName, cancel, Changed, By),
+            Result;
+        Other ->
+            Other
+    end.
+
+walk(XName, Operation, Filter, #{by := By} = Options, Store, Dispatcher) ->
+    Range = rabbit_delay_filter:due_range(Filter),
+    Begin = rabbit_delay_pending_change:first(Operation, Range),
+    case position(Operation, XName, Options, Begin) of
+        {ok, Position, Bounds} ->
+            Read = rabbit_delay_filter:needs_content(Filter),
+            Scan = rabbit_delay_pending_scan:new(Store, XName, Filter, Read),
+            Walk = Scan#{dispatcher => Dispatcher, exchange => XName,
+                         operation => Operation, range => Range,
+                         dry_run => maps:get(dry_run, Options, false),
+                         bounds => case Bounds of
+                                       {0, 0} -> rabbit_delay_pending_change:bounds(Store);
+                                       _ -> Bounds
+                                   end},
+            _ = maps:get(dry_run, Walk)
+                orelse asked(XName, Operation, rabbit_delay_filter:text(Filter), By),
+            case rabbit_delay_pending_scan:with_budget(
+                   Read,
+                   fun () -> rabbit_delay_pending_change:walk(Position, none_changed(), Walk) end) of
+                {ok, #{changed := Changed}} = Result ->
+                    log(XName, Operation, Changed, By),
+                    Result;
+                Error ->
+                    Error
+            end;
+        Error ->
+            Error
+    end.
 
 %% Before it is done: whatever becomes of it, it is known who asked for what.
 asked(XName, Operation, Which, By) ->

@@ -10,7 +10,7 @@
 
 -include("rabbit_delay.hrl").
 
--export([each/4, bounds/1, first/2, walk/3, new_due/3, concerns/3, is_backward/1, failed/2]).
+-export([each/4, purge/1, bounds/1, first/2, walk/3, new_due/3, concerns/3, is_backward/1, failed/2]).
 
 -export_type([operation/0, outcome/0, summary/0, walk/0]).
 
@@ -81,6 +81,21 @@ outcomes([{Id, Request} | Rest], Acc) ->
             failed(Error, length([1 || {_, done} <- Acc]));
         _ ->
             failed({error, interrupted}, length([1 || {_, done} <- Acc]))
+    end.
+
+%% Cancels all that is pending in one entry, whatever its number; not_known: not while a member has an
+%% earlier version. What is in flight is gone from the store, too, and may be delivered all the same.
+-spec purge(Dispatcher :: pid()) ->
+          {ok, summary()} | not_known | {error, {unavailable, Why :: binary()}}.
+purge(Dispatcher) ->
+    case rabbit_delay_dispatcher:change(Dispatcher, purge) of
+        {purged, Removed, InFlight} ->
+            {ok, #{examined => Removed, matched => Removed, changed => Removed - InFlight,
+                   in_flight => InFlight, cursor => none}};
+        {error, not_known} ->
+            not_known;
+        Error ->
+            failed(Error, 0)
     end.
 
 %% Only ids below the first number are meant; the second is what `now' is.

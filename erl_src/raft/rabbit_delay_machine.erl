@@ -13,6 +13,7 @@
 %%   0  that of 0.1
 %%   1  a batch that is refused uses its number up; a copy of it is judged again
 %%   2  open, enqueue 3 and 4, settle 2, cancel 2 and reschedule 2 are known; a note says more
+%%   3  enqueue 6, settle 3 and purge are known
 %%
 %% Commands, each with a version of its own. They are in logs and snapshots for ever.
 %%
@@ -24,7 +25,7 @@
 %%      batch. What is malformed is refused, as einval or, if a body has 2^31 bytes or more, etoobig.
 %%      Reply: ok | {gap, LastSeqNo} | {error, einval | etoobig}
 %%   {enqueue, 2, Session, SeqNo, Earliest, Batch}
-%%      The same with a keyed batch, which rabbit_delay_store:insert_keyed/4 takes: so what is
+%%      The same with a keyed batch, which rabbit_delay_store:insert_keyed/5 takes: so what is
 %%      cancelled, replaced and dropped is decided here, in the order of the log. Earliest is of
 %%      those of its records that are messages, {none, none} if none is.
 %%      Reply: ok, if it was seen before | {ok, rabbit_delay_store:by_key()} | {gap, LastSeqNo} |
@@ -35,6 +36,10 @@
 %%      nothing, its first one too. An empty batch uses its number up and is no other's: so the number of
 %%      one that was given up is filled.
 %%      Reply: as 1 and 2, or {error, unknown_session}
+%%   {enqueue, 6, Session, SeqNo, Earliest, Batch}
+%%      As 4, with a batch in which records may release what is pending under their keys, which Earliest
+%%      counts as delays of 0. What had been taken for its later time stays taken, and is settled by
+%%      settle 3.
 %%   {open, 1, Node, Nonce}
 %%      Opens a session for the delay queue process of Node (a binary), in place of Node's earlier one;
 %%      it is named by this entry's index, and Nonce, of the process's life, tells a copy of the command
@@ -46,6 +51,12 @@
 %%      Released: <<Id:64/little, DueMs:64/little, ...>>, with the due time that each was released for:
 %%      one that has another by now stays, as it has not been released for that.
 %%      Reply: {ok, Removed} | {error, Reason}
+%%   {settle, 3, Released}
+%%      As 2, but what is due before that time now is settled, too: it was released for less than that.
+%%      Reply: {ok, Removed} | {error, Reason}
+%%   {purge, 1}
+%%      All that is pending goes, what is in flight too. Reply: {ok, #{removed, taken}}, taken being how
+%%      many of those removed were in the dispatcher's hands | {error, Reason}
 %%   {note, 1}
 %%      Changes nothing. Reply: ok, and from machine 2 on
 %%      {ok, #{machine_version := Version, term := Term, paused := boolean()}}, of this entry
@@ -83,9 +94,10 @@
 
 -compile({no_auto_import, [apply/3]}).
 
--define(VERSION, 2).
-%% Whether an entry may be one of the commands that are known from machine 2 on.
+-define(VERSION, 3).
+%% Whether an entry may be one of the commands that are known from machine 2 on, or 3.
 -define(IS_OF_2(Meta), map_get(machine_version, Meta) >= 2).
+-define(IS_OF_3(Meta), map_get(machine_version, Meta) >= 3).
 -define(IS_KEYED(EnqueueVersion), (EnqueueVersion band 1 =:= 0)).
 %% Of a batch that the store takes: of the format, and for ever.
 -define(MAX_RECORD_BYTES, 16#7fffffff).
@@ -125,11 +137,12 @@
 %% A node's session, and how far it has come.
 -type opened() :: {Node :: binary(), Nonce :: binary(), LastSeqNo :: non_neg_integer()}.
 
--type command() :: {enqueue, 1 | 2 | 3 | 4, Session :: pos_integer(), SeqNo :: pos_integer(), earliest(),
+-type command() :: {enqueue, 1 | 2 | 3 | 4 | 6, Session :: pos_integer(), SeqNo :: pos_integer(), earliest(),
                     Batch :: binary()}
                  | {open, 1, Node :: binary(), Nonce :: binary()}
                  | {settle, 1, Ids :: binary()}
-                 | {settle, 2, Released :: binary()}
+                 | {settle, 2 | 3, Released :: binary()}
+                 | {purge, 1}
                  | {note, 1}
                  | {cancel, 1, Ids :: binary()}
                  | {cancel, 2, Term :: non_neg_integer(), Ids :: binary()}
@@ -164,7 +177,8 @@ snapshot_module() -> rabbit_delay_snapshot.
 -spec apply(ra_machine:command_meta_data(), command() | ra_machine:builtin_command(), state()) ->
           {state(), term()} | {state(), term(), ra_machine:effects()}.
 apply(#{index := Index} = Meta, {enqueue, Version, Session, SeqNo, Earliest, Batch}, State0)
-  when Version =:= 1; Version =:= 2; ?IS_OF_2(Meta), (Version =:= 3 orelse Version =:= 4) ->
+  when Version =:= 1; Version =:= 2; ?IS_OF_2(Meta), (Version =:= 3 orelse Version =:= 4);
+       ?IS_OF_3(Meta), Version =:= 6 ->
     State = State0#?MODULE{seen = Index},
     case last_seq_no(Version, Session, State) of
         closed ->
@@ -183,7 +197,11 @@ apply(#{index := Index} = Meta, {open, 1, Node, Nonce}, State) when ?IS_OF_2(Met
 apply(#{index := Index}, {settle, 1, Ids}, State) ->
     remove(Index, Ids, State#?MODULE{seen = Index});
 apply(#{index := Index} = Meta, {settle, 2, Released}, State) when ?IS_OF_2(Meta) ->
-    remove_released(Index, Released, State#?MODULE{seen = Index});
+    remove_released(Index, Released, fun rabbit_delay_store:settle_due/3, State#?MODULE{seen = Index});
+apply(#{index := Index} = Meta, {settle, 3, Released}, State) when ?IS_OF_3(Meta) ->
+    remove_released(Index, Released, fun rabbit_delay_store:settle_due_by/3, State#?MODULE{seen = Index});
+apply(#{index := Index} = Meta, {purge, 1}, State) when ?IS_OF_3(Meta) ->
+    purge(Index, State#?MODULE{seen = Index});
 apply(#{index := Index}, {cancel, 1, Ids}, State) ->
     remove(Index, Ids, State#?MODULE{seen = Index});
 apply(#{index := Index}, {reschedule, 1, Dues}, State) ->
@@ -261,9 +279,14 @@ last_seq_no(_, Session, #?MODULE{opened = Opened}) ->
 remove(Index, Ids, #?MODULE{store = Store} = State) ->
     removed(rabbit_delay_store:settle(Store, Index, Ids), byte_size(Ids), byte_size(Ids) div 8, State).
 
-remove_released(Index, Released, #?MODULE{store = Store} = State) ->
-    removed(rabbit_delay_store:settle_due(Store, Index, Released), byte_size(Released),
-            byte_size(Released) div 16, State).
+remove_released(Index, Released, Settle, #?MODULE{store = Store} = State) ->
+    removed(Settle(Store, Index, Released), byte_size(Released), byte_size(Released) div 16, State).
+
+purge(Index, #?MODULE{store = Store} = State) ->
+    case rabbit_delay_store:purge(Store, Index) of
+        {ok, Removed, Taken} -> offer(Removed, 0, {ok, #{removed => Removed, taken => Taken}}, [], State);
+        {error, _} = Error -> failed(purge, Error, State)
+    end.
 
 removed({ok, Removed}, Bytes, Count, State) ->
     offer(Count, Bytes, {ok, Removed}, [], State);
@@ -317,7 +340,7 @@ seen(_, Version, <<>>) when Version >= 3 ->
 seen(#{machine_version := V}, Version, Batch) when V >= 1 ->
     Checked = case ?IS_KEYED(Version) of
                   false -> rabbit_delay_store:check_batch(Batch, ?MAX_RECORD_BYTES);
-                  true -> rabbit_delay_store:check_keyed_batch(Batch, ?MAX_RECORD_BYTES)
+                  true -> rabbit_delay_store:check_keyed_batch(Batch, ?MAX_RECORD_BYTES, keyed_version(Version))
               end,
     case Checked of
         {ok, _} -> ok;
@@ -331,13 +354,16 @@ insert(Version, Index, Base, Batch, #?MODULE{store = Store}) when not ?IS_KEYED(
         {error, _} = Error -> Error;
         Inserted -> {ok, Inserted, 0, ok}
     end;
-insert(_, Index, Base, Batch, #?MODULE{store = Store}) ->
-    case rabbit_delay_store:insert_keyed(Store, Index, Base, Batch) of
+insert(Version, Index, Base, Batch, #?MODULE{store = Store}) ->
+    case rabbit_delay_store:insert_keyed(Store, Index, Base, Batch, keyed_version(Version)) of
         {ok, Inserted, #{cancelled := Cancelled, replaced := Replaced, taken := Taken} = ByKey} ->
             {ok, Inserted, Cancelled + Replaced + Taken, {ok, ByKey}};
         {error, _} = Error ->
             Error
     end.
+
+keyed_version(6) -> 2;
+keyed_version(_) -> 1.
 
 %% A time can have passed already: that is the store's next due time then, too.
 earliest_due(_, {none, none}) -> none;

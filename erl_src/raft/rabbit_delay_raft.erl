@@ -26,14 +26,9 @@
          start_member/4, start_new_member/4, start_new_member/5, stop_member/1, remove_member/1, put_aside_member/1,
          mark_deleted/1, delete_member/2, sweep/0, discard_member/1, quarantine_member/1,
          key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1]).
--export([enqueue/5, open_session/3, note/2, settle/3, change/4]).
 
 -type uid() :: binary().
-%% From Ra 2.4 on the answer to any other is dropped, without a word.
--type correlation() :: integer() | reference().
-%% What an operator asks for; see rabbit_delay_machine.
--type change() :: {cancel, Ids :: binary()} | {reschedule, Dues :: binary()} | pause | resume.
--export_type([uid/0, correlation/0, change/0]).
+-export_type([uid/0]).
 
 -define(HASH_BYTES, 12).
 -define(RANDOM_BYTES, 6).
@@ -505,43 +500,6 @@ store_dir(Uid) ->
 -spec store_dir_of_snapshot(file:filename_all()) -> file:filename_all().
 store_dir_of_snapshot(SnapshotDir) ->
     filename:join(filename:dirname(filename:dirname(SnapshotDir)), "delay_store").
-
-%% The five below are asynchronous: the caller gets
-%% {ra_event, ServerId, {applied, [{Correlation, Reply}]}} or {rejected, {_, _, Correlation}}.
-
-%% Appends a batch; see rabbit_delay_machine for the command and its versions.
--spec enqueue(ra:server_id(), Session :: pos_integer() | {opened, ra:index()}, SeqNo :: pos_integer(),
-              rabbit_delay_batch:entry(), correlation()) -> ok.
-enqueue(ServerId, Session, SeqNo, {Kind, Earliest, Batch}, Correlation) ->
-    Command = case {Session, Kind} of
-                  {{opened, Opened}, 1} -> {enqueue, 3, Opened, SeqNo, Earliest, Batch};
-                  {{opened, Opened}, 2} -> {enqueue, 4, Opened, SeqNo, Earliest, Batch};
-                  {_, Version} -> {enqueue, Version, Session, SeqNo, Earliest, Batch}
-              end,
-    ra:pipeline_command(ServerId, Command, Correlation, normal).
-
-%% Of this node's delay queue process, whose life Nonce is: from machine 2 on.
--spec open_session(ra:server_id(), Nonce :: binary(), correlation()) -> ok.
-open_session(ServerId, Nonce, Correlation) ->
-    ra:pipeline_command(ServerId, {open, 1, atom_to_binary(node()), Nonce}, Correlation, normal).
-
-%% An entry that changes nothing: once it is applied, so is all before it.
--spec note(ra:server_id(), correlation()) -> ok.
-note(ServerId, Correlation) ->
-    ra:pipeline_command(ServerId, {note, 1}, Correlation, normal).
-
--spec settle(ra:server_id(), Released :: binary(), correlation()) -> ok.
-settle(ServerId, Released, Correlation) ->
-    ra:pipeline_command(ServerId, {settle, 2, Released}, Correlation, normal).
-
-%% By the dispatcher of Term.
--spec change(ra:server_id(), non_neg_integer(), change(), correlation()) -> ok.
-change(ServerId, Term, Change, Correlation) ->
-    Command = case Change of
-                  {What, Binary} -> {What, 2, Term, Binary};
-                  _ -> {Change, 1}
-              end,
-    ra:pipeline_command(ServerId, Command, Correlation, normal).
 
 hash(#resource{virtual_host = VHost, kind = exchange, name = Name}) ->
     <<Hash:?HASH_BYTES/binary, _/binary>> = crypto:hash(sha256, [VHost, 0, Name]),

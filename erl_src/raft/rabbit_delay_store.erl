@@ -16,18 +16,20 @@
 %%     KeyHash:64/little,      0: no key
 %%     Body:Length/binary>>
 %%
-%% In a keyed batch, bits 1 and 2 of Flags say what the record does with its key:
+%% In a keyed batch, bits 1 to 3 of Flags say what the record does with its key:
 %%
 %%   0  keep      what is pending under it stays
 %%   1  replace   what is pending under it goes
 %%   2  drop      the record is not inserted if anything is pending under it
 %%   3  cancel    what is pending under it goes; the record is no message, and Length is 0
+%%   4  release   what is pending under it and due later is due at BaseMs; likewise no message. In
+%%                batches of version 2 only
 %%
 %% in the records' order, so that each sees what those before it have left. Of all but 0, KeyHash is
 %% not 0.
 %%
 %% Who may call what. One process at a time writes: insert, insert_keyed, settle, settle_due,
-%% reschedule, reschedule_many, note, flush, maintain, checkpoint. A second one that tries meanwhile
+%% settle_due_by, purge, reschedule, reschedule_many, note, flush, maintain, checkpoint. A second one that tries meanwhile
 %% gets {error, busy}, and so does whoever begins a checkpoint while one is being finished. Any process
 %% may call the rest at any time.
 %%
@@ -45,15 +47,15 @@
 -module(rabbit_delay_store).
 
 -export([open/2, close/1, peek_applied/1, restore/2, validate/1]).
--export([insert/4, insert_keyed/4, check_batch/2, check_keyed_batch/2, settle/3, settle_due/3,
-         reschedule/4, reschedule_many/3, note/2, flush/1, maintain/3, checkpoint/1, finish/2]).
+-export([insert/4, insert_keyed/5, check_batch/2, check_keyed_batch/3, settle/3, settle_due/3,
+         settle_due_by/3, purge/2, reschedule/4, reschedule_many/3, note/2, flush/1, maintain/3, checkpoint/1, finish/2]).
 -export([take/4, keep_aside/3, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2,
          read_many/3,
          page/3, places/4, count/3, count_until/2, find/3, record_header/5]).
 -export([disk_free/1, claim/1, give_back/0, limit_open_files/1, shared/0, descriptors/0]).
 
 -export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
-              stored/0, by_key/0, error/0]).
+              stored/0, by_key/0, keyed_version/0, error/0]).
 
 -on_load(init/0).
 
@@ -82,8 +84,11 @@
 
 %% What became of messages by keys: of those that were pending, how many were cancelled, replaced,
 %% and cancelled or replaced after they had been handed out by take/4; of the batch, how many were
-%% dropped.
--type by_key() :: #{cancelled | replaced | taken | dropped := non_neg_integer()}.
+%% dropped; and of both, how many that were due later were released.
+-type by_key() :: #{cancelled | replaced | taken | dropped | released := non_neg_integer()}.
+
+%% 2: with records that release.
+-type keyed_version() :: 1 | 2.
 
 -type options() ::
         #{now := ms(),
@@ -151,15 +156,16 @@ validate(SnapshotDir) ->
 insert(Store, Index, BaseMs, Batch) ->
     insert_nif(Store, Index, BaseMs, flat(Batch)).
 
-%% Inserts a keyed batch and removes what it cancels and replaces, all of it or nothing.
--spec insert_keyed(store(), index(), BaseMs :: ms(), Batch :: iodata()) ->
+%% Inserts a keyed batch and removes what it cancels and replaces, all of it or nothing; what it
+%% releases is due at BaseMs. After {error, enomem} some may be released: open the store again.
+-spec insert_keyed(store(), index(), BaseMs :: ms(), Batch :: iodata(), keyed_version()) ->
           {ok,
            {ok, Count :: non_neg_integer(), Bytes :: non_neg_integer(), NextDue :: ms() | infinity,
             Buffered :: non_neg_integer()},
            by_key()}
           | error().
-insert_keyed(Store, Index, BaseMs, Batch) ->
-    insert_keyed_nif(Store, Index, BaseMs, flat(Batch)).
+insert_keyed(Store, Index, BaseMs, Batch, Version) ->
+    insert_keyed_nif(Store, Index, BaseMs, flat(Batch), Version).
 
 %% Checks a batch as insert/4 would.
 -spec check_batch(Batch :: iodata(), MaxRecordBytes :: pos_integer()) ->
@@ -167,11 +173,11 @@ insert_keyed(Store, Index, BaseMs, Batch) ->
 check_batch(Batch, MaxRecordBytes) ->
     check_batch_nif(flat(Batch), MaxRecordBytes).
 
-%% Checks a batch as insert_keyed/4 would.
--spec check_keyed_batch(Batch :: iodata(), MaxRecordBytes :: pos_integer()) ->
+%% Checks a batch as insert_keyed/5 would.
+-spec check_keyed_batch(Batch :: iodata(), MaxRecordBytes :: pos_integer(), keyed_version()) ->
           {ok, Count :: pos_integer()} | error().
-check_keyed_batch(Batch, MaxRecordBytes) ->
-    check_keyed_batch_nif(flat(Batch), MaxRecordBytes).
+check_keyed_batch(Batch, MaxRecordBytes, Version) ->
+    check_keyed_batch_nif(flat(Batch), MaxRecordBytes, Version).
 
 %% Removes records, delivered or cancelled. Ids is <<Id:64/little, ...>>; those that are not there
 %% are passed over.
@@ -185,6 +191,20 @@ settle(_Store, _Index, _Ids) ->
 -spec settle_due(store(), index(), Released :: binary()) ->
           {ok, Removed :: non_neg_integer()} | error().
 settle_due(_Store, _Index, _Released) ->
+    ?NOT_LOADED.
+
+%% The same of those that are due at that time or before: one that was given an earlier time after it
+%% was released has been released for that, too.
+-spec settle_due_by(store(), index(), Released :: binary()) ->
+          {ok, Removed :: non_neg_integer()} | error().
+settle_due_by(_Store, _Index, _Released) ->
+    ?NOT_LOADED.
+
+%% Removes all that is pending: so many, of which so many had been taken. What it takes does not grow
+%% with their number.
+-spec purge(store(), index()) ->
+          {ok, Removed :: non_neg_integer(), Taken :: non_neg_integer()} | error().
+purge(_Store, _Index) ->
     ?NOT_LOADED.
 
 %% Gives a pending record a new due time, whether or not it can be read now. One that was taken stays
@@ -380,13 +400,13 @@ validate_nif(_SnapshotDir) ->
 insert_nif(_Store, _Index, _BaseMs, _Batch) ->
     ?NOT_LOADED.
 
-insert_keyed_nif(_Store, _Index, _BaseMs, _Batch) ->
+insert_keyed_nif(_Store, _Index, _BaseMs, _Batch, _Version) ->
     ?NOT_LOADED.
 
 check_batch_nif(_Batch, _MaxRecordBytes) ->
     ?NOT_LOADED.
 
-check_keyed_batch_nif(_Batch, _MaxRecordBytes) ->
+check_keyed_batch_nif(_Batch, _MaxRecordBytes, _Version) ->
     ?NOT_LOADED.
 
 finish_nif(_Checkpoint, _SnapshotDir) ->

@@ -176,11 +176,11 @@ static struct model_change *add_change(struct model *model, struct model_change 
 int model_apply(dw_store *store, const struct model_change *change) {
     struct dw_inserted inserted;
     struct dw_keyed keyed;
-    uint64_t removed;
+    uint64_t removed, taken;
     switch (change->kind) {
     case MODEL_INSERT_KEYED:
         return dw_store_insert_keyed(store, change->index, change->base_ms, change->bytes,
-                                     change->length, &keyed);
+                                     change->length, DW_KEYED_2, &keyed);
     case MODEL_INSERT:
         return dw_store_insert(store, change->index, change->base_ms, change->bytes, change->length,
                                &inserted);
@@ -191,6 +191,12 @@ int model_apply(dw_store *store, const struct model_change *change) {
         return dw_store_settle_due(store, change->index,
                                    (const struct dw_id_due *)(void *)change->bytes, change->length,
                                    &removed);
+    case MODEL_SETTLE_DUE_BY:
+        return dw_store_settle_due_by(store, change->index,
+                                      (const struct dw_id_due *)(void *)change->bytes,
+                                      change->length, &removed);
+    case MODEL_PURGE:
+        return dw_store_purge(store, change->index, &removed, &taken);
     case MODEL_RESCHEDULE:
         return dw_store_reschedule(store, change->index, change->id, change->due);
     case MODEL_RESCHEDULE_MANY:
@@ -282,6 +288,19 @@ static bool has_key(const struct model *model, uint64_t key_hash) {
     return false;
 }
 
+/* What is pending under the key and due later is due then. */
+static void release_key(struct model *model, uint64_t index, uint64_t key_hash, uint64_t due) {
+    for (size_t i = 0; i < model->count; i++) {
+        struct model_record *record = &model->records[i];
+        if (record->key_hash == key_hash && record->due > due) {
+            record->due = due;
+            record->until = due;
+            record->moved = true;
+            record->released = index;
+        }
+    }
+}
+
 static struct dw_keyed insert_keyed(struct model *model, uint64_t index, uint64_t base_ms,
                                     const struct model_new_record *records, size_t n) {
     struct dw_keyed out = {0};
@@ -291,6 +310,9 @@ static struct dw_keyed insert_keyed(struct model *model, uint64_t index, uint64_
             out.replaced += remove_key(model, record->key_hash, &out.taken);
         } else if (record->on_key == DW_CANCEL) {
             out.cancelled += remove_key(model, record->key_hash, &out.taken);
+            continue;
+        } else if (record->on_key == DW_RELEASE) {
+            release_key(model, index, record->key_hash, base_ms);
             continue;
         } else if (record->on_key == DW_DROP && has_key(model, record->key_hash)) {
             out.dropped++;
@@ -303,6 +325,7 @@ static struct dw_keyed insert_keyed(struct model *model, uint64_t index, uint64_
             out.inserted.count++;
             out.inserted.bytes += model->records[i].length;
         }
+        out.released += model->records[i].released == index;
     }
     return out;
 }
@@ -313,7 +336,12 @@ int model_insert_keyed(struct model *model, dw_store *store, uint64_t base_ms,
     struct model_change change = {.kind = MODEL_INSERT_KEYED, .index = index, .base_ms = base_ms};
     struct dw_keyed out;
     change.bytes = model_batch(index, records, n, &change.length);
-    int result = dw_store_insert_keyed(store, index, base_ms, change.bytes, change.length, &out);
+    enum dw_keyed_version version = DW_KEYED_1;
+    for (size_t i = 0; i < n; i++) {
+        version = records[i].on_key == DW_RELEASE ? DW_KEYED_2 : version;
+    }
+    int result =
+        dw_store_insert_keyed(store, index, base_ms, change.bytes, change.length, version, &out);
     if (result != DW_OK) {
         assert_int_equal(out.inserted.count + out.cancelled + out.replaced + out.taken, 0);
         free(change.bytes);
@@ -327,6 +355,7 @@ int model_insert_keyed(struct model *model, dw_store *store, uint64_t base_ms,
     assert_int_equal(out.replaced, expected.replaced);
     assert_int_equal(out.taken, expected.taken);
     assert_int_equal(out.dropped, expected.dropped);
+    assert_int_equal(out.released, expected.released);
     assert_int_equal(out.inserted.next_due, model_next_due(model));
     return DW_OK;
 }
@@ -358,11 +387,13 @@ int model_settle(struct model *model, dw_store *store, const uint64_t *ids, size
     return DW_OK;
 }
 
-int model_settle_due(struct model *model, dw_store *store, const struct dw_id_due *released,
-                     size_t n) {
-    struct model_change change = {.kind = MODEL_SETTLE_DUE, .index = model->index + 1, .length = n};
+static int settle_released(struct model *model, dw_store *store, enum model_kind kind,
+                           const struct dw_id_due *released, size_t n) {
+    struct model_change change = {.kind = kind, .index = model->index + 1, .length = n};
+    const bool by = kind == MODEL_SETTLE_DUE_BY;
     uint64_t removed = 0, expected = 0;
-    int result = dw_store_settle_due(store, change.index, released, n, &removed);
+    int result = by ? dw_store_settle_due_by(store, change.index, released, n, &removed)
+                    : dw_store_settle_due(store, change.index, released, n, &removed);
     if (result != DW_OK) {
         assert_int_equal(removed, 0);
         return result;
@@ -373,12 +404,41 @@ int model_settle_due(struct model *model, dw_store *store, const struct dw_id_du
     add_change(model, change);
     for (size_t i = 0; i < n; i++) {
         struct model_record *record = model_find(model, released[i].id);
-        if (record != NULL && record->due == released[i].due) {
+        if (record != NULL &&
+            (record->due == released[i].due || (by && record->due < released[i].due))) {
             expected++;
             remove_record(model, record);
         }
     }
     assert_int_equal(removed, expected);
+    return DW_OK;
+}
+
+int model_settle_due(struct model *model, dw_store *store, const struct dw_id_due *released,
+                     size_t n) {
+    return settle_released(model, store, MODEL_SETTLE_DUE, released, n);
+}
+
+int model_settle_due_by(struct model *model, dw_store *store, const struct dw_id_due *released,
+                        size_t n) {
+    return settle_released(model, store, MODEL_SETTLE_DUE_BY, released, n);
+}
+
+int model_purge(struct model *model, dw_store *store) {
+    const struct model_change change = {.kind = MODEL_PURGE, .index = model->index + 1};
+    uint64_t removed, taken, expected_taken = 0;
+    int result = dw_store_purge(store, change.index, &removed, &taken);
+    if (result != DW_OK) {
+        assert_int_equal(removed + taken, 0);
+        return result;
+    }
+    for (size_t i = 0; i < model->count; i++) {
+        expected_taken += model->records[i].taken;
+    }
+    assert_int_equal(removed, model->count);
+    assert_int_equal(taken, expected_taken);
+    add_change(model, change);
+    model->count = 0;
     return DW_OK;
 }
 

@@ -19,8 +19,9 @@ struct model_record {
     uint32_t length;
     uint16_t encoding;
     bool taken;
-    bool moved;   /* postponed, rescheduled or untaken: among equals, in any order */
-    bool corrupt; /* damaged by the test: it may come out as such */
+    bool moved;        /* postponed, rescheduled or untaken: among equals, in any order */
+    bool corrupt;      /* damaged by the test: it may come out as such */
+    uint64_t released; /* index of the change that did so last, 0: none */
 };
 
 enum model_kind {
@@ -28,6 +29,8 @@ enum model_kind {
     MODEL_INSERT_KEYED,
     MODEL_SETTLE,
     MODEL_SETTLE_DUE,
+    MODEL_SETTLE_DUE_BY,
+    MODEL_PURGE,
     MODEL_RESCHEDULE,
     MODEL_RESCHEDULE_MANY,
     MODEL_NOTE
@@ -75,10 +78,15 @@ struct model_new_record {
     uint64_t when;
     bool absolute;
     uint64_t key_hash;
-    uint32_t length; /* of a cancel 0 */
+    uint32_t length; /* of a cancel and a release 0 */
     uint16_t encoding;
     enum dw_on_key on_key; /* DW_KEEP but in keyed batches */
 };
+
+/* Has it no body? */
+static inline bool model_is_empty(enum dw_on_key on_key) {
+    return on_key == DW_CANCEL || on_key == DW_RELEASE;
+}
 
 /* A batch for Raft index `index`; to be freed. */
 uint8_t *model_batch(uint64_t index, const struct model_new_record *records, size_t n,
@@ -95,6 +103,9 @@ int model_insert_keyed(struct model *model, dw_store *store, uint64_t base_ms,
 int model_settle(struct model *model, dw_store *store, const uint64_t *ids, size_t n);
 int model_settle_due(struct model *model, dw_store *store, const struct dw_id_due *released,
                      size_t n);
+int model_settle_due_by(struct model *model, dw_store *store, const struct dw_id_due *released,
+                        size_t n);
+int model_purge(struct model *model, dw_store *store);
 int model_reschedule(struct model *model, dw_store *store, uint64_t id, uint64_t due);
 /* In the model alone. */
 void model_reschedule_many(struct model *model, const struct dw_id_due *dues, size_t n);

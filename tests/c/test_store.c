@@ -2177,6 +2177,8 @@ static void test_closed(void **state) {
     free(batch);
     assert_int_equal(dw_store_settle(store, 2, &id, 1, &n), DW_ECLOSED);
     assert_int_equal(dw_store_settle_due(store, 2, &released, 1, &n), DW_ECLOSED);
+    assert_int_equal(dw_store_settle_due_by(store, 2, &released, 1, &n), DW_ECLOSED);
+    assert_int_equal(dw_store_purge(store, 2, &n, &n), DW_ECLOSED);
     assert_int_equal(dw_store_reschedule(store, 2, id, NOW), DW_ECLOSED);
     dw_store_note(store, 2);
     assert_int_equal(dw_store_applied(store), 1);

@@ -49,11 +49,13 @@ static int insert_some(struct world *w, bool keyed) {
     struct model_new_record records[16];
     const size_t n = 1 + pick(w, 16);
     for (size_t i = 0; i < n; i++) {
+        static const enum dw_on_key kinds[] = {DW_KEEP, DW_REPLACE, DW_DROP, DW_RELEASE};
+        const enum dw_on_key on_key = keyed ? kinds[pick(w, 4)] : DW_KEEP;
         records[i] = (struct model_new_record){
             .when = pick(w, scale[pick(w, 6)]),
             .key_hash = keyed ? 1 + pick(w, 6) : pick(w, 6),
-            .length = (uint32_t)(1 + pick(w, 200)),
-            .on_key = keyed ? (enum dw_on_key)pick(w, 3) : DW_KEEP,
+            .length = on_key == DW_RELEASE ? 0 : (uint32_t)(1 + pick(w, 200)),
+            .on_key = on_key,
         };
     }
     return keyed ? model_insert_keyed(&w->model, w->f.store, w->now, records, n)
@@ -149,7 +151,7 @@ static int something(struct world *w) {
     case 12:
         return pick(w, 2) == 0 ? read_one(w) : page_and_find(w);
     default:
-        return dw_store_flush(w->f.store);
+        return pick(w, 10) == 0 ? model_purge(&w->model, w->f.store) : dw_store_flush(w->f.store);
     }
 }
 
@@ -168,9 +170,12 @@ static void assert_all_refused(struct world *w) {
     uint8_t batch[25] = {1};
     const uint64_t index = w->model.index + 100;
     assert_int_equal(dw_store_insert(store, index, NOW, batch, 25, &inserted), DW_EBROKEN);
-    assert_int_equal(dw_store_insert_keyed(store, index, NOW, batch, 25, &keyed), DW_EBROKEN);
+    assert_int_equal(dw_store_insert_keyed(store, index, NOW, batch, 25, DW_KEYED_1, &keyed),
+                     DW_EBROKEN);
     assert_int_equal(dw_store_settle(store, index, &id, 1, &n), DW_EBROKEN);
     assert_int_equal(dw_store_settle_due(store, index, &released, 1, &n), DW_EBROKEN);
+    assert_int_equal(dw_store_settle_due_by(store, index, &released, 1, &n), DW_EBROKEN);
+    assert_int_equal(dw_store_purge(store, index, &n, &bytes), DW_EBROKEN);
     assert_int_equal(dw_store_reschedule(store, index, id, NOW), DW_EBROKEN);
     assert_int_equal(dw_store_flush(store), DW_EBROKEN);
     assert_int_equal(dw_store_maintain(store, NOW, 1, &more), DW_EBROKEN);

@@ -140,11 +140,12 @@ static void insert(struct leader *leader, bool keyed) {
     struct model_new_record records[20];
     const size_t n = 1 + pick(&leader->random, 20);
     for (size_t i = 0; i < n; i++) {
-        const enum dw_on_key on_key = keyed ? (enum dw_on_key)pick(&leader->random, 4) : DW_KEEP;
+        const enum dw_on_key on_key =
+            keyed ? (enum dw_on_key)pick(&leader->random, DW_RELEASE + 1) : DW_KEEP;
         records[i] = (struct model_new_record){
             .when = some_delay(&leader->random),
             .key_hash = (keyed ? 1 : 0) + pick(&leader->random, 6),
-            .length = on_key == DW_CANCEL ? 0 : (uint32_t)(1 + pick(&leader->random, 500)),
+            .length = model_is_empty(on_key) ? 0 : (uint32_t)(1 + pick(&leader->random, 500)),
             .on_key = on_key,
         };
     }
@@ -165,8 +166,10 @@ static void settle(struct leader *leader, bool due) {
         ids[i] = record->id;
         released[i] = (struct dw_id_due){record->id, record->due + pick(&leader->random, 2)};
     }
-    assert_int_equal(due ? model_settle_due(&leader->model, leader->f.store, released, 8)
-                         : model_settle(&leader->model, leader->f.store, ids, 8),
+    const bool by = pick(&leader->random, 2) == 0;
+    assert_int_equal(!due ? model_settle(&leader->model, leader->f.store, ids, 8)
+                     : by ? model_settle_due_by(&leader->model, leader->f.store, released, 8)
+                          : model_settle_due(&leader->model, leader->f.store, released, 8),
                      DW_OK);
 }
 
@@ -193,6 +196,8 @@ static void lead(struct leader *leader) {
     } else if (choice < 8) {
         model_reschedule(&leader->model, leader->f.store, some_record(leader)->id,
                          NOW + some_delay(&leader->random));
+    } else if (choice == 8 && pick(&leader->random, 20) == 0) {
+        assert_int_equal(model_purge(&leader->model, leader->f.store), DW_OK);
     } else if (choice == 8) {
         reschedule_many(leader);
     } else {

@@ -360,6 +360,24 @@ static int insert_keyed(struct world *w) {
     return model_insert_keyed(&w->model, w->f.store, NOW, records, 12);
 }
 
+/* Some may be released when there is no memory for all: only another opening is as it was. */
+static int release(struct world *w) {
+    const struct model_new_record records[] = {
+        {.when = 90000, .key_hash = 101, .length = 70}, {.key_hash = 101, .on_key = DW_RELEASE},
+        {.when = 90000, .key_hash = 101, .length = 70}, {.key_hash = 1, .on_key = DW_RELEASE},
+        {.key_hash = 2, .on_key = DW_RELEASE},
+    };
+    const size_t n = sizeof records / sizeof *records;
+    int result = model_insert_keyed(&w->model, w->f.store, NOW + 20000, records, n);
+    if (result != DW_OK) {
+        assert_int_equal(result, DW_ENOMEM);
+        assert_true(disarm(w));
+        open_again(w);
+        result = model_insert_keyed(&w->model, w->f.store, NOW + 20000, records, n);
+    }
+    return result;
+}
+
 static int page(struct world *w) {
     struct dw_record records[20];
     uint32_t n;
@@ -430,6 +448,7 @@ static void scenario(struct world *w) {
     TRY(w, checkpoint(w, NULL));
     insert_n(w, 10, 60000, 0, 10);
     TRY(w, insert_keyed(w));
+    TRY(w, release(w));
     TRY(w, insert_keyed(w));
     TRY(w, model_reschedule(&w->model, w->f.store, UINT64_C(2) << 16, NOW + 5));
     TRY(w, model_reschedule(&w->model, w->f.store, UINT64_C(2) << 16 | 1, NOW + 50000000));
@@ -455,6 +474,9 @@ static void scenario(struct world *w) {
     TRY(w, restore(w));
     reopen(w);
     take_and_settle(w, NOW + 4000000, 0);
+    TRY(w, checkpoint(w, NULL));
+    TRY(w, model_purge(&w->model, w->f.store));
+    insert_n(w, 10, 60000, 0, 10);
     TRY(w, checkpoint(w, NULL));
     reopen(w);
     open_again(w);

@@ -44,7 +44,7 @@ static struct model_new_record with_key(enum dw_on_key on_key, uint64_t key_hash
     return (struct model_new_record){.on_key = on_key,
                                      .key_hash = key_hash,
                                      .when = when,
-                                     .length = on_key == DW_CANCEL ? 0 : 10};
+                                     .length = model_is_empty(on_key) ? 0 : 10};
 }
 
 /* One record that does that with a key. */
@@ -74,16 +74,22 @@ static void test_what_each_does(void **state) {
     assert_int_equal(w->model.count, 3);
     one(w, DW_DROP, 7, HOUR);
     assert_int_equal(w->model.count, 4);
+    one(w, DW_RELEASE, 7, 0);
+    one(w, DW_RELEASE, 11, 0);
+    assert_int_equal(w->model.count, 4);
+    assert_int_equal(dw_store_next_due(w->f.store), NOW);
 }
 
 /* Every sequence of up to four things done with one key in one batch, upon a store that has
  * nothing, one message and two under it: against the model, which does one after the other. */
 static void test_every_short_batch(void **state) {
     struct world *w = *state;
-    enum { MOST = 4 };
+    enum { MOST = 4, KINDS = DW_RELEASE + 1 };
+    static const unsigned powers[] = {1, KINDS, KINDS * KINDS, KINDS * KINDS * KINDS,
+                                      KINDS * KINDS * KINDS * KINDS};
     for (unsigned there = 0; there < 3; there++) {
         for (unsigned n = 1; n <= MOST; n++) {
-            for (unsigned code = 0; code < 1u << (2 * n); code++) {
+            for (unsigned code = 0; code < powers[n]; code++) {
                 struct model_new_record records[MOST];
                 const uint64_t key = (uint64_t)code << 16 | n << 8 | there << 4 | 1;
                 for (unsigned i = 0; i < there; i++) {
@@ -91,7 +97,8 @@ static void test_every_short_batch(void **state) {
                     assert_int_equal(model_insert(&w->model, w->f.store, NOW, &before, 1), DW_OK);
                 }
                 for (unsigned i = 0; i < n; i++) {
-                    records[i] = with_key((enum dw_on_key)(code >> (2 * i) & 3), key, HOUR + code);
+                    records[i] =
+                        with_key((enum dw_on_key)(code / powers[i] % KINDS), key, HOUR + code);
                 }
                 assert_int_equal(model_insert_keyed(&w->model, w->f.store, NOW, records, n), DW_OK);
             }
@@ -114,7 +121,12 @@ static void test_malformed(void **state) {
         {.on_key = DW_CANCEL, .key_hash = 0, .length = 0}, /* without a key */
         {.on_key = DW_REPLACE, .key_hash = 0, .length = 1},
         {.on_key = DW_DROP, .key_hash = 0, .length = 1},
-        {.on_key = 4, .key_hash = 1, .length = 1}, /* an unknown flag */
+        {.on_key = DW_RELEASE, .key_hash = 1, .length = 1}, /* nor is a release */
+        {.on_key = DW_RELEASE, .key_hash = 0, .length = 0},
+        {.on_key = 5, .key_hash = 1, .length = 1}, /* what has no meaning */
+        {.on_key = 6, .key_hash = 1, .length = 0},
+        {.on_key = 7, .key_hash = 1, .length = 1},
+        {.on_key = 8, .key_hash = 1, .length = 1}, /* an unknown flag */
     };
     one(w, DW_KEEP, 1, HOUR);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -130,9 +142,20 @@ static void test_malformed(void **state) {
     uint32_t count;
     uint8_t *batch = model_batch(1, &cancel, 1, &bytes);
     assert_int_equal(dw_batch_check(batch, bytes, 100, &count), DW_EINVAL);
-    assert_int_equal(dw_batch_check_keyed(batch, bytes, 100, &count), DW_OK);
+    assert_int_equal(dw_batch_check_keyed(batch, bytes, 100, DW_KEYED_1, &count), DW_OK);
     assert_int_equal(count, 1);
     free(batch);
+    /* And so is a release before there were any. */
+    const struct model_new_record release = with_key(DW_RELEASE, 1, 0);
+    struct dw_keyed out;
+    batch = model_batch(2, &release, 1, &bytes);
+    assert_int_equal(dw_batch_check_keyed(batch, bytes, 100, DW_KEYED_1, &count), DW_EINVAL);
+    assert_int_equal(dw_store_insert_keyed(w->f.store, 2, NOW, batch, bytes, DW_KEYED_1, &out),
+                     DW_EINVAL);
+    assert_int_equal(dw_batch_check_keyed(batch, bytes, 100, DW_KEYED_2, &count), DW_OK);
+    assert_int_equal(count, 1);
+    free(batch);
+    model_compare(&w->model, w->f.store, false);
 }
 
 static void test_what_was_handed_out(void **state) {
@@ -165,16 +188,48 @@ static void test_applied_before(void **state) {
     uint8_t *batch = model_batch(1, &cancel, 1, &bytes);
     struct dw_keyed out;
     for (uint64_t index = 0; index <= w->model.index; index++) {
-        assert_int_equal(dw_store_insert_keyed(w->f.store, index, NOW, batch, bytes, &out), DW_OK);
+        assert_int_equal(dw_store_insert_keyed(w->f.store, index, NOW, batch, bytes, DW_KEYED_2,
+                                               &out),
+                         DW_OK);
         assert_int_equal(out.cancelled, 0);
         assert_int_equal(out.inserted.next_due, NOW + HOUR);
     }
     model_compare(&w->model, w->f.store, false);
-    assert_int_equal(dw_store_insert_keyed(w->f.store, UINT64_C(1) << 48, NOW, batch, bytes, &out),
+    assert_int_equal(dw_store_insert_keyed(w->f.store, UINT64_C(1) << 48, NOW, batch, bytes,
+                                           DW_KEYED_2, &out),
                      DW_EINVAL);
     dw_store_close(w->f.store);
-    assert_int_equal(dw_store_insert_keyed(w->f.store, 9, NOW, batch, bytes, &out), DW_ECLOSED);
+    assert_int_equal(dw_store_insert_keyed(w->f.store, 9, NOW, batch, bytes, DW_KEYED_2, &out),
+                     DW_ECLOSED);
     free(batch);
+}
+
+/* What was taken stays so, as it may have been delivered, and is settled by the time that it was
+ * released for; what was postponed, and what is due already, is handed out when it was to be. */
+static void test_release_of_what_was_handed_out(void **state) {
+    struct world *w = *state;
+    one(w, DW_KEEP, 1, 0);
+    one(w, DW_KEEP, 1, 5);
+    one(w, DW_KEEP, 1, 7);
+    assert_int_equal(model_take(&w->model, w->f.store, NOW + 6, 10, UINT64_MAX, &w->collected),
+                     DW_OK);
+    assert_int_equal(w->collected.count, 2);
+    const struct dw_id_due first = {w->collected.records[0].id, NOW},
+                           second = {w->collected.records[1].id, NOW + 5};
+    one(w, DW_RELEASE, 1, 0);
+    assert_int_equal(model_settle_due(&w->model, w->f.store, &second, 1), DW_OK);
+    assert_int_equal(w->model.count, 3);
+    const struct dw_id_due early = {second.id, NOW - 1};
+    assert_int_equal(model_settle_due_by(&w->model, w->f.store, &early, 1), DW_OK);
+    assert_int_equal(w->model.count, 3);
+    assert_int_equal(model_settle_due_by(&w->model, w->f.store, &second, 1), DW_OK);
+    assert_int_equal(w->model.count, 2);
+    assert_int_equal(model_take(&w->model, w->f.store, NOW, 10, UINT64_MAX, &w->collected), DW_OK);
+    assert_int_equal(w->collected.count, 1);
+    assert_int_equal(model_postpone(&w->model, w->f.store, first.id, NOW + HOUR), DW_OK);
+    one(w, DW_RELEASE, 1, 0);
+    assert_int_equal(dw_store_next_due(w->f.store), NOW + HOUR);
+    model_compare(&w->model, w->f.store, true);
 }
 
 /* As many under one key as make the call let go of the lock in between. */
@@ -188,6 +243,11 @@ static void test_many_under_one_key(void **state) {
         }
         assert_int_equal(model_insert(&w->model, w->f.store, NOW, records, BATCH), DW_OK);
     }
+    one(w, DW_RELEASE, 1, 0);
+    assert_int_equal(model_take(&w->model, w->f.store, NOW, BATCHES * BATCH, UINT64_MAX,
+                                &w->collected),
+                     DW_OK);
+    assert_int_equal(w->collected.count, BATCHES * BATCH * 9 / 10);
     one(w, DW_REPLACE, 1, HOUR);
     assert_int_equal(w->model.count, BATCHES * BATCH / 10 + 1);
     one(w, DW_CANCEL, 2, 0);
@@ -239,6 +299,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_every_short_batch, setup, teardown),
         cmocka_unit_test_setup_teardown(test_malformed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_what_was_handed_out, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_release_of_what_was_handed_out, setup, teardown),
         cmocka_unit_test_setup_teardown(test_applied_before, setup, teardown),
         cmocka_unit_test_setup_teardown(test_many_under_one_key, setup, teardown),
         cmocka_unit_test_setup_teardown(test_without_memory, setup, teardown),

@@ -70,14 +70,14 @@ static void insert_keyed(struct run *run) {
     const size_t n = 1 + pick(run, BATCH_MAX);
     const uint64_t keys = pick(run, 2) == 0 ? 4 : 40;
     for (size_t i = 0; i < n; i++) {
-        enum dw_on_key on_key = (enum dw_on_key)pick(run, 4);
+        enum dw_on_key on_key = (enum dw_on_key)pick(run, DW_RELEASE + 1);
         if (on_key == DW_KEEP && run->model.count > PENDING_MAX) {
             on_key = DW_CANCEL;
         }
         records[i] = (struct model_new_record){
-            .when = on_key == DW_CANCEL ? pick(run, 3) : some_delay(run),
+            .when = model_is_empty(on_key) ? pick(run, 3) : some_delay(run),
             .key_hash = on_key == DW_KEEP && pick(run, 2) == 0 ? 0 : 1 + pick(run, keys),
-            .length = on_key == DW_CANCEL ? 0 : (uint32_t)(1 + pick(run, 400)),
+            .length = model_is_empty(on_key) ? 0 : (uint32_t)(1 + pick(run, 400)),
             .encoding = (uint16_t)pick(run, 65536),
             .on_key = on_key,
         };
@@ -128,7 +128,10 @@ static void settle_released(struct run *run) {
             released[i].id = released[i - 1].id;
         }
     }
-    assert_int_equal(model_settle_due(&run->model, run->f.store, released, n), DW_OK);
+    assert_int_equal(pick(run, 2) == 0
+                         ? model_settle_due(&run->model, run->f.store, released, n)
+                         : model_settle_due_by(&run->model, run->f.store, released, n),
+                     DW_OK);
 }
 
 static void settle_all_but_some(struct run *run) {
@@ -214,6 +217,9 @@ static void checkpoint(struct run *run, bool snapshot) {
     if (pick(run, 2) == 0) {
         insert_some(run);
         settle_some(run, pick(run, 2) == 0);
+        if (pick(run, 8) == 0) {
+            assert_int_equal(model_purge(&run->model, run->f.store), DW_OK);
+        }
         maintain(run);
         assert_int_equal(dw_store_flush(run->f.store), DW_OK);
     }
@@ -284,6 +290,8 @@ static void step(struct run *run) {
         settle_some(run, false);
     } else if (choice < 645) {
         settle_all_but_some(run);
+    } else if (choice < 647) {
+        assert_int_equal(model_purge(&run->model, store), DW_OK);
     } else if (choice < 700) {
         model_postpone(&run->model, store, taken_id(run), run->now - 1000 + some_delay(run));
     } else if (choice < 730) {

@@ -235,19 +235,19 @@ static void insert_keyed(struct world *w, uint64_t index, uint64_t *random) {
     const uint64_t now = atomic_load(&w->clock);
     unsigned messages = 0;
     for (unsigned i = 0; i < BATCH; i++) {
-        const enum dw_on_key on_key = (enum dw_on_key)(model_random(random) % 4);
+        const enum dw_on_key on_key = (enum dw_on_key)(model_random(random) % (DW_RELEASE + 1));
         records[i] = (struct model_new_record){
             .when = model_random(random) % 300,
             .key_hash = 1 + model_random(random) % 8,
-            .length = on_key == DW_CANCEL ? 0 : 1 + (uint32_t)(model_random(random) % 600),
+            .length = model_is_empty(on_key) ? 0 : 1 + (uint32_t)(model_random(random) % 600),
             .on_key = on_key,
         };
-        messages += on_key != DW_CANCEL;
+        messages += !model_is_empty(on_key);
     }
     size_t bytes;
     uint8_t *batch = model_batch(index, records, BATCH, &bytes);
     struct dw_keyed out;
-    EXPECT(w, dw_store_insert_keyed(w->store, index, now, batch, bytes, &out) == DW_OK);
+    EXPECT(w, dw_store_insert_keyed(w->store, index, now, batch, bytes, DW_KEYED_2, &out) == DW_OK);
     EXPECT(w, out.inserted.count <= messages);
     free(batch);
     w->inserted++;
@@ -267,8 +267,9 @@ static void settle_queued(struct world *w, uint64_t index) {
     for (unsigned i = 0; i < n; i++) {
         ids[i] = taken[i].id;
     }
-    EXPECT(w, (index % 2 == 0 ? dw_store_settle(w->store, index, ids, n, &removed)
-                              : dw_store_settle_due(w->store, index, taken, n, &removed)) == DW_OK);
+    EXPECT(w,
+           (index % 2 == 0 ? dw_store_settle(w->store, index, ids, n, &removed)
+                           : dw_store_settle_due_by(w->store, index, taken, n, &removed)) == DW_OK);
     EXPECT(w, removed == n || (w->keyed && removed < n));
     atomic_fetch_add(&w->settled, removed);
 }
@@ -423,7 +424,8 @@ static void change_much(dw_store *store, uint64_t index) {
         model_batch(index, insert ? records : &cancel, insert ? SHOWN_BATCH : 1, &bytes);
     assert_int_equal(insert   ? dw_store_insert(store, index, NOW, batch, bytes, &out)
                      : settle ? dw_store_settle_due(store, index, some, SHOWN_BATCH * 3 / 4, &n)
-                              : dw_store_insert_keyed(store, index, NOW, batch, bytes, &keyed),
+                              : dw_store_insert_keyed(store, index, NOW, batch, bytes, DW_KEYED_1,
+                                                      &keyed),
                      DW_OK);
     free(batch);
 }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Keys: x-delay-key, x-delay-on-duplicate and x-delay-cancel, by one channel, by channels that
-race, across crashes, and upon what is just being released."""
+"""Keys: x-delay-key, x-delay-on-duplicate, x-delay-cancel and x-delay-release, by one channel, by
+channels that race, across crashes, and upon what is just being released."""
 
 import random
 import threading
@@ -26,6 +26,10 @@ def holds(management, exchange, number):
 
 def cancel(key):
     return {"x-delay-cancel": key}
+
+
+def release(key):
+    return {"x-delay-release": key}
 
 
 # ----------------------------------------------------------------- what each of them does
@@ -115,6 +119,44 @@ def test_cancel_without_anything_to_cancel_is_confirmed(client, management):
     holds(management, exchange, 0)
 
 
+def test_release_delivers_what_is_pending_and_is_never_delivered(client, management):
+    exchange, queue = client.delayed_and_queue()
+    for body, key, delay in ((b"third", "a", 3 * HOUR_MS), (b"first", "a", HOUR_MS),
+                             (b"kept", "b", HOUR_MS), (b"second", "a", 2 * HOUR_MS)):
+        client.publish(exchange, body=body, headers=keyed(key, delay=delay))
+    published = client.publish(exchange, body=b"a release", mandatory=True,
+                               headers={**release("a"), **keyed("b", "replace", 300)})
+    deliveries = client.collect(queue, 3)
+    # What is due at one time comes in the order of publishing.
+    assert [delivery.text for delivery in deliveries] == ["third", "first", "second"]
+    assert all(delivery.at < published + HOUR_MS / 1000 for delivery in deliveries)
+    assert client.texts_until_marker(queue) == []
+    holds(management, exchange, 1)
+
+
+def test_release_is_of_what_was_published_before_it(client, management):
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, headers=release("a"))
+    client.publish(exchange, body=b"stays", headers=keyed("a"))
+    holds(management, exchange, 1)
+    client.publish(exchange, headers=cancel("a"))
+    client.publish(exchange, headers=release("a"))
+    holds(management, exchange, 0)
+    assert client.texts_until_marker(queue) == []
+
+
+def test_release_waits_while_the_exchange_is_paused(client, broker, management):
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"held", headers=keyed("a"))
+    broker.ctl("pause_delayed_exchange", exchange)
+    client.publish(exchange, headers=release("a"))
+    assert client.texts_until_marker(queue) == []
+    holds(management, exchange, 1)
+    broker.ctl("resume_delayed_exchange", exchange)
+    assert client.texts(queue, 1) == ["held"]
+    holds(management, exchange, 0)
+
+
 def test_the_message_id_is_the_key_where_there_is_no_other(client, management):
     exchange, queue = client.delayed_and_queue()
     replace = {"x-delay-on-duplicate": "replace"}
@@ -184,6 +226,11 @@ BAD = {
     "cancel of true": ({"x-delay-cancel": True}, "x-delay-cancel", "the boolean true"),
     "cancel of a table": ({"x-delay-cancel": {"key": "a"}}, "x-delay-cancel", 'the table {"key": "a"}'),
     "cancel of 256 bytes": ({"x-delay-cancel": "k" * 256}, "x-delay-cancel", "k..."),
+    "release without a key": ({"x-delay-release": ""}, "x-delay-release", 'the string ""'),
+    "release of null": ({"x-delay-release": wire.VOID}, "x-delay-release", "null"),
+    "release of 256 bytes": ({"x-delay-release": "k" * 256}, "x-delay-release", "k..."),
+    "release beside a cancel": ({"x-delay-release": "a", "x-delay-cancel": "a"}, "x-delay-release",
+                                "x-delay-cancel"),
     "at once, but with a bad key": ({"x-delay-key": 17}, "x-delay-key", "17"),
 }
 
@@ -263,15 +310,20 @@ class Expected:
         return sorted(text for _, text in self.pending)
 
 
-def random_operations(count, keys, seed):
+KINDS = ["keep", "drop", "replace", "cancel"]
+
+
+def random_operations(count, keys, seed, kinds=tuple(KINDS)):
     chosen = random.Random(seed)
     for number in range(count):
-        yield (chosen.choice(["keep", "drop", "replace", "cancel"]),
+        yield (chosen.choice(kinds),
                f"key {chosen.randrange(keys)}", f"{seed}-{number}")
 
 
 def headers_of(kind, key):
-    return cancel(key) if kind == "cancel" else keyed(key, kind)
+    if kind in ("cancel", "release"):
+        return {"cancel": cancel, "release": release}[kind](key)
+    return keyed(key, kind)
 
 
 def publish_operations(broker, exchange, operations):
@@ -294,6 +346,40 @@ def test_one_channels_order_decides(own, keys):
     assert expected.pending
     release_all(own)
     assert sorted(client.texts(queue, len(expected.pending))) == expected.texts()
+    client.close()
+
+
+def test_releases_among_others_in_one_channels_order(own):
+    """While the exchange is paused: what is released stays there, and may be cancelled and replaced yet."""
+    client = Client(own)
+    exchange, queue = client.delayed_and_queue()
+    own.ctl("pause_delayed_exchange", exchange)
+    pending = []  # (key, text, released)
+    operations = list(random_operations(6000, 30, 17, tuple(KINDS) + ("release",)))
+    for kind, key, text in operations:
+        there = [message for message in pending if message[0] == key]
+        others = [message for message in pending if message[0] != key]
+        if kind == "release":
+            pending = others + [(k, t, True) for k, t, _ in there]
+        elif kind == "cancel":
+            pending = others
+        elif kind == "replace":
+            pending = others + [(key, text, False)]
+        elif kind == "keep" or not there:
+            pending = pending + [(key, text, False)]
+    publish_operations(own, exchange, operations)
+    holds(Management(own), exchange, len(pending))
+    kill_9(own)
+    own.start()
+    client = Client(own)
+    own.ctl("resume_delayed_exchange", exchange)
+    released = sorted(text for _, text, is_released in pending if is_released)
+    assert 0 < len(released) < len(pending)
+    assert sorted(client.texts(queue, len(released))) == released
+    assert client.texts_until_marker(queue) == []
+    release_all(own)
+    left = sorted(text for _, text, is_released in pending if not is_released)
+    assert sorted(client.texts(queue, len(left))) == left
     client.close()
 
 

@@ -31,7 +31,8 @@ waiting(Message, SeqNo) ->
 
 settings() ->
     #{exchange => xname(), salt => ?SALT, counters => rabbit_delay_counters:new(), now => ?NOW,
-      limit => 100000, default => none, retry => none, keys_from => publishers, unusable => now}.
+      limit => 100000, default => none, retry => none, keys_from => publishers, unusable => now,
+      releases => true}.
 
 unlimited() -> rabbit_delay_room:room({infinity, infinity}, #{}, none).
 
@@ -53,7 +54,7 @@ record(Message, Settings) -> record_of(waiting(Message), Settings).
 record_of(W, Settings) ->
     {#batch{entry = {Version, Earliest, Records}}, [], [], []} = build([W], Settings),
     [{Flags, Encoding, When, Key, Body}] = records(Records),
-    _ = Flags band 6 =:= 6
+    _ = Body =:= <<>>
         orelse ?assertMatch({ok, #basic_message{}}, rabbit_delay_broker:decode(Encoding, Body)),
     {Version, Earliest, Flags, Encoding, When, Key}.
 
@@ -86,6 +87,11 @@ when_it_is_due_and_what_it_does_with_its_key_test_() ->
               {2, {5000, none}, 2 bsl 1, ?ENCODING, 5000, hash(<<"a">>)}},
              {"cancels", message([{<<"x-delay-cancel">>, longstr, <<"a">>}], <<"b">>), Of,
               {2, {none, none}, 3 bsl 1, 0, 0, hash(<<"a">>)}},
+             {"releases", message([Delay, {<<"x-delay-release">>, longstr, <<"a">>}], <<"b">>), Of,
+              {3, {0, none}, 4 bsl 1, 0, 0, hash(<<"a">>)}},
+             {"a release that came by another exchange",
+              message([Delay, {<<"x-delay-release">>, longstr, <<"a">>}], <<"b">>, #{exchange => <<"y">>}),
+              Of, {1, {5000, none}, 0, ?ENCODING, 5000, 0}},
              {"came by another exchange",
               message([Delay, Key, On(<<"replace">>)], <<"b">>, #{exchange => <<"y">>}), Of,
               {1, {5000, none}, 0, ?ENCODING, 5000, 0}},
@@ -151,6 +157,12 @@ what_is_refused_for_its_delay_test_() ->
      ?_assertMatch({1, {0, none}, 0, _, 0, 0}, record_of(Dead, Nack)),
      ?_assertMatch({2, {none, none}, 3 bsl 1, _, 0, _}, record(Cancel, Nack))].
 
+not_every_member_knows_releases_test() ->
+    Release = waiting(message([{<<"x-delay-release">>, longstr, <<"a">>}], <<"b">>)),
+    Other = waiting(message([{<<"x-delay">>, long, 1}], <<"b">>)),
+    {#batch{entry = {1, {1, none}, _}, messages = 1}, [], [{Release, no_releases}], []} =
+        build([Release, Other], (settings())#{releases := false}).
+
 %% Every message is in the entry, rejected, refused for its delay, or left with all that come after it;
 %% in order; and each in the entry is confirmed to who sent it and awaits that.
 model_test_() ->
@@ -158,7 +170,7 @@ model_test_() ->
      fun () ->
              ?assert(proper:quickcheck(
                        ?FORALL({Kinds, MaxMessages, MaxBytes, UnderWay},
-                               {list({oneof([delay, time, cancel, large, unusable]), range(0, 600),
+                               {list({oneof([delay, time, cancel, release, large, unusable]), range(0, 600),
                                       range(0, 2), boolean()}),
                                 oneof([infinity, range(0, 20)]),
                                 oneof([infinity, range(0, 8000)]),
@@ -191,6 +203,7 @@ agrees(Kinds, Limits, UnderWay) ->
 of_kind(delay, N) -> message([{<<"x-delay">>, long, N}], binary:copy(<<"b">>, N));
 of_kind(time, N) -> message([{<<"x-opt-delivery-time">>, long, ?NOW + 1 + N}], <<"b">>);
 of_kind(cancel, N) -> message([{<<"x-delay-cancel">>, longstr, integer_to_binary(N)}], <<"b">>);
+of_kind(release, N) -> message([{<<"x-delay-release">>, longstr, integer_to_binary(N)}], <<"b">>);
 of_kind(unusable, N) -> message([{<<"x-delay">>, longstr, <<"soon">>}], binary:copy(<<"b">>, N));
 of_kind(large, _) -> message([], binary:copy(<<"b">>, 4000)).
 
@@ -202,7 +215,8 @@ walk([#waiting{message = Message} = W | Rest] = Ws, [{Kind, N, _, _} | Kinds], R
     case Kind of
         large -> walk(Rest, Kinds, Room, Taken, [{W, Kind} | Rejected]);
         unusable -> walk(Rest, Kinds, Room, Taken, [{W, Kind} | Rejected]);
-        cancel -> walk(Rest, Kinds, Room, [{W, Kind, N, <<>>} | Taken], Rejected);
+        _ when Kind =:= cancel; Kind =:= release ->
+            walk(Rest, Kinds, Room, [{W, Kind, N, <<>>} | Taken], Rejected);
         _ ->
             case rabbit_delay_room:fits(byte_size(Body), Room) of
                 true -> walk(Rest, Kinds, rabbit_delay_room:fill(byte_size(Body), Room),
@@ -214,10 +228,10 @@ walk([#waiting{message = Message} = W | Rest] = Ws, [{Kind, N, _, _} | Kinds], R
 
 is_entry_of(Taken, #batch{entry = {Version, Earliest, Records}, messages = Messages,
                           confirms = Confirms}) ->
-    Version =:= case [T || {_, cancel, _, _} = T <- Taken] of [] -> 1; _ -> 2 end
-        andalso Earliest =:= {least([N || {_, delay, N, _} <- Taken]),
+    Version =:= lists:max([1 | [version(Kind) || {_, Kind, _, _} <- Taken]])
+        andalso Earliest =:= {least([N || {_, delay, N, _} <- Taken] ++ [0 || {_, release, _, _} <- Taken]),
                               least([?NOW + 1 + N || {_, time, N, _} <- Taken])}
-        andalso Messages =:= length([T || {_, Kind, _, _} = T <- Taken, Kind =/= cancel])
+        andalso Messages =:= length([T || {_, Kind, _, _} = T <- Taken, version(Kind) =:= 1])
         andalso [{Flags, When, Body} || {Flags, _, When, _, Body} <- records(Records)]
                     =:= [{flags(Kind), due(Kind, N), Body} || {_, Kind, N, Body} <- Taken]
         andalso lists:sort([{Sender, SeqNo} || {Sender, SeqNos} <- maps:to_list(Confirms),
@@ -226,13 +240,18 @@ is_entry_of(Taken, #batch{entry = {Version, Earliest, Records}, messages = Messa
                                     || {#waiting{sender = Sender, seq_no = SeqNo}, _, _, _} <- Taken,
                                        SeqNo =/= undefined]).
 
+version(cancel) -> 2;
+version(release) -> 3;
+version(_) -> 1.
+
 flags(delay) -> 0;
 flags(time) -> 1;
-flags(cancel) -> 6.
+flags(cancel) -> 6;
+flags(release) -> 8.
 
 due(delay, N) -> N;
 due(time, N) -> ?NOW + 1 + N;
-due(cancel, _) -> 0.
+due(_, _) -> 0.
 
 least([]) -> none;
 least(Numbers) -> lists:min(Numbers).

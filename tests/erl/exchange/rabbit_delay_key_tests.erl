@@ -23,6 +23,7 @@ asked_test_() ->
              {[Key, On(<<"drop">>)], undefined, {drop, <<"a">>}},
              {[On(<<"replace">>)], <<"m">>, {replace, <<"m">>}},
              {[Key, On(<<"replace">>), Cancel], <<"m">>, {cancel, <<"b">>}},
+             {[Key, header(<<"release">>, <<"b">>)], <<"m">>, {release, <<"b">>}},
              {[header(<<"key">>, Long)], undefined, {keep, Long}},
              {[{<<"x-delay-key">>, binary, <<255, 0>>}], undefined, {keep, <<255, 0>>}},
              %% A null counts as absent.
@@ -43,6 +44,10 @@ invalid_test_() ->
              {[header(<<"cancel">>, TooLong)], <<"x-delay-cancel">>, {longstr, TooLong}},
              {[{<<"x-delay-cancel">>, void, undefined}], <<"x-delay-cancel">>, {void, undefined}},
              {[{<<"x-delay-cancel">>, bool, true}], <<"x-delay-cancel">>, {bool, true}},
+             {[header(<<"release">>, <<>>)], <<"x-delay-release">>, {longstr, <<>>}},
+             {[{<<"x-delay-release">>, void, undefined}], <<"x-delay-release">>, {void, undefined}},
+             {[header(<<"cancel">>, <<"a">>), header(<<"release">>, <<"a">>)], <<"x-delay-release">>,
+              {longstr, <<"a">>}},
              {[header(<<"on-duplicate">>, <<"replace">>)], <<"x-delay-on-duplicate">>,
               {longstr, <<"replace">>}},
              {[header(<<"key">>, <<"a">>), header(<<"on-duplicate">>, <<"Drop">>)],

@@ -11,7 +11,7 @@
 
 -define(M, rabbit_delay_machine).
 -define(X, #resource{virtual_host = <<"/">>, kind = exchange, name = <<"x">>}).
--define(VERSION, 2).
+-define(VERSION, 3).
 -define(NOW, 1800000000000).
 -define(BAD, <<1, 2, 3>>).
 
@@ -40,13 +40,15 @@ any_sequence_test_() ->
 %% Sessions and messages are meant by their place among those that there are, or are none of them.
 step() ->
     frequency([{4, {open, oneof([<<"a">>, <<"b">>, <<"c">>]), oneof([<<"1">>, <<"2">>])}},
-               {12, {enqueue, range(0, 4), oneof([1, 1, 1, 1, 0, -1, 2]), batch()}},
+               {12, {enqueue, range(0, 4), oneof([1, 1, 1, 1, 0, -1, 2]),
+                     frequency([{3, batch()}, {1, releasing()}])}},
                {2, {import, oneof([1, 1, 0, 2]), batch()}},
-               {5, {settle, list({range(0, 8), oneof([same, same, other])})}},
+               {5, {settle, oneof([2, 3]), list({range(0, 8), oneof([same, same, other, before])})}},
                {2, {settle_ids, list(range(0, 8))}},
                {3, {cancel, which_term(), list(range(0, 8))}},
                {4, {reschedule, which_term(), list({range(0, 8), range(0, 50)})}},
                {1, oneof([pause, resume])},
+               {1, purge},
                {2, note},
                {1, new_term},
                {2, snapshot},
@@ -59,6 +61,10 @@ batch() ->
                {4, {keyed, non_empty(list({range(0, 50), range(1, 3)}))}},
                {1, empty},
                {1, bad}]).
+
+%% Of version 6 of the command alone.
+releasing() ->
+    {releasing, non_empty(list({oneof([replace, replace, release]), range(0, 50), range(1, 3)}))}.
 
 %% An exception of a property is more than this version of PropEr can report.
 said(Steps) ->
@@ -200,13 +206,15 @@ entry({import, Ahead, Batch}, Index, #model{imported = Last} = M) ->
             {Reply, Next} = insert(Batch, Index, M),
             {Command, Reply, Next#model{imported = SeqNo}}
     end;
-entry({settle, Places}, _, #model{pending = Pending} = M) ->
+entry(purge, _, #model{pending = Pending} = M) ->
+    {{purge, 1}, {ok, #{removed => map_size(Pending), taken => 0}}, M#model{pending = #{}}};
+entry({settle, Version, Places}, _, #model{pending = Pending} = M) ->
     Released = [begin
                     {Id, Due} = place(Place, M),
-                    {Id, case Which of same -> Due; other -> Due + 1 end}
+                    {Id, case Which of same -> Due; other -> Due + 1; before -> Due - 1 end}
                 end || {Place, Which} <- Places],
-    Gone = [Id || {Id, Due} <- Released, is_due(Id, Due, M)],
-    {{settle, 2, << <<Id:64/little, Due:64/little>> || {Id, Due} <- Released >>},
+    Gone = [Id || {Id, Due} <- Released, is_due(Version, Id, Due, M)],
+    {{settle, Version, << <<Id:64/little, Due:64/little>> || {Id, Due} <- Released >>},
      {ok, length(lists:usort(Gone))}, M#model{pending = maps:without(Gone, Pending)}};
 entry({settle_ids, Places}, _, M) ->
     removed(settle, [Id || Place <- Places, {Id, _} <- [place(Place, M)]], M);
@@ -238,9 +246,10 @@ removed(What, Ids, #model{pending = Pending} = M) ->
     {{What, 1, << <<Id:64/little>> || Id <- Ids >>}, {ok, length(There)},
      M#model{pending = maps:without(There, Pending)}}.
 
-is_due(Id, Due, #model{pending = Pending}) ->
+is_due(Version, Id, Due, #model{pending = Pending}) ->
     case Pending of
         #{Id := {Due, _}} -> true;
+        #{Id := {Earlier, _}} -> Version =:= 3 andalso Earlier < Due;
         _ -> false
     end.
 
@@ -255,6 +264,11 @@ encoded({plain, Offsets}) ->
     {1, iolist_to_binary([record(1, Offset, 0) || Offset <- Offsets])};
 encoded({keyed, Records}) ->
     {2, iolist_to_binary([record(1 bor (1 bsl 1), Offset, Key) || {Offset, Key} <- Records])};
+encoded({releasing, Records}) ->
+    {4, iolist_to_binary([case What of
+                              replace -> record(1 bor (1 bsl 1), Offset, Key);
+                              release -> rabbit_delay_store:record_header(0, 4 bsl 1, 0, 0, Key)
+                          end || {What, Offset, Key} <- Records])};
 encoded(empty) ->
     {1, <<>>};
 encoded(bad) ->
@@ -270,15 +284,24 @@ verdict(_) -> ok.
 insert({plain, Offsets}, Index, M) ->
     {ok, lists:foldl(fun ({Position, Offset}, Acc) -> add(Index, Position, Offset, 0, Acc) end, M,
                      lists:zip(lists:seq(0, length(Offsets) - 1), Offsets))};
-insert({keyed, Records}, Index, #model{pending = Before} = M0) ->
-    M = lists:foldl(
-          fun ({Position, {Offset, Key}}, #model{pending = Pending} = Acc) ->
+insert({keyed, Records}, Index, M) ->
+    insert({releasing, [{replace, Offset, Key} || {Offset, Key} <- Records]}, Index, M);
+insert({releasing, Records}, Index, #model{pending = Before} = M0) ->
+    {M, Released} = lists:foldl(
+          fun ({Position, {replace, Offset, Key}}, {#model{pending = Pending} = Acc, Moved}) ->
                   Others = maps:filter(fun (_, {_, K}) -> K =/= Key end, Pending),
-                  add(Index, Position, Offset, Key, Acc#model{pending = Others})
-          end, M0, lists:zip(lists:seq(0, length(Records) - 1), Records)),
+                  {add(Index, Position, Offset, Key, Acc#model{pending = Others}), Moved};
+              ({_, {release, _, Key}}, {#model{pending = Pending} = Acc, Moved}) ->
+                  Later = [Id || {Id, {Due, K}} <- maps:to_list(Pending), K =:= Key, Due > ?NOW + 1],
+                  {Acc#model{pending = maps:merge(Pending, maps:from_list([{Id, {?NOW + 1, Key}}
+                                                                           || Id <- Later]))},
+                   Later ++ Moved}
+          end, {M0, []}, lists:zip(lists:seq(0, length(Records) - 1), Records)),
     Replaced = map_size(maps:without(maps:keys(M#model.pending), Before)),
-    InBatch = length(Records) - length([1 || Id <- maps:keys(M#model.pending), Id bsr 16 =:= Index]),
-    {{ok, #{cancelled => 0, replaced => Replaced + InBatch, dropped => 0, taken => 0}}, M};
+    InBatch = length([R || {replace, _, _} = R <- Records])
+        - length([1 || Id <- maps:keys(M#model.pending), Id bsr 16 =:= Index]),
+    {{ok, #{cancelled => 0, replaced => Replaced + InBatch, dropped => 0, taken => 0,
+            released => length([Id || Id <- Released, is_map_key(Id, M#model.pending)])}}, M};
 insert(empty, _, M) ->
     {ok, M};
 insert(bad, _, M) ->
@@ -301,7 +324,7 @@ entries_test_() ->
      end,
      [fun (#replica{state = State}) -> {Title, fun () -> Test(State) end} end
       || {Title, Test} <-
-             [{"what belongs to machine 2 is unknown to the entries of an earlier one", fun earlier/1},
+             [{"what belongs to a machine is unknown to the entries of an earlier one", fun earlier/1},
               {"only so many nodes' sessions are kept, those opened last", fun many_nodes/1},
               {"a snapshot says more only when there is more", fun snapshots/1}]]}.
 
@@ -315,6 +338,12 @@ earlier(State) ->
                             {enqueue, 4, 1, 1, {none, none}, <<>>}, {settle, 2, <<>>},
                             {cancel, 2, 1, <<>>}, {reschedule, 2, 1, <<>>}],
                 M <- [Meta, Meta#{machine_version => 0}, Meta#{machine_version => 1}]],
+        [?assertExit({unknown_command, 1}, ?M:apply(M, Command, State))
+         || Command <- [{enqueue, 6, 1, 1, {none, none}, <<>>}, {settle, 3, <<>>}, {purge, 1}],
+            M <- [Meta | [Meta#{machine_version => Version} || Version <- [0, 1, 2]]]],
+        [?assertExit({unknown_command, 1}, ?M:apply(Meta#{machine_version => ?VERSION}, Command, State))
+         || Command <- [{enqueue, 5, 1, 1, {none, none}, <<>>}, {enqueue, 7, 1, 1, {none, none}, <<>>},
+                        {settle, 4, <<>>}, {purge, 2}]],
         [?assertMatch({_, ok}, ?M:apply(M, {note, 1}, State))
          || M <- [Meta, Meta#{machine_version => 0}, Meta#{machine_version => 1}]]
     after

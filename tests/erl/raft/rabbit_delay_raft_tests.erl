@@ -157,17 +157,17 @@ unknown_command() ->
          start_member(),
          ok = enqueue(1, records(3, ?HOUR)),
          ?assertEqual(no_reply, command(Command)),
-         await_refusal("machine 3 or later, this one's is 2"),
+         await_refusal("machine 4 or later, this one's is 3"),
          await(fun () -> whereis(element(1, rabbit_delay_raft:server_id(?X))) =:= undefined end),
          %% From the log, too, and without an end to it.
          ok = rabbit_delay_registry:refuse(?X, undefined),
          await(fun () -> rabbit_delay_raft:start_member(?X, true) =/= ok end),
-         await_refusal("machine 3 or later, this one's is 2"),
+         await_refusal("machine 4 or later, this one's is 3"),
          {ok, Uid} = rabbit_delay_raft:find_member(?X),
          ?assertMatch({ok, _}, file:list_dir(rabbit_delay_raft:store_dir(Uid))),
          ok = rabbit_delay_raft:delete_member(?X, rabbit_delay_raft:mark_deleted(?X)),
          ok = rabbit_delay_registry:refuse(?X, undefined)
-     end || Command <- [{enqueue, 5, 1, 1, {none, none}, <<>>}, {settle, 3, <<>>}, {open, 2, node()},
+     end || Command <- [{enqueue, 5, 1, 1, {none, none}, <<>>}, {settle, 4, <<>>}, {purge, 2}, {open, 2, node()},
                         {note, 2}, {pause, 2}, unknown, {machine_version, 1}]],
     ?assertEqual(OtherPid, whereis(element(1, rabbit_delay_raft:server_id(Other)))),
     ok = rabbit_delay_raft:delete_member(Other, rabbit_delay_raft:mark_deleted(Other)).
@@ -176,13 +176,13 @@ unknown_command() ->
 later_log() ->
     start_member(),
     ok = enqueue(1, records(3, ?HOUR)),
-    #{machine_version := 2, effective_machine_version := 2} = overview(),
+    #{machine_version := 3, effective_machine_version := 3} = overview(),
     gen_statem:cast(rabbit_delay_raft:server_id(?X),
-                    {command, {noop, #{ts => erlang:system_time(millisecond)}, 3}}),
-    await(fun () -> maps:get(effective_machine_version, overview()) =:= 3 end),
+                    {command, {noop, #{ts => erlang:system_time(millisecond)}, 4}}),
+    await(fun () -> maps:get(effective_machine_version, overview()) =:= 4 end),
     stop_member(),
     ?assertEqual({error, refused}, rabbit_delay_raft:start_member(?X, true)),
-    await_refusal("machine 3, this one's is 2"),
+    await_refusal("machine 4, this one's is 3"),
     ?assertEqual(undefined, whereis(element(1, rabbit_delay_raft:server_id(?X)))).
 
 %% The newest one of a member that has been stopped.
@@ -198,7 +198,7 @@ later_snapshot() ->
     File = filename:join(Snapshot, "delay_snapshot"),
     {ok, <<"DWSN", 1, _:32, Content/binary>> = Before} = file:read_file(File),
     {Meta, State} = binary_to_term(Content),
-    #{machine_version := 2} = Meta,
+    #{machine_version := 3} = Meta,
     Written = fun (Term) ->
                       Bytes = term_to_binary(Term),
                       <<"DWSN", 1, (erlang:crc32(Bytes)):32, Bytes/binary>>
@@ -210,13 +210,13 @@ later_snapshot() ->
          ?assertEqual({ok, Later}, file:read_file(File)),
          ok = rabbit_delay_registry:refuse(?X, undefined)
      end || {Later, Words} <- [{<<"DWSN", 2, "whatever">>, "file 2, this one reads 1"},
-                               {Written({Meta#{machine_version := 3}, State}), "machine 3"},
+                               {Written({Meta#{machine_version := 4}, State}), "machine 4"},
                                {Written({Meta, State#{version := 4}}), "state 4, this one reads 3"}]],
     %% Ra asks it itself and deletes what it calls invalid: not this.
     ok = file:write_file(File, <<"DWSN", 2, "whatever">>),
     ?assertExit({delay_snapshot, Snapshot, {invalid_version, 2}},
                 rabbit_delay_snapshot:validate(Snapshot)),
-    ?assertExit({machine_version, 3, 2}, rabbit_delay_machine:which_module(3)),
+    ?assertExit({machine_version, 4, 3}, rabbit_delay_machine:which_module(4)),
     ok = file:write_file(File, Before),
     start_member(),
     ?assertEqual(2500, pending()).
@@ -583,7 +583,7 @@ step() ->
                {3, {cancel, list(integer(0, 60))}},
                {2, {settle, list(integer(0, 60))}},
                {4, {reschedule, list({integer(0, 60), integer(0, 2000)})}},
-               {1, pause}, {1, resume}, {1, restart}]).
+               {1, purge}, {1, pause}, {1, resume}, {1, restart}]).
 
 holds(Steps) ->
     _ = rabbit_delay_raft:delete_member(?X, rabbit_delay_raft:mark_deleted(?X)),
@@ -623,6 +623,10 @@ run({reschedule, Moves}, Base, {Dues0, Paused, SeqNo}) ->
                            (_, Acc) -> Acc
                        end, Dues0, Pairs),
     {Dues, Paused, SeqNo};
+run(purge, _, {Dues, Paused, SeqNo}) ->
+    Count = map_size(Dues),
+    {ok, #{removed := Count, taken := 0}} = change(purge),
+    {#{}, Paused, SeqNo};
 run(restart, _, Model) ->
     restart_member(),
     Model;
@@ -662,8 +666,8 @@ await_leader() ->
                     end
           end),
     Ref = make_ref(),
-    ok = rabbit_delay_raft:note(Id, Ref),
-    {ok, #{machine_version := 2, term := Term}} = reply(Ref),
+    ok = rabbit_delay_commands:note(Id, Ref),
+    {ok, #{machine_version := 3, term := Term}} = reply(Ref),
     Term.
 
 keyed(SeqNo, Records) ->
@@ -684,7 +688,7 @@ enqueue(SeqNo, Batch) ->
 
 enqueue(SeqNo, Version, Batch) ->
     Ref = make_ref(),
-    ok = rabbit_delay_raft:enqueue(rabbit_delay_raft:server_id(?X), ?SESSION, SeqNo,
+    ok = rabbit_delay_commands:enqueue(rabbit_delay_raft:server_id(?X), ?SESSION, SeqNo,
                                    {Version, {0, none}, Batch}, Ref),
     reply(Ref).
 
@@ -693,12 +697,12 @@ settle(Taken) ->
 
 settle_released(Released) ->
     Ref = make_ref(),
-    ok = rabbit_delay_raft:settle(rabbit_delay_raft:server_id(?X), Released, Ref),
+    ok = rabbit_delay_commands:settle(rabbit_delay_raft:server_id(?X), 3, Released, Ref),
     reply(Ref).
 
 change(Change) ->
     Ref = make_ref(),
-    ok = rabbit_delay_raft:change(rabbit_delay_raft:server_id(?X), await_leader(), Change, Ref),
+    ok = rabbit_delay_commands:change(rabbit_delay_raft:server_id(?X), await_leader(), Change, Ref),
     reply(Ref).
 
 is_paused() ->

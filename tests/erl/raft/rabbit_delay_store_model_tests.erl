@@ -50,7 +50,8 @@ commands(Scale) ->
       [{15, {insert, proper_types:non_empty(proper_types:list(record(Scale)))}},
        {10, {insert_keyed, proper_types:non_empty(proper_types:list(keyed_record(Scale)))}},
        {10, {settle, proper_types:list(pick())}},
-       {10, {settle_due, proper_types:list({pick(), proper_types:oneof([taken, taken, due, at,
+       {1, purge},
+       {10, {proper_types:oneof([settle_due, settle_due_by]), proper_types:list({pick(), proper_types:oneof([taken, taken, due, at,
                                                                         pick()])})}},
        {15, {take, ahead(Scale), proper_types:integer(1, 20), proper_types:integer(1, 3000)}},
        {5, {postpone, pick(), ahead(Scale)}},
@@ -77,7 +78,7 @@ record(Scale) ->
 keyed_record(Scale) ->
     proper_types:oneof(
       [{keep, record(Scale)},
-       {proper_types:oneof([replace, drop, cancel]), proper_types:oneof(?KEYS), record(Scale)}]).
+       {proper_types:oneof([replace, drop, cancel, release]), proper_types:oneof(?KEYS), record(Scale)}]).
 
 pick() -> proper_types:integer(0, 1000000).
 
@@ -128,9 +129,11 @@ step({insert_keyed, Records}, M) ->
            M);
 step({settle, Picks}, M) ->
     logged({settle, [pick(Pick, M) || Pick <- Picks]}, M);
-step({settle_due, Picks}, #model{released = Released} = M) ->
+step(purge, M) ->
+    logged(purge, M);
+step({Settle, Picks}, #model{released = Released} = M) when Settle =:= settle_due; Settle =:= settle_due_by ->
     Taken = [T || {Pick, taken} <- Picks, T <- one_of(Pick, Released)],
-    logged({settle_due, Taken ++ [released(pick(Pick, M), Which, M)
+    logged({Settle, Taken ++ [released(pick(Pick, M), Which, M)
                                   || {Pick, Which} <- Picks, Which =/= taken]}, M);
 step({reschedule, Pick, Ahead}, M) ->
     logged({reschedule, pick(Pick, M), M#model.now + Ahead}, M);
@@ -215,8 +218,8 @@ step(check, M) ->
 
 made({keep, {Delay, Kind, Encoding, Key, Size}}, N) ->
     {keep, {Delay, Kind, Encoding, Key, body(Size, Delay, N)}};
-made({cancel, Key, _}, _) ->
-    {cancel, {0, delay, 0, Key, <<>>}};
+made({OnKey, Key, _}, _) when OnKey =:= cancel; OnKey =:= release ->
+    {OnKey, {0, delay, 0, Key, <<>>}};
 made({OnKey, Key, {Delay, Kind, Encoding, _, Size}}, N) ->
     {OnKey, {Delay, Kind, Encoding, Key, body(Size, Delay, N)}}.
 
@@ -276,10 +279,11 @@ apply_command({insert, Base, Records} = Command, Index, #model{entries = Entries
     {ok, Count, Bytes, Next, _} = call(Command, Index, M),
     M#model{entries = Entries};
 apply_command({insert_keyed, Base, Records} = Command, Index, #model{entries = Entries0} = M) ->
-    Went0 = #{cancelled => 0, replaced => 0, taken => 0, dropped => 0},
-    {Entries, Went} =
+    Went0 = #{cancelled => 0, replaced => 0, taken => 0, dropped => 0, released => []},
+    {Entries, #{released := Released} = Went1} =
         lists:foldl(fun ({N, Record}, Acc) -> on_key((Index bsl 16) + N, Base, Record, Acc) end,
                     {Entries0, Went0}, lists:zip(lists:seq(0, length(Records) - 1), Records)),
+    Went = Went1#{released := length([Id || Id <- Released, is_map_key(Id, Entries)])},
     New = maps:filter(fun (Id, _) -> Id bsr 16 =:= Index end, Entries),
     Count = map_size(New),
     Bytes = lists:sum([byte_size(E#entry.body) || E <- maps:values(New)]),
@@ -291,9 +295,15 @@ apply_command({settle, Ids} = Command, Index, #model{entries = Entries0} = M) ->
     Removed = map_size(Entries0) - map_size(Entries),
     {ok, Removed} = call(Command, Index, M),
     M#model{entries = Entries};
-apply_command({settle_due, Released} = Command, Index, #model{entries = Entries0} = M) ->
+apply_command(purge, Index, #model{entries = Entries} = M) ->
+    Removed = map_size(Entries),
+    Taken = length([E || #entry{taken = true} = E <- maps:values(Entries)]),
+    {ok, Removed, Taken} = call(purge, Index, M),
+    M#model{entries = #{}};
+apply_command({Settle, Released} = Command, Index, #model{entries = Entries0} = M)
+  when Settle =:= settle_due; Settle =:= settle_due_by ->
     Gone = [Id || {Id, Due} <- Released, {ok, #entry{due = D}} <- [maps:find(Id, Entries0)],
-                  D =:= Due],
+                  D =:= Due orelse Settle =:= settle_due_by andalso D < Due],
     Entries = maps:without(Gone, Entries0),
     Removed = map_size(Entries0) - map_size(Entries),
     {ok, Removed} = call(Command, Index, M),
@@ -321,6 +331,7 @@ on_key(Id, Base, {OnKey, {_, _, _, Key, _} = Record}, {Entries0, Went0}) ->
                       end,
     case OnKey of
         cancel -> {Entries, Went};
+        release -> released_by(Key, Base, {Entries, Went});
         drop ->
             case under(Key, Entries) of
                 [] -> {Entries#{Id => entry(Base, Record)}, Went};
@@ -328,6 +339,12 @@ on_key(Id, Base, {OnKey, {_, _, _, Key, _} = Record}, {Entries0, Went0}) ->
             end;
         _ -> {Entries#{Id => entry(Base, Record)}, Went}
     end.
+
+released_by(Key, Base, {Entries, #{released := Before} = Went}) ->
+    Later = [Id || {Id, #entry{key = K, due = Due}} <- maps:to_list(Entries), K =:= Key, Due > Base],
+    {lists:foldl(fun (Id, Es) ->
+                         Es#{Id := (map_get(Id, Es))#entry{due = Base, at = Base, moved = true}}
+                 end, Entries, Later), Went#{released := lists:usort(Later ++ Before)}}.
 
 under(Key, Entries) ->
     [Id || {Id, #entry{key = K}} <- maps:to_list(Entries), K =:= Key].
@@ -344,11 +361,17 @@ without_key(Key, How, Entries, Went) ->
 call({insert, Base, Records}, Index, #model{store = Store}) ->
     ?S:insert(Store, Index, Base, [encode(Base, Record) || Record <- Records]);
 call({insert_keyed, Base, Records}, Index, #model{store = Store}) ->
-    ?S:insert_keyed(Store, Index, Base, [encode(OnKey, Base, R) || {OnKey, R} <- Records]);
+    ?S:insert_keyed(Store, Index, Base, [encode(OnKey, Base, R) || {OnKey, R} <- Records],
+                    case lists:keymember(release, 1, Records) of
+                        true -> 2;
+                        false -> 1
+                    end);
+call(purge, Index, #model{store = Store}) ->
+    ?S:purge(Store, Index);
 call({settle, Ids}, Index, #model{store = Store}) ->
     ?S:settle(Store, Index, << <<Id:64/little>> || Id <- Ids >>);
-call({settle_due, Released}, Index, #model{store = Store}) ->
-    ?S:settle_due(Store, Index, << <<Id:64/little, Due:64/little>> || {Id, Due} <- Released >>);
+call({Settle, Released}, Index, #model{store = Store}) when Settle =:= settle_due; Settle =:= settle_due_by ->
+    ?S:Settle(Store, Index, << <<Id:64/little, Due:64/little>> || {Id, Due} <- Released >>);
 call({reschedule, Id, Due}, Index, #model{store = Store}) ->
     ?S:reschedule(Store, Index, Id, Due);
 call(note, Index, #model{store = Store}) ->
@@ -366,7 +389,8 @@ encode(OnKey, Base, {Delay, Kind, Encoding, Key, Body}) ->
                              keep -> 0;
                              replace -> 2;
                              drop -> 4;
-                             cancel -> 6
+                             cancel -> 6;
+                             release -> 8
                          end,
     [<<(byte_size(Body)):32/little, Flags:16/little, Encoding:16/little, When:64/little,
        Key:64/little>>, Body].

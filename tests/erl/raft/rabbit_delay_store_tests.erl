@@ -633,8 +633,9 @@ wrong_arguments_test_() ->
 functions() ->
     [{close, [store]}, {peek_applied, [path]}, {restore, [path, path]}, {validate, [path]},
      {insert, [store, index, ms, batch]}, {check_batch, [batch, length]},
-     {check_keyed_batch, [batch, length]},
+     {check_keyed_batch, [batch, length, keyed_version]}, {insert_keyed, [store, index, ms, batch, keyed_version]},
      {settle, [store, index, ids]}, {settle_due, [store, index, released]},
+     {settle_due_by, [store, index, released]}, {purge, [store, index]},
      {reschedule, [store, index, id, ms]}, {note, [store, index]},
      {flush, [store]}, {maintain, [store, ms, positive]}, {checkpoint, [store]},
      {finish, [checkpoint, target]}, {take, [store, ms, count, positive]},
@@ -664,6 +665,7 @@ valid(batch, _, _) -> record(1, <<"y">>);
 valid(ids, _, _) -> ids([1]);
 valid(released, _, _) -> released([{1, 1}]);
 valid(length, _, _) -> 100;
+valid(keyed_version, _, _) -> 1;
 valid(positive, _, _) -> 1;
 valid(count, _, _) -> 1;
 valid(cursor, _, _) -> {0, 0}.
@@ -673,6 +675,7 @@ fits(Kind, Value) ->
         K when K =:= index; K =:= ms -> in(Value, 0, ?MAX);
         id -> in(Value, 0, 16#ffffffffffffffff);
         length -> in(Value, 1, 16#7fffffff);
+        keyed_version -> in(Value, 1, 2);
         positive -> in(Value, 1, 16#ffffffffffffffff);
         count -> in(Value, 1, 65535);
         ids -> is_binary(Value) andalso byte_size(Value) rem 8 =:= 0;
