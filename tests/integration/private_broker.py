@@ -268,6 +268,9 @@ class PrivateBroker:
             "RABBITMQ_LOGS": self.log_file,
             "RABBITMQ_PID_FILE": self.path("broker.pid"),
             "RABBITMQ_DIST_PORT": str(self.dist_port),
+            # By default eleven tools at once have a port, whosever broker they are for; others fail.
+            "RABBITMQ_CTL_DIST_PORT_MIN": "35672",
+            "RABBITMQ_CTL_DIST_PORT_MAX": "36671",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS":
                 "-kernel inet_dist_use_interface {127,0,0,1}",
         })

@@ -12,8 +12,8 @@ from xdist.scheduler import LoadFileScheduling
 import once
 
 # None of the files that take longest is to be the last that begins.
-LONGEST = ["test_doctor.py", "test_faults.py", "test_lifecycle.py", "test_moving_in.py",
-           "test_retry.py", "test_redrive.py", "test_pending.py", "test_limits.py",
+LONGEST = ["test_moving_in.py", "test_lifecycle.py", "test_faults.py", "test_series.py",
+           "test_doctor.py", "test_retry.py", "test_redrive.py", "test_pending.py", "test_limits.py",
            "test_targets.py", "test_management_ui.py", "test_delayed_api.py", "test_examples.py",
            "test_slow_metadata.py", "test_library.py"]
 
