@@ -18,7 +18,8 @@ import "fmt"
 type settleRule int
 
 const (
-	settleNamesDue       settleRule = iota // the due time that it was released for
+	settleNamesDue       settleRule = iota // the due time that it was released for; an earlier one is no other
+	settleNamesDueAlone                    // the same, as machine 2 has it: an earlier one is another, too
 	settleNamesIndex                       // the index of its last reschedule
 	settleNamesNothing                     // nothing
 	settleNamesRetryTime                   // when it was to be tried again, if no queue took it
@@ -54,6 +55,8 @@ type releaseRules struct {
 	catchesUp bool
 	// Messages go to two queues, of which one may take it before the other does.
 	twoQueues bool
+	// Publishers release messages by their keys.
+	releasesByKey bool
 	// The bounds.
 	records, terms int
 }
@@ -198,6 +201,9 @@ func (r releaseRules) next(s releaseState, to func(Label, releaseState)) {
 			r.applyChange(s, t, i, to)
 			r.applySettle(s, t, i, to)
 		}
+	}
+	for i := 0; r.releasesByKey && i < r.records; i++ {
+		r.releaseByKey(s, i, to)
 	}
 }
 
@@ -354,7 +360,8 @@ func (r releaseRules) named(retried bool, rec record) int8 {
 }
 
 func (r releaseRules) matches(rec record, named int8) bool {
-	return r.settle == settleNamesNothing || r.named(false, rec) == named
+	return r.settle == settleNamesNothing || r.named(false, rec) == named ||
+		r.settle == settleNamesDue && rec.due < named
 }
 
 func (r releaseRules) publish(s *releaseState, t int8, i int) {
@@ -417,6 +424,20 @@ func (r releaseRules) ask(s releaseState, t int8, i int, to func(Label, releaseS
 	for _, due := range []int8{int8(i + 1), lastDue} {
 		n.changes[t][i] = toTime + due
 		to(Fault("dispatcher %d is asked to reschedule r%d to %d, appends it", int(t), i+1, int(due)), n)
+	}
+}
+
+// releaseByKey: a publisher's, in the log like any message, whatever a dispatcher has in its hands. The time of
+// its entry is that of the leader who took it in, which may be behind a dispatcher's by now.
+func (r releaseRules) releaseByKey(s releaseState, i int, to func(Label, releaseState)) {
+	for _, at := range []int8{max(s.now-1, 1), s.now} {
+		if s.changesLeft == 0 || s.records[i].status != present || s.records[i].due <= at {
+			continue
+		}
+		n := s
+		n.changesLeft--
+		n.records[i].due = at
+		to(Fault("applied: r%d is released by its key, due at %d", i+1, int(at)), n)
 	}
 }
 
@@ -506,6 +527,7 @@ func releaseCases() []Case {
 		build("rules, old replicas catch up, 2 terms", 0, func(r *releaseRules) {
 			r.terms, r.catchesUp = 2, true
 		}),
+		build("rules, releases by key", 0, func(r *releaseRules) { r.releasesByKey = true }),
 		build("B1: starts at the election", takesGone,
 			func(r *releaseRules) { r.startsEarly = true }),
 		build("B1: goes on with its book after another led", afterCancel,
@@ -522,6 +544,9 @@ func releaseCases() []Case {
 			func(r *releaseRules) { r.settle = settleNamesNothing }),
 		stuck("B6: a settle names the time of a retry",
 			func(r *releaseRules) { r.settle, r.terms = settleNamesRetryTime, 1 }),
+		stuck("B6: a settle does nothing if the record is due earlier by now", func(r *releaseRules) {
+			r.settle, r.releasesByKey, r.terms = settleNamesDueAlone, true, 1
+		}),
 		build("not promised: earlier dispatchers keep to a cancel", afterCancel,
 			func(r *releaseRules) { r.bindsAll = true }),
 		build("not promised: one window where a queue takes nothing", moreThanInFlight,
