@@ -177,8 +177,10 @@ step({repeat, Pick}, #model{log = Log} = M) ->
     {Index, Command} = lists:nth(Pick rem length(Log) + 1, Log),
     case call(Command, Index, M) of
         {ok, 0, 0, _, _} -> ok;
-        {ok, {ok, 0, 0, _, _}, #{cancelled := 0, replaced := 0, taken := 0, dropped := 0}} -> ok;
+        {ok, {ok, 0, 0, _, _}, ByKey} ->
+            ?assertEqual([0], lists:usort(maps:values(ByKey)));
         {ok, 0} -> ok;
+        {ok, 0, 0} -> ok;
         {error, enoent} -> ok;
         ok -> ok
     end,
