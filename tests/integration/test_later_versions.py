@@ -67,7 +67,7 @@ def assert_goes_on(node, exchange, queue, body):
     client.connection.close()
 
 
-@pytest.mark.parametrize("command", ["{enqueue, 5, 1, 1, {none, none}, <<>>}", "{settle, 3, <<>>}",
+@pytest.mark.parametrize("command", ["{enqueue, 5, 1, 1, {none, none}, <<>>}", "{settle, 4, <<>>}",
                                      "{open, 2, node(), 7}"])
 def test_an_unknown_command_stops_its_exchange_alone(node, command):
     (exchange, _), (other, other_queue) = hold(node)
@@ -75,14 +75,14 @@ def test_an_unknown_command_stops_its_exchange_alone(node, command):
     before = len(node.log())
     other_pid = evaluate(node, f"whereis(element(1, {server_id(other)})).")
     evaluate(node, f"ra:pipeline_command({server_id(exchange)}, {command}, 1, normal).")
-    assert_refused(node, exchange, "machine 3 or later, this one's is 2", before)
+    assert_refused(node, exchange, "machine 4 or later, this one's is 3", before)
     assert_goes_on(node, other, other_queue, b"meanwhile")
     assert evaluate(node, f"whereis(element(1, {server_id(other)})).") == other_pid
     # Found in the log by a restart, too.
     kill_9(node)
     before = len(node.log())
     node.start()
-    assert_refused(node, exchange, "machine 3 or later, this one's is 2", before)
+    assert_refused(node, exchange, "machine 4 or later, this one's is 3", before)
     assert_goes_on(node, other, other_queue, b"after a restart")
     assert glob.glob(os.path.join(log.member, "config"))
     client = Client(node)
@@ -98,13 +98,13 @@ def test_a_log_of_a_later_machine_is_refused_and_kept(node):
     (exchange, _), (other, other_queue) = hold(node)
     log = Log(node, exchange)
     evaluate(node, f"gen_statem:cast({server_id(exchange)}, {{command, {{noop, #{{ts => "
-                   "erlang:system_time(millisecond)}, 3}}).")
-    eventually(lambda: log.overview()["version"], lambda version: version == 3)
+                   "erlang:system_time(millisecond)}, 4}}).")
+    eventually(lambda: log.overview()["version"], lambda version: version == 4)
     # Taken into the log by the later version's leader, and not applied here: not confirmed either.
     kill_9(node)
     before = len(node.log())
     node.start()
-    assert_refused(node, exchange, "machine 3", before)
+    assert_refused(node, exchange, "machine 4", before)
     assert_goes_on(node, other, other_queue, b"meanwhile")
     assert os.path.exists(os.path.join(log.member, "config"))
 

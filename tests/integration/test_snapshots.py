@@ -93,7 +93,7 @@ def test_snapshots_are_written_the_log_is_cut_and_a_restart_replays_little(node)
             eventually(log.rest, lambda n: n < FEW)
             seen.append(log.overview()["snapshot"])
     assert seen == sorted(set(seen)), seen
-    assert log.overview()["version"] == log.overview()["ours"] == 2
+    assert log.overview()["version"] == log.overview()["ours"] == 3
     assert log.snapshots()[-1] >= seen[-1] > rounds * a_round / 4096
 
     traffic = rounds * a_round * BODY

@@ -148,7 +148,7 @@ def test_what_waits_for_a_queue_can_be_cancelled_and_is_routed_anew(client, brok
                      within=60)
     waiting = now["waiting"]
     assert waiting >= 1000
-    broker.ctl("purge_delayed_messages", exchange)
+    broker.ctl("cancel_delayed_messages", exchange, "--due-to", "+1h")
     eventually(lambda: counters(broker, exchange),
                lambda now: now["pending"] == now["in_flight"] == 5000 - waiting)
     # What the queue did not take finds another, if that is bound in its place.
