@@ -19,21 +19,7 @@ struct tables {
 };
 
 static void free_tables(struct tables *tables) {
-    if (tables->wheel != NULL) {
-        dw_wheel_free(tables->wheel);
-    }
-    if (tables->heap != NULL) {
-        dw_heap_free(tables->heap);
-    }
-    if (tables->by_id != NULL) {
-        dw_index_free(tables->by_id);
-    }
-    if (tables->by_key != NULL) {
-        dw_index_free(tables->by_key);
-    }
-    if (tables->slab != NULL) {
-        dw_slab_free(tables->slab);
-    }
+    dw_free_pending(tables->slab, tables->wheel, tables->heap, tables->by_id, tables->by_key);
     dw_origins_free(&tables->origins);
     dw_origins_free(&tables->unread);
 }

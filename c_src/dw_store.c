@@ -94,6 +94,25 @@ void dw_store_close(dw_store *store) {
     dw_files_close(&store->files);
 }
 
+void dw_free_pending(dw_slab *slab, dw_wheel *wheel, dw_heap *heap, dw_index *by_id,
+                     dw_index *by_key) {
+    if (wheel != NULL) {
+        dw_wheel_free(wheel);
+    }
+    if (heap != NULL) {
+        dw_heap_free(heap);
+    }
+    if (by_id != NULL) {
+        dw_index_free(by_id);
+    }
+    if (by_key != NULL) {
+        dw_index_free(by_key);
+    }
+    if (slab != NULL) {
+        dw_slab_free(slab);
+    }
+}
+
 void dw_store_free(struct dw_store *store) {
     const struct dw_alloc *alloc = store->alloc;
     for (uint32_t i = 0; i < store->parts_capacity; i++) {
@@ -101,21 +120,7 @@ void dw_store_free(struct dw_store *store) {
             dw_partition_free(alloc, store->parts[i]);
         }
     }
-    if (store->wheel != NULL) {
-        dw_wheel_free(store->wheel);
-    }
-    if (store->heap != NULL) {
-        dw_heap_free(store->heap);
-    }
-    if (store->by_id != NULL) {
-        dw_index_free(store->by_id);
-    }
-    if (store->by_key != NULL) {
-        dw_index_free(store->by_key);
-    }
-    if (store->slab != NULL) {
-        dw_slab_free(store->slab);
-    }
+    dw_free_pending(store->slab, store->wheel, store->heap, store->by_id, store->by_key);
     dw_origins_free(&store->origins);
     dw_origins_free(&store->unread);
     dw_partition_empty(alloc, &store->nowhere);

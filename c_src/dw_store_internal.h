@@ -159,6 +159,10 @@ void dw_log(const struct dw_store *store, enum dw_level level, const char *forma
 /* Writer: memory of at least that size until the next such call, NULL if there is none. */
 void *dw_scratch(struct dw_store *store, size_t bytes);
 
+/* Frees what is pending, in memory; any of them may be NULL. */
+void dw_free_pending(dw_slab *slab, dw_wheel *wheel, dw_heap *heap, dw_index *by_id,
+                     dw_index *by_key);
+
 /* Frees a store whose descriptors are closed. */
 void dw_store_free(struct dw_store *store);
 
