@@ -53,9 +53,12 @@ is_plain(<<>>) -> true;
 is_plain(_) -> false.
 
 escape(C) when C < 32; C >= 127, C < 160; C >= 16#2028, C =< 16#202e; C >= 16#2066, C =< 16#2069 ->
-    iolist_to_binary(io_lib:format("\\u~4.16.0b", [C]));
+    units(C);
 escape(C) ->
     <<C/utf8>>.
+
+%% As JSON writes it: beyond 16#ffff there are two.
+units(C) -> iolist_to_binary([io_lib:format("\\u~4.16.0b", [Unit]) || <<Unit:16>> <= <<C/utf16>>]).
 
 %% A value, of JSON or of an AMQP table, as one would write it, cut; of what has parts, what it is.
 -spec value(term()) -> binary().
@@ -69,7 +72,7 @@ setting(Value) ->
     cut(<< <<(ascii(C))/binary>> || <<C/utf8>> <= escaped(written(Value)) >>).
 
 ascii(C) when C < 127 -> <<C>>;
-ascii(C) -> iolist_to_binary(io_lib:format("\\u~4.16.0b", [C])).
+ascii(C) -> units(C).
 
 cut(Text) ->
     case string:length(Text) > ?SHOWN_CHARS of

@@ -39,6 +39,7 @@ value_test_() ->
 
 setting_test_() ->
     [?_assertEqual(<<"\"f\\u00fcnf\\u000a\"">>, rabbit_delay_text:setting(<<"fünf\n"/utf8>>)),
+     ?_assertEqual(<<"\"\\ud83d\\ude00\"">>, rabbit_delay_text:setting(<<16#1f600/utf8>>)),
      ?_assertEqual(<<"1.5">>, rabbit_delay_text:setting(1.5))].
 
 reply_is_cut_between_characters_test() ->
