@@ -28,10 +28,6 @@ import sys
 import threading
 import time
 
-# How far the clocks of nodes on one machine may be apart, seconds: each VM has its own, and corrects it by the
-# machine's at leisure. A due time is by the clock of the leader that takes a message, and released by the next one's.
-CLOCKS_APART = 0.005
-
 ANSWERS = ("confirmed", "nacked", "unknown")
 OF_MESSAGES = ("sent", *ANSWERS, "returned", "delivered")
 
@@ -180,14 +176,14 @@ class _Faults:
         return self._names[place - 1] if place else None
 
 
-def judge(events):
+def judge(events, apart=0):
     """The Verdict on a record's events. What is confirmed and was not returned has to be delivered; a
-    message that was nacked or is unknown may be."""
+    message that was nacked or is unknown may be. Nodes' clocks may be `apart`, seconds."""
     verdict = Verdict(dict(collections.Counter(event["what"] for event in events)))
     messages = _messages(events, verdict)
     faults = _Faults(events)
     for name, message in messages.items():
-        _judge_message(name, message, faults, verdict)
+        _judge_message(name, message, faults, verdict, apart)
     verdict.retried_and_both_delivered = [
         name for name, message in messages.items()
         if message.after is not None and message.deliveries and messages[message.after].deliveries]
@@ -237,7 +233,7 @@ def _note_sent(name, event, messages, verdict):
     messages[name] = _Message(event["at"], event["at"] if due is None else due, due is not None, after)
 
 
-def _judge_message(name, message, faults, verdict):
+def _judge_message(name, message, faults, verdict, apart):
     if message.answer is None:
         verdict.open.append(name)
     if not message.deliveries:
@@ -245,7 +241,7 @@ def _judge_message(name, message, faults, verdict):
             verdict.lost.append(name)
         return
     first = message.deliveries[0][0]
-    if message.delayed and first < message.due - CLOCKS_APART:
+    if message.delayed and first < message.due - apart:
         verdict.early.append((name, message.due - first))
     if first - message.due > verdict.latest:
         verdict.latest, verdict.latest_id = first - message.due, name
