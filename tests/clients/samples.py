@@ -25,6 +25,8 @@ SAID_WITH = ["delayed: taken", "at once: returned", "5m: " + REFUSAL,
 # Of one that is told of a wrong delay, but not more, and of one that does not declare.
 SAID_UNTOLD = ["5m refused: true", r"hello, ([\d.]+) s later", "x-delay: -6000"]
 SAID_DECLARED = ["5m: " + REFUSAL.replace("header", "annotation"), *SAID_UNTOLD[1:]]
+# Of one for AMQP 1.0 with all of them.
+SAID_AMQP10 = ["delayed: taken", "at once: returned", *SAID_DECLARED, *SAID["retry"]]
 SECONDS = {"x-delay: -2000": 2.0, "x-delay: -6000": 6.0, "x-delay: 6000": 6.0}
 WHAT = {"delayed": "delay", "mandatory": "mandatory", "wrong": "wrong delay", "cancel": "cancel",
         "retry": "retry"}

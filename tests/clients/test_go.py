@@ -11,7 +11,13 @@ import header_values
 import locked
 import lost
 from private_broker import default_series
-from samples import (SAID, SAID_DECLARED, SAID_UNTOLD, WHAT, assert_said, declare, sample)
+from samples import (SAID, SAID_AMQP10, SAID_DECLARED, SAID_UNTOLD, WHAT, assert_said, declare, sample)
+
+OLD = default_series() == "3.10"
+# The clients for AMQP 1.0, by what programs call them: the client's name here, and the module.
+AMQP10 = {"go-amqp": ("Azure/go-amqp (AMQP 1.0)", "github.com/Azure/go-amqp"),
+          "rabbitmqamqp": ("rabbitmq-amqp-go-client (AMQP 1.0)",
+                           "github.com/rabbitmq/rabbitmq-amqp-go-client")}
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +61,22 @@ def test_machinery(broker, go, checked):
             "delay", "wrong delay", "cancel")
 
 
-@pytest.mark.skipif(default_series() == "3.10", reason="the sample has RabbitMQ 4's addresses")
+@pytest.mark.skipif(OLD, reason="the sample has RabbitMQ 4's addresses")
 @pytest.mark.usefixtures("alone")
 def test_amqp_1_0(broker, client, go, checked):
     declare(client)
     assert_said(go(sample("go", "with_amqp10.go"), broker.amqp_url.removesuffix("/%2F")),
                 SAID_DECLARED)
-    checked("Azure/go-amqp (AMQP 1.0)", version("github.com/Azure/go-amqp"),
-            "delay", "wrong delay", "cancel")
+    name, module = AMQP10["go-amqp"]
+    checked(name, version(module), "delay", "wrong delay", "cancel")
+
+
+@pytest.mark.skipif(OLD, reason="rabbitmq-amqp-go-client needs RabbitMQ 4")
+@pytest.mark.usefixtures("alone")
+def test_rabbitmqs_client_for_amqp_1_0(broker, go, checked):
+    assert_said(go(sample("go", "with_rabbitmqamqp.go"), broker.amqp_url.removesuffix("/%2F")), SAID_AMQP10)
+    name, module = AMQP10["rabbitmqamqp"]
+    checked(name, version(module), *WHAT.values())
 
 
 def test_header_values(broker, client, go, checked, tmp_path):
@@ -74,17 +88,19 @@ def test_header_values(broker, client, go, checked, tmp_path):
     checked("amqp091-go", version("github.com/rabbitmq/amqp091-go"), "header values")
 
 
-@pytest.mark.skipif(default_series() == "3.10", reason="it has RabbitMQ 4's addresses")
-def test_header_values_of_amqp_1_0(broker, client, go, checked, tmp_path):
+@pytest.mark.skipif(OLD, reason="it has RabbitMQ 4's addresses")
+@pytest.mark.parametrize("package", AMQP10)
+def test_header_values_of_amqp_1_0(broker, client, go, checked, tmp_path, package):
     """The broker makes a string of the binary that it converts for AMQP 0-9-1."""
     chosen = [case for case in header_values.cases("bBsuIilfdTtSAFx")
               if case.letter != "S" or isinstance(case.value, str)]
     exchange, queue = client.delayed_and_queue()
-    told = go(os.path.join(locked.HERE, "go", "header_values_amqp10.go"),
+    told = go(os.path.join(locked.HERE, "go", "header_values_amqp10.go"), package,
               broker.amqp_url.removesuffix("/%2F"), exchange,
               header_values.written(tmp_path / "cases", chosen))
     header_values.check(client, queue, chosen, json.loads(told), {"x": "S"})
-    checked("Azure/go-amqp (AMQP 1.0)", version("github.com/Azure/go-amqp"), "header values")
+    name, module = AMQP10[package]
+    checked(name, version(module), "header values")
 
 
 def test_a_broker_that_is_lost(brokers, deps, checked):
@@ -106,9 +122,11 @@ def test_a_broker_that_is_lost_with_a_framework(brokers, deps, checked, name, mo
     checked(name, version(module), "broker lost")
 
 
-@pytest.mark.skipif(default_series() == "3.10", reason="it has RabbitMQ 4's addresses")
-def test_a_broker_that_is_lost_with_amqp_1_0(brokers, deps, checked):
-    told = lost.told(brokers, "go-amqp10", "go", "run",
-                     os.path.join(locked.HERE, "go", "lost_amqp10.go"), cwd=deps("go"))
+@pytest.mark.skipif(OLD, reason="it has RabbitMQ 4's addresses")
+@pytest.mark.parametrize("package, program", [("go-amqp", "amqp10"), ("rabbitmqamqp", "rabbitmqamqp")])
+def test_a_broker_that_is_lost_with_amqp_1_0(brokers, deps, checked, package, program):
+    told = lost.told(brokers, f"go-{package}", "go", "run",
+                     os.path.join(locked.HERE, "go", f"lost_{program}.go"), cwd=deps("go"))
     assert told == "connection lost: true"
-    checked("Azure/go-amqp (AMQP 1.0)", version("github.com/Azure/go-amqp"), "broker lost")
+    name, module = AMQP10[package]
+    checked(name, version(module), "broker lost")

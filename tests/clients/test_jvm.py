@@ -100,10 +100,24 @@ def test_amqp_client_for_amqp_1_0(broker, executed, jars, checked):
             "delay", "wrong delay", "cancel")
 
 
+TOO_LONG = (r".*PRECONDITION_FAILED - cannot delay a message published to exchange 'x-delayed-jms-message' .*: "
+            r"header x-delay is the 64-bit integer \d+, more than the maximum delay .*")
+
+
 def test_jms(broker, executed, jars, checked):
-    seconds, = assert_said(sample(executed, jars, broker, "Jms.java"), r"job 1 after ([\d.]+) s")
+    seconds, = assert_said(
+        sample(executed, jars, broker, "Jms.java"), r"job 1 after ([\d.]+) s",
+        "job 3, and job 2 is cancelled", "refused: " + TOO_LONG)
     assert seconds >= 1.0
-    checked("RabbitMQ JMS", locked.version("jvm", "com.rabbitmq.jms:rabbitmq-jms"), "delay")
+    checked("RabbitMQ JMS", locked.version("jvm", "com.rabbitmq.jms:rabbitmq-jms"),
+            "delay", "wrong delay", "cancel")
+
+
+def test_a_wrong_delay_with_jms_and_no_transaction(broker, executed, jars, checked):
+    """The exception listener hears of nothing."""
+    told = executed(*JAVA, "-cp", jars, os.path.join(PROGRAMS, "WrongDelayJms.java"), broker.amqp_url)
+    assert_said(told.splitlines(), "AlreadyClosedException: " + TOO_LONG)
+    checked("RabbitMQ JMS", locked.version("jvm", "com.rabbitmq.jms:rabbitmq-jms"), "wrong delay")
 
 
 def test_header_values(broker, client, executed, jars, checked, tmp_path):

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
-// header_values_amqp10.go URL EXCHANGE CASES: sends the cases of ../header_values.py with Azure/go-amqp.
+// header_values_amqp10.go CLIENT URL EXCHANGE CASES: sends the cases of ../header_values.py with go-amqp or
+// rabbitmqamqp.
 
 //go:build ignore
 
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/Azure/go-amqp"
+	rmq "github.com/rabbitmq/rabbitmq-amqp-go-client/pkg/rabbitmqamqp"
 )
 
 type Case struct {
@@ -89,7 +91,7 @@ func native(kind string, value any) any {
 
 // What ends the session if the broker does not take it. In a connection of its own: RabbitMQ may leave
 // unanswered who begins a session right after that, with the channel number of the one that has ended.
-func send(ctx context.Context, url, exchange string, one Case) any {
+func withGoAmqp(ctx context.Context, url, exchange string, message *amqp.Message) error {
 	connection, err := amqp.Dial(ctx, url, nil)
 	check(err)
 	defer connection.Close()
@@ -97,13 +99,29 @@ func send(ctx context.Context, url, exchange string, one Case) any {
 	check(err)
 	sender, err := session.NewSender(ctx, "/exchanges/"+exchange+"/k", nil)
 	check(err)
-	message := amqp.NewMessage([]byte(one.Name))
-	value := native(one.Type, one.Value)
-	message.Annotations = amqp.Annotations{"x-delay": value}
-	if one.Copy {
-		message.ApplicationProperties = map[string]any{"copy": value}
+	return sender.Send(ctx, message, nil)
+}
+
+// It has one session in a connection.
+func withRabbitmqamqp(ctx context.Context, url, exchange string, message *amqp.Message) error {
+	connection, err := rmq.Dial(ctx, url, nil)
+	check(err)
+	defer connection.Close(ctx)
+	publisher, err := connection.NewPublisher(ctx, &rmq.ExchangeAddress{Exchange: exchange, Key: "k"}, nil)
+	check(err)
+	result, err := publisher.Publish(ctx, message)
+	if err == nil {
+		if _, accepted := result.Outcome.(*rmq.StateAccepted); !accepted {
+			log.Fatalf("%v", result.Outcome)
+		}
 	}
-	err = sender.Send(ctx, message, nil)
+	return err
+}
+
+var clients = map[string]func(context.Context, string, string, *amqp.Message) error{
+	"go-amqp": withGoAmqp, "rabbitmqamqp": withRabbitmqamqp}
+
+func answer(err error) any {
 	var ended *amqp.SessionError
 	if errors.As(err, &ended) && ended.RemoteErr != nil {
 		return ended.RemoteErr.Description
@@ -113,7 +131,7 @@ func send(ctx context.Context, url, exchange string, one Case) any {
 }
 
 func main() {
-	text, err := os.ReadFile(os.Args[3])
+	text, err := os.ReadFile(os.Args[4])
 	check(err)
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.UseNumber()
@@ -122,9 +140,15 @@ func main() {
 	ctx := context.Background()
 	told := map[string]any{}
 	for _, one := range cases {
-		told[one.Name] = send(ctx, os.Args[1], os.Args[2], one)
+		message := amqp.NewMessage([]byte(one.Name))
+		value := native(one.Type, one.Value)
+		message.Annotations = amqp.Annotations{"x-delay": value}
+		if one.Copy {
+			message.ApplicationProperties = map[string]any{"copy": value}
+		}
+		told[one.Name] = answer(clients[os.Args[1]](ctx, os.Args[2], os.Args[3], message))
 	}
-	answer, err := json.Marshal(told)
+	written, err := json.Marshal(told)
 	check(err)
-	fmt.Println(string(answer))
+	fmt.Println(string(written))
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MPL-2.0
-// header_values CLIENT URL EXCHANGE CASES: sends the cases of ../header_values.py with lapin or amqprs.
+// header_values CLIENT URL EXCHANGE CASES: sends the cases of ../header_values.py with lapin, amqprs or fe2o3-amqp.
 
 use std::fs::File;
 
@@ -262,6 +262,95 @@ mod with_amqprs {
     }
 }
 
+mod with_fe2o3 {
+    use super::*;
+    use fe2o3_amqp::{
+        session::Error,
+        types::{
+            messaging::{ApplicationProperties, Message, MessageAnnotations, Outcome},
+            primitives::{OrderedMap, SimpleValue, Timestamp, Value as Amqp},
+        },
+        Connection, Sender, Session,
+    };
+
+    fn native(kind: &str, value: &Value) -> Amqp {
+        match kind {
+            "b" => Amqp::from(integer(value) as i8),
+            "B" => Amqp::from(integer(value) as u8),
+            "s" => Amqp::from(integer(value) as i16),
+            "u" => Amqp::from(integer(value) as u16),
+            "I" => Amqp::from(integer(value) as i32),
+            "i" => Amqp::from(integer(value) as u32),
+            "l" => Amqp::from(integer(value)),
+            "f" => Amqp::from(float(value) as f32),
+            "d" => Amqp::from(float(value)),
+            "T" => Amqp::Timestamp(Timestamp::from_milliseconds(integer(value) * 1000)),
+            "t" => Amqp::from(value.as_bool().expect("true or false")),
+            "S" => Amqp::from(value.as_str().expect("a string")),
+            "x" => Amqp::Binary(octets(value).into()),
+            "A" => Amqp::List(
+                value
+                    .as_array()
+                    .expect("an array")
+                    .iter()
+                    .map(|inner| native("I", inner))
+                    .collect(),
+            ),
+            "F" => {
+                let mut map = OrderedMap::new();
+                for (name, inner) in value.as_object().expect("a table") {
+                    map.insert(Amqp::from(name.as_str()), native("I", inner));
+                }
+                Amqp::Map(map)
+            }
+            _ => panic!("no type {kind}"),
+        }
+    }
+
+    /// In a session of its own, which ends if the broker does not take the message.
+    async fn send(url: &str, exchange: &str, case: &Case<'_>) -> Result<Option<String>> {
+        let mut connection = Connection::open("header_values", url).await?;
+        let mut session = Session::begin(&mut connection).await?;
+        let address = format!("/exchanges/{exchange}/k");
+        let mut sender = Sender::attach(&mut session, case.name, address).await?;
+        let value = native(case.kind, case.value);
+        let mut builder = Message::builder().message_annotations(
+            MessageAnnotations::builder()
+                .insert("x-delay", value.clone())
+                .build(),
+        );
+        // Of tables and lists there are no application properties.
+        if let (true, Ok(simple)) = (case.copy, SimpleValue::try_from(value)) {
+            builder = builder.application_properties(
+                ApplicationProperties::builder()
+                    .insert("copy", simple)
+                    .build(),
+            );
+        }
+        let message = builder.data(case.name.as_bytes().to_vec()).build();
+        let told = tokio::select! {
+            outcome = sender.send(message) => match outcome? {
+                Outcome::Accepted(_) => None,
+                other => Some(format!("{other:?}")),
+            },
+            ended = session.on_end() => match ended {
+                Err(Error::RemoteEndedWithError(reason)) => reason.description,
+                _ => return Err("the session has ended".into()),
+            }
+        };
+        connection.close().await?;
+        Ok(told)
+    }
+
+    pub async fn sent(url: &str, exchange: &str, cases: &[Case<'_>]) -> Result<Map<String, Value>> {
+        let mut told = Map::new();
+        for case in cases {
+            told.insert(case.name.into(), json!(send(url, exchange, case).await?));
+        }
+        Ok(told)
+    }
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -274,6 +363,7 @@ async fn main() -> Result<()> {
     let told = match client.as_str() {
         "lapin" => with_lapin::sent(url, exchange, &cases).await?,
         "amqprs" => with_amqprs::sent(url, exchange, &cases).await?,
+        "fe2o3-amqp" => with_fe2o3::sent(url, exchange, &cases).await?,
         _ => return Err(format!("no client {client}").into()),
     };
     println!("{}", json!(told));

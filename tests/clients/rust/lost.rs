@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MPL-2.0
-// lost CLIENT URL: what lapin and amqprs say of a broker that is lost while a confirm is out (../lost.py).
+// lost CLIENT URL: what lapin, amqprs and fe2o3-amqp say of a broker that is lost while a confirm is out (../lost.py).
 
 use std::error::Error;
 
@@ -116,6 +116,39 @@ async fn amqprs(url: &str) -> Result<()> {
     Ok(())
 }
 
+async fn declare(url: &str) -> Result<()> {
+    use lapin::{options::*, types::FieldTable, Connection, ConnectionProperties};
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let options = QueueDeclareOptions::durable();
+    channel
+        .queue_declare("lost".into(), options, FieldTable::default())
+        .await?;
+    Ok(connection.close(200, "".into()).await?)
+}
+
+/// fe2o3-amqp declares nothing.
+async fn fe2o3(url: &str) -> Result<()> {
+    use fe2o3_amqp::{types::messaging::Message, Connection, Sender, Session};
+    declare(url).await?;
+    let mut connection = Connection::open("lost", url).await?;
+    let mut session = Session::begin(&mut connection).await?;
+    let mut sender = Sender::attach(&mut session, "lost", "/queues/lost").await?;
+    wait_for_a_line()?;
+    let message = Message::builder().data(b"x".to_vec()).build();
+    let outcome = sender.send_batchable(message).await?;
+    println!("sent");
+    tokio::select! {
+        outcome = outcome => println!("send: {}", outcome.is_ok()),
+        ended = session.on_end() => println!("the session ended: {ended:?}"),
+    }
+    println!(
+        "the connection failed: {}",
+        connection.on_close().await.is_err()
+    );
+    Ok(())
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -123,6 +156,7 @@ async fn main() -> Result<()> {
     let url = arguments.next().ok_or("no URL")?;
     match client.as_str() {
         "lapin" => lapin(&url).await,
+        "fe2o3-amqp" => fe2o3(&url).await,
         _ => amqprs(&url).await,
     }
 }
