@@ -56,8 +56,9 @@ say = $(if $(V),,@echo "  $(1) $@" &&)
 
 .PHONY: soak-api soak-cluster release check-release deb check-install check-arm64 deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) dist-3.13-4.x $(SERIES:%=broker-%) \
-        check check-c check-erl check-integration check-static check-model check-cluster $(SERIES:%=check-%) \
-        suites-c suites-erl suites-integration suites-cluster suites-static suites-model model model-trace c-tests soak-faults
+        check check-c check-erl check-integration check-static check-model check-simulation check-cluster $(SERIES:%=check-%) \
+        suites-c suites-erl suites-integration suites-cluster suites-static suites-model suites-simulation model model-trace \
+        simulation-trace soak-simulation c-tests soak-faults
 .DELETE_ON_ERROR:
 
 build: deps-build
@@ -312,13 +313,18 @@ FAIL := $(PYTHON) tests/tally fail
 SUM := $(PYTHON) tests/tally sum
 RESULTS := _build/results
 
+# Brokers wait more than they work: what needs none runs beside them, on the time that they leave (BESIDE), and must
+# not change what they are made of.
+BESIDE := nice -n 19
 check: deps
 	@rm -rf $(RESULTS)
 	@$(NEED) libraries-of-other-machines -- scripts/sysroot || true
-	@{ $(MAKE) --no-print-directory dist-3.10 && \
-	    $(MAKE) --no-print-directory -j2 -Otarget suites-c suites-erl suites-static suites-model && \
-	    $(MAKE) --no-print-directory suites-integration && \
-	    $(MAKE) --no-print-directory SHORT=1 suites-cluster; } || $(FAIL) check "stopped, see above"
+	@{ $(MAKE) --no-print-directory dist-3.10 && { \
+	    $(BESIDE) $(MAKE) --no-print-directory -j2 -Otarget suites-c suites-erl suites-static suites-model \
+	        suites-simulation & beside=$$!; \
+	    $(MAKE) --no-print-directory suites-integration; brokers=$$?; \
+	    $(MAKE) --no-print-directory SHORT=1 AS_BUILT=1 suites-cluster; clusters=$$?; \
+	    wait $$beside && [ $$brokers = 0 ] && [ $$clusters = 0 ]; }; } || $(FAIL) check "stopped, see above"
 	@$(SUM)
 
 # Most of an integration suite's time is waiting: those of all series share the machine, and each runs
@@ -343,7 +349,7 @@ suites-integration:
 	    $(AGAIN) integration-$(series) --junit "$(RESULTS)/pytest-$(series)-again/*.xml" -- \
 	        $(call pytest_integration,$(series),pytest-$(series)-again);))
 
-check-static check-c check-erl check-integration check-model: check-%: deps
+check-static check-c check-erl check-integration check-model check-simulation: check-%: deps
 	@rm -f $(RESULTS)/$*-*.json
 	@$(if $(filter c model,$*),,$(MAKE) --no-print-directory dist-3.10)
 	@$(MAKE) --no-print-directory suites-$*
@@ -392,7 +398,7 @@ suites-cluster:
 	    $(NEED) cluster-$$series -- $(PYTHON) tests/cluster/namespaces.py --allowed || continue; \
 	    [ $$series = 3.10 ] || \
 	        $(NEED) cluster-$$series -- sh -c "scripts/broker 4.0 && scripts/broker $$series" || continue; \
-	    if $(MAKE) --no-print-directory dist-$$series; then \
+	    if [ -n "$(AS_BUILT)" ] || $(MAKE) --no-print-directory dist-$$series; then \
 	        clusters="$$clusters $$(printf 'suite-cluster-%s\n' $(CLUSTERS) | grep -F -- "-$$series" | tr '\n' ' ')"; \
 	    else \
 	        $(FAIL) cluster-$$series "it cannot be built, see above"; \
@@ -463,6 +469,22 @@ model: $(MODEL)
 	@$(MODEL)
 model-trace: $(MODEL)
 	@$(MODEL) "$(CASE)"
+
+# The machines, delay queues and dispatchers of a cluster under a scheduler of the test's own, which draws what
+# happens from a seed: tests/simulation/README.md.
+SEEDS := 2000
+FIRST := 1
+SIMULATE := ERL_LIBS=$(BROKER_HOME)/plugins tests/simulation/run $(EBIN)
+suites-simulation:
+	@rm -rf $(RESULTS)/simulation
+	@$(RUN) simulation-seeds --junit "$(RESULTS)/simulation/seeds-*.xml" -- \
+	    $(SIMULATE) seeds $(FIRST) $(SEEDS) $(RESULTS)/simulation
+	@$(RUN) simulation-broken --junit "$(RESULTS)/simulation/broken.xml" -- \
+	    $(SIMULATE) broken 200 $(RESULTS)/simulation
+soak-simulation: deps dist-3.10
+	@$(SIMULATE) seeds $(FIRST) $(SEEDS) $(RESULTS)/simulation
+simulation-trace:
+	@$(SIMULATE) seed $(SEED) $(WAY)
 
 suites-model:
 	@$(RUN) model-itself -- env -C tests/model $(GO) test -count=1 .
