@@ -212,8 +212,11 @@ handle_info(overflow, State) ->
     {noreply, rabbit_delay_overflow:drop_latest_due(State#state{dropping = false})};
 handle_info(settle, State) ->
     {noreply, rabbit_delay_outcomes:settle(State)};
-handle_info({ra_event, _, {applied, Replies}}, State) ->
+handle_info({ra_event, ServerId, {applied, Replies}}, #state{leader = {ServerId, _}} = State) ->
     {noreply, lists:foldl(fun applied/2, State, Replies)};
+%% By another leader, which has what was appended here: our own server's store may still hold what that settled.
+handle_info({ra_event, _, {applied, _}}, State) ->
+    {noreply, State};
 handle_info({ra_event, _, {rejected, {_, _, Correlation}}}, State) ->
     %% When the server leads again, we are told, and append again.
     {noreply, answered(Correlation, {error, not_ready}, State)};

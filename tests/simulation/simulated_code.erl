@@ -164,9 +164,6 @@ call(Line, _, {Module, Function}, Args) ->
 -spec mutations() -> [{Name :: atom(), [mutation()]}].
 mutations() ->
     [{lease_never_ends, [{rabbit_delay_lease, "holds(_, _) -> true."}]},
-     {begins_before_it_has_seen_all,
-      [{rabbit_delay_dispatcher,
-        "begin_again(State) -> attach(simulated_raft:term(node()), false, State#state{machine_version = 3})."}]},
      {releases_what_is_being_changed, [{rabbit_delay_changes, "is_held(_, _) -> false."}]},
      {releases_what_is_in_flight, [{rabbit_delay_in_flight, "is_held(_, _) -> false."}]},
      {settles_what_one_queue_has,

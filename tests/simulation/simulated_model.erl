@@ -7,8 +7,8 @@
 %% Messages are numbered, and each is sent once by its publisher.
 -module(simulated_model).
 
--export([begin_all/0, end_all/0, committed/4, applied/5, installed/3, ids/1, pending/0, key_of/1]).
--export([confirmed/1, sent/5, lost/1, accepted/2, answered/2, at_end/1, held_at/2, is_stored/1]).
+-export([begin_all/0, end_all/0, committed/4, applied/5, installed/3, ids/1]).
+-export([confirmed/1, sent/5, lost/1, accepted/2, answered/2, at_end/2]).
 
 -define(LEASE_MS, 500).
 %% At every so many-th index all that is held is compared.
@@ -42,8 +42,6 @@ model() -> erlang:get(?MODULE).
 -spec wrong(atom(), term()) -> no_return().
 wrong(What, Details) -> throw({violation, What, Details}).
 
-pending() -> maps:keys((model())#model.pending).
-
 %% What a member that has applied so much shows to operators.
 ids(Index) ->
     [{Id, N} || {Id, #pending{number = N}} <- maps:to_list((model())#model.pending), held_at(N, Index) =/= gone].
@@ -56,10 +54,6 @@ held_at(Number, Index) ->
     end.
 
 is_stored(Number) -> maps:is_key(Number, (model())#model.stored).
-
-%% A key's hash is as good as the key.
-key_of(Number) ->
-    [Key || #pending{number = N, key = Key} <- maps:values((model())#model.pending), N =:= Number].
 
 %% ------------------------------------------------------------------------------- entries
 
@@ -282,9 +276,10 @@ change({Number, Queue, Nth}, Fun) ->
 
 %% What is cancelled is not released, too, by the dispatcher that was asked.
 in_no_hands(#pending{number = Number}, Term) ->
+    Dispatcher = {simulated_process:named(simulated_raft:true_leader(), dispatcher), Term},
     _ = [wrong(cancelled_in_flight, {Number, Attempt})
-         || Queue <- simulated_broker:queues(Number), #attempt{dispatcher = {_, T}, answer = A} = Attempt <- attempts(Number, Queue),
-            T =:= Term, A =/= rejected],
+         || Queue <- simulated_broker:queues(Number),
+            #attempt{dispatcher = D, answer = A} = Attempt <- attempts(Number, Queue), D =:= Dispatcher, A =/= rejected],
     ok.
 
 %% It is settled only when all its queues have it.
@@ -297,8 +292,9 @@ confirmed(Number) ->
     is_stored(Number) orelse wrong(confirmed_unstored, Number).
 
 %% All faults are over, and enough time has gone by.
-at_end(Nodes) ->
+at_end(Nodes, Probes) ->
     #model{pending = Pending} = model(),
+    lists:foreach(fun (Number) -> is_stored(Number) orelse wrong(never_stored, Number) end, Probes),
     Pending =:= #{} orelse wrong(never_released, Pending),
     lists:foreach(fun (Node) ->
                           #{pending := N} = rabbit_delay_store:stat(

@@ -38,7 +38,8 @@ forget(Node) ->
     ok.
 
 node_started(Node) ->
-    erlang:put({?MODULE, row, Node}, #{counters => rabbit_delay_counters:new()}).
+    _ = erlang:put({?MODULE, row, Node}, #{counters => rabbit_delay_counters:new()}),
+    ok.
 
 row(Key) -> row(Key, undefined).
 

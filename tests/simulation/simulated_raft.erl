@@ -11,7 +11,7 @@
 -module(simulated_raft).
 
 -export([begin_all/0, start_member/1, kill_member/1, look/0, tick/1, who_leads/2, true_leader/0, deposed_at/2,
-         is_at/1, applied/1, term/1, first_of/1, leads/1, state/1, transfer/0, commit_index/0]).
+         applied/1, term/1, first_of/1, leads/1, state/1, transfer/0]).
 %% ra
 -export([pipeline_command/4, local_query/3, cast_aux_command/2]).
 
@@ -47,8 +47,6 @@ member(Node) -> raft({member, Node}).
 
 update(#member{node = Node} = M) -> set({member, Node}, M).
 
-commit_index() -> raft(commit).
-
 true_leader() -> raft(leader).
 
 applied(Node) -> (member(Node))#member.applied.
@@ -69,11 +67,6 @@ deposed_at(Node, Term) ->
 
 %% Its first entry.
 first_of(Term) -> raft({first, Term}).
-
-%% Whether all that are up have applied all that is committed.
-is_at(Nodes) ->
-    Commit = raft(commit),
-    lists:all(fun (Node) -> applied(Node) =:= Commit end, Nodes).
 
 state(Node) -> erlang:get({?MODULE, machine, Node}).
 

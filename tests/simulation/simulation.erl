@@ -11,6 +11,8 @@
 %% How long messages are sent and things go wrong, and how long until all must be well again, ms.
 -define(FAULTS_MS, 4500).
 -define(ALL_MS, 25000).
+%% When nothing that was sent before may be under way any more: what is sent then is stored and comes.
+-define(PROBES_MS, 21500).
 %% Numbers of what a publisher sends that is no message: it cancels or releases others.
 -define(WITHOUT_MESSAGE, 1000000).
 
@@ -94,11 +96,12 @@ run(Seed) ->
     ok = simulated_model:begin_all(),
     _ = ets:new(outstanding, [ordered_set, named_table, private]),
     _ = erlang:put({?MODULE, number}, 0),
+    _ = erlang:put({?MODULE, probes}, []),
     _ = erlang:put({?MODULE, faults}, true),
     try
         begun(),
         happen(?NOW + ?ALL_MS),
-        simulated_model:at_end(simulated_process:all_nodes()),
+        simulated_model:at_end(simulated_process:all_nodes(), erlang:get({?MODULE, probes})),
         answered()
     catch
         throw:{violation, _, _} = Violation -> Violation;
@@ -127,7 +130,8 @@ begun() ->
     people(fun publish/0, 30),
     people(fun operate/0, 250),
     people(fun fail/0, 500),
-    simulated_process:after_ms(?FAULTS_MS, fun all_well/0).
+    simulated_process:after_ms(?FAULTS_MS, fun all_well/0),
+    simulated_process:after_ms(?PROBES_MS, fun () -> lists:foreach(fun probe/1, simulated_process:all_nodes()) end).
 
 happen(Until) ->
     case simulated_process:now() < Until andalso simulated_process:next() of
@@ -166,7 +170,7 @@ resume() ->
 start(Node) ->
     XName = simulated_node:exchange(),
     ok = simulated_process:start_node(Node),
-    ok = case simulated_node:node_started(Node) of _ -> ok end,
+    ok = simulated_node:node_started(Node),
     _ = simulated_process:start(Node, registry, {plain, undefined}, fun () -> {ok, {fun (_, S) -> S end, none}} end),
     _ = simulated_process:start(Node, channel, {plain, undefined}, fun () -> {ok, {fun channel/2, Node}} end),
     ok = simulated_raft:start_member(Node),
@@ -200,9 +204,15 @@ publish() ->
                 lists:foreach(fun (_) -> publish(Node) end, lists:seq(0, simulated_process:up_to(3)))
     end.
 
-publish(Node) ->
+publish(Node) -> publish(Node, headers()).
+
+%% Not by a key, which others may have.
+probe(Node) ->
+    SeqNo = publish(Node, {[{<<"x-delay">>, long, 100}], 0}),
+    erlang:put({?MODULE, probes}, [SeqNo | erlang:get({?MODULE, probes})]).
+
+publish(Node, {Headers, First}) ->
     Last = erlang:get({?MODULE, number}),
-    {Headers, First} = headers(),
     SeqNo = First + Last + 1,
     erlang:put({?MODULE, number}, Last + 1),
     Queue = simulated_process:named(Node, queue),
@@ -212,17 +222,18 @@ publish(Node) ->
                                           simulated_process:send(Queue, simulated_broker:channel(
                                                                           {deliver, simulated_broker:message(SeqNo, Headers),
                                                                            Channel, SeqNo}))
-                                  end).
+                                  end),
+    SeqNo.
 
 headers() ->
-    Key = {longstr, <<"k", (integer_to_binary(simulated_process:up_to(3)))/binary>>},
+    Key = {longstr, <<"k", (integer_to_binary(simulated_process:up_to(2)))/binary>>},
     Delay = {<<"x-delay">>, long, simulated_process:up_to(1500)},
     case simulated_process:up_to(99) of
-        N when N < 5 -> {[field(<<"x-delay-cancel">>, Key)], ?WITHOUT_MESSAGE};
-        N when N < 10 -> {[field(<<"x-delay-release">>, Key)], ?WITHOUT_MESSAGE};
-        N when N < 20 -> {[Delay, field(<<"x-delay-key">>, Key), on_duplicate(<<"replace">>)], 0};
+        N when N < 4 -> {[field(<<"x-delay-cancel">>, Key)], ?WITHOUT_MESSAGE};
+        N when N < 14 -> {[field(<<"x-delay-release">>, Key)], ?WITHOUT_MESSAGE};
+        N when N < 22 -> {[Delay, field(<<"x-delay-key">>, Key), on_duplicate(<<"replace">>)], 0};
         N when N < 30 -> {[Delay, field(<<"x-delay-key">>, Key), on_duplicate(<<"drop">>)], 0};
-        N when N < 40 -> {[Delay, field(<<"x-delay-key">>, Key)], 0};
+        N when N < 60 -> {[Delay, field(<<"x-delay-key">>, Key)], 0};
         _ -> {[Delay], 0}
     end.
 
