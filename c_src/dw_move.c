@@ -326,6 +326,15 @@ static bool is_mostly_garbage(const struct dw_store *store, const struct dw_part
     return dead > partition->live_bytes && dead > store->split_bytes / GARBAGE_SHARE;
 }
 
+/* Where messages are given one due time after the other, the index has more that is over than all
+ * that is live. */
+static bool is_index_garbage(const struct dw_store *store, const struct dw_partition *partition) {
+    const uint64_t all = dw_stream_length(&partition->idx);
+    const uint64_t live = DW_FILE_HEADER + partition->live * DW_IDX_ENTRY;
+    const uint64_t dead = all > live ? all - live : 0; /* a damaged one has less */
+    return dead > partition->live_bytes + live && dead > store->split_bytes / GARBAGE_SHARE;
+}
+
 /* A slice whose time is now empties by itself. */
 static bool is_being_emptied(uint64_t clock_ms, const struct dw_partition *partition) {
     const unsigned shift = dw_level_shift(partition->level);
@@ -355,7 +364,8 @@ static enum reason reason_to_move(const struct dw_store *store,
         dw_slice_is_near(clock_ms, partition->level, partition->slice)) {
         return SPLIT;
     }
-    if (is_mostly_garbage(store, partition) && !is_being_emptied(clock_ms, partition)) {
+    if (is_index_garbage(store, partition) ||
+        (is_mostly_garbage(store, partition) && !is_being_emptied(clock_ms, partition))) {
         return SHRINK;
     }
     return past ? MERGE : LET_BE;

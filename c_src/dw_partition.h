@@ -56,8 +56,8 @@
  *   32  4  where it begins in .rec, in units of 8 bytes
  *   36  4  length of its body
  *
- * A record may be added again with another due time: its last entry is right (its encoding there is
- * 0). It is done only if the record cannot be read to be written again, or is released by its key.
+ * A record may be added again with another due time, which it was given where it is: its last entry
+ * is right (its encoding there is 0).
  *
  * Bytes beyond what the manifest names are not there. */
 

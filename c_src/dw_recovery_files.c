@@ -361,7 +361,7 @@ static int rebuild_index(struct reading *reading) {
     }
     dw_log(store, DW_LOG_WARNING,
            "%s/%s: damaged at offset %" PRIu64 "; made again from the records, of which some may "
-           "be delivered twice",
+           "be delivered twice, or when they were due before they were rescheduled",
            store->dir, name_of(reading, DW_FILE_IDX, name), reading->first_bad);
     opening->report.rebuilt_indexes++;
     opening->damaged = true;

@@ -246,9 +246,9 @@ void dw_reap(struct dw_store *store);
 
 /* -------------------------------------------------------------- dw_reschedule.c */
 
-/* Writer, lock not held: gives pending record `id` another due time. Its record stays where it is,
- * and is not looked at. DW_OK, DW_ENOMEM, DW_EFULL (of entries) */
-int dw_retime_in_place(struct dw_store *store, uint64_t id, uint64_t due);
+/* Writer, lock not held: gives pending record `id` another due time, at most DW_DUE_MAX. Its record
+ * stays where it is, and is not looked at. DW_OK, DW_ENOENT, DW_ENOMEM, DW_EFULL (of entries) */
+int dw_retime(struct dw_store *store, uint64_t id, uint64_t due);
 
 /* ------------------------------------------------------------------ dw_flush.c */
 

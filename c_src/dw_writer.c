@@ -176,11 +176,10 @@ static int insert_plain(struct dw_store *store, uint64_t index, uint64_t clock_m
                            : result;
 }
 
-/* Where their records are: what is done is the same on every replica, and is soon delivered. */
 static int release_all(struct dw_store *store, uint64_t base_ms, const struct dw_plan *plan) {
     int result = DW_OK;
     for (size_t i = 0; result == DW_OK && i < plan->released_count; i++) {
-        result = dw_retime_in_place(store, plan->released[i], base_ms);
+        result = dw_retime(store, plan->released[i], base_ms);
     }
     return result;
 }

@@ -184,13 +184,14 @@ int dw_store_settle_due_by(dw_store *store, uint64_t index, const struct dw_id_d
  * durable. Memory only. DW_OK, DW_ENOMEM (nothing changed), DW_ECLOSED */
 int dw_store_purge(dw_store *store, uint64_t index, uint64_t *removed, uint64_t *taken);
 
-/* Gives pending record `id` a new due time, whether or not its record can be read or written now.
- * If it can, it is rewritten where that time belongs. One that was taken stays taken.
- * [I/O] DW_OK, DW_ENOENT, DW_ENOMEM, DW_EFULL (of entries), DW_ECLOSED */
+/* Gives pending record `id` a new due time, where it is: its record is neither read nor written.
+ * One that was taken stays taken. Memory only. DW_OK, DW_ENOENT, DW_ENOMEM, DW_EFULL (of entries),
+ * DW_ECLOSED */
 int dw_store_reschedule(dw_store *store, uint64_t index, uint64_t id, uint64_t due);
 
 /* The same for many under one index; *moved: how many were there.
- * [I/O] DW_OK, DW_ENOMEM, DW_EFULL (some may have moved: open the store again), DW_ECLOSED */
+ * Memory only. DW_OK, DW_ENOMEM, DW_EFULL (some may have moved: open the store again), DW_ECLOSED
+ */
 int dw_store_reschedule_many(dw_store *store, uint64_t index, const struct dw_id_due *dues,
                              size_t n, uint64_t *moved);
 
@@ -203,9 +204,9 @@ void dw_store_note(dw_store *store, uint64_t index);
 int dw_store_flush(dw_store *store);
 
 /* One step of upkeep, of at most some max_bytes of record bodies: splits a coarse partition whose
- * time nears, rewrites one that is more than half dead, looks ahead in the wheel, closes files that
- * were not used for 60 calls. *more: call again soon. [I/O] as dw_store_flush(), DW_ENOMEM,
- * DW_EFULL */
+ * time nears, rewrites one of whose files more than half is dead, looks ahead in the wheel, closes
+ * files that were not used for 60 calls. *more: call again soon. [I/O] as dw_store_flush(),
+ * DW_ENOMEM, DW_EFULL */
 int dw_store_maintain(dw_store *store, uint64_t now_ms, size_t max_bytes, bool *more);
 
 typedef struct dw_checkpoint dw_checkpoint;
@@ -293,6 +294,10 @@ int dw_store_keep_aside(dw_store *store, uint64_t now_ms, const uint64_t *ids, u
 /* Hands record `id`, taken before, out again at `until`. For this opening of the store only.
  * DW_OK, DW_ENOENT (gone, or not taken), DW_ENOMEM, DW_ECLOSED */
 int dw_store_postpone(dw_store *store, uint64_t id, uint64_t until);
+
+/* The same for many, each until the time given with it; those that are not taken are passed over.
+ * DW_OK, DW_ENOMEM (some may be postponed), DW_ECLOSED */
+int dw_store_postpone_many(dw_store *store, const struct dw_id_due *untils, size_t n);
 
 /* Makes everything taken be handed out again, at its due time: for a reader that starts afresh.
  * DW_OK, DW_ENOMEM (some may remain taken), DW_ECLOSED */

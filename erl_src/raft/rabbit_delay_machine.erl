@@ -293,7 +293,6 @@ removed({ok, Removed}, Bytes, Count, State) ->
 removed({error, _} = Error, _, _, State) ->
     failed(settle, Error, State).
 
-%% Records are written again where their new time belongs.
 move(Index, Dues, #?MODULE{store = Store} = State) ->
     case rabbit_delay_store:reschedule_many(Store, Index, Dues) of
         {ok, Moved} ->
