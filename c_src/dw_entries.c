@@ -181,6 +181,20 @@ int dw_store_postpone(dw_store *store, uint64_t id, uint64_t until) {
     return dw_leave(store, result);
 }
 
+int dw_store_postpone_many(dw_store *store, const struct dw_id_due *untils, size_t n) {
+    int result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    for (size_t i = 0; i < n && result == DW_OK; i++) {
+        result = postpone_locked(store, untils[i].id, untils[i].due);
+        result = result == DW_ENOENT ? DW_OK : result;
+        dw_yield_each_locked(store, i);
+    }
+    dw_publish_locked(store);
+    return dw_leave(store, result);
+}
+
 uint64_t dw_store_next_due(dw_store *store) {
     if (dw_enter(store) != DW_OK) {
         return DW_NEVER;

@@ -8,51 +8,103 @@
  * one page. */
 
 /* -------------------------------------------------------------------- page
- * One walk over all entries keeps the max_n first ones after the cursor, in a heap whose top is the
- * last of them; or, backwards, the last ones before it, their first on top. An entry keeps its
+ * One walk over all entries notes those after the cursor; whenever there are many more than max_n,
+ * all but the first max_n go, and what comes behind these is passed over from then on. So a walk
+ * costs about the same for each entry, whatever their order and however many are wanted. Backwards,
+ * all bits of due time and id are turned over, which turns their order round. An entry keeps its
  * number and its due time for as long as it is pending and is not rescheduled, so what stays is met
  * exactly once. */
 
 enum { PAGE_STEP = 2048 };
 
-struct page {
-    struct dw_record from; /* the cursor: due and id */
-    struct dw_record *out;
-    uint32_t max_n;
-    uint32_t n;
-    bool back;
+struct place {
+    uint64_t due;
+    uint64_t id;
+    uint64_t key_hash;
+    uint32_t length;
 };
 
-static bool comes_before(const struct page *page, const struct dw_record *a,
-                         const struct dw_record *b) {
-    if (page->back) {
-        return a->due != b->due ? a->due > b->due : a->id > b->id;
-    }
+struct page {
+    uint64_t turned;    /* all bits if it goes backwards */
+    struct place from;  /* the cursor */
+    struct place bound; /* what comes behind it is not wanted, if `bounded` */
+    bool bounded;
+    struct place *places; /* in no order */
+    uint32_t n;
+    uint32_t max_n;
+    uint32_t capacity; /* twice max_n, and a step more */
+    uint32_t random;
+};
+
+static bool comes_before(const struct place *a, const struct place *b) {
     return a->due != b->due ? a->due < b->due : a->id < b->id;
 }
 
-static void page_sift(const struct page *page, uint32_t root, uint32_t count) {
-    struct dw_record *heap = page->out;
-    const struct dw_record moved = heap[root];
-    for (uint32_t child; (child = 2 * root + 1) < count; root = child) {
-        if (child + 1 < count && comes_before(page, &heap[child], &heap[child + 1])) {
-            child++;
-        }
-        if (!comes_before(page, &moved, &heap[child])) {
-            break;
-        }
-        heap[root] = heap[child];
-    }
-    heap[root] = moved;
+static void swap_places(struct place *a, struct place *b) {
+    const struct place was = *a;
+    *a = *b;
+    *b = was;
 }
 
-static void page_push(const struct page *page, uint32_t count, const struct dw_record *record) {
-    struct dw_record *heap = page->out;
-    uint32_t at = count;
-    for (; at > 0 && comes_before(page, &heap[(at - 1) / 2], record); at = (at - 1) / 2) {
-        heap[at] = heap[(at - 1) / 2];
+/* Puts the first max_n, and no others, first, the last of them at their end (Hoare's selection). */
+static void select_first(struct page *page) {
+    struct place *places = page->places;
+    const int64_t wanted = (int64_t)page->max_n - 1;
+    int64_t low = 0, high = (int64_t)page->n - 1;
+    while (low < high) {
+        page->random ^= page->random << 13;
+        page->random ^= page->random >> 17;
+        page->random ^= page->random << 5;
+        const struct place pivot = places[low + page->random % (high - low + 1)];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (comes_before(&places[i], &pivot)) {
+                i++;
+            }
+            while (comes_before(&pivot, &places[j])) {
+                j--;
+            }
+            if (i <= j) {
+                swap_places(&places[i++], &places[j--]);
+            }
+        }
+        if (wanted <= j) {
+            high = j;
+        } else if (wanted >= i) {
+            low = i;
+        } else {
+            return;
+        }
     }
-    heap[at] = *record;
+}
+
+static void drop_behind(struct page *page) {
+    if (page->n > page->max_n) {
+        select_first(page);
+        page->n = page->max_n;
+        page->bound = page->places[page->n - 1];
+        page->bounded = true;
+    }
+}
+
+/* Merges, from runs of one; there is as much room again behind them. The result. */
+static const struct place *sort_places(const struct page *page) {
+    struct place *from = page->places, *to = page->places + page->max_n;
+    for (uint32_t run = 1; run < page->n; run *= 2) {
+        for (uint32_t at = 0; at < page->n; at += 2 * run) {
+            const uint32_t middle = page->n - at < run ? page->n : at + run;
+            const uint32_t end = page->n - at < 2 * run ? page->n : at + 2 * run;
+            uint32_t a = at, b = middle;
+            for (uint32_t out = at; out < end; out++) {
+                const bool left = b == end || (a < middle && comes_before(&from[a], &from[b]));
+                to[out] = from[left ? a++ : b++];
+            }
+        }
+        struct place *was = from;
+        from = to;
+        to = was;
+    }
+    return from;
 }
 
 static bool is_pending(const struct dw_entry *entry) {
@@ -67,31 +119,16 @@ static void page_step_locked(struct dw_store *store, uint32_t from, uint32_t to,
         if (!is_pending(entry)) {
             continue;
         }
-        const struct dw_record record = {
-            .id = entry->id,
-            .due = dw_due_of_locked(store, k, entry),
+        const struct place place = {
+            .due = dw_due_of_locked(store, k, entry) ^ page->turned,
+            .id = entry->id ^ page->turned,
             .key_hash = entry->key_hash,
             .length = entry->len,
         };
-        if (!comes_before(page, &page->from, &record)) {
-            continue;
+        if (comes_before(&page->from, &place) &&
+            !(page->bounded && comes_before(&page->bound, &place))) {
+            page->places[page->n++] = place;
         }
-        if (page->n < page->max_n) {
-            page_push(page, page->n++, &record);
-        } else if (comes_before(page, &record, &page->out[0])) {
-            page->out[0] = record;
-            page_sift(page, 0, page->max_n);
-        }
-    }
-}
-
-static void page_sort(const struct page *page) {
-    struct dw_record *out = page->out;
-    for (uint32_t left = page->n; left-- > 1;) {
-        const struct dw_record first = out[0];
-        out[0] = out[left];
-        out[left] = first;
-        page_sift(page, 0, left);
     }
 }
 
@@ -142,44 +179,79 @@ static int page_encodings(struct dw_store *store, struct dw_record *out, uint32_
     return result;
 }
 
-static int find_page(struct dw_store *store, struct page *page, bool encodings) {
+static int walk(struct dw_store *store, struct page *page) {
     int result = dw_enter(store);
     if (result != DW_OK) {
         return result;
     }
-    for (uint32_t k = 0; page->max_n > 0 && k < dw_slab_limit(store->slab);) {
+    for (uint32_t k = 0; k < dw_slab_limit(store->slab);) {
         const uint32_t limit = dw_slab_limit(store->slab);
         const uint32_t to = limit - k < PAGE_STEP ? limit : k + PAGE_STEP;
         page_step_locked(store, k, to, page);
         k = to;
+        if (page->capacity - page->n < PAGE_STEP) {
+            dw_unlock(store);
+            drop_behind(page);
+            dw_lock(store);
+        }
         dw_yield_locked(store);
     }
-    dw_unlock(store);
-    page_sort(page);
-    if (encodings && page->n > 0) {
-        result = page_encodings(store, page->out, page->n);
+    return dw_leave(store, DW_OK);
+}
+
+static int find_page(struct dw_store *store, uint64_t due, uint64_t id, bool back,
+                     struct dw_record *out, uint32_t max_n, uint32_t *n) {
+    struct page page = {
+        .turned = back ? UINT64_MAX : 0,
+        .max_n = max_n,
+        .capacity = 2 * max_n + PAGE_STEP,
+        .random = 1,
+    };
+    *n = 0;
+    if (max_n == 0) {
+        return dw_closed_error(store);
     }
-    dw_lock(store);
-    return dw_leave(store, result);
+    page.from = (struct place){.due = due ^ page.turned, .id = id ^ page.turned};
+    page.places = dw_get(store->alloc, page.capacity * sizeof *page.places);
+    if (page.places == NULL) {
+        return DW_ENOMEM;
+    }
+    const int result = walk(store, &page);
+    if (result == DW_OK) {
+        drop_behind(&page);
+        const struct place *places = sort_places(&page);
+        for (uint32_t i = 0; i < page.n; i++) {
+            out[i] = (struct dw_record){
+                .id = places[i].id ^ page.turned,
+                .due = places[i].due ^ page.turned,
+                .key_hash = places[i].key_hash,
+                .length = places[i].length,
+            };
+        }
+        *n = page.n;
+    }
+    dw_release(store->alloc, page.places);
+    return result;
 }
 
 int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
                   uint32_t max_n, uint32_t *n) {
-    struct page page = {.from = {.due = after_due, .id = after_id},
-                        .out = out,
-                        .max_n = max_n,
-                        .back = false};
-    int result = find_page(store, &page, true);
-    *n = page.n;
+    int result = find_page(store, after_due, after_id, false, out, max_n, n);
+    if (result == DW_OK && *n > 0) {
+        result = dw_enter(store);
+        if (result == DW_OK) {
+            dw_unlock(store);
+            result = page_encodings(store, out, *n);
+            dw_lock(store);
+            result = dw_leave(store, result);
+        }
+    }
     return result;
 }
 
 int dw_store_places(dw_store *store, uint64_t due, uint64_t id, bool back, struct dw_record *out,
                     uint32_t max_n, uint32_t *n) {
-    struct page page = {.from = {.due = due, .id = id}, .out = out, .max_n = max_n, .back = back};
-    int result = find_page(store, &page, false);
-    *n = page.n;
-    return result;
+    return find_page(store, due, id, back, out, max_n, n);
 }
 
 /* ------------------------------------------------------------------- count */

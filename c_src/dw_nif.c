@@ -5,8 +5,8 @@
  * what it says is made into terms.
  *
  * Schedulers. What may touch a file is a dirty I/O job; what may visit many entries, a dirty CPU
- * job; the rest runs at once. insert, check_batch and those that settle run at once when their
- * argument is small and make themselves a dirty job when it is not.
+ * job; the rest runs at once. insert, check_batch, those that settle and reschedule_many run at
+ * once when their argument is small and make themselves a dirty job when it is not.
  *
  * Lifetime. A store and a checkpoint are resources, each with a reference to a lease (dw_lease.h),
  * which is what a destructor gives up. The table of leases lives as long as the VM: a handle may
@@ -145,8 +145,8 @@ static ErlNifFunc functions[] = {
     {"settle_due", 3, nif_settle_due, 0},
     {"settle_due_by", 3, nif_settle_due_by, 0},
     {"purge", 2, nif_purge, ERL_NIF_DIRTY_JOB_CPU_BOUND},
-    {"reschedule", 4, nif_reschedule, ERL_NIF_DIRTY_JOB_IO_BOUND},
-    {"reschedule_many", 3, nif_reschedule_many, ERL_NIF_DIRTY_JOB_IO_BOUND},
+    {"reschedule", 4, nif_reschedule, 0},
+    {"reschedule_many", 3, nif_reschedule_many, 0},
     {"note", 2, nif_note, 0},
     {"flush", 1, nif_flush, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"maintain", 3, nif_maintain, ERL_NIF_DIRTY_JOB_IO_BOUND},
@@ -155,6 +155,7 @@ static ErlNifFunc functions[] = {
     {"take", 4, nif_take, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"keep_aside", 3, nif_keep_aside, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"postpone", 3, nif_postpone, 0},
+    {"postpone_many", 2, nif_postpone_many, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"untake", 1, nif_untake, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"next_due", 1, nif_next_due, 0},
     {"applied", 1, nif_applied, 0},

@@ -19,6 +19,7 @@
  * has its arguments and its environment for itself; no lock is held between two calls. */
 
 #define NIF_INDEX_MAX ((UINT64_C(1) << 48) - 1) /* an id is index << 16 | position */
+#define NIF_PLACES_MAX 131072                   /* places that one call may ask for, */
 #define NIF_LIST_MAX 65535                      /* elements that one call may ask for */
 #define NIF_BUILD_MAX 64
 
@@ -123,7 +124,8 @@ nif_call nif_settle, nif_settle_due, nif_settle_due_by, nif_purge, nif_reschedul
     nif_reschedule_many, nif_note, nif_flush, nif_maintain;
 nif_call nif_checkpoint, nif_finish;
 /* dw_nif_reader.c */
-nif_call nif_take, nif_keep_aside, nif_postpone, nif_untake, nif_next_due, nif_applied, nif_stat;
+nif_call nif_take, nif_keep_aside, nif_postpone, nif_postpone_many, nif_untake, nif_next_due,
+    nif_applied, nif_stat;
 nif_call nif_read, nif_read_many, nif_page, nif_places, nif_count, nif_count_until, nif_find;
 
 #endif

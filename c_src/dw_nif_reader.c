@@ -133,6 +133,26 @@ ERL_NIF_TERM nif_postpone(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     return nif_ok_or_failure(env, dw_store_postpone(store, id, until));
 }
 
+/* postpone_many(Store, <<Id:64/little, Until:64/little, ...>>) */
+ERL_NIF_TERM nif_postpone_many(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    dw_store *store;
+    ErlNifBinary binary;
+    uint64_t *copy;
+    size_t n;
+    (void)argc;
+    if (!nif_get_store(env, argv[0], &store) || !enif_inspect_binary(env, argv[1], &binary) ||
+        binary.size % sizeof(struct dw_id_due) != 0) {
+        return enif_make_badarg(env);
+    }
+    const void *untils = nif_get_ids(&binary, &copy, &n);
+    if (untils == NULL && n > 0) {
+        return nif_failure(env, DW_ENOMEM, 0);
+    }
+    int result = dw_store_postpone_many(store, untils, n / 2);
+    enif_free(copy);
+    return nif_ok_or_failure(env, result);
+}
+
 ERL_NIF_TERM nif_untake(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     dw_store *store;
     (void)argc;
@@ -344,7 +364,7 @@ ERL_NIF_TERM nif_places(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     if (!nif_get_store(env, argv[0], &store) || !enif_get_tuple(env, argv[1], &arity, &cursor) ||
         arity != 2 || !nif_get_time(env, cursor[0], &due) || !nif_get_id(env, cursor[1], &id) ||
         !nif_get_number(env, argv[2], 0, 1, &back) ||
-        !nif_get_number(env, argv[3], 1, NIF_LIST_MAX, &max_n)) {
+        !nif_get_number(env, argv[3], 1, NIF_PLACES_MAX, &max_n)) {
         return enif_make_badarg(env);
     }
     struct dw_record *records = enif_alloc(max_n * sizeof *records);

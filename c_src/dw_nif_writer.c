@@ -117,21 +117,34 @@ ERL_NIF_TERM nif_insert_keyed(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[
                             nif_map(env, names, values, sizeof names / sizeof *names));
 }
 
+static bool get_checked(ErlNifEnv *env, const ERL_NIF_TERM argv[], ErlNifBinary *batch,
+                        uint32_t *max_record) {
+    uint64_t most;
+    if (!enif_inspect_binary(env, argv[0], batch) ||
+        !nif_get_number(env, argv[1], 1, INT32_MAX, &most)) {
+        return false;
+    }
+    *max_record = (uint32_t)most;
+    return true;
+}
+
+static ERL_NIF_TERM checked_term(ErlNifEnv *env, int result, uint32_t count) {
+    return result == DW_OK ? nif_ok2(env, nif_number(env, count)) : nif_store_failure(env, result);
+}
+
 /* check_batch(Batch, MaxRecordBytes) */
 static ERL_NIF_TERM check(ErlNifEnv *env, const ERL_NIF_TERM argv[], bool at_once) {
     ErlNifBinary batch;
-    uint64_t max_record;
-    uint32_t count = 0;
-    if (!enif_inspect_binary(env, argv[0], &batch) ||
-        !nif_get_number(env, argv[1], 1, INT32_MAX, &max_record)) {
+    uint32_t max_record, count = 0;
+    if (!get_checked(env, argv, &batch, &max_record)) {
         return enif_make_badarg(env);
     }
     ErlNifTime began = at_once ? enif_monotonic_time(ERL_NIF_NSEC) : 0;
-    int result = dw_batch_check(batch.data, batch.size, (uint32_t)max_record, &count);
+    int result = dw_batch_check(batch.data, batch.size, max_record, &count);
     if (at_once) {
         nif_spent(env, began);
     }
-    return result == DW_OK ? nif_ok2(env, nif_number(env, count)) : nif_store_failure(env, result);
+    return checked_term(env, result, count);
 }
 
 static ERL_NIF_TERM check_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
@@ -150,110 +163,115 @@ ERL_NIF_TERM nif_check_batch(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]
 /* check_keyed_batch(Batch, MaxRecordBytes, Version) */
 ERL_NIF_TERM nif_check_keyed_batch(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     ErlNifBinary batch;
-    uint64_t max_record;
     enum dw_keyed_version version;
-    uint32_t count = 0;
+    uint32_t max_record, count = 0;
     (void)argc;
-    if (!enif_inspect_binary(env, argv[0], &batch) ||
-        !nif_get_number(env, argv[1], 1, INT32_MAX, &max_record) ||
+    if (!get_checked(env, argv, &batch, &max_record) ||
         !get_keyed_version(env, argv[2], &version)) {
         return enif_make_badarg(env);
     }
-    int result =
-        dw_batch_check_keyed(batch.data, batch.size, (uint32_t)max_record, version, &count);
-    return result == DW_OK ? nif_ok2(env, nif_number(env, count)) : nif_store_failure(env, result);
+    return checked_term(env,
+                        dw_batch_check_keyed(batch.data, batch.size, max_record, version, &count),
+                        count);
 }
 
 _Static_assert(sizeof(struct dw_id_due) == 2 * sizeof(uint64_t), "as it lies in a binary");
 
-/* Which of those that it is given settle removes. */
-enum settling { SETTLE_ALL, SETTLE_DUE, SETTLE_DUE_BY };
+/* Changes of listed messages: their ids, or ids and due times. */
+enum listed { LISTED_SETTLE, LISTED_SETTLE_DUE, LISTED_SETTLE_DUE_BY, LISTED_RESCHEDULE };
+
+static const char *const listed_names[] = {"settle", "settle_due", "settle_due_by",
+                                           "reschedule_many"};
 
 /* Bytes of one of what it is given. */
-static size_t settled_bytes(enum settling which) {
-    return which == SETTLE_ALL ? sizeof(uint64_t) : sizeof(struct dw_id_due);
+static size_t listed_bytes(enum listed change) {
+    return change == LISTED_SETTLE ? sizeof(uint64_t) : sizeof(struct dw_id_due);
 }
 
-static int settle_which(dw_store *store, uint64_t index, const uint64_t *ids, size_t n,
-                        enum settling which, uint64_t *removed) {
-    const void *released = ids;
-    switch (which) {
-    case SETTLE_DUE:
-        return dw_store_settle_due(store, index, released, n / 2, removed);
-    case SETTLE_DUE_BY:
-        return dw_store_settle_due_by(store, index, released, n / 2, removed);
+static int change_listed(dw_store *store, uint64_t index, const uint64_t *words, size_t n,
+                         enum listed change, uint64_t *changed) {
+    const void *dues = words;
+    switch (change) {
+    case LISTED_SETTLE_DUE:
+        return dw_store_settle_due(store, index, dues, n / 2, changed);
+    case LISTED_SETTLE_DUE_BY:
+        return dw_store_settle_due_by(store, index, dues, n / 2, changed);
+    case LISTED_RESCHEDULE:
+        return dw_store_reschedule_many(store, index, dues, n / 2, changed);
     default:
-        return dw_store_settle(store, index, ids, n, removed);
+        return dw_store_settle(store, index, words, n, changed);
     }
 }
 
-/* settle(Store, Index, Ids), settle_due(Store, Index, Released), settle_due_by(...) */
-static ERL_NIF_TERM settle(ErlNifEnv *env, const ERL_NIF_TERM argv[], enum settling which,
+/* change(Store, Index, Listed) */
+static ERL_NIF_TERM listed(ErlNifEnv *env, const ERL_NIF_TERM argv[], enum listed change,
                            bool at_once) {
     dw_lease *lease;
-    uint64_t index, removed = 0;
+    uint64_t index, changed = 0;
     ErlNifBinary binary;
     if (!nif_get_lease(env, argv[0], &lease) || !nif_get_index(env, argv[1], &index) ||
-        !enif_inspect_binary(env, argv[2], &binary) || binary.size % settled_bytes(which) != 0) {
+        !enif_inspect_binary(env, argv[2], &binary) || binary.size % listed_bytes(change) != 0) {
         return enif_make_badarg(env);
     }
     ErlNifTime began = at_once ? enif_monotonic_time(ERL_NIF_NSEC) : 0;
     uint64_t *copy;
     size_t n;
-    const uint64_t *ids = nif_get_ids(&binary, &copy, &n);
-    if (ids == NULL && n > 0) {
+    const uint64_t *words = nif_get_ids(&binary, &copy, &n);
+    if (words == NULL && n > 0) {
         return nif_failure(env, DW_ENOMEM, 0);
     }
     int result = DW_EBUSY;
     if (dw_lease_write_begin(lease)) {
-        result = settle_which(dw_lease_store(lease), index, ids, n, which, &removed);
+        result = change_listed(dw_lease_store(lease), index, words, n, change, &changed);
         dw_lease_write_end(lease);
     }
     enif_free(copy);
     if (at_once) {
         nif_spent(env, began);
     }
-    return result == DW_OK ? nif_ok2(env, nif_number(env, removed))
+    return result == DW_OK ? nif_ok2(env, nif_number(env, changed))
                            : nif_store_failure(env, result);
 }
 
-static ERL_NIF_TERM settle_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
-    (void)argc;
-    return settle(env, argv, SETTLE_ALL, false);
+/* The same, with which change it is behind the others. */
+static ERL_NIF_TERM listed_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    unsigned change = 0;
+    return argc == 4 && enif_get_uint(env, argv[3], &change)
+               ? listed(env, argv, (enum listed)change, false)
+               : enif_make_badarg(env);
 }
 
-static ERL_NIF_TERM settle_due_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
-    (void)argc;
-    return settle(env, argv, SETTLE_DUE, false);
+static ERL_NIF_TERM listed_soon(ErlNifEnv *env, const ERL_NIF_TERM argv[], enum listed change) {
+    if (longer_than(env, argv[2], SMALL_IDS * listed_bytes(change))) {
+        const ERL_NIF_TERM all[] = {argv[0], argv[1], argv[2], enif_make_uint(env, change)};
+        return enif_schedule_nif(env, listed_names[change], ERL_NIF_DIRTY_JOB_CPU_BOUND,
+                                 listed_dirty, 4, all);
+    }
+    return listed(env, argv, change, true);
 }
 
-static ERL_NIF_TERM settle_due_by_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
-    (void)argc;
-    return settle(env, argv, SETTLE_DUE_BY, false);
-}
-
+/* settle(Store, Index, <<Id:64/little, ...>>) */
 ERL_NIF_TERM nif_settle(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
-    if (longer_than(env, argv[2], SMALL_IDS * settled_bytes(SETTLE_ALL))) {
-        return enif_schedule_nif(env, "settle", ERL_NIF_DIRTY_JOB_CPU_BOUND, settle_dirty, argc,
-                                 argv);
-    }
-    return settle(env, argv, SETTLE_ALL, true);
+    (void)argc;
+    return listed_soon(env, argv, LISTED_SETTLE);
 }
 
+/* settle_due(Store, Index, <<Id:64/little, Due:64/little, ...>>) */
 ERL_NIF_TERM nif_settle_due(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
-    if (longer_than(env, argv[2], SMALL_IDS * settled_bytes(SETTLE_DUE))) {
-        return enif_schedule_nif(env, "settle_due", ERL_NIF_DIRTY_JOB_CPU_BOUND, settle_due_dirty,
-                                 argc, argv);
-    }
-    return settle(env, argv, SETTLE_DUE, true);
+    (void)argc;
+    return listed_soon(env, argv, LISTED_SETTLE_DUE);
 }
 
+/* settle_due_by(Store, Index, <<Id:64/little, Due:64/little, ...>>) */
 ERL_NIF_TERM nif_settle_due_by(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
-    if (longer_than(env, argv[2], SMALL_IDS * settled_bytes(SETTLE_DUE_BY))) {
-        return enif_schedule_nif(env, "settle_due_by", ERL_NIF_DIRTY_JOB_CPU_BOUND,
-                                 settle_due_by_dirty, argc, argv);
-    }
-    return settle(env, argv, SETTLE_DUE_BY, true);
+    (void)argc;
+    return listed_soon(env, argv, LISTED_SETTLE_DUE_BY);
+}
+
+/* reschedule_many(Store, Index, <<Id:64/little, Due:64/little, ...>>) */
+ERL_NIF_TERM nif_reschedule_many(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    (void)argc;
+    return listed_soon(env, argv, LISTED_RESCHEDULE);
 }
 
 /* purge(Store, Index) */
@@ -290,34 +308,6 @@ ERL_NIF_TERM nif_reschedule(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[])
     int result = dw_store_reschedule(dw_lease_store(lease), index, id, due);
     dw_lease_write_end(lease);
     return nif_ok_or_failure(env, result);
-}
-
-/* reschedule_many(Store, Index, <<Id:64/little, Due:64/little, ...>>) */
-ERL_NIF_TERM nif_reschedule_many(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
-    dw_lease *lease;
-    uint64_t index, moved = 0;
-    ErlNifBinary binary;
-    struct dw_id_due *dues = NULL;
-    (void)argc;
-    if (!nif_get_lease(env, argv[0], &lease) || !nif_get_index(env, argv[1], &index) ||
-        !enif_inspect_binary(env, argv[2], &binary) || binary.size % sizeof *dues != 0) {
-        return enif_make_badarg(env);
-    }
-    const size_t n = binary.size / sizeof *dues;
-    if (n > 0 && (dues = enif_alloc(n * sizeof *dues)) == NULL) {
-        return nif_failure(env, DW_ENOMEM, 0);
-    }
-    for (size_t i = 0; i < n; ++i) {
-        const uint8_t *pair = binary.data + i * sizeof *dues;
-        dues[i] = (struct dw_id_due){.id = dw_le64(pair), .due = dw_le64(pair + 8)};
-    }
-    int result = DW_EBUSY;
-    if (dw_lease_write_begin(lease)) {
-        result = dw_store_reschedule_many(dw_lease_store(lease), index, dues, n, &moved);
-        dw_lease_write_end(lease);
-    }
-    enif_free(dues);
-    return result == DW_OK ? nif_ok2(env, nif_number(env, moved)) : nif_store_failure(env, result);
 }
 
 /* note(Store, Index) */

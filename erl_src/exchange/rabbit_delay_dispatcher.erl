@@ -420,15 +420,16 @@ changed({error, Reason}, From, _, Change, State) ->
     hand_out(rabbit_delay_changes:ids(Change), State).
 
 %% What became due meanwhile was taken out of the store and passed over.
-moved({reschedule, Dues}, #state{store = Store} = State) when Store =/= undefined ->
-    lists:foreach(fun ({Id, Due}) -> _ = rabbit_delay_store:postpone(Store, Id, Due) end, Dues),
+moved({reschedule, Dues} = Change, #state{store = Store} = State) when Store =/= undefined, Dues =/= [] ->
+    {reschedule, Untils} = rabbit_delay_changes:encoded(Change),
+    _ = rabbit_delay_store:postpone_many(Store, Untils),
     rabbit_delay_agenda:pump_soon(State);
 moved(_, State) ->
     State.
 
 hand_out([_ | _] = Ids, #state{store = Store} = State) when Store =/= undefined ->
     Now = rabbit_delay_config:now_ms(),
-    lists:foreach(fun (Id) -> _ = rabbit_delay_store:postpone(Store, Id, Now) end, Ids),
+    _ = rabbit_delay_store:postpone_many(Store, << <<Id:64/little, Now:64/little>> || Id <- Ids >>),
     rabbit_delay_agenda:pump_soon(State);
 hand_out(_, State) ->
     State.

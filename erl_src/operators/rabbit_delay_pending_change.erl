@@ -29,9 +29,8 @@
 %% A scan with exchange, dispatcher, operation, range (of due times), dry_run and bounds.
 -type walk() :: rabbit_delay_pending_scan:scan().
 
-%% Messages of one Raft entry. Rescheduling reads and writes each; meanwhile others wait.
--define(CANCEL_AT_ONCE, 2048).
--define(RESCHEDULE_AT_ONCE, 128).
+%% Messages of one Raft entry; while it is applied, some ms, others of this exchange wait.
+-define(AT_ONCE, 4096).
 -define(IDS_AT_ONCE, 256).
 
 -define(ANSWER_MS, 60000).
@@ -151,9 +150,7 @@ cursor(Position, #{operation := Operation, exchange := XName, bounds := Bounds})
 
 walk_page([], Position, Chosen, _, Sum, Walk) ->
     change_chosen(Chosen, more, Position, Sum, Walk);
-walk_page(Records, Position, Chosen, Count, Sum, #{operation := Operation} = Walk)
-  when Operation =:= cancel, Count =:= ?CANCEL_AT_ONCE;
-       Operation =/= cancel, Count =:= ?RESCHEDULE_AT_ONCE ->
+walk_page(Records, Position, Chosen, ?AT_ONCE, Sum, Walk) ->
     case change_chosen(Chosen, more, Position, Sum, Walk) of
         {more, _, Sum1} ->
             case rabbit_delay_pending_scan:is_late(Walk) of

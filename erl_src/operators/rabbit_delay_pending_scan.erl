@@ -44,7 +44,7 @@
 %% What is read from the store at a time, where most of it is passed over: finding a page means a walk
 %% over all that is pending, so of much, much at a time.
 -define(MIN_BATCH, 512).
--define(MAX_BATCH, 16384).
+-define(MAX_BATCH, 131072).
 
 %% Messages that are read from the store in one go, and their bytes.
 -define(AHEAD, 256).
@@ -65,7 +65,7 @@ new(Store, XName, Filter, Read) ->
 -spec batch(rabbit_delay_store:store()) -> pos_integer().
 batch(Store) ->
     case rabbit_delay_store:stat(Store) of
-        #{pending := Pending} -> min(max(Pending div 64, ?MIN_BATCH), ?MAX_BATCH);
+        #{pending := Pending} -> min(max(Pending div 16, ?MIN_BATCH), ?MAX_BATCH);
         {error, _} -> ?MIN_BATCH
     end.
 

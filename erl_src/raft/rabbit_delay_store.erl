@@ -49,7 +49,7 @@
 -export([open/2, close/1, peek_applied/1, restore/2, validate/1]).
 -export([insert/4, insert_keyed/5, check_batch/2, check_keyed_batch/3, settle/3, settle_due/3,
          settle_due_by/3, purge/2, reschedule/4, reschedule_many/3, note/2, flush/1, maintain/3, checkpoint/1, finish/2]).
--export([take/4, keep_aside/3, postpone/3, untake/1, next_due/1, applied/1, stat/1, read/2,
+-export([take/4, keep_aside/3, postpone/3, postpone_many/2, untake/1, next_due/1, applied/1, stat/1, read/2,
          read_many/3,
          page/3, places/4, count/3, count_until/2, find/3, record_header/5]).
 -export([disk_free/1, claim/1, give_back/0, limit_open_files/1, shared/0, descriptors/0]).
@@ -273,6 +273,12 @@ keep_aside(_Store, _Now, _Ids) ->
 postpone(_Store, _Id, _Until) ->
     ?NOT_LOADED.
 
+%% The same for many, <<Id:64/little, Until:64/little, ...>>; those that are gone, or not taken, are passed
+%% over.
+-spec postpone_many(store(), Untils :: binary()) -> ok | error().
+postpone_many(_Store, _Untils) ->
+    ?NOT_LOADED.
+
 %% Hands everything taken out again, at its due time: for a reader that starts afresh.
 -spec untake(store()) -> ok | error().
 untake(_Store) ->
@@ -322,7 +328,7 @@ page(_Store, _After, _MaxN) ->
 %% The places of the first MaxN pending records after {Due, Id}, in this order; or, backwards, of the
 %% last ones before it, the last one first: {16#ffffffffffff, 16#ffffffffffffffff} begins. From
 %% memory alone.
--spec places(store(), {ms(), id()}, forward | backward, MaxN :: 1..65535) ->
+-spec places(store(), {ms(), id()}, forward | backward, MaxN :: 1..131072) ->
           {ok, [{Due :: ms(), id(), Length :: pos_integer()}]} | error().
 places(Store, From, forward, MaxN) -> places_nif(Store, From, 0, MaxN);
 places(Store, From, backward, MaxN) -> places_nif(Store, From, 1, MaxN).
