@@ -212,12 +212,17 @@ content_of(Exchange, Keys, Content) ->
         rabbit_binary_parser:ensure_content_decoded(Content),
     #'P_basic'{headers = Headers} = Properties,
     #{exchange => Exchange, routing_keys => Keys,
-      properties => [{Name, Value}
-                     || {Name, Value} <- lists:zip(record_info(fields, 'P_basic'),
-                                                   tl(tuple_to_list(Properties))),
-                        Name =/= headers, Value =/= undefined],
+      properties => set_properties(record_info(fields, 'P_basic'), 2, Properties),
       headers => case Headers of undefined -> []; _ -> Headers end,
       payload => lists:reverse(Payload)}.
+
+set_properties([], _, _) -> [];
+set_properties([headers | Names], N, Properties) -> set_properties(Names, N + 1, Properties);
+set_properties([Name | Names], N, Properties) ->
+    case element(N, Properties) of
+        undefined -> set_properties(Names, N + 1, Properties);
+        Value -> [{Name, Value} | set_properties(Names, N + 1, Properties)]
+    end.
 
 %% With these headers besides its own, or in their place.
 content_with_headers(Added, Content) ->

@@ -38,6 +38,7 @@
 -define(FORMAT_OF_RETRY, 2).
 -define(PAGE_BYTES, 4194304).
 -define(PLACES, 65535).
+-define(READ_AT_ONCE, 512).
 -define(CONFIRM_SECONDS, 30).
 -define(DELAY_HEADERS, [<<"x-delay">>, <<"x-opt-delivery-time">>, <<"x-opt-delivery-delay">>]).
 
@@ -93,10 +94,8 @@ export_here(VHost, Exchange, Ids) ->
                fun (none) ->
                        {ok, [], 0, byte_size(Ids) div 8};
                    (Store) ->
-                       case rabbit_delay_store:read_many(Store, Ids, ?PAGE_BYTES) of
-                           {ok, Records, Seen} -> lines(Records, Ids, Seen, Store, {VHost, Exchange});
-                           {error, Reason} -> unreadable(Reason)
-                       end
+                       Of = {iolist_to_binary(quoted(VHost)), iolist_to_binary(quoted(Exchange))},
+                       lines(Ids, ?PAGE_BYTES, [], 0, 0, Of, Store)
                end).
 
 at_leader(VHost, Exchange, Function, Args) ->
@@ -121,32 +120,45 @@ no_exchange(VHost, Exchange) ->
 unreadable(Reason) ->
     {error, {unavailable, iolist_to_binary(io_lib:format("the store cannot be read: ~0P", [Reason, 10]))}}.
 
-%% Of what was not among those read in one go it is found out whether it is gone.
-lines(Records, Ids, Seen, Store, Of) ->
-    Found = maps:from_list([{Id, Record} || #{id := Id} = Record <- Records]),
-    Reads = [case Found of
-                 #{Id := Record} -> {Id, {ok, Record}};
-                 _ -> {Id, rabbit_delay_store:read(Store, Id)}
-             end || <<Id:64/little>> <= binary:part(Ids, 0, Seen * 8)],
-    case lists:keyfind({error, eclosed}, 2, Reads) of
+%% Some at a time, as it is dear to collect the garbage of many.
+lines(Ids, Bytes, Lines, Damaged, Seen, Of, Store) ->
+    Some = binary:part(Ids, Seen * 8, min(byte_size(Ids) - Seen * 8, ?READ_AT_ONCE * 8)),
+    case Some =/= <<>> andalso Bytes > 0 andalso rabbit_delay_store:read_many(Store, Some, Bytes) of
         false ->
-            Lines = [pending_line(Of, Id, Record) || {Id, {ok, Record}} <- Reads],
-            Good = [Line || Line <- Lines, is_binary(Line)],
-            Unread = [Id || {Id, {error, Reason}} <- Reads, Reason =/= enoent],
-            {ok, Good, length(Unread) + length(Lines) - length(Good), Seen};
-        _ ->
-            unreadable(eclosed)
+            {ok, lists:reverse(Lines), Damaged, Seen};
+        {ok, Records, N} ->
+            case lines_of(binary:part(Some, 0, N * 8), Records, Lines, Damaged, Of, Store) of
+                {error, Reason} ->
+                    unreadable(Reason);
+                {Lines1, Damaged1} ->
+                    Read = lists:sum([Length || #{length := Length} <- Records]),
+                    lines(Ids, Bytes - Read, Lines1, Damaged1, Seen + N, Of, Store)
+            end;
+        {error, Reason} ->
+            unreadable(Reason)
     end.
+
+%% Of what was not among those read in one go it is found out whether it is gone.
+lines_of(<<Id:64/little, Ids/binary>>, [#{id := Id} = Record | Records], Lines, Damaged, Of, Store) ->
+    case pending_line(Of, Id, Record) of
+        damaged -> lines_of(Ids, Records, Lines, Damaged + 1, Of, Store);
+        Line -> lines_of(Ids, Records, [Line | Lines], Damaged, Of, Store)
+    end;
+lines_of(<<Id:64/little, Rest/binary>> = Ids, Records, Lines, Damaged, Of, Store) ->
+    case rabbit_delay_store:read(Store, Id) of
+        {ok, Record} -> lines_of(Ids, [Record | Records], Lines, Damaged, Of, Store);
+        {error, enoent} -> lines_of(Rest, Records, Lines, Damaged, Of, Store);
+        {error, eclosed} = Error -> Error;
+        {error, _} -> lines_of(Rest, Records, Lines, Damaged + 1, Of, Store)
+    end;
+lines_of(<<>>, [], Lines, Damaged, _, _) ->
+    {Lines, Damaged}.
 
 pending_line({VHost, Exchange}, Id, #{due := Due, encoding := Encoding, body := Body}) ->
     case rabbit_delay_broker:decode(Encoding, Body) of
         {ok, Message} ->
             line(Exchange, Due, rabbit_delay_broker:content(Message),
-                 maps:merge(#{<<"id">> => integer_to_binary(Id), <<"vhost">> => text(VHost)},
-                            case rabbit_delay_retry:is_marked(Encoding) of
-                                true -> #{<<"format">> => ?FORMAT_OF_RETRY, <<"retry">> => true};
-                                false -> #{}
-                            end));
+                 pending(VHost, Id, rabbit_delay_retry:is_marked(Encoding)));
         {error, _} ->
             damaged
     end.
@@ -203,56 +215,74 @@ official_line(VHost, Exchange, {delay_entry, {delay_key, Due, _} = Key, Delivery
 %% A message's line, without its end.
 -spec line(Exchange :: binary(), rabbit_delay_store:ms(), rabbit_delay_broker:content()) -> binary().
 line(Exchange, Due, Content) ->
-    line(Exchange, Due, Content, #{}).
+    line(quoted(Exchange), Due, Content, []).
 
+%% Written out, as a term for the broker's JSON to encode would take most of the time of an export.
 line(Exchange, Due, #{routing_keys := Keys, properties := Properties, headers := Headers,
                       payload := Payload}, More) ->
     iolist_to_binary(
-      json(maps:merge(#{<<"format">> => ?FORMAT, <<"exchange">> => text(Exchange), <<"due">> => Due,
-                        <<"routing_keys">> => [text(Key) || Key <- Keys],
-                        <<"properties">> => maps:from_list([{atom_to_binary(Name, utf8), property(Value)}
-                                                            || {Name, Value} <- Properties]),
-                        <<"headers">> => fields(Headers),
-                        <<"body">> => base64:encode(iolist_to_binary(Payload))}, More))).
+      [<<"{\"body\":\"">>, base64:encode(iolist_to_binary(Payload)),
+       <<"\",\"due\":">>, integer_to_binary(Due), <<",\"exchange\":">>, Exchange,
+       <<",\"headers\":">>, fields(Headers), <<",\"properties\":{">>,
+       lists:join($,, [[$", atom_to_binary(Name, utf8), <<"\":">>, value(property, Value)]
+                       || {Name, Value} <- Properties]),
+       <<"},\"routing_keys\":">>, array([quoted(Key) || Key <- Keys]),
+       case More of
+           [] -> format(?FORMAT);
+           _ -> More
+       end, $}]).
 
-%% The broker's own takes most of the time of an export, on 3.10 above all: it has what is not plain text.
-json(Text) when is_binary(Text) ->
+%% What a line has of a message that is pending.
+pending(VHost, Id, IsRetry) ->
+    [<<",\"id\":\"">>, integer_to_binary(Id), <<"\",\"vhost\":">>, VHost,
+     case IsRetry of
+         true -> [<<",\"retry\":true">>, format(?FORMAT_OF_RETRY)];
+         false -> format(?FORMAT)
+     end].
+
+format(Format) -> [<<",\"format\":">>, integer_to_binary(Format)].
+
+array(Values) -> [$[, lists:join($,, Values), $]].
+
+fields(Table) -> array([[$[, quoted(Name), $,, typed(Type, Value), $]] || {Name, Type, Value} <- Table]).
+
+typed(Type, Value) -> [$", atom_to_binary(Type, utf8), <<"\",">>, value(Type, Value)].
+
+value(table, Table) -> fields(Table);
+value(array, Values) -> array([[$[, typed(Type, V), $]] || {Type, V} <- Values]);
+value(decimal, {Scale, Number}) -> array([integer_to_binary(Scale), integer_to_binary(Number)]);
+value(void, _) -> <<"null">>;
+value(binary, Bytes) -> encoded(Bytes);
+value(_, Text) when is_binary(Text) -> quoted(Text);
+value(_, Number) when is_integer(Number) -> integer_to_binary(Number);
+%% Text, as not every JSON library gives the same number back.
+value(_, Number) when is_float(Number) -> [$", float_to_binary(Number), $"];
+value(_, Word) when is_boolean(Word) -> atom_to_binary(Word, utf8).
+
+quoted(Text) ->
     case is_plain(Text) of
-        true -> [$", Text, $"];
-        false -> rabbit_json:encode(Text)
-    end;
-json(Number) when is_integer(Number) -> integer_to_binary(Number);
-json(Word) when is_atom(Word) -> atom_to_binary(Word);
-json(Values) when is_list(Values) -> [$[, lists:join($,, [json(Value) || Value <- Values]), $]];
-json(Members) when is_map(Members) ->
-    [${, lists:join($,, [[json(Name), $:, json(Value)] || {Name, Value} <- maps:to_list(Members)]), $}].
+        true ->
+            [$", Text, $"];
+        false ->
+            case is_utf8(Text) of
+                true -> rabbit_json:encode(Text);
+                false -> encoded(Text)
+            end
+    end.
 
 is_plain(<<C, Rest/binary>>) when C >= 32, C < 127, C =/= $", C =/= $\\ -> is_plain(Rest);
 is_plain(Rest) -> Rest =:= <<>>.
 
-property(Value) when is_binary(Value) -> text(Value);
-property(Value) when is_integer(Value) -> Value.
+is_utf8(Bytes) -> unicode:characters_to_binary(Bytes) =:= Bytes.
 
-fields(Table) -> [[text(Name), atom_to_binary(Type, utf8), value(Type, Value)]
-                  || {Name, Type, Value} <- Table].
+encoded(Bytes) -> [<<"{\"base64\":\"">>, base64:encode(Bytes), <<"\"}">>].
 
-value(table, Table) -> fields(Table);
-value(array, Values) -> [[atom_to_binary(Type, utf8), value(Type, V)] || {Type, V} <- Values];
-value(decimal, {Scale, Number}) -> [Scale, Number];
-value(void, _) -> null;
-value(binary, Bytes) -> encoded(Bytes);
-value(_, Text) when is_binary(Text) -> text(Text);
-%% Text, as not every JSON library gives the same number back.
-value(_, Number) when is_float(Number) -> float_to_binary(Number);
-value(_, Value) -> Value.
-
+%% As who reads a line has it.
 text(Bytes) ->
-    case unicode:characters_to_binary(Bytes) of
-        Bytes -> Bytes;
-        _ -> encoded(Bytes)
+    case is_utf8(Bytes) of
+        true -> Bytes;
+        false -> #{<<"base64">> => base64:encode(Bytes)}
     end.
-
-encoded(Bytes) -> #{<<"base64">> => base64:encode(Bytes)}.
 
 %% ------------------------------------------------------------------------------------- import
 
