@@ -36,7 +36,7 @@
 
 -define(FORMAT, 1).
 -define(FORMAT_OF_RETRY, 2).
--define(PAGE_BYTES, 4194304).
+-define(PAGE_BYTES, 262144).
 -define(PLACES, 65535).
 -define(READ_AT_ONCE, 512).
 -define(CONFIRM_SECONDS, 30).
