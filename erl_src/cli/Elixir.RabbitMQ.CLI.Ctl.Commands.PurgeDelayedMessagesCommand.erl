@@ -2,8 +2,9 @@
 
 %% rabbitmqctl purge_delayed_messages: cancels all that is pending on an exchange.
 %%
-%% It runs in rabbitmqctl, which asks rabbit_delay_pending in the broker, step by step: if it is
-%% interrupted, what it had come to is cancelled, and the rest stays.
+%% It runs in rabbitmqctl, which asks rabbit_delay_pending in the broker: for one entry of the log, or,
+%% while a member has an earlier version, step by step. What is in flight goes from the exchange, too,
+%% and its queues may still get it: it is told how many those are.
 -module('Elixir.RabbitMQ.CLI.Ctl.Commands.PurgeDelayedMessagesCommand').
 
 -include("rabbit_delay_command.hrl").

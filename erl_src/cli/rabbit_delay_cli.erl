@@ -299,7 +299,7 @@ matching(Operation, #{matched := Matched, changed := Changed, in_flight := InFli
         true ->
             format("~s would be ~s", [count(Matched, "message"), done(Operation)]);
         false when InFlight > 0 ->
-            format("~s ~s, ~b ~s in flight already",
+            format("~s ~s, ~b ~s in flight already and may still be delivered",
                    [count(Changed, "message"), done(Operation), InFlight, are(InFlight)]);
         false ->
             format("~s ~s", [count(Changed, "message"), done(Operation)])

@@ -25,7 +25,7 @@
 %% confirmed that it leads (rabbit_delay_lease).
 %%
 %% What operators ask for goes through here too (change/2), so that cancelling and releasing a message
-%% cannot both succeed: what is in flight is left alone, and what is not is kept from being released
+%% cannot both succeed: what is in flight is left alone (but by a purge), and what is not is kept from being released
 %% until the change is applied.
 %%
 %% This module is the process: its calls, its leader and its store, and operators' changes. What it

@@ -15,7 +15,8 @@
 %% queues have taken stays in flight.
 %%
 %% A change of many covers what was there when it began, each message once; what is published
-%% meanwhile is left alone.
+%% meanwhile is left alone. To cancel all is a purge, one entry of the log, which takes what is in flight
+%% off the exchange as well.
 -module(rabbit_delay_pending).
 
 -include_lib("kernel/include/logger.hrl").

@@ -11,7 +11,8 @@ import pytest
 import wire
 from browser import HOSTILE, INFO, LOADED, WARNING, Page, popup, press
 from management import eventually, quoted
-from node import HOUR_MS
+from node import HOUR_MS, evaluate, queue_process
+from test_pending import counted
 
 TABLE = "#delayed-messages-table"
 ROWS = TABLE + " tbody tr"
@@ -354,6 +355,25 @@ def test_purged_once_it_is_affirmed(page, management, holding):
     page.await_text("#delayed-pending", "0")
     assert len(page.asked(True)) == 1
     assert pending(management, exchange) == 0
+
+
+def test_a_purge_says_that_what_is_in_flight_may_still_come(page, broker, client, management):
+    exchange, queue = client.delayed_and_queue()
+    evaluate(broker, f"sys:suspend({queue_process(queue)}).")
+    try:
+        client.publish(exchange, body=b"in flight", delay=100)
+        client.publish(exchange, body=b"later", delay=HOUR_MS)
+        eventually(lambda: counted(broker, exchange, "in_flight"), lambda n: n == 1)
+        page.exchange(exchange)
+        unfold(page, "Purge")
+        page.asked(True)
+        press(page, "Purge Messages")
+        popup(page, INFO, "1 message cancelled. 1 message in flight to their queues, which may still get them.")
+        page.await_text("#delayed-pending", "0")
+        assert pending(management, exchange) == 0
+    finally:
+        evaluate(broker, f"sys:resume({queue_process(queue)}).")
+    assert client.texts(queue, 1) == ["in flight"]
 
 
 # ---------------------------------------------------------------------------- a message

@@ -6,7 +6,7 @@ import re
 import wire
 from management import eventually
 from node import HOUR_MS, evaluate, queue_process
-from test_pending import counted, done, payloads, resource
+from test_pending import counted, payloads, resource
 
 
 def test_twenty_thousand_are_purged_and_what_comes_meanwhile_stays(client, broker):
@@ -28,8 +28,8 @@ def test_what_is_in_flight_is_purged_from_the_exchange_and_may_be_delivered(clie
         client.publish(exchange, body=b"in flight", delay=300)
         client.publish(exchange, body=b"later", delay=HOUR_MS)
         eventually(lambda: counted(broker, exchange, "in_flight"), lambda n: n == 1)
-        summary = done(broker, "purge_delayed_messages", exchange)
-        assert (summary["matched"], summary["changed"], summary["in_flight"]) == (2, 1, 1)
+        said = broker.ctl("--quiet", "purge_delayed_messages", exchange)
+        assert "1 message cancelled, 1 is in flight already and may still be delivered" in said
         assert counted(broker, exchange, "messages_delayed") == 0
     finally:
         evaluate(broker, f"sys:resume({queue_process(queue)}).")

@@ -704,9 +704,11 @@ function wanted_due(change) {
     return $('#main #delayed-due-kind').val() == 'by' ? {by: when} : {to: when};
 }
 
-function done_popup(change, changed, not_changed, in_flight) {
+// A purge lets go of what is in flight, too.
+function done_popup(change, changed, not_changed, in_flight, purged) {
+    const and_those = purged ? ', which may still get them.' : ': left alone.';
     show_popup('info', fmt_escape_html(messages(changed) + CHANGES[change].done + '.'
-        + (in_flight ? ' ' + messages(in_flight) + ' in flight to their queues: left alone.' : '')
+        + (in_flight ? ' ' + messages(in_flight) + ' in flight to their queues' + and_those : '')
         + (not_changed ? ' ' + messages(not_changed) + ' not there any more.' : '')));
 }
 
@@ -748,7 +750,7 @@ function change_matching(change, which, due) {
         }
         request_all(path, body, examined, function (sums) {
             over();
-            done_popup(change, sums.changed, 0, sums.in_flight);
+            done_popup(change, sums.changed, 0, sums.in_flight, change == 'cancel' && which.all);
             if (at === view) reload(true);
         }, over);
     }, over);
@@ -917,7 +919,8 @@ HELP['delayed-due-times'] = 'Each message counts once: within <strong>15 min</st
     + 'overdue.';
 HELP['delayed-lateness'] = 'From when a message was due until its last queue had confirmed it.';
 HELP['delayed-change'] = 'Cancelled messages are gone. Released ones come now. Messages in flight '
-    + 'to their queues are left alone. Each change is counted first, and asks.';
+    + 'to their queues are left alone; cancelling all takes them off the exchange, too, and their '
+    + 'queues may still get them. Each change is counted first, and asks.';
 HELP['delayed-reschedule'] = '<strong>to</strong> a time: from now (<code>+90m</code>) or absolute '
     + '(<code>2027-01-31T12:00:00Z</code>). <strong>by</strong>: so much later (<code>1h</code>) '
     + 'or earlier (<code>-10m</code>) than each is due. Units: ms, s, m, h, d, w.';

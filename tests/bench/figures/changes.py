@@ -2,8 +2,10 @@
 """How many pending messages a second operators change, filter and export, and whether messages of another
 exchange are late meanwhile."""
 
+import os
 import re
 import threading
+import time
 
 import loadgen
 import peers
@@ -15,13 +17,15 @@ from session import disk_needed, shown, spread, verdict
 from figures.operators import EXCHANGE, HOUR_MS, evaluated, selected
 
 TITLE = "Changing and exporting what is pending"
-ABOUT = ("{counts} messages of 100 B, due in 1 to 2 hours. All of it is measured in the broker, in the "
+ABOUT = ("{counts} messages of 100 B, due in 1 to 2 hours. All of it but one is measured in the broker, in the "
          "requests that the command-line tool makes. *reschedule*: all of them by an hour (met from "
-         "the last one on), then the first half to one time. *cancel*: a range of due times, then the "
-         "rest of the exchange. *by header*: a dry run for a header that no message has, for which "
-         "each is read. *export*: into lines of JSON. *late*: what another exchange releases, {rate:,} "
-         "a second with delays of 0.5 to 1.5 s, alone and during the changes: the 99th percentile of "
-         "its lateness as a client sees it.")
+         "the last one on), then the first half to one time. *cancel*: a range of due times. *purge*: the rest "
+         "of the exchange. *by header*: a dry run for a header that no message has, for which "
+         "each is read. *export*: into lines of JSON; *with the tool*: by `rabbitmqctl export_delayed_messages`, "
+         "into a file, its start included. *CPU*: of the broker, all its threads, a message: it says more than "
+         "a rate where others use the machine. *overdue*: how long it takes to tell how many are overdue when "
+         "all are, of a paused exchange. *late*: what another exchange releases, {rate:,} a second with delays "
+         "of 0.5 to 1.5 s, alone and during the changes: the 99th percentile of its lateness as a client sees it.")
 RATE = 500
 OTHER_TARGET = "bench.other"
 
@@ -97,34 +101,72 @@ def filled(session, node, count):
     node.settle()
 
 
-def checked(what, measured, wanted):
-    rate, count = measured
-    if count != wanted:
+def measured(node, what, result, how, wanted=None):
+    """Notes the rate and the CPU time of what answers (rate, how many), and gives how many."""
+    before = node.cpu_seconds()
+    rate, count = how()
+    if wanted not in (None, count):
         raise loadgen.LoadFailed(f"{what}: {count:,} of {wanted:,}")
-    return rate
+    result[f"{what}_rate"] = rate
+    result[f"{what}_cpu_us"] = (node.cpu_seconds() - before) / count * 1e6
+    return count
+
+
+def tool_rate(node, path):
+    began = time.monotonic()
+    node.ctl("--quiet", "export_delayed_messages", peers.OURS.exchange, path, timeout=3600)
+    took = time.monotonic() - began
+    with open(path, "rb") as lines:
+        count = sum(1 for _ in lines)
+    os.unlink(path)
+    return count / took, count
+
+
+def purge(node, count):
+    """ms for a purge of all."""
+    answer = evaluated(node, f"""
+        timer:tc(fun() -> {{ok, #{{changed := N}}}} = rabbit_delay_pending:change_matching({EXCHANGE}, cancel,
+            {selected()}, #{{by => <<"bench">>}}), N end).""")
+    us, changed = map(int, re.findall(r"\d+", answer))
+    if changed != count:
+        raise loadgen.LoadFailed(f"{changed:,} of {count:,} were purged")
+    return us / 1000
+
+
+def overdue(node, count):
+    """ms for the number of those that are overdue, all of them being so, while the exchange is paused."""
+    evaluated(node, f'ok = rabbit_delay_pending:pause({EXCHANGE}, <<"bench">>).')
+    measured(node, "overdue", {}, lambda: changed_rate(node, f"{{reschedule_to, {HOUR_MS}}}", ""), count)
+    answer = evaluated(node, f"""
+        timer:tc(fun() -> rabbit_delay_registry:overdue({EXCHANGE},
+            rabbit_delay_store:stat(rabbit_delay_registry:store({EXCHANGE}))) end).""")
+    us, told = map(int, re.findall(r"\d+", answer))
+    if not count / 2 <= told <= count:
+        raise loadgen.LoadFailed(f"{told:,} of {count:,} are said to be overdue")
+    return us / 1000
 
 
 def one_run(session, node, count):
     filled(session, node, count)
-    result = {"count": count,
-              "header_rate": checked("by header", changed_rate(node, "cancel", 'header => <<"none=1">>', True),
-                                     count),
-              "export_rate": checked("export", export_rate(node), count)}
+    result = {"count": count}
+    measured(node, "header", result, lambda: changed_rate(node, "cancel", 'header => <<"none=1">>', True), count)
+    measured(node, "export", result, lambda: export_rate(node), count)
+    measured(node, "tool", result, lambda: tool_rate(node, os.path.join(session.root, "exported")), count)
     # So long that it lasts until the changes are done.
     others = Others(session, node, session.scaled(max(20, count // 20_000), 10))
-    result["later_rate"] = checked("reschedule", changed_rate(
-        node, f"{{reschedule_by, {HOUR_MS}}}", "due_from => 1"), count)
+    measured(node, "later", result, lambda: changed_rate(node, f"{{reschedule_by, {HOUR_MS}}}", "due_from => 1"),
+             count)
     node_now = int(evaluated(node, "rabbit_delay_config:now_ms()."))
     middle = node_now + 5 * HOUR_MS // 2
-    to_rate, to_count = changed_rate(node, f"{{reschedule_to, {node_now + 2 * HOUR_MS}}}",
-                                     f"due_to => {middle}")
-    result["to_rate"] = to_rate
-    range_rate, range_count = changed_rate(node, "cancel", f"due_to => {middle}")
-    result["range_rate"] = range_rate
+    to_count = measured(node, "to", result, lambda: changed_rate(
+        node, f"{{reschedule_to, {node_now + 2 * HOUR_MS}}}", f"due_to => {middle}"))
+    range_count = measured(node, "range", result, lambda: changed_rate(node, "cancel", f"due_to => {middle}"))
     if not 0 < to_count == range_count < count:
         raise loadgen.LoadFailed(f"{to_count:,} were rescheduled to one time, {range_count:,} cancelled")
-    result["all_rate"] = checked("cancel", changed_rate(node, "cancel", ""), count - range_count)
     result["late_ms"] = others.late()
+    result["overdue_ms"] = overdue(node, count - range_count)
+    result["purge_ms"] = purge(node, count - range_count)
+    evaluated(node, f'ok = rabbit_delay_pending:resume({EXCHANGE}, <<"bench">>).')
     peers.OURS.clear(node)
     return result
 
@@ -147,7 +189,7 @@ def run(session):
                 result = one_run(session, node, count)
                 runs.append({"round": number, **result})
                 session.say(f"changes of {count:,}: " + ", ".join(
-                    f"{key} {value:,.0f}" for key, value in result.items() if key != "count"))
+                    f"{key} {value:,.4g}" for key, value in result.items() if key != "count"))
     return {"counts": " and ".join(f"{count:,}" for count in counts), "rate": RATE, "runs": runs,
             "alone_ms": alone}
 
@@ -155,9 +197,16 @@ def run(session):
 ROWS = [("rescheduled a second, all by an hour", "later_rate", 200_000),
         ("rescheduled a second, half of them to one time", "to_rate", 200_000),
         ("cancelled a second, by due time", "range_rate", 200_000),
-        ("cancelled a second, the rest of the exchange", "all_rate", 200_000),
         ("examined a second, by header", "header_rate", None),
         ("exported a second", "export_rate", 100_000),
+        ("exported a second, with the tool", "tool_rate", None),
+        ("CPU to reschedule by an hour, us", "later_cpu_us", None),
+        ("CPU to reschedule to one time, us", "to_cpu_us", None),
+        ("CPU to cancel, us", "range_cpu_us", None),
+        ("CPU to examine by header, us", "header_cpu_us", None),
+        ("CPU to export, us", "export_cpu_us", None),
+        ("purge of all, ms", "purge_ms", None),
+        ("to tell how many are overdue, ms", "overdue_ms", None),
         ("others late meanwhile, p99, ms", "late_ms", None)]
 
 
@@ -174,7 +223,7 @@ def report(result):
     lines = ["| what | " + " | ".join(f"{count:,}" for count in counts) + " |",
              "| --- |" + " --- |" * len(counts)]
     for label, key, _ in ROWS:
-        form = "{:,.1f}" if key == "late_ms" else "{:,.0f}"
+        form = "{:,.0f}" if key.endswith("_rate") else "{:,.2f}"
         lines.append(f"| {label} | " + " | ".join(shown(of(result, key, n), form) for n in counts) + " |")
     lines += [f"| others late alone, p99, ms | {shown(result['alone_ms'], '{:,.1f}')} |"
               + " |" * (len(counts) - 1), ""]
@@ -183,7 +232,7 @@ def report(result):
 
 
 def plot(result, path):
-    rates = [(label, key) for label, key, _ in ROWS if key != "late_ms"]
+    rates = [(label, key) for label, key, _ in ROWS if key.endswith("_rate")]
     plots.bars(path("changes"), [key.removesuffix("_rate") for _, key in rates], [
         (f"messages a second, of {counts_of(result)[0]:,}",
          {"ours": [of(result, key, counts_of(result)[0]) for _, key in rates]})])
