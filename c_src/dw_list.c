@@ -237,16 +237,17 @@ static int find_page(struct dw_store *store, uint64_t due, uint64_t id, bool bac
 int dw_store_page(dw_store *store, uint64_t after_due, uint64_t after_id, struct dw_record *out,
                   uint32_t max_n, uint32_t *n) {
     int result = find_page(store, after_due, after_id, false, out, max_n, n);
-    if (result == DW_OK && *n > 0) {
-        result = dw_enter(store);
-        if (result == DW_OK) {
-            dw_unlock(store);
-            result = page_encodings(store, out, *n);
-            dw_lock(store);
-            result = dw_leave(store, result);
-        }
+    if (result != DW_OK || *n == 0) {
+        return result;
     }
-    return result;
+    result = dw_enter(store);
+    if (result != DW_OK) {
+        return result;
+    }
+    dw_unlock(store);
+    result = page_encodings(store, out, *n);
+    dw_lock(store);
+    return dw_leave(store, result);
 }
 
 int dw_store_places(dw_store *store, uint64_t due, uint64_t id, bool back, struct dw_record *out,
