@@ -123,7 +123,7 @@ settings(X, #state{exchange = XName, salt = Salt, counters = Counters} = State) 
       limit => rabbit_delay_config:max_message_size(),
       default => rabbit_delay_policy:default_delay(X), retry => retry(X),
       keys_from => rabbit_delay_policy:keys_from(X), unusable => unusable(X),
-      releases => State#state.machine_version >= ?RELEASES_BY_KEY}.
+      releases => ?KNOWS_RELEASES(State#state.machine_version)}.
 
 unusable(X) ->
     Args = rabbit_delay_broker:exchange_arguments(X),

@@ -37,6 +37,7 @@
 
 -behaviour(gen_server).
 
+-include("rabbit_delay.hrl").
 -include("rabbit_delay_dispatcher.hrl").
 
 -export([start_link/1, leader/2, stop_leading/1, group_grows/2, rest/2,
@@ -364,7 +365,7 @@ ready(#state{awaiting = Awaiting, changes = Changes0} = State) ->
     {Ids, Changes} = rabbit_delay_changes:take_held(Changes0),
     hand_out(Ids, State#state{awaiting = [], changes = Changes}).
 
-change(purge, From, #state{machine_version = Version} = State) when Version < 3 ->
+change(purge, From, #state{machine_version = Version} = State) when not ?KNOWS_RELEASES(Version) ->
     gen_server:reply(From, {error, not_known}),
     State;
 change(Change, From, #state{changes = Changes, leader = {ServerId, _}, term = Term} = State) ->

@@ -432,7 +432,7 @@ send_all_again(#state{batches = Batches} = State) ->
 %% A note first: an earlier version of the machine, which another member may still have, stops at what
 %% it does not know.
 open_session(#state{leader = {ServerId, _}, session = Session, machine_version = Version} = State)
-  when Session =:= undefined; Version < ?RELEASES_BY_KEY ->
+  when Session =:= undefined; not ?KNOWS_RELEASES(Version) ->
     Ref = make_ref(),
     ok = rabbit_delay_commands:note(ServerId, Ref),
     State#state{opening = {note, Ref}};

@@ -6,9 +6,6 @@
 %% A burst can use up the disk's space between two looks at it.
 -define(LOOK_AT_SPACE_BYTES, 1048576).
 
-%% The machine's version from which a message may release others by their key.
--define(RELEASES_BY_KEY, 3).
-
 -record(waiting, {message :: rabbit_delay_broker:message(),
                   %% of its payload, bytes
                   size = 0 :: non_neg_integer(),

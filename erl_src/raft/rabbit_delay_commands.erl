@@ -7,6 +7,8 @@
 %% {rejected, {_, _, Correlation}}.
 -module(rabbit_delay_commands).
 
+-include("rabbit_delay.hrl").
+
 -export([enqueue/5, open_session/3, note/2, settle/4, change/4]).
 
 -export_type([correlation/0, change/0]).
@@ -40,7 +42,7 @@ note(ServerId, Correlation) ->
 
 -spec settle(ra:server_id(), ra_machine:version(), Released :: binary(), correlation()) -> ok.
 settle(ServerId, MachineVersion, Released, Correlation) ->
-    Version = case MachineVersion >= 3 of
+    Version = case ?KNOWS_RELEASES(MachineVersion) of
                   true -> 3;
                   false -> 2
               end,
