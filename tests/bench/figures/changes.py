@@ -114,7 +114,7 @@ def measured(node, what, result, how, wanted=None):
 
 def tool_rate(node, path):
     began = time.monotonic()
-    node.ctl("--quiet", "export_delayed_messages", peers.OURS.exchange, path, timeout=3600)
+    node.ctl("--quiet", "export_delayed_messages", "--file", path, peers.OURS.exchange, timeout=3600)
     took = time.monotonic() - began
     with open(path, "rb") as lines:
         count = sum(1 for _ in lines)
