@@ -17,15 +17,16 @@ from session import disk_needed, shown, spread, verdict
 from figures.operators import EXCHANGE, HOUR_MS, evaluated, selected
 
 TITLE = "Changing and exporting what is pending"
-ABOUT = ("{counts} messages of 100 B, due in 1 to 2 hours. All of it but one is measured in the broker, in the "
-         "requests that the command-line tool makes. *reschedule*: all of them by an hour (met from "
-         "the last one on), then the first half to one time. *cancel*: a range of due times. *purge*: the rest "
-         "of the exchange. *by header*: a dry run for a header that no message has, for which "
-         "each is read. *export*: into lines of JSON; *with the tool*: by `rabbitmqctl export_delayed_messages`, "
-         "into a file, its start included. *CPU*: of the broker, all its threads, a message, what the other "
-         "exchange takes during the changes included: it says more than a rate where others use the machine. *overdue*: how long it takes to tell how many are overdue when "
-         "all are, of a paused exchange. *late*: what another exchange releases, {rate:,} a second with delays "
-         "of 0.5 to 1.5 s, alone and during the changes: the 99th percentile of its lateness as a client sees it.")
+ABOUT = ("{counts} messages of 100 B, due in 1 to 2 hours. All of it but one is measured in the broker, in "
+         "the requests that the command-line tool makes. *reschedule*: all of them by an hour (met from the "
+         "last one on), then the first half to one time. *cancel*: a range of due times. *purge*: the rest of "
+         "the exchange. *by header*: a dry run for a header that no message has, for which each is read. "
+         "*export*: into lines of JSON; *with the tool*: by `rabbitmqctl export_delayed_messages`, into a "
+         "file, its start included. *CPU*: of the broker, all its threads, a message, what the other exchange "
+         "takes during the changes included: it says more than a rate where others use the machine. "
+         "*overdue*: how long it takes to tell how many are overdue when all are, of a paused exchange. "
+         "*late*: what another exchange releases, {rate:,} a second with delays of 0.5 to 1.5 s, alone and "
+         "during the changes: the 99th percentile of its lateness as a client sees it.")
 RATE = 500
 OTHER_TARGET = "bench.other"
 
