@@ -22,11 +22,11 @@ SAID = {
 # Of a library that has one program for all.
 SAID_WITH = ["delayed: taken", "at once: returned", "5m: " + REFUSAL,
              r"hello, ([\d.]+) s later", "x-delay: -6000"]
-# Of one that is told of a wrong delay, but not more, and of one that does not declare.
+# Of one that is told of a wrong delay, but not more.
 SAID_UNTOLD = ["5m refused: true", r"hello, ([\d.]+) s later", "x-delay: -6000"]
-SAID_DECLARED = ["5m: " + REFUSAL.replace("header", "annotation"), *SAID_UNTOLD[1:]]
-# Of one for AMQP 1.0 with all of them.
-SAID_AMQP10 = ["delayed: taken", "at once: returned", *SAID_DECLARED, *SAID["retry"]]
+# Of one for AMQP 1.0.
+SAID_AMQP10 = ["delayed: taken", "at once: returned", "5m: " + REFUSAL.replace("header", "annotation"),
+               *SAID_UNTOLD[1:], *SAID["retry"]]
 SECONDS = {"x-delay: -2000": 2.0, "x-delay: -6000": 6.0, "x-delay: 6000": 6.0}
 WHAT = {"delayed": "delay", "mandatory": "mandatory", "wrong": "wrong delay", "cancel": "cancel",
         "retry": "retry"}
@@ -51,6 +51,15 @@ def declare(client, kind="direct"):
     """What the samples for other protocols than AMQP 0-9-1 find there; `alone` deletes it."""
     client.delayed(kind, name="later", keep=True)
     client.queue(("later", "job"), name="work", keep=True)
+
+
+def declare_retry(client):
+    """And what those have that retry."""
+    client.delayed(name="retry", keep=True, arguments={
+        "x-delay-retry": "100ms,200ms,400ms", "x-delay-retry-parking-exchange": "",
+        "x-delay-retry-parking-routing-key": "parked"})
+    client.queue(name="parked", keep=True)
+    client.queue(name="orders", keep=True, arguments={"x-dead-letter-exchange": "retry"})
 
 
 def forget(management):

@@ -15,7 +15,7 @@ from client import Client
 from conftest import PLUGIN
 from management import eventually
 from private_broker import default_series
-from samples import (SAID, SAID_DECLARED, SAID_WITH, WHAT, assert_said, declare, sample)
+from samples import (SAID, SAID_AMQP10, SAID_WITH, WHAT, assert_said, declare, declare_retry, sample)
 
 OLD = default_series() == "3.10"
 
@@ -58,8 +58,8 @@ def test_a_sample(broker, javascript, checked, name):
 @pytest.mark.parametrize("package", ["rascal", "rabbitmq-client"])
 def test_the_sample_of_a_library(broker, javascript, checked, package):
     name = f"with_{package.replace('-', '_')}.mjs"
-    assert_said(javascript(sample("javascript", name), broker.amqp_url), SAID_WITH)
-    checked(package, version(package), "delay", "mandatory", "wrong delay", "cancel")
+    assert_said(javascript(sample("javascript", name), broker.amqp_url), [*SAID_WITH, *SAID["retry"]])
+    checked(package, version(package), *WHAT.values())
 
 
 @pytest.mark.usefixtures("alone")
@@ -75,8 +75,9 @@ def test_nestjs(broker, javascript, checked):
 @pytest.mark.usefixtures("alone")
 def test_amqp_1_0(broker, client, javascript, checked):
     declare(client)
-    assert_said(javascript(sample("javascript", "with_rhea.mjs"), broker.amqp_url), SAID_DECLARED)
-    checked("rhea (AMQP 1.0)", version("rhea"), "delay", "wrong delay", "cancel")
+    declare_retry(client)
+    assert_said(javascript(sample("javascript", "with_rhea.mjs"), broker.amqp_url), SAID_AMQP10)
+    checked("rhea (AMQP 1.0)", version("rhea"), *WHAT.values())
 
 
 @pytest.mark.usefixtures("alone")

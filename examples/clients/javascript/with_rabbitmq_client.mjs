@@ -48,6 +48,36 @@ const message = await came;
 console.log(`${message.body}, ${((Date.now() - published) / 1000).toFixed(1)} s later`);
 console.log(`x-delay: ${message.headers["x-delay"]}`);
 
-await consumer.close();
+// What the consumer's function throws for is rejected, comes again after a pause, three times at most, and is
+// parked then.
+let attempt = 0;
+const orders = connection.createConsumer({
+  queue: "orders", requeue: false,
+  queueOptions: { durable: true, arguments: { "x-dead-letter-exchange": "retry" } },
+  exchanges: [{
+    exchange: "retry", type: "x-delayed-message", durable: true,
+    arguments: {
+      "x-delayed-type": "direct",
+      "x-delay-retry": "100ms,200ms,400ms",
+      "x-delay-retry-parking-exchange": "",
+      "x-delay-retry-parking-routing-key": "parked",
+    },
+  }],
+}, (order) => {
+  console.log(`${order.body}, attempt ${++attempt}`);
+  throw new Error("not yet");
+});
+orders.on("error", () => {});
+const parked = connection.createConsumer({ queue: "parked", queueOptions: { durable: true } },
+  (order) => parked.emit("came", order));
+const last = new Promise((resolve) => { parked.once("came", resolve); });
+await Promise.all([orders, parked].map((one) => new Promise((resolve) => { one.once("ready", resolve); })));
+await publisher.send({ routingKey: "orders", durable: true }, "order 1");
+const order = await last;
+console.log(`${order.body} is parked: ${order.headers["x-delay-death-reason"]}`);
+
+for (const one of [consumer, orders, parked]) {
+  await one.close();
+}
 await publisher.close();
 await connection.close();

@@ -15,14 +15,33 @@ const broker = await rascal.BrokerAsPromised.create({
           type: "x-delayed-message",
           options: { durable: true, arguments: { "x-delayed-type": "direct" } },
         },
+        retry: {
+          type: "x-delayed-message",
+          options: {
+            durable: true,
+            arguments: {
+              "x-delayed-type": "direct",
+              "x-delay-retry": "100ms,200ms,400ms",
+              "x-delay-retry-parking-exchange": "",
+              "x-delay-retry-parking-routing-key": "parked",
+            },
+          },
+        },
       },
-      queues: { work: { options: { durable: true } } },
+      queues: {
+        work: { options: { durable: true } },
+        orders: { options: { durable: true, arguments: { "x-dead-letter-exchange": "retry" } } },
+        parked: { options: { durable: true } },
+      },
       bindings: { job: { source: "later", destination: "work", bindingKey: "job" } },
       publications: {
         later: { exchange: "later", routingKey: "job", confirm: true },
         nobody: { exchange: "later", routingKey: "nobody", confirm: true },
+        orders: { queue: "orders", confirm: true },
       },
-      subscriptions: { work: { queue: "work" } },
+      subscriptions: {
+        work: { queue: "work" }, orders: { queue: "orders" }, parked: { queue: "parked" },
+      },
     },
   },
 });
@@ -57,6 +76,23 @@ await new Promise((resolve) => {
   subscription.on("message", (message, content, ackOrNack) => {
     console.log(`${content}, ${((Date.now() - published) / 1000).toFixed(1)} s later`);
     console.log(`x-delay: ${message.properties.headers["x-delay"]}`);
+    ackOrNack();
+    resolve();
+  });
+});
+
+// Nacked, which is rejected, it comes again after a pause, three times at most, and is parked then.
+await publish("orders", "order 1", {});
+let attempt = 0;
+const orders = await broker.subscribe("orders");
+orders.on("message", (message, content, ackOrNack) => {
+  console.log(`${content}, attempt ${++attempt}`);
+  ackOrNack(new Error("not yet"));
+});
+const parked = await broker.subscribe("parked");
+await new Promise((resolve) => {
+  parked.on("message", (message, content, ackOrNack) => {
+    console.log(`${content} is parked: ${message.properties.headers["x-delay-death-reason"]}`);
     ackOrNack();
     resolve();
   });

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
-// AMQP 1.0, RabbitMQ 4.0 and later: the delay is a message annotation.
+// AMQP 1.0, RabbitMQ 4.0 and later: the delay is a message annotation. A delayed message, one that is returned, a
+// cancel, a wrong delay and a retry.
 //
 // With com.rabbitmq.client:amqp-client and what it needs on the class path:
 //
@@ -15,10 +16,14 @@ import com.rabbitmq.client.amqp.impl.AmqpEnvironmentBuilder;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.atomic.AtomicInteger;
 
 public class Amqp10 {
     private static final String EXCHANGE = "example.jvm.amqp10";
     private static final String QUEUE = "example.jvm.amqp10.jobs";
+    private static final String RETRY = "example.jvm.amqp10.retry";
+    private static final String ORDERS = "example.jvm.amqp10.orders";
+    private static final String PARKED = "example.jvm.amqp10.parked";
 
     private static Message message(Publisher publisher, String body) {
         return publisher.message(body.getBytes()).durable(true);
@@ -31,6 +36,44 @@ public class Amqp10 {
             ? context.status().toString()
             : context.status() + ": " + context.failureCause().getMessage()));
         return outcome.get();
+    }
+
+    /** What is to be routed at once is released if no queue is bound. What is delayed is accepted. */
+    private static void mandatory(Connection connection) throws Exception {
+        try (Publisher nobody = connection.publisherBuilder().exchange(EXCHANGE).key("nobody").build()) {
+            System.out.println("at once: " + sent(nobody, message(nobody, "hello")));
+            System.out.println("later: " + sent(nobody, message(nobody, "hello").annotation("x-delay", 1000L)));
+        }
+    }
+
+    /** Discarded, it comes again after a pause, three times at most, and is parked then. */
+    private static void retry(Connection connection, Management management) throws Exception {
+        management.exchange(RETRY).type("x-delayed-message").argument("x-delayed-type", "direct")
+            .argument("x-delay-retry", "100ms,200ms,400ms").argument("x-delay-retry-parking-exchange", "")
+            .argument("x-delay-retry-parking-routing-key", PARKED).declare();
+        management.queue(PARKED).quorum().queue().declare();
+        management.queue(ORDERS).quorum().queue().deadLetterExchange(RETRY).declare();
+        BlockingQueue<String> parked = new LinkedBlockingQueue<>();
+        AtomicInteger attempts = new AtomicInteger();
+        try (Publisher publisher = connection.publisherBuilder().queue(ORDERS).build();
+                Consumer orders = connection.consumerBuilder().queue(ORDERS)
+                    .messageHandler((context, message) -> {
+                        System.out.println(new String(message.body()) + ", attempt "
+                            + attempts.incrementAndGet());
+                        context.discard();
+                    }).build();
+                Consumer ofParked = connection.consumerBuilder().queue(PARKED)
+                    .messageHandler((context, message) -> {
+                        parked.add(new String(message.body()) + " is parked: "
+                            + message.annotation("x-delay-death-reason"));
+                        context.accept();
+                    }).build()) {
+            sent(publisher, message(publisher, "order 1"));
+            System.out.println(parked.take());
+        }
+        management.queueDelete(ORDERS);
+        management.queueDelete(PARKED);
+        management.exchangeDelete(RETRY);
     }
 
     public static void main(String[] args) throws Exception {
@@ -62,6 +105,9 @@ public class Amqp10 {
             sent(publisher, message(publisher, "").annotation("x-delay-cancel", "two"));
             sent(publisher, message(publisher, "job 3").annotation("x-delay", 1500L));
             System.out.println(arrived.take());
+
+            mandatory(connection);
+            retry(connection, management);
 
             // A wrong delay closes the publisher.
             System.out.println(sent(publisher, message(publisher, "job 4").annotation("x-delay", "5m")));
