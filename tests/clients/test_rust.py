@@ -48,8 +48,8 @@ def test_a_sample(broker, rust, checked, name):
 
 @pytest.mark.usefixtures("alone")
 def test_the_sample_of_amqprs(broker, rust, checked):
-    assert_said(rust("with_amqprs", broker.amqp_url.removesuffix("/%2F")), SAID_WITH)
-    checked("amqprs", version("amqprs"), "delay", "mandatory", "wrong delay", "cancel")
+    assert_said(rust("with_amqprs", broker.amqp_url.removesuffix("/%2F")), [*SAID_WITH, *SAID["retry"]])
+    checked("amqprs", version("amqprs"), *WHAT.values())
 
 
 @pytest.mark.skipif(OLD, reason="the sample has RabbitMQ 4's addresses")

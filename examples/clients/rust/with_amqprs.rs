@@ -69,6 +69,70 @@ impl AsyncConsumer for Received {
     }
 }
 
+struct Rejected(u32);
+
+#[async_trait]
+impl AsyncConsumer for Rejected {
+    async fn consume(
+        &mut self,
+        channel: &Channel,
+        deliver: Deliver,
+        _: BasicProperties,
+        content: Vec<u8>,
+    ) {
+        self.0 += 1;
+        println!("{}, attempt {}", String::from_utf8_lossy(&content), self.0);
+        let _ = channel
+            .basic_reject(BasicRejectArguments::new(deliver.delivery_tag(), false))
+            .await;
+    }
+}
+
+/// What is rejected comes again after a pause, three times at most, and is parked then.
+async fn retry(channel: &Channel) -> Result<()> {
+    let mut arguments = FieldTable::new();
+    for (name, value) in [
+        ("x-delayed-type", "direct"),
+        ("x-delay-retry", "100ms,200ms,400ms"),
+        ("x-delay-retry-parking-exchange", ""),
+        ("x-delay-retry-parking-routing-key", "parked"),
+    ] {
+        arguments.insert(name.try_into()?, text(value)?);
+    }
+    let mut exchange = ExchangeDeclareArguments::new("retry", "x-delayed-message");
+    exchange.durable(true).arguments(arguments);
+    channel.exchange_declare(exchange).await?;
+    channel
+        .queue_declare(QueueDeclareArguments::durable_client_named("parked"))
+        .await?;
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-dead-letter-exchange".try_into()?, text("retry")?);
+    let mut orders = QueueDeclareArguments::durable_client_named("orders");
+    orders.arguments(arguments);
+    channel.queue_declare(orders).await?;
+
+    let (sender, mut parked) = unbounded_channel();
+    channel
+        .basic_consume(Received(sender), BasicConsumeArguments::new("parked", ""))
+        .await?;
+    channel
+        .basic_consume(Rejected(0), BasicConsumeArguments::new("orders", ""))
+        .await?;
+    channel
+        .basic_publish(
+            BasicProperties::default().with_delivery_mode(2).finish(),
+            b"order 1".to_vec(),
+            BasicPublishArguments::new("", "orders"),
+        )
+        .await?;
+    let (properties, content) = parked.recv().await.ok_or("the connection is closed")?;
+    let headers = properties.headers().ok_or("no headers")?;
+    if let Some(FieldValue::S(reason)) = headers.get(&"x-delay-death-reason".try_into()?) {
+        println!("{} is parked: {reason}", String::from_utf8_lossy(&content));
+    }
+    Ok(())
+}
+
 async fn open(connection: &Connection) -> Result<(Channel, UnboundedReceiver<Answer>)> {
     let (sender, answers) = unbounded_channel();
     let channel = connection.open_channel(None).await?;
@@ -178,6 +242,7 @@ async fn main() -> Result<()> {
     {
         println!("x-delay: {delay}");
     }
+    retry(&session.0).await?;
     session.0.close().await?;
     connection.close().await?;
     Ok(())
