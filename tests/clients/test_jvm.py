@@ -94,7 +94,8 @@ def test_amqp_client_for_amqp_1_0(broker, executed, jars, checked):
         sample(executed, jars, broker, "Amqp10.java"),
         "ACCEPTED", r"job 1, x-delay is -1000, after ([\d.]+) s", "job 3, x-delay is -1500",
         "at once: RELEASED", "later: ACCEPTED", *(f"order 1, attempt {n}" for n in (1, 2, 3, 4)),
-        "order 1 is parked: attempts_used_up", r"REJECTED: cannot delay a message .*: annotation x-delay is the string \"5m\", "
+        "order 1 is parked: attempts_used_up",
+        r"REJECTED: cannot delay a message .*: annotation x-delay is the string \"5m\", "
         r"not a number of milliseconds \[condition = amqp:precondition-failed\]")
     assert seconds >= 1.0
     checked("amqp-client (AMQP 1.0)", locked.version("jvm", "com.rabbitmq.client:amqp-client"),
