@@ -99,9 +99,11 @@ transfer(XName, Node) when Node =:= node() ->
         _ -> again
     end;
 transfer(XName, Node) ->
-    change(XName, fun (_, #{members := Members, leader := Leader}, _) ->
-                          case [Id || {_, N} = Id <- Members, N =:= Node] of
-                              [Id] -> lead(XName, Leader, Id);
+    change(XName, fun (_, #{members := Members, leader := Leader, up := Up}, _) ->
+                          case [{Id, lists:member(Id, Up)} || {_, N} = Id <- Members, N =:= Node] of
+                              [{Id, true}] -> lead(XName, Leader, Id);
+                              %% Ra would wait for it, half a minute with nobody who leads.
+                              [{_, false}] -> not_leading(Node);
                               [] -> {error, io_lib:format("node ~s has no member of it", [Node])}
                           end
                   end).

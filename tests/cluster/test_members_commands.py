@@ -231,6 +231,8 @@ def test_a_node_that_is_down(cluster, exchange):
                 (["transfer_delayed_exchange_leadership", one.name, one.named(down)], UNAVAILABLE, "")):
             done = cluster.nodes[up].ctl(*command, check=False, timeout=NEVER)
             assert done.returncode == code and why in done.stderr and len(done.stderr) > 20, (command, done)
+        # Nor has anything kept it from being led.
+        assert "leader" in [member["state"] for member in one.status(up).values()]
         # Its member can be deleted nevertheless: the others are a majority.
         cluster.nodes[up].ctl("delete_delayed_exchange_member", one.name, one.named(down), timeout=NEVER)
         assert sorted(one.status(up)) == sorted({0, up})
