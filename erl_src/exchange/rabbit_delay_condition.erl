@@ -1,27 +1,107 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% Whether the node that leads can take messages, as far as a delay queue's process knows: of this node at
-%% any time, of another one as it last said, half a second ago or so.
+%% any time, of another one as it last said, half a second ago or so. And the version of the machine there.
 %%
-%% In the delay queue's process, but of_node/2 (which asks another node, and waits) and of_here/1 (which it
-%% answers).
+%% In the delay queue's process, but of_node/2 (which asks another node, and waits), of_here/1 (which it
+%% answers), leaders_status/1 (in whoever publishes) and raised/2 (in the Raft server).
 -module(rabbit_delay_condition).
 
 -include("rabbit_delay_queue.hrl").
+-include("rabbit_delay_table.hrl").
 
--export([status/1, stat/1, unwritten/1, added/3]).
--export([of_node/2, of_here/1]).
+-export([ask/1, said/3, forget/1, status/1, stat/1, unwritten/1, added/3]).
+-export([of_node/2, of_here/1, leaders_status/1, raised/2]).
 
 -export_type([condition/0]).
 
 %% Unwritten: the bytes that stores which cannot be written to hold in memory.
 -type condition() :: here
-                   | #{status := term(), stat := map(), unwritten := non_neg_integer()}.
+                   | #{status := rabbit_delay_intake:status(), stat := map(), unwritten := non_neg_integer(),
+                       machine => ra_machine:version() | undefined}.
 
 -define(ASK_MS, 5000).
+%% How often another node that leads is asked for its condition.
+-define(AGAIN_MS, 500).
+%% How long, and how often, a publisher looks for who leads.
+-define(AWAIT_MS, 2000).
+-define(LOOK_MS, 20).
+
+%% Has another node that leads asked, now and then, by a process that may wait.
+-spec ask(#state{}) -> #state{}.
+ask(#state{leader = {{_, Node}, _}, condition_timer = Timer, exchange = XName} = State) when Node =/= node() ->
+    _ = Timer =/= undefined andalso erlang:cancel_timer(Timer),
+    Queue = self(),
+    _ = spawn(fun () -> Queue ! {condition, Node, of_node(Node, XName)} end),
+    State#state{condition_timer = erlang:send_after(?AGAIN_MS, self(), ask_condition)};
+ask(#state{leader = {_, _}, condition = unknown} = State) ->
+    heard(here, State);
+ask(State) ->
+    State.
+
+%% That is what the node has answered.
+-spec said(node(), condition() | unknown, #state{}) -> #state{}.
+said(Node, Condition, #state{leader = {{_, Node}, _}, machine_version = Version} = State) ->
+    _ = case Condition of
+            %% A later one is in effect: a note says so.
+            #{machine := Now} when is_integer(Now), Now > Version -> self() ! open_session;
+            _ -> ok
+        end,
+    heard(Condition, State);
+said(_, _, State) ->
+    State.
+
+%% Nobody leads.
+-spec forget(#state{}) -> #state{}.
+forget(State) -> heard(unknown, State).
+
+heard(Condition, #state{exchange = XName} = State) ->
+    _ = rabbit_delay_table:update_known(XName, {#row.elsewhere, case Condition of
+                                                                    #{status := Status} -> Status;
+                                                                    _ -> undefined
+                                                                end}),
+    State#state{condition = Condition}.
+
+%% The leader's node's, for who publishes here. Where this node has no space and who leads is not known yet, as
+%% nothing has been published here before, that is waited for.
+-spec leaders_status(rabbit_delay_broker:exchange()) -> rabbit_delay_intake:status().
+leaders_status(X) ->
+    XName = rabbit_delay_broker:exchange_name(X),
+    case {rabbit_delay_table:lookup(XName, #row.elsewhere), rabbit_delay_system:status()} of
+        {undefined, {full, _} = Here} ->
+            case rabbit_delay_registry:queue(XName) =:= undefined andalso rabbit_delay_registry:ensure_for(X) of
+                {ok, _} -> await(XName, Here, ?AWAIT_MS);
+                _ -> Here
+            end;
+        {undefined, Here} -> Here;
+        {Status, _} -> Status
+    end.
+
+await(XName, Here, Left) ->
+    case rabbit_delay_table:row(XName) of
+        #row{elsewhere = undefined, leads = false} when Left > 0 ->
+            timer:sleep(?LOOK_MS),
+            await(XName, Here, Left - ?LOOK_MS);
+        #row{elsewhere = Status} when Status =/= undefined ->
+            Status;
+        _ ->
+            Here
+    end.
+
+%% A later version of the machine is in effect; this node's member leads.
+-spec raised(rabbit_exchange:name(), ra_machine:version()) -> ok.
+raised(XName, Version) ->
+    _ = rabbit_delay_table:update_known(XName, {#row.machine, Version}),
+    ok = rabbit_delay_dispatcher:raised(XName, Version),
+    case rabbit_delay_registry:queue(XName) of
+        undefined -> ok;
+        Queue ->
+            Queue ! open_session,
+            ok
+    end.
 
 %% rabbit_delay_system:status/0, of the node that leads.
--spec status(#state{}) -> up | starting | {down | full, Why :: string()}.
+-spec status(#state{}) -> rabbit_delay_intake:status().
 status(#state{condition = #{status := Status}}) -> Status;
 status(_) -> rabbit_delay_system:status().
 
@@ -60,4 +140,5 @@ of_here(XName) ->
     #{status => rabbit_delay_system:status(),
       stat => maps:with([applied, pending, pending_bytes, write_error, full, buffered],
                         rabbit_delay_registry:stat(XName)),
-      unwritten => unwritten_here()}.
+      unwritten => unwritten_here(),
+      machine => rabbit_delay_table:lookup(XName, #row.machine)}.

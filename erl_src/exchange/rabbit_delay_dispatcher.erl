@@ -41,7 +41,7 @@
 -include("rabbit_delay_dispatcher.hrl").
 
 -export([start_link/1, leader/2, stop_leading/1, group_grows/2, rest/2,
-         wake/2, overflow/1, counters/1, await_ready/2, change/2,
+         wake/2, raised/2, overflow/1, counters/1, await_ready/2, change/2,
          change_async/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
 
@@ -107,6 +107,14 @@ wake(XName, DueMs) ->
     case rabbit_delay_registry:dispatcher(XName) of
         undefined -> ok;
         Pid -> gen_server:cast(Pid, {wake, DueMs})
+    end.
+
+%% So much of the machine may be used from now on.
+-spec raised(rabbit_exchange:name(), ra_machine:version()) -> ok.
+raised(XName, Version) ->
+    case rabbit_delay_registry:dispatcher(XName) of
+        undefined -> ok;
+        Pid -> gen_server:cast(Pid, {raised, Version})
     end.
 
 %% The exchange holds more than it may, and what is due last is to go.
@@ -195,6 +203,8 @@ handle_call(_, _, State) ->
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
 handle_cast({leader, ServerPid}, State) ->
     {noreply, follow_leader(ServerPid, State)};
+handle_cast({raised, Version}, State) ->
+    {noreply, State#state{machine_version = Version}};
 handle_cast({wake, DueMs}, State) ->
     {noreply, rabbit_delay_agenda:sleep_until(DueMs, State)};
 handle_cast(overflow, State) ->

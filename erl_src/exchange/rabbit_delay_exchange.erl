@@ -228,7 +228,7 @@ delay_at(X, XName, Delivery, Message) ->
             refuse(precondition_failed, "~b bytes are more than delayed_message.max_message_size, "
                    "~b", [Size, Limit], XName);
         _ ->
-            ok = refuse_if_unavailable(Delivery, XName),
+            ok = refuse_if_unavailable(X, Delivery, XName),
             to_queue(X)
     end.
 
@@ -242,8 +242,8 @@ to_queue(X) ->
 
 %% A publisher that awaits a confirm gets a nack from the queue; another one has to be told here,
 %% where the broker lets us know which it is. Dead letters wait.
-refuse_if_unavailable(Delivery, XName) ->
-    case {rabbit_delay_system:status(), rabbit_delay_registry:unable(XName)} of
+refuse_if_unavailable(X, Delivery, XName) ->
+    case {rabbit_delay_condition:leaders_status(X), rabbit_delay_registry:unable(XName)} of
         {{_, Why}, _} -> refuse_who_awaits_nothing(Delivery, XName, Why);
         {_, none} -> ok;
         {_, Why} -> refuse_who_awaits_nothing(Delivery, XName, Why)

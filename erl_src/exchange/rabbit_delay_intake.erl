@@ -30,6 +30,8 @@
 -define(SAY_MS, 10000).
 
 %% rabbit_delay_system:status/0.
+-export_type([status/0]).
+
 -type status() :: up | starting | {down | full, Why :: string()}.
 
 -spec new(rabbit_exchange:name()) -> rabbit_delay_waiting:waiting().

@@ -42,8 +42,6 @@
 -define(FORMING_MS, 100).
 %% How long until it is asked again whether the machine is of a version that opens sessions.
 -define(OPEN_AGAIN_MS, 1000).
-%% How often another node that leads is asked for its condition.
--define(CONDITION_MS, 500).
 -define(NONCE_BYTES, 16).
 -define(STATS_MS, 5000).
 -define(CALL_MS, 60000).
@@ -234,9 +232,9 @@ about_group({'DOWN', Ref, process, _, Reason}, #state{member = {_, Ref}} = State
 about_group({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}} = State) ->
     join_soon(0, lost_leader(State));
 about_group({condition, Node, Condition}, State) ->
-    condition(Node, Condition, State);
+    rabbit_delay_condition:said(Node, Condition, State);
 about_group(ask_condition, State) ->
-    ask_condition(State#state{condition_timer = undefined});
+    rabbit_delay_condition:ask(State#state{condition_timer = undefined});
 about_group({generation, Generation}, State) ->
     State#state{generation = Generation};
 about_group({member, Pid}, State) when is_pid(Pid) ->
@@ -383,7 +381,7 @@ lost_leader(#state{leader = undefined} = State) ->
 lost_leader(#state{leader = {_, Ref}, exchange = XName} = State) ->
     true = demonitor(Ref, [flush]),
     ok = rabbit_delay_registry:register_leader(XName, undefined),
-    State#state{leader = undefined, condition = unknown}.
+    rabbit_delay_condition:forget(State#state{leader = undefined}).
 
 follow_leader(ServerId, #state{leader = {ServerId, _}} = State) ->
     send_all_again(State);
@@ -392,7 +390,7 @@ follow_leader(ServerId, #state{salt = undefined, exchange = XName} = State) ->
 follow_leader(ServerId, State) ->
     #state{exchange = XName} = Lost = lost_leader(State),
     ok = rabbit_delay_registry:register_leader(XName, ServerId),
-    send_all_again(ask_condition(Lost#state{leader = {ServerId, monitor(process, ServerId)}})).
+    send_all_again(rabbit_delay_condition:ask(Lost#state{leader = {ServerId, monitor(process, ServerId)}})).
 
 %% Found by listing a directory with that of every other exchange in it: that is garbage in a process
 %% that ends, not in one that may do nothing for long.
@@ -403,24 +401,6 @@ key_salt(XName) ->
         {'DOWN', Ref, process, _, {ok, Salt}} -> Salt;
         {'DOWN', Ref, process, _, Reason} -> exit({key_salt, Reason})
     end.
-
-%% What another node that leads says of its store and its disk: asked now and then, by a process that
-%% may wait.
-ask_condition(#state{leader = {{_, Node}, _}, condition_timer = Timer, exchange = XName} = State)
-  when Node =/= node() ->
-    _ = Timer =/= undefined andalso erlang:cancel_timer(Timer),
-    Queue = self(),
-    _ = spawn(fun () -> Queue ! {condition, Node, rabbit_delay_condition:of_node(Node, XName)} end),
-    State#state{condition_timer = erlang:send_after(?CONDITION_MS, self(), ask_condition)};
-ask_condition(#state{leader = {_, _}, condition = unknown} = State) ->
-    State#state{condition = here};
-ask_condition(State) ->
-    State.
-
-condition(Node, Condition, #state{leader = {{_, Node}, _}} = State) ->
-    State#state{condition = Condition};
-condition(_, _, State) ->
-    State.
 
 send_all_again(#state{leader = undefined} = State) ->
     State;

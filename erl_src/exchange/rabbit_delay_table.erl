@@ -11,7 +11,7 @@
 -include("rabbit_delay_table.hrl").
 
 -export([create/0, row/1, rows/0, lookup/2, update/2, update_known/2, take/1]).
--export([leads/1, is_led_elsewhere/1, led/0, member/1, members/0, following/0,
+-export([leads/1, is_led_elsewhere/1, led/0, member/1, members/0, following/0, needs/2,
          forget_member/2, group_grows/2]).
 
 %% The registry's name is the table's.
@@ -100,6 +100,11 @@ members() -> [{XName, {Id, Uid}} || #row{exchange = XName, server_id = {_, _} = 
 following() ->
     [{XName, {Id, Uid}} || #row{exchange = XName, server_id = {_, _} = Id, uid = Uid, leads = false,
                                 life = Life} <- rows(), Life =/= undefined].
+
+%% This node's member needs that version of the machine to go on. Whether that is new.
+-spec needs(rabbit_exchange:name(), ra_machine:version()) -> boolean().
+needs(XName, Version) ->
+    lookup(XName, #row.needs) =/= Version andalso update_known(XName, {#row.needs, Version}).
 
 %% It is this node's no more. It may have led: then its store is known here.
 -spec forget_member(rabbit_exchange:name(), rabbit_delay_group:member()) -> ok.

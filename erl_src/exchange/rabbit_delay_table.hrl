@@ -14,6 +14,12 @@
               life :: binary() | undefined,
               leads = false :: boolean(),
               leader :: ra:server_id() | undefined,
+              %% what that one's node last said of itself, if it is another one
+              elsewhere :: rabbit_delay_intake:status() | undefined,
+              %% the machine's, where it was raised while this node's member led
+              machine :: ra_machine:version() | undefined,
+              %% of a later version of the plugin: what this node's member would have to know to go on
+              needs :: ra_machine:version() | undefined,
               %% the open store, where this node has a member
               store :: rabbit_delay_store:store() | undefined,
               counters :: rabbit_delay_counters:ref() | undefined,

@@ -224,7 +224,7 @@ apply(#{index := Index} = Meta, {note, 1}, #?MODULE{paused = Paused} = State) ->
     {noted(Index, State#?MODULE{seen = Index}), Reply};
 apply(#{index := Index} = Meta, Command, State) ->
     case is_of_ra(Command) of
-        true -> {noted(Index, State#?MODULE{seen = Index}), ok};
+        true -> {noted(Index, State#?MODULE{seen = Index}), ok, raised(Command, State)};
         false -> stop(Meta, Command, State)
     end.
 
@@ -235,6 +235,12 @@ is_of_ra({down, Pid, _}) -> is_pid(Pid);
 is_of_ra({Change, Node}) when Change =:= nodeup; Change =:= nodedown -> is_atom(Node);
 is_of_ra({timeout, _}) -> true;
 is_of_ra(_) -> false.
+
+%% From Ra 2.16 on it may be so in the midst of a term.
+raised({machine_version, _, Version}, #?MODULE{exchange = XName}) ->
+    [{mod_call, rabbit_delay_condition, raised, [XName, Version]}];
+raised(_, _) ->
+    [].
 
 -spec stop(ra_machine:command_meta_data(), term(), state()) -> no_return().
 stop(#{index := Index} = Meta, Command, #?MODULE{exchange = XName}) ->

@@ -3,13 +3,16 @@
 %% What a later version of the plugin has left, in a member's files or in its log: it is refused in words,
 %% and left alone.
 %%
-%% In whoever starts a member, and in the Raft server that meets such an entry. It only looks.
+%% In whoever starts a member, in the Raft server that meets such an entry, and in who looks after those that
+%% run. It only looks.
 -module(rabbit_delay_newer).
 
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([refuse/2, refused/2, words/3, in_files/2]).
+-export([refuse/2, refused/2, words/3, in_files/2, look_at_running/0]).
+
+-define(QUERY_MS, 5000).
 
 %% Has the exchange's member stopped for good, the exchange refused in these words, and the log say
 %% so, once.
@@ -29,6 +32,47 @@ words(What, Format, Args) ->
     lists:flatten(
       io_lib:format("~ts is of a later version of the plugin (" ++ Format ++ "). Nothing of it is "
                     "lost: install that version again, or a later one", [What | Args])).
+
+%% A member of a group of several takes what it is sent, and applies nothing from where a later version is in
+%% effect on: Ra says nothing of that. The log says it once.
+-spec look_at_running() -> ok.
+look_at_running() ->
+    Ours = rabbit_delay_machine:version(),
+    IsMixed = lists:any(fun (Answer) -> is_tuple(Answer) andalso element(1, Answer) =:= ok
+                                            andalso element(2, Answer) > Ours
+                        end, erpc:multicall(nodes(), rabbit_delay_machine, version, [], ?QUERY_MS)),
+    lists:foreach(fun ({XName, {Id, _}}) ->
+                          rabbit_delay_registry:group_size(XName) > 1 andalso look_at(XName, Id, IsMixed, Ours)
+                  end, rabbit_delay_table:members()).
+
+look_at(XName, Id, IsMixed, Ours) ->
+    case max(in_effect(Id), in_effect(IsMixed andalso rabbit_delay_registry:leader_of(XName))) of
+        Needed when Needed > Ours ->
+            rabbit_delay_table:needs(XName, Needed) andalso say_needs(XName, Needed, Ours);
+        _ ->
+            ok
+    end.
+
+%% The leader is asked, too: what is not in its log any more it sends as a snapshot, which is not taken if it is of a
+%% later version, and such a member hears of nothing.
+in_effect({_, Node} = Id) ->
+    %% On 3.10 what is asked is the server's state, which has a store of its node in it.
+    try erpc:call(Node, rabbit_delay_broker, raft_overview, [Id, ?QUERY_MS], 2 * ?QUERY_MS) of
+        {ok, Overview} -> effective(Overview);
+        _ -> 0
+    catch
+        error:_ -> 0
+    end;
+in_effect(_) ->
+    0.
+
+effective(#{effective_machine_version := Version}) -> Version.
+
+say_needs(XName, Needed, Ours) ->
+    ?LOG_ERROR("delayed messages of ~ts: ~ts. This node's member takes what it is sent, and goes on when it knows that; "
+               "others go on",
+               [rabbit_delay_text:rs(XName),
+                words("their Raft log", "machine ~b, this one's is ~b", [Needed, Ours])], ?LOG_DOMAIN).
 
 %% What of a member's files is, in words.
 -spec in_files(ServerDir :: file:filename(), StoreDir :: file:filename()) -> none | string().

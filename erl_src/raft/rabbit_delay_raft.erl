@@ -34,6 +34,8 @@
 -define(RANDOM_BYTES, 6).
 -define(SALT_BYTES, 16).
 -define(INCARNATION_BYTES, 3).
+%% That of the first plugin that has groups of several members.
+-define(INITIAL_MACHINE_VERSION, 2).
 -define(TICK_MS, 1000).
 %% The longest that a server's start is waited for before it is stopped.
 -define(START_MS, 5000).
@@ -259,8 +261,10 @@ start_stopped_server(XName, Durable, {{Name, _} = ServerId, Uid} = Member, Membe
     end.
 
 %% Where Ra lets all members have a version before it is in effect, from 2.16 on, it begins with 0 otherwise.
+%% The same on all nodes, whatever version of the plugin each has: a member that began with a later one would
+%% apply what others stop at.
 initial_version() ->
-    maps:from_list([{initial_machine_version, rabbit_delay_machine:version()}]).
+    maps:from_list([{initial_machine_version, ?INITIAL_MACHINE_VERSION}]).
 
 %% A server whose log goes on with a later version of the machine leads, and applies nothing more,
 %% without a word.

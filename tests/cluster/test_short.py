@@ -126,14 +126,19 @@ def test_the_disk_of_a_follower_is_full(cluster, group):
 
 
 def test_the_disk_of_the_leader_is_full(cluster, group):
-    """Another node leads, and what is published goes on."""
+    """Another node leads, and what is published goes on, also by who awaits no confirm, and also to an exchange that
+    nothing has been published to from there."""
     full = group.leading()
+    again = Again(cluster)
+    again.publish(cluster.others(full)[0], 2)
     disk(cluster, full, NO_SPACE)
     group.another_leads(than=full)
     for n in range(3):
         group.traffic.await_more("confirmed", SOME, f"p{n}")
     # It stays so.
     assert group.leading() != full
+    again.publish_unconfirmed(full, 3)
+    again.await_held(5)
     disk(cluster, full, None)
     group.accounted_for()
 
@@ -228,6 +233,15 @@ class Again:
 
         for _ in range(count):
             self.cluster.eventually(taken, f"{self.name} takes a message on {n}")
+        connection.close()
+
+    def publish_unconfirmed(self, n, count):
+        """Fails if the channel is closed for that."""
+        connection, channel = self.channel(n)
+        for _ in range(count):
+            channel.basic_publish(self.name, "k", b"x", pika.BasicProperties(
+                delivery_mode=2, headers={"x-delay": LONG}))
+        channel.exchange_declare(self.name, passive=True)
         connection.close()
 
     def await_held(self, count):
