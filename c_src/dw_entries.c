@@ -186,9 +186,9 @@ int dw_store_postpone_many(dw_store *store, const struct dw_id_due *untils, size
     if (result != DW_OK) {
         return result;
     }
-    for (size_t i = 0; i < n && result == DW_OK; i++) {
-        result = postpone_locked(store, untils[i].id, untils[i].due);
-        result = result == DW_ENOENT ? DW_OK : result;
+    for (size_t i = 0; i < n; i++) {
+        const int one = postpone_locked(store, untils[i].id, untils[i].due);
+        result = result == DW_OK && one != DW_ENOENT ? one : result;
         dw_yield_each_locked(store, i);
     }
     dw_publish_locked(store);

@@ -27,6 +27,7 @@ enum {
     WHEEL_BUDGET = 1024,      /* references under one lock */
     WHEEL_ROUNDS = 16,        /* of that, a call */
     GARBAGE_SHARE = 8,        /* of split_bytes: less garbage is let be */
+    RETIMED_SHARE = 4,        /* so many times as many entries for other due times as records */
     IDLE_TICKS = 60,          /* calls after which a file that was not used is closed */
     PAUSE_MIN_MS = 60 * 1000, /* until what could not be read is tried again; doubles */
     PAUSE_MAX_MS = 60 * 60 * 1000,
@@ -326,13 +327,11 @@ static bool is_mostly_garbage(const struct dw_store *store, const struct dw_part
     return dead > partition->live_bytes && dead > store->split_bytes / GARBAGE_SHARE;
 }
 
-/* Where messages are given one due time after the other, the index has more that is over than all
- * that is live. */
+/* Where messages are given one due time after the other, the index has an entry for each, and
+ * opening takes memory for all of them: no more than some times that of the messages. */
 static bool is_index_garbage(const struct dw_store *store, const struct dw_partition *partition) {
-    const uint64_t all = dw_stream_length(&partition->idx);
-    const uint64_t live = DW_FILE_HEADER + partition->live * DW_IDX_ENTRY;
-    const uint64_t dead = all > live ? all - live : 0; /* a damaged one has less */
-    return dead > partition->live_bytes + live && dead > store->split_bytes / GARBAGE_SHARE;
+    return partition->retimed * DW_IDX_ENTRY >
+           RETIMED_SHARE * partition->records * DW_IDX_ENTRY + store->split_bytes / GARBAGE_SHARE;
 }
 
 /* A slice whose time is now empties by itself. */

@@ -498,6 +498,7 @@ uint32_t dw_partition_append(struct dw_partition *partition, const struct dw_rec
         .length = header->length,
     };
     put_entry(&partition->idx, &entry);
+    partition->records++;
     partition->added++;
     partition->added_bytes += bytes;
     return off;
@@ -514,6 +515,7 @@ void dw_partition_retime(struct dw_partition *partition, const struct dw_entry *
         .length = entry->len,
     };
     put_entry(&partition->idx, &again);
+    partition->retimed++;
 }
 
 int dw_partition_reserve_dead(struct dw_partition *partition, const struct dw_alloc *alloc,

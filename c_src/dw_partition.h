@@ -257,6 +257,8 @@ struct dw_partition {
 
     /* The writer's. */
     uint64_t rec_mark, idx_mark; /* lengths to go back to if the present call fails */
+    uint64_t records;            /* all that were ever appended */
+    uint64_t retimed;            /* index entries in place of earlier ones, as far as is known */
     uint64_t added;              /* records appended by the present call */
     uint64_t added_bytes;
     uint32_t dead_expected; /* records that the present call makes dead */

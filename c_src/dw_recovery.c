@@ -152,6 +152,10 @@ static int record_index(struct dw_opening *opening, uint32_t k, uint64_t *index)
     return result;
 }
 
+static bool is_damaged(const struct dw_opening *opening, const struct dw_entry *entry) {
+    return dw_part_of_locked(opening->store, entry)->state == DW_PARTITION_DAMAGED;
+}
+
 /* Of two entries of one id, whether the first, which stands before the other, is right. */
 static int is_better(struct dw_opening *opening, const struct dw_found *a, const struct dw_found *b,
                      bool *better) {
@@ -163,6 +167,12 @@ static int is_better(struct dw_opening *opening, const struct dw_found *a, const
     }
     if (a->rebuilt != b->rebuilt) {
         *better = b->rebuilt;
+        return DW_OK;
+    }
+    /* What a damaged index has may have been moved away, which it has lost. */
+    const bool damaged = is_damaged(opening, first);
+    if (damaged != is_damaged(opening, second)) {
+        *better = !damaged;
         return DW_OK;
     }
     uint64_t index_a, index_b = 0;

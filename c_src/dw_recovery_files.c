@@ -24,6 +24,7 @@ struct reading {
     uint64_t idx_there;
     uint64_t bad[2];    /* index entries, by pass */
     uint64_t first_bad; /* where */
+    uint64_t records;   /* that were ever added */
     uint64_t again;     /* records that were added once more, with another due time */
     uint8_t *dead;      /* a bit for each 32 bytes of .rec: no record is shorter */
     uint8_t *seen;      /* added by good entries */
@@ -138,6 +139,7 @@ static int index_entry(struct reading *reading, enum pass pass, const uint8_t *b
     }
     const bool again = has_bit(reading->seen, entry.off);
     set_bit(reading->seen, entry.off);
+    reading->records += !again;
     if (has_bit(reading->dead, entry.off)) {
         return DW_OK;
     }
@@ -470,6 +472,8 @@ int dw_read_partition(struct dw_opening *opening, const struct dw_manifest_part 
     if (result == DW_OK) {
         result = check_partition(&reading, named->live, opening->count - before - reading.again);
     }
+    partition->records = reading.records;
+    partition->retimed = reading.again;
     dw_release(store->alloc, reading.dead);
     dw_release(store->alloc, reading.seen);
     if (reading.rec_fd >= 0) {

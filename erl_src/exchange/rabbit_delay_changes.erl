@@ -42,8 +42,9 @@ allowed(Change, IsFree) ->
 
 without([], Change) -> Change;
 without(Not, {cancel, Ids}) -> {cancel, Ids -- Not};
-without(Not, {reschedule, Dues}) -> {reschedule, [D || {Id, _} = D <- Dues,
-                                                       not lists:member(Id, Not)]}.
+without(Not, {reschedule, Dues}) ->
+    Gone = maps:from_list([{Id, []} || Id <- Not]),
+    {reschedule, [D || {Id, _} = D <- Dues, not is_map_key(Id, Gone)]}.
 
 -spec ids(change()) -> [rabbit_delay_store:id()].
 ids({cancel, Ids}) -> Ids;

@@ -301,13 +301,14 @@ applied({Correlation, Reply}, #state{lease = Lease} = State) ->
     answer(Correlation, Reply, State#state{lease = rabbit_delay_lease:applied(Correlation, Lease)}).
 
 answer(Note, {ok, #{machine_version := Version, term := Term, paused := Paused}},
-       #state{note = Note} = State) ->
-    attach(Term, Paused, State#state{note = undefined, machine_version = Version});
+       #state{note = Note, machine_version = Raised} = State) ->
+    attach(Term, Paused, State#state{note = undefined, machine_version = max(Version, Raised)});
 answer(Note, _, #state{note = Note} = State) ->
     %% The machine is of an earlier version, which another member may still have.
     rabbit_delay_agenda:attach_later(State#state{note = undefined});
-answer(Asked, {ok, #{machine_version := Version}}, #state{asked = Asked} = State) ->
-    drop_later(rabbit_delay_agenda:pump_soon(State#state{asked = undefined, machine_version = Version}));
+answer(Asked, {ok, #{machine_version := Version}}, #state{asked = Asked, machine_version = Raised} = State) ->
+    drop_later(rabbit_delay_agenda:pump_soon(
+                 State#state{asked = undefined, machine_version = max(Version, Raised)}));
 answer(Correlation, {ok, _} = Reply, #state{in_flight = Book0} = State) ->
     case rabbit_delay_in_flight:settled(Correlation, Book0) of
         {ok, Book} ->

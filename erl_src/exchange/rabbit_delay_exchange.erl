@@ -243,17 +243,17 @@ to_queue(X) ->
 %% A publisher that awaits a confirm gets a nack from the queue; another one has to be told here,
 %% where the broker lets us know which it is. Dead letters wait.
 refuse_if_unavailable(X, Delivery, XName) ->
-    case {rabbit_delay_condition:leaders_status(X), rabbit_delay_registry:unable(XName)} of
-        {{_, Why}, _} -> refuse_who_awaits_nothing(Delivery, XName, Why);
+    case rabbit_delay_broker:confirms(Delivery) =:= false
+        andalso {rabbit_delay_condition:leaders_status(X), rabbit_delay_registry:unable(XName)} of
+        false -> ok;
+        {{_, Why}, _} -> refuse_for_now(XName, Why);
         {_, none} -> ok;
-        {_, Why} -> refuse_who_awaits_nothing(Delivery, XName, Why)
+        {_, Why} -> refuse_for_now(XName, Why)
     end.
 
-refuse_who_awaits_nothing(Delivery, XName, Why) ->
-    _ = rabbit_delay_broker:confirms(Delivery) =:= false
-        andalso rabbit_delay_broker:raise_to_client(
-                  resource_error, "cannot delay a message published to ~ts: ~ts",
-                  [rabbit_delay_text:rs(XName), Why]),
+refuse_for_now(XName, Why) ->
+    _ = rabbit_delay_broker:raise_to_client(resource_error, "cannot delay a message published to ~ts: ~ts",
+                                            [rabbit_delay_text:rs(XName), Why]),
     ok.
 
 refuse(ErrorName, Format, Args, XName) ->

@@ -123,13 +123,14 @@ init({XName, Durable}) ->
     QName = rabbit_delay_registry:queue_name(XName),
     self() ! join,
     _ = erlang:send_after(?STATS_MS, self(), emit_stats),
-    {ok, #state{exchange = XName,
-                name = QName,
-                durable = Durable,
-                counters = rabbit_delay_registry:counters(XName),
-                waiting = rabbit_delay_intake:new(XName),
-                nonce = crypto:strong_rand_bytes(?NONCE_BYTES),
-                max_batches_bytes = rabbit_delay_config:appending_bytes()}}.
+    {ok, rabbit_delay_condition:forget(
+           #state{exchange = XName,
+                  name = QName,
+                  durable = Durable,
+                  counters = rabbit_delay_registry:counters(XName),
+                  waiting = rabbit_delay_intake:new(XName),
+                  nonce = crypto:strong_rand_bytes(?NONCE_BYTES),
+                  max_batches_bytes = rabbit_delay_config:appending_bytes()})}.
 
 -spec handle_batch([gen_batch_server:op()], #state{}) ->
           {ok, [gen_batch_server:action()], #state{}}.
@@ -210,6 +211,9 @@ handle_info(give_up, State) ->
     rabbit_delay_append:give_up(State);
 handle_info(open_session, #state{leader = {_, _}, opening = undefined} = State) ->
     open_session(State);
+handle_info(open_session, #state{opening = {_, _}} = State) ->
+    _ = erlang:send_after(?OPEN_AGAIN_MS, self(), open_session),
+    State;
 handle_info(look_for_late, State) ->
     rabbit_delay_append:reject_late(State#state{late_timer = undefined});
 handle_info({say_again, What}, State) ->

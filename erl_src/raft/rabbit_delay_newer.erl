@@ -13,6 +13,8 @@
 -export([refuse/2, refused/2, words/3, in_files/2, look_at_running/0]).
 
 -define(QUERY_MS, 5000).
+%% How long members are looked at: those that do not answer keep nothing else waiting.
+-define(LOOK_MS, 10000).
 
 %% Has the exchange's member stopped for good, the exchange refused in these words, and the log say
 %% so, once.
@@ -41,8 +43,11 @@ look_at_running() ->
     IsMixed = lists:any(fun (Answer) -> is_tuple(Answer) andalso element(1, Answer) =:= ok
                                             andalso element(2, Answer) > Ours
                         end, erpc:multicall(nodes(), rabbit_delay_machine, version, [], ?QUERY_MS)),
+    Until = erlang:monotonic_time(millisecond) + ?LOOK_MS,
     lists:foreach(fun ({XName, {Id, _}}) ->
-                          rabbit_delay_registry:group_size(XName) > 1 andalso look_at(XName, Id, IsMixed, Ours)
+                          erlang:monotonic_time(millisecond) < Until
+                              andalso rabbit_delay_registry:group_size(XName) > 1
+                              andalso look_at(XName, Id, IsMixed, Ours)
                   end, rabbit_delay_table:members()).
 
 look_at(XName, Id, IsMixed, Ours) ->

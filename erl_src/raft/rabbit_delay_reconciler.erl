@@ -97,11 +97,12 @@ look(IsDue, All, WasLeaving, Unnamed) ->
                             true -> rabbit_delay_member_changes:move_leaders();
                             false -> WasLeaving
                         end,
+            NotYet = case IsDue andalso rabbit_delay_config:reconciles() of
+                         true -> reconcile(All, Unnamed);
+                         false -> []
+                     end,
             _ = IsDue andalso All andalso rabbit_delay_newer:look_at_running(),
-            {IsLeaving, case IsDue andalso rabbit_delay_config:reconciles() of
-                            true -> reconcile(All, Unnamed);
-                            false -> []
-                        end}
+            {IsLeaving, NotYet}
     end.
 
 reconcile(All, Unnamed) ->

@@ -34,6 +34,7 @@
 -define(OF_OTHERS,
         #{ra => simulated_raft,
           rabbit_delay_registry => simulated_node,
+          rabbit_delay_table => simulated_node,
           rabbit_delay_group => simulated_node,
           rabbit_delay_system => simulated_node,
           rabbit_delay_raft => simulated_node,

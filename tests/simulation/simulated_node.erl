@@ -7,8 +7,9 @@
 -include_lib("rabbit_common/include/resource.hrl").
 
 -export([exchange/0, begin_all/1, node_started/1, forget/1, dir/1, server_id/1]).
-%% rabbit_delay_registry
--export([register_queue/2, register_dispatcher/2, register_store/2, register_life/2, register_leader/2,
+%% rabbit_delay_table, rabbit_delay_registry
+-export([update_known/2, lookup/2,
+         register_queue/2, register_dispatcher/2, register_store/2, register_life/2, register_leader/2,
          register_paused/2, register_unable/2, queue_name/1, counters/1, queue/1, dispatcher/1, store/1, life/1,
          pending/1, stat/1, group_size/1, refusal/1, leader/2, leader/3, no_leader/1, take_permit/1,
          checkpointed/2]).
@@ -50,6 +51,8 @@ set(Key, Value) ->
     _ = erlang:put(Row, (erlang:get(Row))#{Key => Value}),
     ok.
 
+update_known(_, _) -> true.
+lookup(_, _) -> undefined.
 register_queue(_, Pid) -> set(queue, Pid).
 register_dispatcher(_, Pid) -> set(dispatcher, Pid).
 register_store(_, Store) -> set(store, Store).
