@@ -474,7 +474,7 @@ model-trace: $(MODEL)
 # happens from a seed: tests/simulation/README.md.
 SEEDS := 2000
 FIRST := 1
-SIMULATE := ERL_LIBS=$(BROKER_HOME)/plugins tests/simulation/run $(EBIN)
+SIMULATE := env ERL_LIBS=$(BROKER_HOME)/plugins tests/simulation/run $(EBIN)
 suites-simulation:
 	@rm -rf $(RESULTS)/simulation
 	@$(RUN) simulation-seeds --junit "$(RESULTS)/simulation/seeds-*.xml" -- \
