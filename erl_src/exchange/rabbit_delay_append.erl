@@ -26,6 +26,8 @@
 %% looked at.
 -define(MAX_WAITING_MS, 15000).
 -define(LOOK_FOR_LATE_MS, 1000).
+%% How long it is under way before it is asked whether that one leads.
+-define(UNANSWERED_MS, 1000).
 
 %% How much an exchange's store may hold in memory that it cannot write, and all of the node's together,
 %% before messages are rejected; and how often the store is looked at then.
@@ -192,6 +194,7 @@ look_for_late(State) ->
 %% because no more may be under way, is rejected, too.
 -spec reject_late(#state{}) -> #state{}.
 reject_late(#state{batches = Batches, exchange = XName, name = QName} = State0) ->
+    ok = ask_who_leads(State0),
     Before = now_ms() - ?MAX_WAITING_MS,
     Late = [{SeqNo, Batch} || {SeqNo, #batch{since = Since, confirms = Confirms} = Batch} <-
                                   maps:to_list(Batches),
@@ -210,6 +213,19 @@ reject_late(#state{batches = Batches, exchange = XName, name = QName} = State0) 
                        rejected(SeqNo, Batch, told(Batch), State)
                end, State0, Late),
     look_for_late(reject_behind(Before, State1)).
+
+%% What was sent to a server that led and did not know that it does no more is lost with its log's end, and nothing
+%% is said of it. As a follower it rejects this note, and says who leads.
+ask_who_leads(#state{batches = Batches, leader = {ServerId, _}}) ->
+    Now = now_ms(),
+    case lists:any(fun (#batch{since = Since}) ->
+                           Now - Since >= ?UNANSWERED_MS andalso Now - Since < ?MAX_WAITING_MS
+                   end, maps:values(Batches)) of
+        true -> rabbit_delay_commands:note(ServerId, make_ref());
+        false -> ok
+    end;
+ask_who_leads(_) ->
+    ok.
 
 reject_behind(Before, #state{batches = Batches, rejectable = Rejectable} = State) when Rejectable > 0 ->
     Stuck = [SeqNo || {SeqNo, #batch{since = Since}} <- maps:to_list(Batches),
