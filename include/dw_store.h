@@ -204,9 +204,9 @@ void dw_store_note(dw_store *store, uint64_t index);
 int dw_store_flush(dw_store *store);
 
 /* One step of upkeep, of at most some max_bytes of record bodies: splits a coarse partition whose
- * time nears, rewrites one of whose files more than half is dead, looks ahead in the wheel, closes
- * files that were not used for 60 calls. *more: call again soon. [I/O] as dw_store_flush(),
- * DW_ENOMEM, DW_EFULL */
+ * time nears, rewrites one that is more than half dead, or that has several times as many other due
+ * times as records, looks ahead in the wheel, closes files that were not used for 60 calls. *more:
+ * call again soon. [I/O] as dw_store_flush(), DW_ENOMEM, DW_EFULL */
 int dw_store_maintain(dw_store *store, uint64_t now_ms, size_t max_bytes, bool *more);
 
 typedef struct dw_checkpoint dw_checkpoint;

@@ -43,7 +43,7 @@
 %% How long until it is asked again whether the machine is of a version that opens sessions.
 -define(OPEN_AGAIN_MS, 1000).
 %% And until it is asked once more by whom nothing was answered. Each is an entry, if that one leads.
--define(UNANSWERED_MS, 3000).
+-define(UNOPENED_MS, 3000).
 -define(NONCE_BYTES, 16).
 -define(STATS_MS, 5000).
 -define(CALL_MS, 60000).
@@ -213,12 +213,12 @@ handle_info(give_up, State) ->
     rabbit_delay_append:give_up(State);
 handle_info(open_session, #state{leader = {_, _}, opening = undefined} = State) ->
     open_session(State);
-%% Lost with a server that led and did not know that it does no more. As a follower it says who leads.
-handle_info({unanswered, Ref}, #state{opening = {_, Ref}} = State) ->
-    open_session(State#state{opening = undefined});
 handle_info(open_session, #state{opening = {_, _}} = State) ->
     _ = erlang:send_after(?OPEN_AGAIN_MS, self(), open_session),
     State;
+%% Lost with a server that led and did not know that it does no more. As a follower it says who leads.
+handle_info({unanswered, Ref}, #state{opening = {_, Ref}} = State) ->
+    open_session(State#state{opening = undefined});
 handle_info(look_for_late, State) ->
     rabbit_delay_append:reject_late(State#state{late_timer = undefined});
 handle_info({say_again, What}, State) ->
@@ -424,7 +424,7 @@ open_session(#state{leader = {ServerId, _}, session = Session, machine_version =
   when Session =:= undefined; not ?KNOWS_RELEASES(Version) ->
     Ref = make_ref(),
     ok = rabbit_delay_commands:note(ServerId, Ref),
-    _ = erlang:send_after(?UNANSWERED_MS, self(), {unanswered, Ref}),
+    _ = erlang:send_after(?UNOPENED_MS, self(), {unanswered, Ref}),
     State#state{opening = {note, Ref}};
 open_session(State) ->
     State.
@@ -437,7 +437,7 @@ opens(Ref, {ok, #{machine_version := Version}},
   when Version >= 2 ->
     Open = make_ref(),
     ok = rabbit_delay_commands:open_session(ServerId, Nonce, Open),
-    _ = erlang:send_after(?UNANSWERED_MS, self(), {unanswered, Open}),
+    _ = erlang:send_after(?UNOPENED_MS, self(), {unanswered, Open}),
     State#state{opening = {open, Open}, machine_version = Version};
 opens(Ref, _, #state{opening = {note, Ref}} = State) ->
     _ = erlang:send_after(?OPEN_AGAIN_MS, self(), open_session),
