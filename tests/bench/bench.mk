@@ -31,7 +31,7 @@ soak: dist-$(BROKER_SERIES) $(BENCH_LOAD)
 bench-celery: dist-$(BROKER_SERIES)
 	/usr/bin/python3 tests/bench/bench_celery.py $(CELERY_ARGS)
 
-# Three nodes: a replicated delayed exchange beside a quorum queue. CLUSTER_ARGS="--rounds 3 --kills 5".
+# Three nodes: a replicated delayed exchange beside a quorum queue. CLUSTER_ARGS="--figures publish,takeover --rounds 3".
 .PHONY: bench-cluster
 bench-cluster: dist-$(BROKER_SERIES) $(BENCH_LOAD)
 	/usr/bin/python3 tests/bench/bench_cluster.py $(CLUSTER_ARGS)
