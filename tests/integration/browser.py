@@ -47,8 +47,7 @@ class Page:
 
     def visit(self, fragment, selector):
         """Goes to a page, made anew also if it is the one that is shown, and waits for part of it."""
-        self.goto("about:blank")
-        self.goto(self.url + fragment)
+        self.load(self.url + fragment)
         self.waitForSelector(selector)
 
     def exchange(self, name, vhost="/"):

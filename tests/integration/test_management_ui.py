@@ -507,6 +507,11 @@ def user(broker, browser):
         broker.ctl("delete_user", name)
 
 
+def test_a_page_one_of_whose_scripts_is_lost_is_made_anew(page):
+    page.lose("**/jquery*.js")
+    page.visit("#/delayed-exchanges", "#main h1:has-text('Delayed exchanges')")
+
+
 def test_who_may_not_see_messages_is_told(user, holding):
     page = user(configure=".*", read="^$")
     page.exchange(holding[0])

@@ -7,6 +7,7 @@ import readline from 'node:readline';
 import { chromium } from 'playwright-core';
 
 const TIMEOUT_MS = 120000;
+const LOADED_TIMES = 5;
 
 const browser = await chromium.launch({
     executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
@@ -22,7 +23,7 @@ const METHODS = {
         const context = await browser.newContext({ viewport: { width: 1280, height: 900 } });
         const page = await context.newPage();
         page.setDefaultTimeout(TIMEOUT_MS);
-        const tab = { page, asked: [], errors: [], accepts: true };
+        const tab = { page, asked: [], errors: [], unloaded: [], accepts: true };
         page.on('dialog', async (dialog) => {
             tab.asked.push(dialog.message());
             await (tab.accepts ? dialog.accept() : dialog.dismiss());
@@ -31,8 +32,31 @@ const METHODS = {
         page.on('console', (message) => {
             if (message.text().startsWith('Uncaught error')) tab.errors.push(message.text());
         });
+        page.on('requestfailed', (request) => {
+            if (request.resourceType() === 'script') {
+                tab.unloaded.push(`${request.url()}: ${request.failure().errorText}`);
+            }
+        });
         tabs.set(name, tab);
-        await page.goto(url);
+        await METHODS.load(name, url);
+    },
+    // Makes a page anew, and again if a connection was lost over one of its scripts, as a user would: a broker that
+    // is slow to answer closes connections. What went wrong for lack of that script does not count.
+    async load(name, url) {
+        const tab = tabs.get(name);
+        for (let times = 1; ; times++) {
+            await tab.page.goto('about:blank');
+            const before = tab.errors.length;
+            tab.unloaded = [];
+            await tab.page.goto(url);
+            if (tab.unloaded.length === 0) return;
+            if (times === LOADED_TIMES) throw new Error(`not loaded: ${tab.unloaded.join(', ')}`);
+            tab.errors.length = before;
+        }
+    },
+    // The next request for it gets no answer.
+    async lose(name, pattern) {
+        await tabs.get(name).page.route(pattern, (route) => route.abort('connectionreset'), { times: 1 });
     },
     async close(name) {
         await tabs.get(name).page.context().close();
@@ -44,8 +68,9 @@ const METHODS = {
         tab.accepts = accepts;
         return tab.asked.splice(0);
     },
+    // What went wrong since the last call.
     async errors(name) {
-        return tabs.get(name).errors;
+        return tabs.get(name).errors.splice(0);
     },
     async texts(name, selector) {
         return tabs.get(name).page.locator(selector).allInnerTexts();
