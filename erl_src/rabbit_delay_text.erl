@@ -7,7 +7,7 @@
 %% Pure functions, in the broker and in rabbitmqctl.
 -module(rabbit_delay_text).
 
--export([printable/1, escaped/1, value/1, setting/1, reply/1, rs/1, exchange/1]).
+-export([printable/1, escaped/1, value/1, setting/1, reply/1, rs/1, exchange/1, count/2, reason/1]).
 
 -type chars() :: unicode:chardata().
 
@@ -117,3 +117,22 @@ rs(Kind, Name, VHost) ->
 -spec exchange(Name :: binary()) -> binary().
 exchange(<<>>) -> <<"amq.default">>;
 exchange(Name) -> escaped(Name).
+
+%% 1 message, 2 messages
+-spec count(non_neg_integer(), string()) -> string().
+count(1, What) -> "1 " ++ What;
+count(N, What) -> integer_to_list(N) ++ " " ++ What ++ "s".
+
+%% Why something failed, where that is an error of the system or of a call to another node; a term is
+%% shown only where there is nothing else.
+-spec reason(term()) -> binary().
+reason({Kind, Errno}) when Kind =:= eio; Kind =:= enospc; Kind =:= eacces -> reason(Errno);
+reason(timeout) -> <<"it did not answer in time">>;
+reason(noconnection) -> <<"it cannot be reached">>;
+reason(eclosed) -> <<"it is closed">>;
+reason(Errno) when is_atom(Errno) ->
+    case file:format_error(Errno) of
+        "unknown POSIX error" ++ _ -> atom_to_binary(Errno, utf8);
+        Text -> list_to_binary(Text)
+    end;
+reason(Reason) -> iolist_to_binary(io_lib:format("~0P", [Reason, 20])).

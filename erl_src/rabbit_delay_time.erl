@@ -6,7 +6,7 @@
 %% Pure functions but for the zone, in the broker and in rabbitmqctl.
 -module(rabbit_delay_time).
 
--export([shown/2, utc/1, local/1, span/1]).
+-export([shown/2, utc/1, exact/1, local/1, span/1]).
 
 -type ms() :: integer().
 
@@ -38,6 +38,13 @@ parts([{N, Unit} | Rest]) ->
 -spec utc(ms()) -> binary().
 utc(Ms) ->
     list_to_binary(calendar:system_time_to_rfc3339(Ms div 1000, [{offset, "Z"}])).
+
+%% The same to the millisecond: 2027-01-31T12:00:00.000Z, which has four digits for a year.
+-spec exact(ms()) -> binary().
+exact(Ms) when Ms >= 253402300800000 ->
+    integer_to_binary(Ms);
+exact(Ms) ->
+    list_to_binary(calendar:system_time_to_rfc3339(Ms, [{unit, millisecond}, {offset, "Z"}])).
 
 %% What a clock on the wall shows, 2027-01-31 12:00:00 or 2027-01-31T12:00, in ms since the epoch. There
 %% are none and two of a time when clocks are put forward and back.

@@ -83,8 +83,8 @@ look_at_calls(Version, IsKnown) ->
                                   ?LOG_ERROR("rabbitmq_delay_wheel needs ~p:~p/~b, which RabbitMQ ~ts "
                                              "does not have", [M, F, A, Version], ?LOG_DOMAIN)
                           end, Missing),
-            take_no_part({unable, format("RabbitMQ ~ts lacks ~b functions that it calls, as the log says",
-                                         [Version, length(Missing)])})
+            take_no_part({unable, format("RabbitMQ ~ts lacks ~s that it calls, as the log says",
+                                         [Version, rabbit_delay_text:count(length(Missing), "function")])})
     end.
 
 take_no_part({_, Why} = Status) ->

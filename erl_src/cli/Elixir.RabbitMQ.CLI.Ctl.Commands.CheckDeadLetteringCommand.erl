@@ -90,7 +90,7 @@ run([], #{node := Node, timeout := Timeout} = Options) ->
                  _ -> [maps:get(vhost, Options, <<"/">>)]
              end,
     case rpc:call(Node, rabbit_delay_doctor, live, [VHosts], Timeout) of
-        {badrpc, _} = Failed -> {error, Failed};
+        {badrpc, _} = Failed -> rabbit_delay_cli:unanswered(Failed);
         Result -> Result
     end.
 

@@ -42,7 +42,7 @@ merge_defaults(Args, Options) ->
 
 -spec validate([binary()], options()) -> ok | {validation_failure, term()}.
 validate([_], #{limit := Limit}) when Limit < 1 ->
-    {validation_failure, {bad_argument, <<"--limit is not positive">>}};
+    {validation_failure, {bad_argument, <<"--limit must be at least 1">>}};
 validate([_], _) -> ok;
 validate([], _) -> {validation_failure, not_enough_args};
 validate(_, _) -> {validation_failure, too_many_args}.
@@ -54,7 +54,7 @@ run([Queue], #{node := Node, vhost := VHost, limit := Limit, timeout := Timeout}
             _ = Truncated andalso io:put_chars(standard_error,
                                                "Looking took too long: there are more.\n"),
             [[{Name, text(Value)} || {Name, Value} <- Row] || Row <- Rows];
-        {badrpc, _} = Failed -> {error, Failed};
+        {badrpc, _} = Failed -> rabbit_delay_cli:unanswered(Failed);
         {error, Failure} -> rabbit_delay_cli:failure(Failure)
     end.
 

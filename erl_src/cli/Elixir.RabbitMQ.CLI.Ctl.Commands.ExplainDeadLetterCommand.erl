@@ -45,7 +45,7 @@ validate([], #{file := _}) -> ok;
 validate([_], #{file := _}) -> {validation_failure, too_many_args};
 validate([], _) -> {validation_failure, not_enough_args};
 validate([_], #{position := Position}) when Position < 1 ->
-    {validation_failure, {bad_argument, <<"--position is not positive">>}};
+    {validation_failure, {bad_argument, <<"--position must be at least 1">>}};
 validate([_], _) -> ok;
 validate(_, _) -> {validation_failure, too_many_args}.
 
@@ -61,8 +61,8 @@ run([], #{file := File}) ->
     end;
 run([Queue], #{node := Node, vhost := VHost, position := Position, timeout := Timeout}) ->
     case rpc:call(Node, rabbit_delay_dead_letter_stats, explain, [VHost, Queue, Position], Timeout) of
-        {badrpc, _} = Failed -> {error, Failed};
-        {error, {_, Why}} -> {error, Why};
+        {badrpc, _} = Failed -> rabbit_delay_cli:unanswered(Failed);
+        {error, Failure} -> rabbit_delay_cli:failure(Failure);
         {ok, Sentences, _} -> {ok, Sentences}
     end.
 

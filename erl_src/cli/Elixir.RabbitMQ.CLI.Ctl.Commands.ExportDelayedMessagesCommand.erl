@@ -157,7 +157,7 @@ official(Entries, Exchange, #{node := Node, vhost := VHost, timeout := Timeout},
          {Count, Damaged, Others0}) ->
     case rpc:call(Node, rabbit_delay_transfer, official_lines, [VHost, Exchange, Entries], Timeout) of
         {badrpc, _} = Failed ->
-            throw({stopped, {error, Failed}});
+            throw({stopped, rabbit_delay_cli:unanswered(Failed)});
         {Lines, Others, Bad} ->
             case file:write(Device, [[Line, $\n] || Line <- Lines]) of
                 ok ->

@@ -60,7 +60,7 @@ merge_defaults(Args, Options) ->
 
 -spec validate([binary()], options()) -> ok | {validation_failure, term()}.
 validate([], #{from_line := Line}) when Line < 1 ->
-    {validation_failure, {bad_argument, <<"--from-line is not positive">>}};
+    {validation_failure, {bad_argument, <<"--from-line must be at least 1">>}};
 validate([], #{file := _}) -> ok;
 validate([], #{exchange := _}) -> needs_file();
 validate([], #{from_line := _}) -> needs_file();
@@ -125,8 +125,8 @@ steps(VHost, Cursor, Sum0, Total, Options) ->
         Failure ->
             {error, Code, Why} = failed(Failure),
             {error, Code,
-             format("~ts~n~b of ~b messages are imported. Nothing is lost and nothing comes twice: "
-                    "run it again to go on.", [Why, maps:get(imported, Sum0), Total])}
+             format("~ts~n~b of ~s imported. Nothing is lost and nothing comes twice: run it again to go on.",
+                    [Why, maps:get(imported, Sum0), rabbit_delay_cli:count(Total, "message")])}
     end.
 
 add(#{imported := I, already := A, skipped := S}, #{imported := I0, already := A0, skipped := S0}) ->
@@ -139,7 +139,8 @@ tell(_, _, #{silent := true}) -> ok;
 tell(#{imported := Imported, already := Already}, Total, Options) ->
     case rabbit_delay_cli:is_json(Options) of
         true -> ok;
-        false -> io:format(standard_error, "~b of ~b messages~n", [Imported + Already, Total])
+        false -> io:format(standard_error, "~b of ~s~n",
+                           [Imported + Already, rabbit_delay_cli:count(Total, "message")])
     end.
 
 total(Counts) -> lists:sum(maps:values(Counts)).
@@ -175,9 +176,10 @@ json(#{imported := Imported, already := Already, skipped := Skipped}, Total, Lef
                            <- lists:sort(maps:to_list(Skipped))]}).
 
 summary(#{imported := Imported, already := Already}, Total, Left) ->
-    [format("~b messages were in the official plugin's tables: ~b are imported, ", [Total, Imported]),
-     [format("~b had been before, ", [Already]) || Already > 0],
-     format("~b are left.", [Left])].
+    [format("~s found in the official plugin's tables: ~b imported, ",
+            [rabbit_delay_cli:count(Total, "message"), Imported]),
+     [format("~b imported before, ", [Already]) || Already > 0],
+     format("~b left.", [Left])].
 
 left_row({{#resource{virtual_host = VHost, name = Exchange}, Why}, N}) ->
     [integer_to_list(N), ": exchange \"", rabbit_delay_cli:text(Exchange), "\" in vhost \"",
@@ -207,7 +209,7 @@ skip(_, 0) ->
 skip(Device, N) ->
     case file:read_line(Device) of
         {ok, _} -> skip(Device, N - 1);
-        eof -> {error, ?EXIT_DATA, <<"the file has fewer lines">>};
+        eof -> {error, ?EXIT_DATA, <<"--from-line: the file has fewer lines">>};
         {error, Reason} -> {error, ?EXIT_DATA, unicode:characters_to_binary(file:format_error(Reason))}
     end.
 

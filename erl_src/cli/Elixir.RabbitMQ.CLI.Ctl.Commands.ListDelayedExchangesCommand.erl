@@ -112,7 +112,11 @@ watched(wait, Pause, Args, Options) ->
 watched(Rows, _, _, Options) when is_list(Rows) ->
     At = maps:get(due, rabbit_delay_cli:times(#{due => erlang:system_time(millisecond)}, Options)),
     {[[{at, clock(At)} | Row] || Row <- Rows], wait};
-watched(Failure, _, _, _) ->
+watched({error, _, Why}, _, _, _) ->
+    {[{error, Why}], ended};
+watched({error, {no_such_vhost, VHost}}, _, _, _) ->
+    {[{error, <<"there is no vhost '", VHost/binary, "' any more">>}], ended};
+watched({error, Failure}, _, _, _) ->
     {[{error, rabbit_delay_cli:went_away(Failure)}], ended}.
 
 %% Without how far off it is.
@@ -122,8 +126,14 @@ clock(Ms) -> Ms.
 rows(Args, #{node := Node, vhost := VHost, timeout := Timeout} = Options) ->
     case rpc:call(Node, rabbit_delay_exchange, list, [VHost, ?INFO_KEYS:prepare_info_keys(Args)],
                   Timeout) of
+        [] ->
+            %% Nothing in a vhost is not the same as none of that name.
+            case rpc:call(Node, rabbit_vhost, exists, [VHost], Timeout) of
+                false -> {error, {no_such_vhost, VHost}};
+                _ -> []
+            end;
         Rows when is_list(Rows) -> [times(Row, Options) || Row <- Rows];
-        Failure -> Failure
+        Failure -> rabbit_delay_cli:unanswered(Failure)
     end.
 
 times(Row, Options) ->

@@ -130,7 +130,7 @@ next({page, [], Cursor, Left}, _, Fetch, _) ->
     case Fetch(Cursor, Left) of
         {page, _, _, _} = Page -> {[], Page};
         {error, _, Why} -> {[{error, Why}], {page, [], none, 0}};
-        Failure -> {[{error, Failure}], {page, [], none, 0}}
+        {error, Gone} -> {[{error, rabbit_delay_cli:went_away(Gone)}], {page, [], none, 0}}
     end;
 next({page, Items, Cursor, Left}, Columns, _, Options) ->
     {[row(Item, Columns, Options) || Item <- Items], {page, [], Cursor, Left}}.

@@ -68,7 +68,7 @@ validate([_], Options) ->
         #{routing_key := _} when not is_map_key(to_exchange, Options) ->
             bad(<<"--routing-key goes with --to-exchange">>);
         _ when Positive =/= [] ->
-            bad(<<"--limit and --rate are positive">>);
+            bad(<<"--limit and --rate must be at least 1">>);
         #{reason := Reason} ->
             case lists:member(Reason, rabbit_delay_deaths:reasons()) of
                 true ->
@@ -116,7 +116,7 @@ bad(Why) -> {validation_failure, {bad_argument, Why}}.
 run([Queue], #{node := Node} = Options) ->
     case rpc:call(Node, rabbit_delay_redrive, start, [request(Queue, Options), self()]) of
         {badrpc, _} = Failed ->
-            {error, Failed};
+            rabbit_delay_cli:unanswered(Failed);
         Pid ->
             Shown = not (is_map_key(quiet, Options) orelse is_map_key(silent, Options)
                          orelse is_map_key(formatter, Options)),
@@ -152,7 +152,8 @@ await(Pid, Monitor, Shown, Progress0) ->
                                                   rabbit_delay_progress:total(Total, Progress0)),
             await(Pid, Monitor, Shown, Progress);
         {redrive, Pid, targets, Targets} ->
-            _ = Shown andalso io:put_chars(standard_error,
+            _ = Shown andalso Targets =/= #{} andalso
+                io:put_chars(standard_error,
                                            ["To be redriven:", targets(Targets), $\n]),
             await(Pid, Monitor, Shown, Progress0);
         {redrive, Pid, done, Result} ->
@@ -196,12 +197,11 @@ targets(Targets) ->
 
 %% What was asked for and did not happen.
 left(#{stopped := Stopped} = Counts) ->
-    [[integer_to_binary(N), Text]
-     || {Key, Text} <- [{no_target, " have no x-death that names a target, and stay"},
-                        {would_loop, " would come back at once, and stay"},
-                        {unroutable, " have a target that is not there, and stay"},
-                        {refused, " were refused by the target, and stay"},
-                        {unconfirmed, " were published and not confirmed, and stay: they may be in "
-                                      "both places"}],
+    [[rabbit_delay_cli:count(N, "message"), Text]
+     || {Key, Text} <- [{no_target, " left: no x-death that names a target"},
+                        {would_loop, " left: would come back at once"},
+                        {unroutable, " left: the target is not there"},
+                        {refused, " left: refused by the target"},
+                        {unconfirmed, " published and not confirmed: left, and perhaps in both places"}],
         N <- [maps:get(Key, Counts)], N > 0]
         ++ [["ended early: ", Stopped] || Stopped =/= undefined].

@@ -4,7 +4,7 @@
 %% the broker: only rabbit_delay_filter is called directly.
 -module(rabbit_delay_cli).
 
--export([several_switches/0, several_usage/0, banner/3, pending/2, fold_pending/5, went_away/1, count/2, unroutable/3,
+-export([several_switches/0, several_usage/0, banner/3, pending/2, fold_pending/5, went_away/1, unanswered/1, count/2, unroutable/3,
          selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/2, check_selection/3,
          check_filter/1, filter/1, resource/2, call/4, failure/1, switch/3, change/3,
          text/1, times/2, json/1, is_json/1, is_for_programs/1]).
@@ -18,7 +18,6 @@
 %% How long it waits to see what became of messages that it made due.
 -define(SETTLED_MS, 5000).
 -define(LOOK_MS, 100).
--define(EXIT_USAGE, 64).
 -define(EXIT_DATA, 65).
 -define(EXIT_UNAVAILABLE, 69).
 
@@ -143,8 +142,17 @@ bad(Why) ->
 check_filter(Options) ->
     case rabbit_delay_filter:parse(words(Options), now_ms()) of
         {ok, _} -> ok;
-        {error, Why} -> bad(Why)
+        {error, Why} -> bad(switches(Why))
     end.
+
+%% What a filter's reason names, as it is written here.
+switches(Why) ->
+    lists:foldl(fun ({Name, _}, Text) ->
+                        re:replace(Text, ["(^|after )", atom_to_list(Name), "(?=:| \\()"], ["\\1", switch_of(Name)],
+                                   [{return, binary}])
+                end, Why, selecting_switches()).
+
+switch_of(Name) -> ["--", string:replace(atom_to_list(Name), "_", "-", all)].
 
 -spec filter(options()) -> rabbit_delay_filter:filter().
 filter(Options) ->
@@ -166,13 +174,12 @@ resource(Exchange, #{vhost := VHost}) ->
 call(#{node := Node, timeout := Timeout}, Function, Args, Then) ->
     case rpc:call(Node, rabbit_delay_pending, Function, Args, Timeout) of
         {error, Failure} -> failure(Failure);
-        {badrpc, _} = Failure -> Failure;
+        {badrpc, _} = Failure -> unanswered(Failure);
         Result -> Then(Result)
     end.
 
 %% The exit code and the words of what the broker refused (docs/operating.md has the table).
 -spec failure({Kind :: atom(), Why :: binary()}) -> {error, integer(), binary()}.
-failure({bad_request, Why}) -> {error, ?EXIT_USAGE, Why};
 failure({unavailable, Why}) -> {error, ?EXIT_UNAVAILABLE, Why};
 failure({_, Why}) -> {error, ?EXIT_DATA, Why}.
 
@@ -238,6 +245,8 @@ change_matching(XName, Operation, Filter, Request, Sum0, Progress0, Options) ->
     end.
 
 %% What is run again does what is left, but a reschedule by a span would move some twice.
+stopped({error, {badrpc, _} = Gone}, #{changed := Changed} = Sum, Operation, Request) when Changed > 0 ->
+    stopped(failure({unavailable, went_away(Gone)}), Sum, Operation, Request);
 stopped({error, Code, Why}, #{changed := Changed}, {reschedule_by, _} = Operation,
         #{cursor := Cursor}) ->
     {error, Code, format("~ts~n~s ~s so far: go on with --cursor ~s",
@@ -263,7 +272,7 @@ each([], #{node := Node, vhost := VHost, timeout := Timeout} = Options, Fun, The
                 Names -> each_of(Names, Fun, Then, [])
             end;
         Failure ->
-            Failure
+            unanswered(Failure)
     end.
 
 each_of([], _, Then, Done) ->
@@ -310,8 +319,7 @@ are(_) -> "are".
 
 %% 1 message, 2 messages
 -spec count(non_neg_integer(), string()) -> string().
-count(1, What) -> "1 " ++ What;
-count(N, What) -> integer_to_list(N) ++ " " ++ What ++ "s".
+count(N, What) -> rabbit_delay_text:count(N, What).
 
 %% How many messages an exchange holds, as far as that can be said.
 -spec pending(rabbit_exchange:name(), options()) -> non_neg_integer().
@@ -356,6 +364,12 @@ went_away({badrpc, timeout}) -> <<"the broker did not answer in time (--timeout)
 went_away({badrpc, {'EXIT', _}}) -> <<"it failed in the broker: see its log">>;
 went_away({badrpc, _}) -> <<"the broker went away">>.
 
+%% Of a node that cannot be reached the tool itself tells more; of all else it would show a term, or end with a code
+%% that is not in the table.
+-spec unanswered({badrpc, term()}) -> {error, {badrpc, nodedown}} | {error, integer(), binary()}.
+unanswered({badrpc, nodedown} = Failure) -> {error, Failure};
+unanswered(Failure) -> failure({unavailable, went_away(Failure)}).
+
 %% Does what makes messages due, and tells how many were unroutable meanwhile, of each exchange of the
 %% vhost. What goes on is awaited, for a bounded time: to a queue that takes nothing it would be long.
 -spec unroutable(boolean(), options(), fun(() -> result())) -> result().
@@ -364,10 +378,10 @@ unroutable(false, _, Fun) ->
 unroutable(true, Options, Fun) ->
     Before = routing(Options),
     Result = Fun(),
-    case is_tuple(Result) andalso element(1, Result) =:= badrpc of
-        true ->
+    case Result of
+        {error, {badrpc, _}} ->
             Result;
-        false ->
+        _ ->
             After = settled(2, Options, erlang:monotonic_time(millisecond) + ?SETTLED_MS),
             with_unroutable(Result, [{Name, N - maps:get(Name, Before, 0)}
                                      || {Name, N} <- lists:sort(maps:to_list(After)),

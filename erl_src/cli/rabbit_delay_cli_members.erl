@@ -61,7 +61,7 @@ check_patterns(Options) ->
 ask(#{node := Node, timeout := Timeout}, Function, Args, Then) ->
     case rpc:call(Node, rabbit_delay_replication, Function, Args, Timeout) of
         {error, Failure} -> rabbit_delay_cli:failure(Failure);
-        {badrpc, _} = Failure -> Failure;
+        {badrpc, _} = Failure -> rabbit_delay_cli:unanswered(Failure);
         Result -> Then(Result)
     end.
 
@@ -95,7 +95,7 @@ transfer(XName, Node, Options) ->
     case ask(Options, transfer, [XName, Node, ?BY], fun (Result) -> Result end) of
         Done when Done =:= ok; Done =:= unchanged -> [];
         {error, _, Why} -> Failed(Why);
-        {badrpc, _} = Failure -> Failed(rabbit_delay_cli:went_away(Failure))
+        {error, Failure} -> Failed(rabbit_delay_cli:went_away(Failure))
     end.
 
 %% A change of each of these exchanges, of which it is known how many members they have.
@@ -114,7 +114,7 @@ next([{XName, Size} | Left], Change, Node, Failed, Options) ->
                          ok -> {by(Change), <<"ok">>};
                          unchanged -> {0, <<"ok">>};
                          {error, _, Why} -> {0, <<"error: ", Why/binary>>};
-                         {badrpc, _} = Failure ->
+                         {error, Failure} ->
                              {0, <<"error: ", (rabbit_delay_cli:went_away(Failure))/binary>>}
                      end,
     ok = counters:add(Failed, 1, case Result of <<"ok">> -> 0; _ -> 1 end),

@@ -50,10 +50,10 @@ explain(VHost, Queue, Position) ->
         {ok, {Position, Headers}, _} ->
             {ok, rabbit_delay_deaths:explain(Headers, Queue), false};
         {ok, {N, _}, false} ->
-            {error, {not_found, iolist_to_binary(io_lib:format("the queue has ~b messages", [N]))}};
+            {error, {not_found, iolist_to_binary(["the queue has ", rabbit_delay_text:count(N, "message")])}};
         {ok, {N, _}, true} ->
             {error, {unavailable, iolist_to_binary(
-                                    io_lib:format("looking took too long, and ended at ~b", [N]))}};
+                                    io_lib:format("looking took too long, and ended at message ~b", [N]))}};
         {error, _} = Error ->
             Error
     end.

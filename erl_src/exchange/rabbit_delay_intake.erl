@@ -242,8 +242,8 @@ write_overflow(#state{waiting = Waiting0, appended = Appended} = State) ->
             ok = rabbit_delay_system:look_at_space(),
             State#state{waiting = Waiting, appended = 0};
         {error, Reason, Lost, Waiting} ->
-            Why = lists:flatten(io_lib:format("too many wait, and they cannot be written to ~ts: ~0p",
-                                              [rabbit_delay_config:data_dir(), Reason])),
+            Why = lists:flatten(io_lib:format("too many wait, and they cannot be written to ~ts: ~ts",
+                                              [rabbit_delay_config:data_dir(), rabbit_delay_text:reason(Reason)])),
             lists:foldl(fun reject/2, drop(Why, length(Lost), State#state{waiting = Waiting}), Lost)
     end.
 
@@ -256,6 +256,7 @@ refill(#state{waiting = Waiting0} = State) ->
             drop("the file that they waited in is damaged", N, State#state{waiting = Waiting});
         {error, Reason, Waiting} ->
             ?LOG_ERROR("delayed messages of ~ts: those that wait in a file cannot be read, which is "
-                       "tried again: ~0p", [rabbit_delay_text:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
+                       "tried again: ~ts",
+                       [rabbit_delay_text:rs(State#state.exchange), rabbit_delay_text:reason(Reason)], ?LOG_DOMAIN),
             State#state{waiting = Waiting}
     end.

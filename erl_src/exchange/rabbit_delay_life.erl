@@ -133,7 +133,7 @@ declare(XName) ->
             %% The metadata store may throw where it has no majority.
             try rabbit_delay_broker:declare_queue(rabbit_delay_registry:queue_name(XName), XName, Pid) of
                 ok -> ok;
-                {error, Reason} -> {error, io_lib:format("~0p", [Reason])}
+                {error, Reason} -> {error, rabbit_delay_text:reason(Reason)}
             catch
                 Class:Reason ->
                     ?LOG_ERROR("delayed messages of ~ts: its internal queue cannot be declared: ~0P",

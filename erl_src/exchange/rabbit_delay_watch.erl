@@ -90,8 +90,9 @@ report(Now, #state{reported = At} = State) when Now - At < ?REPORT_MS ->
 report(Now, #state{targets = Targets, exchange = XName} = State) ->
     case {rabbit_delay_targets:stuck(Targets), rabbit_delay_targets:waiting(Targets)} of
         {[_ | _] = Stuck, Waiting} when Waiting > 0 ->
-            ?LOG_WARNING("~b delayed messages of ~s are due and wait for ~b queues: ~ts",
-                         [Waiting, rabbit_delay_text:rs(XName), length(Stuck),
+            ?LOG_WARNING("~s of ~s due, waiting for ~s: ~ts",
+                         [rabbit_delay_text:count(Waiting, "delayed message"), rabbit_delay_text:rs(XName),
+                          rabbit_delay_text:count(length(Stuck), "queue"),
                           lists:join(", ", [shown(Name) || Name <- lists:sublist(Stuck, 5)])],
                          ?LOG_DOMAIN);
         _ ->

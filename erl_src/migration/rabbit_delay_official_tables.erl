@@ -87,9 +87,10 @@
 announce() ->
     case is_there(table(node())) andalso count(table(node())) of
         N when is_integer(N), N > 0 ->
-            ?LOG_WARNING("~b messages of the official delayed-message plugin are in Mnesia: "
-                         "`rabbitmqctl import_delayed_messages` takes them over",
-                         [N], ?LOG_DOMAIN);
+            ?LOG_WARNING("~s of the official delayed-message plugin ~s in Mnesia: "
+                         "`rabbitmqctl import_delayed_messages` takes over what it left",
+                         [rabbit_delay_text:count(N, "message"), case N of 1 -> "is"; _ -> "are" end],
+                         ?LOG_DOMAIN);
         _ ->
             ok
     end.
@@ -219,8 +220,8 @@ walk(Key, _, Step0) ->
 
 result(Cursor, #step{imported = Imported, already = Already, skipped = Skipped}) ->
     _ = Imported > 0 andalso
-        ?LOG_INFO("~b messages of the official delayed-message plugin imported", [Imported],
-                  ?LOG_DOMAIN),
+        ?LOG_INFO("~s of the official delayed-message plugin imported",
+                  [rabbit_delay_text:count(Imported, "message")], ?LOG_DOMAIN),
     {ok, #{imported => Imported, already => Already, skipped => Skipped}, Cursor}.
 
 maybe_flush(#step{messages = Messages, bytes = Bytes, keys = Keys} = Step)
@@ -480,8 +481,8 @@ await(Ref, {XName, _, Ready, Place} = Batch, Deadline) ->
         {Ref, {gap, _} = Gap} -> Gap;
         {Ref, not_ready} -> Again("it has no leader");
         {Ref, {unavailable, Why}} -> throw({unavailable, Why});
-        {Ref, {error, Why}} -> throw({unavailable, io_lib:format("~ts: the store refuses a batch: ~p",
-                                                                 [rabbit_delay_text:rs(XName), Why])})
+        {Ref, {error, Why}} -> throw({unavailable, [rabbit_delay_text:rs(XName), ": the store refuses a batch: ",
+                                                   rabbit_delay_text:reason(Why)]})
     after ?ANSWER_MS ->
         Again("it does not answer")
     end.

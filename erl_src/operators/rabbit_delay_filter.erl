@@ -61,7 +61,7 @@ is_short(Word) when byte_size(Word) =< 4 * 255 ->
 is_short(_) -> false.
 
 in_order({ok, #{due_from := From, due_to := To}}) when From > To ->
-    {error, text("due_from (~b) is after due_to (~b)", [From, To])};
+    {error, text("due_from (~s) is after due_to (~s)", [rabbit_delay_time:exact(From), rabbit_delay_time:exact(To)])};
 in_order(Result) ->
     Result.
 
@@ -161,7 +161,7 @@ rfc3339(Word) ->
     end.
 
 in_range(Ms, _) when Ms >= 0, Ms =< ?MAX_MS -> {ok, Ms};
-in_range(_, Word) -> {error, text("~ts is out of range", [rabbit_delay_text:value(Word)])}.
+in_range(_, Word) -> {error, text("~ts is out of range: times from 1970 to 10889", [rabbit_delay_text:value(Word)])}.
 
 %% A span of time in ms: an integer, or a string with a sign and a unit.
 -spec offset(binary() | integer()) -> {ok, integer()} | {error, Why :: binary()}.
@@ -172,11 +172,13 @@ offset(Word) when is_binary(Word) ->
         {ok, Ms} when abs(Ms) =< ?MAX_MS ->
             {ok, Ms};
         {ok, _} ->
-            {error, text("~ts is out of range", [rabbit_delay_text:value(Word)])};
+            {error, text("~ts is out of range: at most 3257812d", [rabbit_delay_text:value(Word)])};
         error ->
             {error, text("~ts is not an offset such as +90m or -1h (ms, s, m, h, d, w)",
                          [rabbit_delay_text:value(Word)])}
     end;
+offset(Ms) when is_integer(Ms) ->
+    {error, text("~b is out of range: at most ~b ms", [Ms, ?MAX_MS])};
 offset(Word) ->
     {error, text("~ts is not an offset in ms", [rabbit_delay_text:value(Word)])}.
 
@@ -194,7 +196,7 @@ text(Filter) when map_size(Filter) =:= 0 ->
     <<"all messages">>;
 text(Filter) ->
     Value = fun (Text) when is_binary(Text) -> [$', rabbit_delay_text:escaped(Text), $'];
-                (Ms) when is_integer(Ms) -> integer_to_binary(Ms);
+                (Ms) when is_integer(Ms) -> rabbit_delay_time:exact(Ms);
                 ({Name, Text}) -> [$', rabbit_delay_text:escaped([Name, $=, Text]), $']
             end,
     iolist_to_binary(["messages with ",

@@ -43,10 +43,10 @@ at({there, Node}, XName, Kind, {Module, Function, Args} = Call, Deadline) ->
         error:{erpc, timeout} ->
             unavailable("node ~s, which holds its messages, did not answer in time~s",
                         [Node, in_doubt(Kind)]);
-        error:{erpc, Reason} when Kind =:= read ->
-            again(XName, Kind, Call, went_away(Node, Kind, Reason), Deadline);
-        error:{erpc, Reason} ->
-            went_away(Node, Kind, Reason);
+        error:{erpc, _} when Kind =:= read ->
+            again(XName, Kind, Call, went_away(Node, Kind), Deadline);
+        error:{erpc, _} ->
+            went_away(Node, Kind);
         error:{exception, undef, [{M, _, _, _} | _]} when M =:= ?MODULE; M =:= Module ->
             unavailable("node ~s, which holds its messages, has an earlier version of the plugin, or "
                         "it is not running there", [Node])
@@ -55,9 +55,8 @@ at({there, Node}, XName, Kind, {Module, Function, Args} = Call, Deadline) ->
 answer_ms(read) -> ?READ_MS;
 answer_ms(change) -> ?CHANGE_MS.
 
-went_away(Node, Kind, Reason) ->
-    unavailable("node ~s, which holds its messages, went away (~0p)~s",
-                [Node, Reason, in_doubt(Kind)]).
+went_away(Node, Kind) ->
+    unavailable("node ~s, which holds its messages, went away~s", [Node, in_doubt(Kind)]).
 
 in_doubt(read) -> "";
 in_doubt(change) -> ": what was asked for may have been done or not; list the messages to see".

@@ -107,7 +107,7 @@ critical(Node) when Node =/= node() ->
     try
         erpc:call(Node, ?MODULE, critical, [Node], 2 * ?ASK_MS)
     catch
-        error:{erpc, Reason} -> {error, io_lib:format("node ~s does not answer (~0p)", [Node, Reason])}
+        error:{erpc, Reason} -> {error, io_lib:format("node ~s: ~ts", [Node, rabbit_delay_text:reason(Reason)])}
     end;
 critical(Node) ->
     case rabbit_delay_broker:cluster_nodes() of

@@ -316,7 +316,7 @@ log(XName, Operation, Count, By) ->
 
 what(cancel) -> <<"cancelled">>;
 what(release) -> <<"released before their time">>;
-what({reschedule_to, Time}) -> text("rescheduled to ~b", [Time]);
+what({reschedule_to, Time}) -> text("rescheduled to ~s", [rabbit_delay_time:exact(Time)]);
 what({reschedule_by, Ms}) -> text("rescheduled by ~b ms", [Ms]).
 
 %% Holds back what comes due, until resume/2. What is in flight is not affected. Survives a restart.

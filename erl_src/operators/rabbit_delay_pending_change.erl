@@ -242,11 +242,14 @@ new_due({reschedule_by, Ms}, Due, _) -> min(max(Due + Ms, 0), ?MAX_MS).
 -spec failed({error, not_ready | interrupted}, Done :: non_neg_integer()) ->
           {error, {unavailable, Why :: binary()}}.
 failed({error, not_ready}, Done) ->
-    {error, {unavailable, text("the exchange has no Raft leader at present; ~b messages were "
-                               "changed before", [Done])}};
+    {error, {unavailable, text("the exchange has no Raft leader at present; before, ~s changed",
+                                  [were(Done)])}};
 failed({error, interrupted}, Done) ->
-    {error, {unavailable, text("interrupted by a change of the Raft leader: ~b messages were "
-                               "changed, and perhaps some more; list them to see", [Done])}}.
+    {error, {unavailable, text("interrupted by a change of the Raft leader: ~s changed, and perhaps "
+                                  "some more; list them to see", [were(Done)])}}.
+
+were(1) -> "1 message was";
+were(N) -> rabbit_delay_text:count(N, "message") ++ " were".
 
 text(Format, Args) ->
     unicode:characters_to_binary(io_lib:format(Format, Args)).

@@ -121,7 +121,7 @@ read(Store, Id) ->
         {error, eclosed} = Error ->
             unavailable(Error);
         {error, Reason} ->
-            {damaged, #{reason => text("~0p", [Reason])}}
+            {damaged, #{reason => rabbit_delay_text:reason(Reason)}}
     end.
 
 decoded(#{encoding := Encoding, body := Body} = Record) ->
@@ -161,7 +161,7 @@ is_late(#{deadline := Deadline}) ->
 %% The answer to who asks, where the store gave an error.
 -spec unavailable({error, term()}) -> unavailable().
 unavailable({error, Reason}) ->
-    {error, {unavailable, text("the store cannot be read: ~0p", [Reason])}}.
+    {error, {unavailable, text("the store cannot be read: ~ts", [rabbit_delay_text:reason(Reason)])}}.
 
 text(Format, Args) ->
     unicode:characters_to_binary(io_lib:format(Format, Args)).

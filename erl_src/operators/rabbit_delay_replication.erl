@@ -178,12 +178,18 @@ with_members(XName, Fun) ->
     case rabbit_delay_exchange:show(XName, []) of
         {ok, _} ->
             case members(XName) of
-                [] -> conflict("~ts has no members: it has not delayed anything yet",
-                               [rabbit_delay_text:rs(XName)]);
+                [] -> without_members(XName);
                 Nodes -> Fun(Nodes)
             end;
         {error, not_found} ->
             {error, {not_found, text("there is no delayed ~ts", [rabbit_delay_text:rs(XName)])}}
+    end.
+
+%% What is here and has not been started is not nothing.
+without_members(XName) ->
+    case rabbit_delay_raft:find_member(XName) of
+        none -> conflict("~ts has no members: it has not delayed anything yet", [rabbit_delay_text:rs(XName)]);
+        {ok, _} -> unavailable("what ~ts holds is not at hand: try again", [rabbit_delay_text:rs(XName)])
     end.
 
 with_member_or_not(XName, Name, Known, Fun) ->

@@ -104,20 +104,26 @@ sample_at(_, [{_, N}]) -> N;
 sample_at(At, [_ | Older]) -> sample_at(At, Older).
 
 %% When what is pending is due, from now on; what is overdue or in flight is in the first bucket.
-%% Looks at every message.
--spec due_times(rabbit_exchange:name()) -> buckets().
+%% Looks at every message. What is here and cannot be seen yet is not nothing.
+-spec due_times(rabbit_exchange:name()) -> buckets() | {error, {unavailable, Why :: binary()}}.
 due_times(XName) ->
     Now = rabbit_delay_config:now_ms(),
     Bounds = [Now + Bound || Bound <- ?DUE_BOUNDS],
-    Counted = case rabbit_delay_registry:store(XName) of
-                  undefined -> {error, not_open};
-                  Store -> rabbit_delay_store:count_until(Store, Bounds)
-              end,
-    Counts = case Counted of
-                 {ok, Each} -> Each;
-                 {error, _} -> [0 || _ <- [infinity | Bounds]]
-             end,
-    lists:zip(?DUE_BOUNDS ++ [infinity], Counts).
+    case rabbit_delay_registry:store(XName) of
+        undefined ->
+            case rabbit_delay_raft:find_member(XName) of
+                none -> [{Bound, 0} || Bound <- ?DUE_BOUNDS ++ [infinity]];
+                {ok, _} -> unavailable(XName, <<"try again">>)
+            end;
+        Store ->
+            case rabbit_delay_store:count_until(Store, Bounds) of
+                {ok, Counts} -> lists:zip(?DUE_BOUNDS ++ [infinity], Counts);
+                {error, Reason} -> unavailable(XName, rabbit_delay_text:reason(Reason))
+            end
+    end.
+
+unavailable(XName, Why) ->
+    {error, {unavailable, <<"what ", (rabbit_delay_text:rs(XName))/binary, " holds is not at hand: ", Why/binary>>}}.
 
 %% How late released messages were, since the node started, and the sum, ms.
 -spec lateness(rabbit_exchange:name()) -> {buckets(), Sum :: non_neg_integer()}.

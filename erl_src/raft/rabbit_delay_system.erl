@@ -332,8 +332,8 @@ claim(Dir) ->
             {error, format("data directory ~ts (delayed_message.data_dir) is in use by another "
                            "process", [Dir])};
         {error, Reason} ->
-            {error, format("data directory ~ts (delayed_message.data_dir) cannot be locked: ~0p",
-                           [Dir, Reason])}
+            {error, format("data directory ~ts (delayed_message.data_dir) cannot be locked: ~ts",
+                           [Dir, rabbit_delay_text:reason(Reason)])}
     end.
 
 %% Reading the WAL of the last run may write all of it again, to segments, before it is deleted.

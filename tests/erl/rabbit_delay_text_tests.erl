@@ -66,3 +66,16 @@ rs_test_() ->
              {exchange, <<"a\nb">>, <<"exchange 'a\\u000ab' in vhost '/'">>},
              {exchange, <<>>, <<"exchange 'amq.default' in vhost '/'">>},
              {queue, <<>>, <<"queue '' in vhost '/'">>}]].
+
+count_test_() ->
+    [?_assertEqual(Text, rabbit_delay_text:count(N, "message"))
+     || {N, Text} <- [{0, "0 messages"}, {1, "1 message"}, {2, "2 messages"}]].
+
+%% Words where there are any, a term only where there is nothing else.
+reason_test_() ->
+    [?_assertEqual(Text, rabbit_delay_text:reason(Reason))
+     || {Reason, Text} <-
+            [{enospc, <<"no space left on device">>}, {{eio, erofs}, <<"read-only file system">>},
+             {{eacces, eperm}, <<"not owner">>}, {timeout, <<"it did not answer in time">>},
+             {noconnection, <<"it cannot be reached">>}, {eclosed, <<"it is closed">>},
+             {not_an_errno, <<"not_an_errno">>}, {{odd, 1}, <<"{odd,1}">>}]].

@@ -81,6 +81,14 @@ def test_a_pattern_that_is_none_changes_nothing(broker, vhost, command, why):
     assert held(broker, vhost) == {"a-1": 2, "a-2": 2, "b": 2}
 
 
+@pytest.mark.parametrize("command", [["list_delayed_exchanges"], ["list_delayed_exchanges", "--watch", "1s"],
+                                     ["check_dead_lettering"], ["pause_delayed_exchange", "--all-exchanges"],
+                                     ["list_delayed_messages", "b"], ["dead_letter_stats", "b"]], ids=" ".join)
+def test_a_vhost_that_is_not_there_is_no_empty_one(broker, command):
+    code, said = refused(broker, *command, "--vhost", "no such vhost")
+    assert code == BAD_DATA and "no such vhost" in said, said
+
+
 @pytest.mark.parametrize("command, told", [
     (["list_delayed_messages", "b", "--due-from", "fünf"], '"fünf" is not a time'),
     (["list_delayed_messages", "b", "--due-to", "x" * 100], f'"{"x" * 76}... is not a time'),

@@ -7,6 +7,7 @@ import json
 import os
 import time
 
+import openapi
 from management import eventually
 from node import evaluate
 from official import resource
@@ -53,10 +54,26 @@ def test_what_is_not_there_yet_is_not_nothing(broker, management, holding):
             assert "was not ready within" in answer.stderr
         status, answer = management.request("GET", path)
         assert status == 503 and "was not ready within" in answer["reason"]
+        for what in ("due-times", "members"):
+            status, answer = openapi.call(management, "GET", "/delayed-exchanges/{vhost}/{exchange}/" + what,
+                                          vhost="/", exchange=exchange)
+            assert status == 503 and "is not at hand: try again" in answer["reason"], answer
+        done = broker.ctl("delayed_exchange_status", exchange, check=False)
+        assert done.returncode == UNAVAILABLE and "is not at hand: try again" in done.stderr, done
         assert not os.path.exists(file) and not os.path.exists(file + ".part")
     assert held(broker, exchange) == before
     status, answer = management.request("GET", path)
     assert status == 200 and [item["id"] for item in answer["items"]] == before
+
+
+def test_who_waits_for_less_is_told_so(broker, holding):
+    """In words, with the code of the table; the tool's own for it is another one."""
+    exchange, _ = holding
+    with not_started(broker, exchange):
+        for asked in ("list_delayed_messages", "purge_delayed_messages", "pause_delayed_exchange"):
+            done = broker.ctl(asked, exchange, "--timeout", "1", check=False)
+            assert done.returncode == UNAVAILABLE, done
+            assert "did not answer in time (--timeout)" in done.stderr, done
 
 
 def test_who_asks_just_before_gets_all(broker, holding):

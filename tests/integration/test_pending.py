@@ -411,7 +411,7 @@ def test_rescheduling_beyond_the_maximum_delay_is_refused(client, broker):
     client.publish(exchange, delay=HOUR_MS)
     for switches in (["--by", "3h"], ["--to", "+3h"]):
         code, message = refused(broker, "reschedule_delayed_messages", exchange, "--all", *switches)
-        assert code == USAGE and "maximum delay" in message
+        assert code == BAD_DATA and "maximum delay" in message
     assert len(ids(broker, exchange)) == 1
 
 
@@ -531,11 +531,12 @@ def test_each_command_has_help_and_misses_its_exchange(broker, command):
     (["list_delayed_messages", "X", "--limit", "0"], "--limit"),
     (["list_delayed_messages", "X", "--limit", "-5"], "--limit"),
     (["list_delayed_messages", "X", "payload", "--body-bytes", "-1"], "--body-bytes"),
-    (["list_delayed_messages", "X", "--due-from", "yesterday"], '"yesterday" is not a time'),
-    (["list_delayed_messages", "X", "--due-from", "99999999999999999999"], "out of range"),
-    (["list_delayed_messages", "X", "--due-from", "+2h", "--due-to", "+1h"], "is after"),
+    (["list_delayed_messages", "X", "--due-from", "yesterday"], '--due-from: "yesterday" is not a time'),
+    (["list_delayed_messages", "X", "--due-from", "99999999999999999999"], "out of range: times from 1970"),
+    (["list_delayed_messages", "X", "--due-from", "2030-01-02 00:00Z", "--due-to", "2030-01-01 00:00Z"],
+     "--due-from (2030-01-02T00:00:00.000Z) is after --due-to (2030-01-01T00:00:00.000Z)"),
     (["list_delayed_messages", "X", "--header", "no value"], "name=value"),
-    (["list_delayed_messages", "X", "--routing-key", "k" * 256], "255"),
+    (["list_delayed_messages", "X", "--routing-key", "k" * 256], "--routing-key: not a string of at most 255"),
     (["list_delayed_messages", "X", "--cursor", "zz"], "cursor"),
     (["list_delayed_messages", "X", "--cursor", "01" * 37], "cursor"),
     (["show_delayed_message", "X", "-1"], "id"),
@@ -564,7 +565,7 @@ def test_a_cursor_of_another_exchange_is_refused(client, broker, holding):
     other, _ = client.delayed_and_queue()
     client.publish(other, delay=HOUR_MS)
     code, message = refused(broker, "list_delayed_messages", other, "--cursor", cursor)
-    assert code == USAGE and "cursor" in message
+    assert code == BAD_DATA and "cursor" in message
 
 
 def test_exchanges_of_another_vhost_are_chosen_by_vhost(broker, client, holding):

@@ -222,17 +222,17 @@ def test_a_quorum_queue_does_not_drop_what_is_looked_at_too_often(broker, local,
 def test_what_would_come_back_at_once_is_refused(broker, local, vhost):
     work, parked = topology(local)
     park(local, work, parked, ["m"])
-    refused = redrive(broker, vhost, parked, "--to-queue", parked, check=64)
+    refused = redrive(broker, vhost, parked, "--to-queue", parked, check=65)
     assert "at once" in refused.stderr
     local.queue(name="mirror", arguments={"x-dead-letter-exchange": "", "x-message-ttl": 0,
                                           "x-dead-letter-routing-key": parked})
-    refused = redrive(broker, vhost, parked, "--to-queue", "mirror", check=64)
+    refused = redrive(broker, vhost, parked, "--to-queue", "mirror", check=65)
     assert "at once" in refused.stderr
     back = local.exchange("fanout")
     local.channel.queue_bind(parked, back, "")
-    refused = redrive(broker, vhost, parked, "--to-exchange", back, "--routing-key", "k", check=64)
+    refused = redrive(broker, vhost, parked, "--to-exchange", back, "--routing-key", "k", check=65)
     assert "at once" in refused.stderr
-    refused = redrive(broker, vhost, parked, "--to-queue", "none", check=64)
+    refused = redrive(broker, vhost, parked, "--to-queue", "none", check=65)
     assert "no queue is there" in refused.stderr
     assert depth(local, parked) == 1
 
@@ -349,6 +349,9 @@ def test_explain_tells_a_history(broker, local, vhost, kind, tmp_path):
     assert told[1].startswith('First it died in queue "wait": its own TTL of 5 ms had passed, on 2')
     assert told[2].startswith(f'Then it died in queue "{work}": a consumer rejected it')
     assert told[3:] == ["It died 2 times in all.", f'Now it is in queue "{parked}".']
+    for queue, position, why in ((parked, "2", "the queue has 1 message\n"), ("none", "1", "no queue 'none'")):
+        told_not = broker.ctl("explain_dead_letter", "--vhost", vhost, "--position", position, queue, check=False)
+        assert told_not.returncode == 65 and why in told_not.stderr, told_not
     assert depth(local, parked) == 1
     headers = local.one(parked).headers
     for death in headers["x-death"]:
