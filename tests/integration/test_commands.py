@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import time
 import uuid
@@ -14,6 +15,7 @@ import uuid
 import pytest
 
 from client import Client
+from management import eventually
 from node import HOUR_MS
 from private_broker import PrivateBroker
 from test_pending import BAD_DATA, counted, ids, refused
@@ -174,6 +176,26 @@ def test_a_terminal_has_a_bar_and_a_pipe_no_control_characters(client, broker):
     for command in commands[1:]:
         done = broker.tool("rabbitmqctl", *command, check=False)
         assert done.returncode == 0 and not re.search(r"[\r\x1b]", done.stderr + done.stdout)
+
+
+def test_a_pipe_has_a_line_every_few_seconds(client, broker):
+    """One is awaited, and then the command is ended: what it did not move is there again."""
+    count = 600
+    queue, target = client.queue(), client.queue()
+    for _ in range(count):
+        client.channel.basic_publish("", queue, b"m")
+    eventually(lambda: client.depth(queue), lambda n: n == count)
+    with broker.start_tool("rabbitmqctl", "redrive_dead_letters", "--to-queue", target, "--rate", "10",
+                           queue) as command:
+        said = []
+        for line in command.stderr:
+            said.append(line)
+            if re.fullmatch(rf"\d+ of {count} \(\d+ %\), \d+/s, (\d+m|\d+s) left\n", line):
+                break
+        os.killpg(command.pid, signal.SIGKILL)
+    assert said and " left" in said[-1], said
+    assert not [line for line in said if re.search(r"[\r\x1b]", line)]
+    eventually(lambda: client.depth(queue) + client.depth(target), lambda n: n >= count)
 
 
 def test_exchanges_are_watched(client, broker):

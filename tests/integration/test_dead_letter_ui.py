@@ -3,6 +3,7 @@
 Chromium, with real dead letters."""
 
 import json
+import re
 
 import pytest
 
@@ -119,6 +120,29 @@ def test_the_queues_that_dead_letters_go_to_are_listed_the_fullest_first(page, l
     assert work in page.texts(GROUPS)[0]
 
 
+def test_what_comes_in_and_by_how_much_it_grows_is_shown(page, local, vhost):
+    """In the list and the drawing: of dead letters, which the broker does not count as they come."""
+    _, queue = topology(local)
+    source = local.queue(name="source", arguments={"x-dead-letter-exchange": "", "x-message-ttl": 1,
+                                                   "x-dead-letter-routing-key": queue})
+    visit(page, vhost, ".dead-lettering-queues")
+
+    def rates():
+        for _ in range(20):
+            local.channel.basic_publish("", source, b"m")
+        press(page, "Check again")
+        page.waitForSelector("#dead-lettering-findings[data-vhost]")
+        page.waitForSelector(f"{GRAPH} a")
+        row = f'.dead-lettering-queues tr:has(a:text-is("{queue}")) td:nth-child'
+        return [page.texts(f"{row}({column})") for column in (3, 4)], [
+            text for text in page.evaluate(f"Array.from(document.querySelectorAll('{GRAPH} text'), t => t.textContent)")
+            if re.fullmatch(r"queue, [\d,]+, [\d.,]+/s", text)]
+
+    (comes, grows), drawn_rates = eventually(rates, lambda now: bool(now[1]) and now[0][0][0] not in ("", "0/s"), within=90)
+    assert re.fullmatch(r"[\d.,]+/s", comes[0]) and re.fullmatch(r"[\d.,]+/s", grows[0])
+    assert any(text.endswith(", " + comes[0]) for text in drawn_rates)
+
+
 def test_when_the_first_of_a_queue_died_is_said_where_looking_changes_nothing(page, local, vhost):
     for kind in ("classic", "quorum"):
         work, queue = topology(local, kind, work=f"work {kind}", parked=f"parked {kind}")
@@ -200,6 +224,13 @@ def test_dead_letters_are_redriven_once_it_is_affirmed(page, local, vhost, parke
     press(page, "Redrive")
     popup(page, INFO, "0 of 1 messages can be redriven")
     page.selectOption("#dead-letters-reason", "rejected")
+    for field, wrong, right in (("header", "n=2", "n=1"), ("origin", "elsewhere", work),
+                                ("older_than", "1h", "0s"), ("newer_than", "0", "1h")):
+        page.fill(f"#dead-letters-{field}", wrong)
+        press(page, "Redrive")
+        popup(page, INFO, "0 of 1 messages can be redriven")
+        page.fill(f"#dead-letters-{field}", right)
+    page.check("#dead-letters-keep")
     page.selectOption("#dead-letters-to", "queue")
     press(page, "Redrive")
     popup(page, WARNING, "To which queue")
@@ -209,7 +240,8 @@ def test_dead_letters_are_redriven_once_it_is_affirmed(page, local, vhost, parke
     popup(page, INFO, "1 of 1 messages redriven")
     page.waitForSelector("#dead-letters-groups p:has-text('no messages')")
     assert local.texts(work, 2) == ["a", "b"]
-    assert local.texts("elsewhere", 1) == ["c"]
+    delivery = local.one("elsewhere")
+    assert delivery.text == "c" and delivery.headers["x-death"][0]["queue"] == work
     assert len(page.asked(True)) == 2
 
 

@@ -23,6 +23,8 @@ OUTPUT = {
               "order 1, attempt 3: done",
               *(f"order 2, attempt {n}: no answer" for n in (1, 2, 3, 4)),
               "order 2 is parked: attempts_used_up, 4 times rejected"],
+    "retry_after": ["order 1, attempt 1: busy, again in 500 ms", "order 1, attempt 2: busy, again in 500 ms",
+                    "order 1, attempt 3: done"],
     "limits": ["refused: job 4", "refused: job 5", "done: job 1", "done: job 2", "done: job 3"],
 }
 
@@ -52,9 +54,10 @@ def test_an_example_does_what_it_says(broker, node_modules, language, name):
     assert output(broker, command, language, name + ending) == OUTPUT[name]
 
 
-def test_the_java_example_does_what_it_says(broker):
+@pytest.mark.parametrize("name, file", [("retry", "Retry.java"), ("retry_after", "RetryAfter.java")])
+def test_a_java_example_does_what_it_says(broker, name, file):
     command = ["java", "-cp", ":".join(JAVA_CLASSES)]
-    assert output(broker, command, "java", "Retry.java") == OUTPUT["retry"]
+    assert output(broker, command, "java", file) == OUTPUT[name]
 
 
 def test_two_ways_of_trying_again(broker):

@@ -20,6 +20,9 @@ const MAX_QUEUES = 100;
 // Of those, asked for what lies at their heads.
 const MAX_HEADS = 20;
 
+// What the broker counts of messages that leave a queue for good.
+const GONE = ['ack', 'deliver_no_ack', 'get_no_ack'];
+
 // Of the findings of a rule, until one asks for more.
 const SHOWN_OF_RULE = 5;
 
@@ -233,7 +236,9 @@ function queues_of_dead_letters(vhost, graph, text) {
     if (queues.length == 0) return HTML``;
     return HTML`
 <div class="delayed-wide"><table class="list dead-lettering-queues">
-  <thead><tr><th>Queue</th><th>Messages</th><th>Come in</th><th>Grows by</th><th>Consumers</th>
+  <thead><tr><th>Queue</th><th>Messages</th>
+    <th><abbr class="normal" title="What is consumed and by how much it grows: RabbitMQ does not count dead letters as they come">Come in</abbr></th>
+    <th>Grows by</th><th>Consumers</th>
     <th><abbr class="normal" title="When the message at its head died last: of quorum queues, where looking changes nothing, ${
         MAX_HEADS} of them">Oldest death</abbr></th></tr></thead>
   <tbody>${queues.slice(0, MAX_QUEUES).map(function (queue, i) {
@@ -315,16 +320,24 @@ function draw_part(box, vhost, graph, text) {
 // management plugin knows it.
 function with_rates(vhost, graph, done) {
     pages().request('GET', '/queues/' + esc(vhost) + '?columns=name,type,consumers,messages_details.rate,'
-                    + 'message_stats.publish_details.rate', null, function (queues) {
+                    + ['publish'].concat(GONE).map(function (name) {
+                        return 'message_stats.' + name + '_details.rate';
+                    }).join(), null, function (queues) {
         const known = {};
         if (!Array.isArray(queues)) return;
         queues.forEach(function (queue) { known['q' + queue.name] = queue; });
         graph.nodes.forEach(function (node) {
             const queue = node.kind == 'queue' && known['q' + node.name];
             if (!queue) return;
-            const stats = queue.message_stats || {};
-            if (stats.publish_details) node.rate = stats.publish_details.rate;
-            if (queue.messages_details) node.growth = queue.messages_details.rate;
+            const stats = queue.message_stats || {}, rate = function (name) {
+                return (stats[name + '_details'] || {rate: 0}).rate;
+            };
+            if (queue.messages_details) {
+                node.growth = queue.messages_details.rate;
+                // The broker counts what is published, and no dead letters that come in.
+                node.rate = GONE.reduce(function (sum, name) { return sum + rate(name); }, node.growth);
+                node.rate = Math.max(node.rate, rate('publish'));
+            }
             node.consumers = queue.consumers;
             node.type = queue.type;
         });
