@@ -4,7 +4,7 @@
 %% functions; the words in which something is refused are the caller's.
 -module(rabbit_delay_notation).
 
--export([number/1, offset/1, interval/1, size/1]).
+-export([number/1, offset/1, interval/1, seconds/1, size/1]).
 
 %% A number as integer_to_binary/1 writes it, not negative.
 -spec number(binary()) -> {ok, non_neg_integer()} | error.
@@ -38,6 +38,15 @@ interval(Text) ->
     case re:run(Text, "^\\s*([0-9]{1,15})\\s*(ms|s|m|h|d|w|)\\s*$", [{capture, [1, 2], binary}]) of
         {match, [Digits, Unit]} -> {ok, ms(Digits, Unit)};
         nomatch -> error
+    end.
+
+%% An age, in s: an interval, but that a plain number is in s.
+-spec seconds(binary()) -> {ok, non_neg_integer()} | error.
+seconds(Text) ->
+    case {number(Text), interval(Text)} of
+        {{ok, Seconds}, _} -> {ok, Seconds};
+        {error, {ok, Ms}} -> {ok, Ms div 1000};
+        _ -> error
     end.
 
 %% In bytes: digits and a unit (kB, MB, GB, TB, in either case and with or without its B; 1024 times as

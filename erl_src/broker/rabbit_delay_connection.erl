@@ -8,7 +8,7 @@
 
 -include_lib("amqp_client/include/amqp_client.hrl").
 
--export([open/2, close/1]).
+-export([open/2, close/1, ended/1]).
 
 -export_type([connection/0]).
 
@@ -53,7 +53,28 @@ guard(Owner, Connection) ->
 failed(Error) ->
     {error, {unavailable,
              unicode:characters_to_binary(
-               io_lib:format("no connection to the broker from within it: ~0P", [Error, 10]))}}.
+               ["no connection to the broker from within it: ",
+                case Error of
+                    {error, Reason} -> ended(Reason);
+                    _ -> ended(Error)
+                end])}}.
+
+%% Why a channel of it ended, or a call to one, in words.
+-spec ended(term()) -> binary().
+ended({{shutdown, _} = Shutdown, _}) ->
+    ended(Shutdown);
+ended({shutdown, {server_initiated_close, Code, Text}}) ->
+    rabbit_delay_text:printable([integer_to_list(Code), $\s, Text]);
+ended({shutdown, {connection_closing, Reason}}) ->
+    ended(Reason);
+ended({server_initiated_close, _, _} = Close) ->
+    ended({shutdown, Close});
+ended({Gone, {gen_server, call, _}}) when is_atom(Gone) ->
+    ended(Gone);
+ended(Gone) when Gone =:= normal; Gone =:= shutdown; Gone =:= noproc; Gone =:= killed ->
+    <<"the connection was closed">>;
+ended(Reason) ->
+    rabbit_delay_text:reason(Reason).
 
 -spec close(connection()) -> ok.
 close({Connection, Channel}) ->

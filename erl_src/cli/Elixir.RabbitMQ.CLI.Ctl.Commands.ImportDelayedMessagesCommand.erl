@@ -245,7 +245,7 @@ chunks(First, Count, Skipped, Bytes,
                     chunks(First + length(Lines), Count + New, Skipped + length(Lines) - New, Read,
                            shown(Count + Skipped + length(Lines), Read, Import));
                 {error, {line, N, Why}} ->
-                    stopped(?EXIT_DATA, First, Count, ["line ", integer_to_list(First + N - 1), ": ", Why]);
+                    malformed(First + N - 1, First, Count, Why);
                 {error, {unavailable, Why}} ->
                     stopped(?EXIT_UNAVAILABLE, First, Count, Why);
                 {error, {_, Why}} ->
@@ -326,6 +326,14 @@ learn(Exchange, #{options := #{vhost := VHost}, pending := Pending} = Import) ->
 
 transfer(Function, Args, #{options := #{node := Node, timeout := Timeout}}) ->
     rpc:call(Node, rabbit_delay_transfer, Function, Args, Timeout).
+
+%% Nothing of a chunk that has such a line was published.
+malformed(Line, First, Count, Why) ->
+    {error, ?EXIT_DATA,
+     unicode:characters_to_binary(
+       ["line ", integer_to_list(Line), ": ", Why,
+        io_lib:format("~n~s imported, none from line ~b on. Mend the line and go on with --from-line ~b.",
+                      [rabbit_delay_cli:count(Count, "message"), First, First])])}.
 
 stopped(Code, First, Count, Why) ->
     {error, Code,

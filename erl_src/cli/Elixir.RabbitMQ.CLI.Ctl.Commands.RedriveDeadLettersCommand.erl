@@ -86,17 +86,9 @@ validate(_, _) -> {validation_failure, too_many_args}.
 
 ages(Options) ->
     case [Key || Key <- [older_than, newer_than], Age <- [maps:get(Key, Options, <<"0">>)],
-                 seconds(Age) =:= error] of
+                 rabbit_delay_notation:seconds(Age) =:= error] of
         [] -> header(Options);
         _ -> bad(<<"--older-than and --newer-than are spans of time such as 90s, 10m, 2h or 3d">>)
-    end.
-
-%% A plain number is in seconds here.
-seconds(Age) ->
-    case {rabbit_delay_notation:number(Age), rabbit_delay_notation:interval(Age)} of
-        {{ok, Seconds}, _} -> {ok, Seconds};
-        {error, {ok, Ms}} -> {ok, Ms div 1000};
-        _ -> error
     end.
 
 header(Options) ->
@@ -130,7 +122,7 @@ request(Queue, #{vhost := VHost, preview := Preview} = Options) ->
              #{to_original_exchange := true} -> original_exchange;
              _ -> origin
          end,
-    Ages = maps:map(fun (_, Age) -> {ok, Seconds} = seconds(Age), Seconds end,
+    Ages = maps:map(fun (_, Age) -> {ok, Seconds} = rabbit_delay_notation:seconds(Age), Seconds end,
                     maps:with([older_than, newer_than], Options)),
     Filters0 = maps:merge(maps:with([reason, origin], Options), Ages),
     Filters = case Options of

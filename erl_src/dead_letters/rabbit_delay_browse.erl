@@ -92,8 +92,8 @@ peek(Leader, Pos, Max, Deadline, Fun, Acc) ->
             end;
         {error, no_message_at_pos} ->
             {ok, Acc, false};
-        Other ->
-            unavailable("the quorum queue's leader does not answer: ~0P", [Other, 10])
+        _ ->
+            unavailable("the quorum queue's leader does not answer", [])
     end.
 
 peeked(#{exchange := X, routing_keys := Keys, headers := Table, properties := Properties,
@@ -112,7 +112,7 @@ get_all(VHost, Queue, {After, Max}, Deadline, Fun, Acc) ->
             try
                 get_each(Channel, Queue, After, Max, Deadline, Fun, Acc)
             catch
-                exit:Reason -> unavailable("the queue cannot be looked at: ~0P", [Reason, 12])
+                exit:Reason -> unavailable("the queue cannot be looked at: ~ts", [rabbit_delay_connection:ended(Reason)])
             after
                 %% What was fetched goes back to its place.
                 rabbit_delay_connection:close(Connection)

@@ -280,7 +280,7 @@ redrive(Prepared, #{vhost := VHost, queue := Queue} = Options, Monitor) ->
                 end
             catch
                 exit:Reason ->
-                    refuse(unavailable, io_lib:format("the queue cannot be consumed: ~0P", [Reason, 15]))
+                    refuse(unavailable, ["the queue cannot be consumed: ", rabbit_delay_connection:ended(Reason)])
             after
                 ok = rabbit_delay_redrive_consumer:await_acknowledged(QName),
                 %% What was not acknowledged goes back to its place.
@@ -386,8 +386,7 @@ await(#s{waiting = Waiting, next_at = Next, consumer = C} = S, {Watcher, Channel
         {'DOWN', Watcher, process, _, _} ->
             stopped(<<"the command was interrupted">>, S);
         {'DOWN', Channel, process, _, Reason} ->
-            stopped(unicode:characters_to_binary(
-                      io_lib:format("the broker closed the channel: ~0P", [Reason, 15])),
+            stopped(<<"the broker closed the channel: ", (rabbit_delay_connection:ended(Reason))/binary>>,
                     S#s{channel = none})
     after Timeout ->
             idle(S)

@@ -175,7 +175,7 @@ handle_info({redrive, Pid, What, Told}, #state{pids = Pids} = S) ->
 handle_info({'DOWN', _, process, Pid, Reason}, #state{pids = Pids} = S) ->
     case Pids of
         #{Pid := {Id, _}} ->
-            Why = rabbit_delay_text:printable(io_lib:format("the redrive failed: ~0P", [Reason, 10])),
+            Why = <<"the redrive failed: ", (rabbit_delay_text:reason(Reason))/binary>>,
             {noreply, ended({error, {unavailable, Why}}, Pid, Id, S)};
         _ ->
             {noreply, S}

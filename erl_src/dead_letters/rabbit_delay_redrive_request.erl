@@ -25,12 +25,14 @@ options(Json, {Limit, MaxLimit}, Others) ->
         {ok, Words} ->
             rabbit_delay_http:all(
               [{to, to(Words)},
-               {reason, optional(reason, fun is_reason/1, Words)},
-               {origin, optional(origin, fun is_text/1, Words)},
+               {reason, optional(reason, fun is_reason/1,
+                                 ["one of ", lists:join(", ", rabbit_delay_deaths:reasons())], Words)},
+               {origin, optional(origin, fun is_text/1, "a string of at most 255 bytes", Words)},
                {header, header(Words)},
-               {targets, optional(targets, fun is_texts/1, Words)},
-               {older_than, optional(older_than, fun is_seconds/1, Words)},
-               {newer_than, optional(newer_than, fun is_seconds/1, Words)},
+               {targets, optional(targets, fun is_texts/1, ["a list of at most ", integer_to_list(?MAX_TARGETS),
+                                                            " strings"], Words)},
+               {older_than, age(older_than, Words)},
+               {newer_than, age(newer_than, Words)},
                {limit, number(limit, Limit, MaxLimit, Words)},
                {rate, number(rate, infinity, ?MAX_RATE, Words)},
                {dry_run, rabbit_delay_http:json_boolean(dry_run, Words)},
@@ -102,7 +104,7 @@ wait(Pid, Monitor) ->
             true = demonitor(Monitor, [flush]),
             Result;
         {'DOWN', Monitor, process, _, Reason} ->
-            {error, {unavailable, text("the redrive failed: ~0P", [Reason, 10])}}
+            {error, {unavailable, text("the redrive failed: ~ts", [rabbit_delay_text:reason(Reason)])}}
     end.
 
 %% Who asks, for the log.
@@ -144,14 +146,29 @@ is_texts(Values) ->
     is_list(Values) andalso length(Values) =< ?MAX_TARGETS
         andalso lists:all(fun is_binary/1, Values).
 
-is_seconds(N) -> is_integer(N) andalso N >= 0 andalso N =< ?MAX_S.
+%% In s: a number, or a span of time as it is written elsewhere.
+age(Name, Words) ->
+    case Words of
+        #{Name := Value} ->
+            case seconds(Value) of
+                {ok, Seconds} when Seconds >= 0, Seconds =< ?MAX_S -> {ok, Seconds};
+                _ -> {error, text("~s: ~ts is no span of time such as 90s, 10m, 2h or 3d (a plain number: s) of at "
+                                  "most ~b s", [Name, rabbit_delay_text:value(Value), ?MAX_S])}
+            end;
+        _ ->
+            {ok, none}
+    end.
 
-optional(Name, IsGood, Words) ->
+seconds(N) when is_integer(N) -> {ok, N};
+seconds(Word) when is_binary(Word) -> rabbit_delay_notation:seconds(Word);
+seconds(_) -> error.
+
+optional(Name, IsGood, Wanted, Words) ->
     case Words of
         #{Name := Value} ->
             case IsGood(Value) of
                 true -> {ok, Value};
-                false -> {error, text("~s has no usable value", [Name])}
+                false -> {error, text("~s: ~ts is not ~s", [Name, rabbit_delay_text:value(Value), Wanted])}
             end;
         _ ->
             {ok, none}

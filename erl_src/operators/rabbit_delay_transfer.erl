@@ -118,7 +118,7 @@ no_exchange(VHost, Exchange) ->
     <<"there is no delayed exchange \"", Exchange/binary, "\" in vhost \"", VHost/binary, "\"">>.
 
 unreadable(Reason) ->
-    {error, {unavailable, iolist_to_binary(io_lib:format("the store cannot be read: ~0P", [Reason, 10]))}}.
+    {error, {unavailable, iolist_to_binary(["the store cannot be read: ", rabbit_delay_text:reason(Reason)])}}.
 
 %% Some at a time, as it is dear to collect the garbage of many.
 lines(Ids, Bytes, Lines, Damaged, Seen, Of, Store) ->
@@ -413,7 +413,7 @@ refused({{shutdown, {server_initiated_close, Code, Text}}, _}) ->
 refused({shutdown, {server_initiated_close, Code, Text}}) ->
     {error, iolist_to_binary(io_lib:format("the broker refuses a message: ~b ~ts", [Code, Text]))};
 refused(Reason) ->
-    unavailable(io_lib:format("the broker goes away: ~0P", [Reason, 10])).
+    unavailable(["the broker goes away: ", rabbit_delay_connection:ended(Reason)]).
 
 %% Its due time goes before whatever else it says of a delay; and where that is over, it must not be
 %% delayed again by what had delayed it.

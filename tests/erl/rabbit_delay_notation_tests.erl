@@ -30,6 +30,12 @@ offset_only_test_() ->
     [?_assertEqual({{ok, Ms}, error}, {?N:offset(Word), ?N:interval(Word)})
      || {Ms, Word} <- [{-5000, <<"-5s">>}, {90000, <<"+90s">>}, {0, <<"-0">>}]].
 
+seconds_test_() ->
+    [?_assertEqual(Wanted, ?N:seconds(Word))
+     || {Wanted, Word} <- [{{ok, 90}, <<"90">>}, {{ok, 90}, <<"90s">>}, {{ok, 600}, <<"10m">>},
+                           {{ok, 604800}, <<"1w">>}, {{ok, 1}, <<"1999ms">>}, {error, <<"-1">>}, {error, <<"1y">>},
+                           {error, <<>>}]].
+
 size_test_() ->
     [?_assertEqual({ok, Bytes}, ?N:size(Word))
      || {Bytes, Word} <- [{0, <<"0">>}, {12, <<"12">>}, {12, <<"12B">>}, {2048, <<"2kB">>}, {2048, <<"2KB">>},

@@ -97,8 +97,9 @@ def test_dead_letters_are_redriven(api, local, parked):
 def test_filters_choose_what_is_redriven(api, local, parked):
     assert api("POST", REDRIVE, body={"reason": "expired"})["skipped"] == 3
     assert api("POST", REDRIVE, body={"header": "n=2", "origin": parked[0]})["skipped"] == 3
-    assert api("POST", REDRIVE, body={"older_than": 3600})["skipped"] == 3
-    kept = api("POST", REDRIVE, body={"header": "n=1", "newer_than": 3600, "rate": 1000,
+    for hour in (3600, "3600", "1h"):
+        assert api("POST", REDRIVE, body={"older_than": hour})["skipped"] == 3
+    kept = api("POST", REDRIVE, body={"header": "n=1", "newer_than": "1h", "rate": 1000,
                                       "keep_x_death": True})
     assert kept["redriven"] == 3
     assert local.one(parked[0]).headers["x-death"]
@@ -116,7 +117,9 @@ def refusal(management, status, method, template, **options):
     ({"to_queue": "x", "to_exchange": "y"}, "more than one"), ({"routing_key": "k"}, "to_exchange"),
     ({"to_queue": 1}, "to_queue"), ({"to_queue": "x" * 256}, "255"), ({"limit": 0}, "limit"),
     ({"limit": 100001}, "limit"), ({"rate": "fast"}, "rate"), ({"dry_run": 1}, "dry_run"),
-    ({"header": "n"}, "name=value"), ({"older_than": -1}, "older_than"), ({"queue": "x"}, "unknown"),
+    ({"header": "n"}, "name=value"), ({"older_than": -1}, "older_than: -1 is no span of time such as 90s"),
+    ({"newer_than": "1y"}, 'newer_than: "1y" is no span of time'), ({"newer_than": "9999999w"}, "at most 4294967295 s"),
+    ({"reason": "foo"}, 'reason: "foo" is not one of rejected, expired, maxlen, delivery_limit'), ({"queue": "x"}, "unknown"),
     ({"reason": []}, "reason"), ({"to_original_exchange": False}, "to_original_exchange"),
     ({"to_queue": "no such queue"}, "no queue"), ({"to_queue": "parked q"}, "come back"), ([], "object"),
 ])

@@ -144,6 +144,8 @@ def test_what_is_not_such_a_file(client, broker):
             f.write(good + bad)
         told = put_in(broker, name, code=65)
         assert complaint in told.stderr and "--from-line 1" in told.stderr, told
+        # It says so of what is wrong in a line: nothing of its thousand is in.
+        assert ("none from line 1 on" in told.stderr) == ("no delayed exchange" not in complaint), told
     # Nothing of a chunk with a bad line was published.
     assert pending(broker, exchange) == 1
     assert put_in(broker, "no such file", code=65)

@@ -695,19 +695,10 @@ function redrive_request() {
     const value = function (id) { return $.trim($('#main #dead-letters-' + id).val()); };
     const body = target_of('dead-letters');
     if (body === null) return null;
-    ['reason', 'origin', 'header'].forEach(function (name) {
+    ['reason', 'origin', 'header', 'older_than', 'newer_than'].forEach(function (name) {
         if (value(name) !== '') body[name] = value(name);
     });
     if ($('#main #dead-letters-keep').is(':checked')) body.keep_x_death = true;
-    for (const name of ['older_than', 'newer_than']) {
-        if (value(name) === '') continue;
-        const span = seconds(value(name));
-        if (span === null) {
-            show_popup('warn', fmt_escape_html(value(name)) + ' is no span of time such as 90s, 10m, 2h or 3d.');
-            return null;
-        }
-        body[name] = span;
-    }
     for (const name of ['limit', 'rate']) {
         if (value(name) === '') continue;
         if (!/^[1-9][0-9]{0,8}$/.test(value(name))) {
@@ -718,13 +709,6 @@ function redrive_request() {
         body[name] = Number(value(name));
     }
     return body;
-}
-
-const UNIT_SECONDS = {'': 1, s: 1, m: 60, h: 3600, d: 86400};
-
-function seconds(span) {
-    const parts = /^([0-9]{1,9})([smhd]?)$/.exec(span);
-    return parts === null ? null : Number(parts[1]) * UNIT_SECONDS[parts[2]];
 }
 
 const LEFT = {no_target: 'have no history that names a target', would_loop: 'would come back at once',
