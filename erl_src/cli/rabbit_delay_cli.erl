@@ -4,8 +4,8 @@
 %% the broker: only rabbit_delay_filter is called directly.
 -module(rabbit_delay_cli).
 
--export([several_switches/0, several_usage/0, banner/3, pending/2, fold_pending/5, went_away/1, unanswered/1, count/2, unroutable/3,
-         selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/2, check_selection/3,
+-export([several_switches/0, several_usage/0, banner/3, pending/2, fold_pending/5, went_away/1, unanswered/1,
+         count/2, unroutable/3, selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/2, check_selection/3,
          check_filter/1, filter/1, resource/2, call/4, failure/1, switch/3, change/3,
          text/1, times/2, json/1, is_json/1, is_for_programs/1]).
 

@@ -112,7 +112,8 @@ get_all(VHost, Queue, {After, Max}, Deadline, Fun, Acc) ->
             try
                 get_each(Channel, Queue, After, Max, Deadline, Fun, Acc)
             catch
-                exit:Reason -> unavailable("the queue cannot be looked at: ~ts", [rabbit_delay_connection:ended(Reason)])
+                exit:Reason ->
+                    unavailable("the queue cannot be looked at: ~ts", [rabbit_delay_connection:ended(Reason)])
             after
                 %% What was fetched goes back to its place.
                 rabbit_delay_connection:close(Connection)

@@ -82,7 +82,8 @@ append_held(State) ->
 give_up(#state{rejectable = Rejectable, exchange = XName} = State)
   when ?HAS_NO_LEADER(State), Rejectable > 0 ->
     ?LOG_ERROR("delayed messages of ~ts: rejecting ~s that no Raft leader took for ~b ms",
-               [rabbit_delay_text:rs(XName), rabbit_delay_text:count(Rejectable, "message"), ?MAX_WAITING_MS], ?LOG_DOMAIN),
+               [rabbit_delay_text:rs(XName), rabbit_delay_text:count(Rejectable, "message"), ?MAX_WAITING_MS],
+               ?LOG_DOMAIN),
     rabbit_delay_intake:reject_waiting(State#state{give_up_timer = undefined});
 give_up(State) ->
     State#state{give_up_timer = undefined}.

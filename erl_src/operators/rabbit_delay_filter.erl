@@ -172,13 +172,13 @@ offset(Word) when is_binary(Word) ->
         {ok, Ms} when abs(Ms) =< ?MAX_MS ->
             {ok, Ms};
         {ok, _} ->
-            {error, text("~ts is out of range: at most 3257812d", [rabbit_delay_text:value(Word)])};
+            {error, text("~ts is out of range: an offset is at most 3257812d", [rabbit_delay_text:value(Word)])};
         error ->
             {error, text("~ts is not an offset such as +90m or -1h (ms, s, m, h, d, w)",
                          [rabbit_delay_text:value(Word)])}
     end;
 offset(Ms) when is_integer(Ms) ->
-    {error, text("~b is out of range: at most ~b ms", [Ms, ?MAX_MS])};
+    {error, text("~b is out of range: an offset is at most ~b ms", [Ms, ?MAX_MS])};
 offset(Word) ->
     {error, text("~ts is not an offset in ms", [rabbit_delay_text:value(Word)])}.
 
