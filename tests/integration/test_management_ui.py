@@ -370,7 +370,7 @@ def test_a_purge_says_that_what_is_in_flight_may_still_come(page, broker, client
             unfold(page, "Purge")
         page.asked(True)
         press(page, "Purge Messages")
-        popup(page, INFO, "1 message cancelled. 1 message in flight to their queues, which may still get them.")
+        popup(page, INFO, "1 message cancelled. 1 message already in flight, which queues may still get.")
         page.await_text("#delayed-pending", "0")
         assert len(page.asked(True)) == 1
         assert pending(management, exchange) == 0

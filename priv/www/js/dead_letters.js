@@ -711,9 +711,9 @@ function redrive_request() {
     return body;
 }
 
-const LEFT = {no_target: 'have no history that names a target', would_loop: 'would come back at once',
-              unroutable: 'have a target that is not there', refused: 'were refused by the target, '
-              + 'or you may not publish there', unconfirmed: 'were published and not confirmed'};
+const LEFT = {no_target: 'left: no history that names a target', would_loop: 'left: would come back at once',
+              unroutable: 'left: the target is not there', refused: 'left: refused by the target, '
+              + 'or you may not publish there', unconfirmed: 'published and not confirmed'};
 
 function summary(sums) {
     return fmt_num_thousands(sums.redriven) + ' of ' + fmt_num_thousands(sums.examined)

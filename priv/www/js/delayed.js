@@ -706,9 +706,9 @@ function wanted_due(change) {
 
 // A purge lets go of what is in flight, too.
 function done_popup(change, changed, not_changed, in_flight, purged) {
-    const and_those = purged ? ', which may still get them.' : ': left alone.';
+    const and_those = purged ? ', which queues may still get.' : ': left alone.';
     show_popup('info', fmt_escape_html(messages(changed) + CHANGES[change].done + '.'
-        + (in_flight ? ' ' + messages(in_flight) + ' in flight to their queues' + and_those : '')
+        + (in_flight ? ' ' + messages(in_flight) + ' already in flight' + and_those : '')
         + (not_changed ? ' ' + messages(not_changed) + ' not there any more.' : '')));
 }
 
