@@ -142,7 +142,7 @@ await_ready(Pid, Timeout) ->
 -spec change(pid(), change()) -> changed().
 change(Pid, Change) ->
     try
-        gen_server:call(Pid, {change, Change}, ?CHANGE_MS)
+        gen_server:call(Pid, {change, rabbit_delay_changes:encoded(Change)}, ?CHANGE_MS)
     catch
         exit:_ -> {error, interrupted}
     end.
@@ -150,7 +150,7 @@ change(Pid, Change) ->
 %% The answer comes by gen_server:receive_response/2.
 -spec change_async(pid(), change()) -> gen_server:request_id().
 change_async(Pid, Change) ->
-    gen_server:send_request(Pid, {change, Change}).
+    gen_server:send_request(Pid, {change, rabbit_delay_changes:encoded(Change)}).
 
 -spec init(rabbit_exchange:name()) -> {ok, #state{}, {continue, find_leader}}.
 init(XName) ->
@@ -380,8 +380,7 @@ change(purge, From, #state{machine_version = Version} = State) when not ?KNOWS_R
     gen_server:reply(From, {error, not_known}),
     State;
 change(Change, From, #state{changes = Changes, leader = {ServerId, _}, term = Term} = State) ->
-    case rabbit_delay_changes:allowed(
-           Change, fun (Id) -> rabbit_delay_release:is_free(Id, State) end) of
+    case rabbit_delay_changes:allowed(Change, rabbit_delay_release:free(State)) of
         {nothing, InFlight} ->
             gen_server:reply(From, {ok, 0, InFlight}),
             State;
@@ -391,8 +390,7 @@ change(Change, From, #state{changes = Changes, leader = {ServerId, _}, term = Te
                         Correlation,
                         State#state{changes = rabbit_delay_changes:append(
                                                 Correlation, From, Allowed, InFlight, Changes)}),
-            ok = rabbit_delay_commands:change(ServerId, Term, rabbit_delay_changes:encoded(Allowed),
-                                          Correlation),
+            ok = rabbit_delay_commands:change(ServerId, Term, Allowed, Correlation),
             Sending
     end.
 
@@ -432,9 +430,11 @@ changed({error, Reason}, From, _, Change, State) ->
     hand_out(rabbit_delay_changes:ids(Change), State).
 
 %% What became due meanwhile was taken out of the store and passed over.
-moved({reschedule, Dues} = Change, #state{store = Store} = State) when Store =/= undefined, Dues =/= [] ->
-    {reschedule, Untils} = rabbit_delay_changes:encoded(Change),
-    _ = rabbit_delay_store:postpone_many(Store, Untils),
+moved({reschedule, Dues}, #state{store = Store} = State) when Store =/= undefined, Dues =/= <<>> ->
+    _ = case rabbit_delay_store:stat(Store) of
+            #{taken := 0} -> ok;
+            _ -> rabbit_delay_store:postpone_many(Store, Dues)
+        end,
     rabbit_delay_agenda:pump_soon(State);
 moved(_, State) ->
     State.

@@ -12,7 +12,7 @@
 
 -include("rabbit_delay_in_flight.hrl").
 
--export([new/0, hold/3, is_held/2, held/1, release/3, occupied/2]).
+-export([new/0, hold/3, is_held/2, held/1, has_none/1, release/3, occupied/2]).
 -export([send/2, answered/4, fate/1]).
 -export([done/4, to_settle/2, settling/1, settled/2]).
 -export([wait/3, remains/2, has_some/2, is_full/1, forget_places/1, forget_places/2, forget/2,
@@ -68,6 +68,10 @@ is_held(Id, #book{ids = Ids}) -> is_map_key(Id, Ids).
 %% How many messages, and how many bytes, are not in the store's hands.
 -spec held(book()) -> {Messages :: non_neg_integer(), Bytes :: non_neg_integer()}.
 held(#book{ids = Ids, ids_bytes = Bytes}) -> {map_size(Ids), Bytes}.
+
+%% Whether nothing is, and nothing waits of which some queue has it.
+-spec has_none(book()) -> boolean().
+has_none(#book{ids = Ids, shared = Shared}) -> map_size(Ids) =:= 0 andalso map_size(Shared) =:= 0.
 
 %% It is not in flight any more and will not be settled.
 -spec release(rabbit_delay_store:id(), Bytes :: non_neg_integer(), book()) -> book().

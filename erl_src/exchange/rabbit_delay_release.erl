@@ -12,7 +12,7 @@
 -include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay_dispatcher.hrl").
 
--export([pump/1, hand_out_anew/1, configured/2, occupied/1, is_free/2]).
+-export([pump/1, hand_out_anew/1, configured/2, occupied/1, is_free/2, free/1]).
 -export([publishing/3, publish/4, damaged/3]).
 
 %% How many records are read and published before other messages are looked at.
@@ -364,6 +364,14 @@ is_in_hand(Id, #state{in_flight = Book, changes = Changes}) ->
 -spec is_free(id(), #state{}) -> boolean().
 is_free(Id, #state{in_flight = Book} = State) ->
     not is_in_hand(Id, State) andalso not rabbit_delay_in_flight:has_some(Id, Book).
+
+%% Which messages are: all, or those that a function says.
+-spec free(#state{}) -> all | fun((id()) -> boolean()).
+free(#state{in_flight = Book, changes = Changes} = State) ->
+    case rabbit_delay_in_flight:has_none(Book) andalso rabbit_delay_changes:holds_none(Changes) of
+        true -> all;
+        false -> fun (Id) -> is_free(Id, State) end
+    end.
 
 release_one({Id, Due, Encoding, Body}, X, #state{counters = Counters, exchange = XName} = State0) ->
     {How, Already, Places} = what(Id, Due, Encoding, State0),

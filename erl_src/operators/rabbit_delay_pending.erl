@@ -76,7 +76,11 @@ list_here(XName, Filter, #{limit := Limit} = Options) ->
                                                  false -> Limit
                                              end},
                       rabbit_delay_pending_scan:with_budget(
-                        Read, fun () -> collect(Position, Limit, ?PAGE_BYTES, [], Scan) end);
+                        Read,
+                        fun () ->
+                                rabbit_delay_background:run(
+                                  fun () -> collect(Position, Limit, ?PAGE_BYTES, [], Scan) end)
+                        end);
                   Error ->
                       Error
               end
@@ -292,7 +296,10 @@ walk(XName, Operation, Filter, #{by := By} = Options, Store, Dispatcher) ->
                 orelse asked(XName, Operation, rabbit_delay_filter:text(Filter), By),
             case rabbit_delay_pending_scan:with_budget(
                    Read,
-                   fun () -> rabbit_delay_pending_change:walk(Position, none_changed(), Walk) end) of
+                   fun () ->
+                           rabbit_delay_background:run(
+                             fun () -> rabbit_delay_pending_change:walk(Position, none_changed(), Walk) end)
+                   end) of
                 {ok, #{changed := Changed}} = Result ->
                     log(XName, Operation, Changed, By),
                     Result;

@@ -30,7 +30,7 @@
 -type walk() :: rabbit_delay_pending_scan:scan().
 
 %% Messages of one Raft entry; while it is applied, some ms, others of this exchange wait.
--define(AT_ONCE, 4096).
+-define(AT_ONCE, 2048).
 -define(IDS_AT_ONCE, 256).
 
 -define(ANSWER_MS, 60000).
@@ -168,7 +168,9 @@ walk_page([{Due, Id, _} = Record | Rest], Position, Chosen, Count, Sum0,
         true ->
             change_chosen(Chosen, done, Position, Sum0, Walk0);
         false ->
-            Sum = Sum0#{examined := maps:get(examined, Sum0) + 1},
+            Examined = maps:get(examined, Sum0) + 1,
+            Sum = Sum0#{examined := Examined},
+            ok = rabbit_delay_background:give_way(Examined),
             {IsMeant, Walk} =
                 case Due >= From andalso Due =< To andalso Id < Below
                     andalso concerns(Operation, Due, Now) of
@@ -219,7 +221,8 @@ change_chosen(Chosen0, Then, Position,
                  _ -> {reschedule, [{Id, new_due(Operation, Due, Now)}
                                     || {Due, Id, _} <- Chosen]}
              end,
-    case rabbit_delay_dispatcher:change(Dispatcher, Change) of
+    Appended = fun () -> rabbit_delay_dispatcher:change(Dispatcher, Change) end,
+    case rabbit_delay_background:by_turns(Appended) of
         {ok, N, NotNow} ->
             then(Then, Position, Sum#{matched := Matched + length(Chosen), changed := Changed + N,
                                       in_flight := InFlight + length(NotNow)});

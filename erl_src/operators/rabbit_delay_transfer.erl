@@ -105,7 +105,8 @@ with_store(VHost, Exchange, Fun) ->
     XName = rabbit_misc:r(VHost, exchange, Exchange),
     case is_delayed(XName) of
         false -> {error, {not_found, no_exchange(VHost, Exchange)}};
-        true -> rabbit_delay_pending:with_store(XName, fun (Store, _) -> Fun(Store) end)
+        true -> rabbit_delay_pending:with_store(
+                  XName, fun (Store, _) -> rabbit_delay_background:run(fun () -> Fun(Store) end) end)
     end.
 
 is_delayed(XName) ->

@@ -113,6 +113,9 @@
 -define(FLUSH_BYTES, 1048576).
 %% One step of the store's upkeep, bytes of record bodies.
 -define(MAINTAIN_BYTES, 1048576).
+%% Of an entry's changes so many are taken again, after a restart, in the time of one message, as all that
+%% they take is memory.
+-define(CHANGES_AS_A_MESSAGE, 8).
 %% How often the tick offers a snapshot; exchanges take turns.
 -define(OFFER_SECONDS, 10).
 
@@ -202,8 +205,9 @@ apply(#{index := Index} = Meta, {settle, 3, Released}, State) when ?IS_OF_3(Meta
     remove_released(Index, Released, fun rabbit_delay_store:settle_due_by/3, State#?MODULE{seen = Index});
 apply(#{index := Index} = Meta, {purge, 1}, State) when ?IS_OF_3(Meta) ->
     purge(Index, State#?MODULE{seen = Index});
-apply(#{index := Index}, {cancel, 1, Ids}, State) ->
-    remove(Index, Ids, State#?MODULE{seen = Index});
+apply(#{index := Index}, {cancel, 1, Ids}, #?MODULE{store = Store} = State) ->
+    removed(rabbit_delay_store:settle(Store, Index, Ids), byte_size(Ids), as_messages(byte_size(Ids) div 8),
+            State#?MODULE{seen = Index});
 apply(#{index := Index}, {reschedule, 1, Dues}, State) ->
     move(Index, Dues, State#?MODULE{seen = Index});
 apply(#{index := Index, term := Term} = Meta, {Change, 2, Term, What}, State)
@@ -294,6 +298,10 @@ purge(Index, #?MODULE{store = Store} = State) ->
         {error, _} = Error -> failed(purge, Error, State)
     end.
 
+%% Of changes that operators ask for: a snapshot for each 100,000 of these would be several a second, and
+%% who syncs a file meanwhile waits for its files.
+as_messages(Changes) -> 1 + Changes div ?CHANGES_AS_A_MESSAGE.
+
 removed({ok, Removed}, Bytes, Count, State) ->
     offer(Count, Bytes, {ok, Removed}, [], State);
 removed({error, _} = Error, _, _, State) ->
@@ -304,7 +312,7 @@ move(Index, Dues, #?MODULE{store = Store} = State) ->
         {ok, Moved} ->
             #{buffered := Buffered, next_due := NextDue} = rabbit_delay_store:stat(Store),
             flush(Buffered, State),
-            offer(byte_size(Dues) div 16, byte_size(Dues), {ok, Moved},
+            offer(as_messages(byte_size(Dues) div 16), byte_size(Dues), {ok, Moved},
                   [Effect || is_integer(NextDue), Effect <- wake(NextDue, NextDue, State)], State);
         {error, _} = Error ->
             failed(reschedule, Error, State)

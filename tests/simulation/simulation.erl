@@ -282,7 +282,7 @@ ask(Node, Change) ->
         {Dispatcher, Channel} ->
             simulated_process:note("~p is asked to ~p", [Node, Change]),
             simulated_process:as(Channel, fun () ->
-                                                  simulated_process:send(Dispatcher, {'$call', {Channel, change}, {change, Change}})
+                                                  simulated_process:send(Dispatcher, {'$call', {Channel, change}, {change, rabbit_delay_changes:encoded(Change)}})
                                           end)
     end.
 

@@ -93,6 +93,26 @@ meanwhile_test() ->
                      [{15, 131072}] =:= contents(Store)
              end).
 
+%% However many there are, an entry of the log, which others wait for, has a bounded number of them.
+entries_are_bounded_test_() ->
+    {timeout, 300,
+     fun () ->
+             N = 3 * 2048 + 7,
+             true = with_store(
+                      lists:seq(1, N),
+                      fun (Store, _) ->
+                              {ok, Dispatcher} = gen_server:start_link(?MODULE, {Store, []}, []),
+                              Bounds = ?P:bounds(Store),
+                              {#{changed := N}, 1} = walk(Store, Dispatcher, {reschedule_by, 100000},
+                                                          {0, ?MAX}, N, false, Bounds),
+                              {#{changed := N}, 1} = walk(Store, Dispatcher, cancel, {0, ?MAX}, N, false,
+                                                          Bounds),
+                              ?assertEqual(2048, gen_server:call(Dispatcher, most)),
+                              ok = gen_server:stop(Dispatcher),
+                              [] =:= contents(Store)
+                      end)
+     end}.
+
 %% By ids, more than are asked for at a time, with some that are in flight and some that are not there.
 each_test() ->
     N = 700,
@@ -168,6 +188,15 @@ contents(Store) ->
 
 init({Store, Held}) -> {ok, {Store, Held, 1000}}.
 
+handle_call(most, _, State) ->
+    {reply, get(most), State};
+handle_call({change, {What, Binary}}, From, State) when is_binary(Binary) ->
+    Change = {What, case What of
+                        cancel -> [Id || <<Id:64/little>> <= Binary];
+                        reschedule -> [{Id, Due} || <<Id:64/little, Due:64/little>> <= Binary]
+                    end},
+    _ = put(most, max(length(element(2, Change)), case get(most) of undefined -> 0; N -> N end)),
+    handle_call({change, Change}, From, State);
 handle_call({change, Change}, _, {Store, Held, Index}) ->
     Reply = case Change of
                 {cancel, Ids} ->

@@ -121,6 +121,38 @@ applied(Meta, Command, State0) ->
         {State, Reply, _Effects} -> {State, Reply}
     end.
 
+%% What operators change is cheap to apply again: a snapshot comes after eight times as many, but no later
+%% than after as many entries, be they of one change each.
+snapshots_are_offered_by_what_is_to_be_applied_again_test_() ->
+    [{timeout, 60, ?_assertEqual(Offers, offers(Command, Entries))}
+     || {Command, Entries, Offers} <-
+            [{{cancel, 1, ids(800)}, 99, 0}, {{cancel, 1, ids(800)}, 100, 1},
+             {{reschedule, 1, <<(ids(800))/binary, (ids(800))/binary>>}, 100, 1},
+             {{cancel, 1, ids(1)}, 10100, 1}, {{settle, 1, ids(800)}, 26, 2}]].
+
+ids(N) -> << <<Id:64/little>> || Id <- lists:seq(1, N) >>.
+
+%% How many are offered, with one due after 10,100 messages.
+offers(Command, Entries) ->
+    ok = application:set_env(rabbitmq_delay_wheel, snapshot_interval_messages, 10100),
+    Dir = filename:absname(filename:join("_build", "machine_tests.offers." ++ os:getpid())),
+    try
+        #replica{state = State} = replica(filename:join(Dir, "store")),
+        {_, Offers} = lists:foldl(
+                        fun (Index, {S0, N}) ->
+                                case ?M:apply(#{index => Index, term => 1, system_time => ?NOW,
+                                                machine_version => ?VERSION}, Command, S0) of
+                                    {S, _} -> {S, N};
+                                    {S, _, Effects} ->
+                                        {S, N + length([1 || {release_cursor, _, _} <- Effects])}
+                                end
+                        end, {State, 0}, lists:seq(1, Entries)),
+        Offers
+    after
+        ok = application:unset_env(rabbitmq_delay_wheel, snapshot_interval_messages),
+        ok = file:del_dir_r(Dir)
+    end.
+
 with_snapshot(#replica{state = State} = R) ->
     {ok, Checkpoint, _} = rabbit_delay_store:checkpoint(?M:store(State)),
     ok = rabbit_delay_store:finish(Checkpoint, none),

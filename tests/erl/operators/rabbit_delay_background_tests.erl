@@ -1,0 +1,54 @@
+%% SPDX-License-Identifier: MPL-2.0
+-module(rabbit_delay_background_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+-define(B, rabbit_delay_background).
+
+priority() ->
+    {priority, Priority} = process_info(self(), priority),
+    Priority.
+
+%% Whatever becomes of it, who asked is as before.
+its_priority_is_low_meanwhile_test() ->
+    Before = priority(),
+    ?assertEqual(low, ?B:run(fun priority/0)),
+    ?assertEqual(Before, priority()),
+    ?assertError(failed, ?B:run(fun () -> error(failed) end)),
+    ?assertEqual(Before, priority()),
+    ?assertEqual({low, low}, ?B:run(fun () -> {?B:run(fun priority/0), priority()} end)),
+    ?assertEqual(Before, priority()).
+
+%% A turn ends after a bounded number of steps, be they ever so cheap: a trace shows each time that the VM
+%% takes another.
+turns_are_short_test() ->
+    Steps = 1000,
+    Tester = self(),
+    Walker = spawn(fun () ->
+                           receive go -> ok end,
+                           lists:foreach(fun ?B:give_way/1, lists:seq(1, Steps)),
+                           Tester ! walked,
+                           receive done -> ok end
+                   end),
+    1 = erlang:trace(Walker, true, [running]),
+    Walker ! go,
+    receive walked -> ok end,
+    Delivered = erlang:trace_delivered(Walker),
+    receive {trace_delivered, Walker, Delivered} -> ok end,
+    Walker ! done,
+    ?assert(ended_turns(Walker, 0) >= Steps div 128).
+
+ended_turns(Walker, N) ->
+    receive
+        {trace, Walker, out, _} -> ended_turns(Walker, N + 1);
+        {trace, Walker, in, _} -> ended_turns(Walker, N)
+    after 0 ->
+        N
+    end.
+
+by_turns_answers_what_it_was_test() ->
+    Rested = make_ref(),
+    self() ! Rested,
+    ?assertEqual(answer, ?B:by_turns(fun () -> answer end)),
+    %% Nothing of who asked is taken.
+    ?assertEqual(Rested, receive Rested -> Rested after 0 -> gone end).
