@@ -38,6 +38,8 @@ def command_of(options):
     words = ["bench.py"]
     if options.quick:
         words.append("--quick")
+    if options.count is not None:
+        words += ["--count", ",".join(map(str, options.count))]
     if options.rounds is not None:
         words += ["--rounds", str(options.rounds)]
     if options.peers != list(peers.PEERS):
@@ -83,6 +85,9 @@ def parse():
                         help=f"of {','.join(peers.PEERS)}; default: all")
     parser.add_argument("--target", choices=["quorum", "classic"], default="quorum",
                         help="kind of queue that delayed messages are delivered to")
+    parser.add_argument("--count", type=lambda text: [int(n) for n in text.split(",")], metavar="N,N",
+                        help="how many messages are pending, instead of the usual, where a figure can do it "
+                             "(changes)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--root", help="directory for the brokers' files; default: a temporary one")
     parser.add_argument("--out", help="directory for RESULTS.md, results/ and plots/; default: "
@@ -115,7 +120,7 @@ def main():
         loadgen.build()
         session = Session(root, options.peers, rounds=options.rounds,
                           scale=10 if options.quick else 1, target=options.target,
-                          seed=options.seed)
+                          seed=options.seed, counts=options.count)
         for name in options.figures:
             measure(name, session, options)
         return 0

@@ -19,13 +19,15 @@ from node import Node
 class Session:
     """`scale` divides the numbers of messages and the lengths of runs (--quick)."""
 
-    def __init__(self, root, chosen, rounds=None, scale=1, target="quorum", seed=1):
+    def __init__(self, root, chosen, rounds=None, scale=1, target="quorum", seed=1,
+                 counts=None):
         self.root = root
         self.chosen = chosen
         self.rounds_asked = rounds
         self.scale = scale
         self.target = target
         self.seed = seed
+        self.counts = counts
         self.random = random.Random(seed)
         self.machine = None
         self._nodes = 0

@@ -4,6 +4,7 @@ exchange are late meanwhile."""
 
 import os
 import re
+import statistics
 import threading
 import time
 
@@ -11,6 +12,7 @@ import loadgen
 import peers
 import plots
 from loadgen import Consumer
+from machine import Quiet
 from session import disk_needed, shown, spread, verdict
 
 # pylint: disable=wrong-import-order
@@ -25,9 +27,11 @@ ABOUT = ("{counts} messages of 100 B, due in 1 to 2 hours. All of it but one is 
          "file, its start included. *CPU*: of the broker, all its threads, a message, what the other exchange "
          "takes during the changes included: it says more than a rate where others use the machine. "
          "*overdue*: how long it takes to tell how many are overdue when all are, of a paused exchange. "
-         "*late*: what another exchange releases, {rate:,} a second with delays of 0.5 to 1.5 s, alone and "
-         "during the changes: the 99th percentile of its lateness as a client sees it.")
+         "*late*: what another exchange releases, {rate:,} a second with delays of 0.5 to 1.5 s for {seconds} s, "
+         "in each round alone and then while all is rescheduled, by an hour and back, again and again: quantiles of "
+         "its lateness as a client sees it, and the ratio of the two.")
 RATE = 500
+SECONDS = 20
 OTHER_TARGET = "bench.other"
 
 
@@ -87,12 +91,19 @@ class Others:
             "key": OTHER_TARGET, "header": "x-delay"})
         self.publisher.start()
 
+    def are_published(self):
+        return not self.publisher.is_alive()
+
     def late(self):
+        """Quantiles, ms."""
         self.publisher.join()
         try:
-            return self.consumer.result()["lateness_ms"]["p99"]
+            result = self.consumer.result()
         finally:
             self.consumer.kill()
+        if not result["complete"]:
+            raise loadgen.LoadFailed(f"others: {result['received']:,} were received")
+        return result["lateness_ms"]
 
 
 def filled(session, node, count):
@@ -147,16 +158,39 @@ def overdue(node, count):
     return us / 1000
 
 
+def moved(node, hours):
+    return changed_rate(node, f"{{reschedule_by, {hours * HOUR_MS}}}", "due_from => 1")
+
+
+def others_late(session, node, count, result):
+    """How late another exchange's messages are alone, and while all that is pending here is given another time, over
+    and over. What is pending is an hour later in the end."""
+    seconds = session.scaled(SECONDS, 10)
+    node.settle()
+    result["alone"] = Others(session, node, seconds).late()
+    others = Others(session, node, seconds)
+    measured(node, "later", result, lambda: moved(node, 1), count)
+    hours, passes = 1, 1
+    while not others.are_published() or hours == 0:
+        hours, passes = 1 - hours, passes + 1
+        if moved(node, 1 if hours else -1)[1] != count:
+            raise loadgen.LoadFailed("not all were rescheduled")
+    result["beside"] = others.late()
+    result["passes"] = passes
+    for of_all in ("p50", "p90", "p99"):
+        result[f"late_{of_all}_ms"] = result["beside"][of_all]
+        result[f"alone_{of_all}_ms"] = result["alone"][of_all]
+    result["late_ratio"] = result["beside"]["p99"] / result["alone"]["p99"]
+
+
 def one_run(session, node, count):
     filled(session, node, count)
+    quiet = Quiet(node)
     result = {"count": count}
     measured(node, "header", result, lambda: changed_rate(node, "cancel", 'header => <<"none=1">>', True), count)
     measured(node, "export", result, lambda: export_rate(node), count)
     measured(node, "tool", result, lambda: tool_rate(node, os.path.join(session.root, "exported")), count)
-    # So long that it lasts until the changes are done.
-    others = Others(session, node, session.scaled(max(20, count // 20_000), 10))
-    measured(node, "later", result, lambda: changed_rate(node, f"{{reschedule_by, {HOUR_MS}}}", "due_from => 1"),
-             count)
+    others_late(session, node, count, result)
     node_now = int(evaluated(node, "rabbit_delay_config:now_ms()."))
     middle = node_now + 5 * HOUR_MS // 2
     to_count = measured(node, "to", result, lambda: changed_rate(
@@ -164,20 +198,20 @@ def one_run(session, node, count):
     range_count = measured(node, "range", result, lambda: changed_rate(node, "cancel", f"due_to => {middle}"))
     if not 0 < to_count == range_count < count:
         raise loadgen.LoadFailed(f"{to_count:,} were rescheduled to one time, {range_count:,} cancelled")
-    result["late_ms"] = others.late()
     result["overdue_ms"] = overdue(node, count - range_count)
     result["purge_ms"] = purge(node, count - range_count)
     evaluated(node, f'ok = rabbit_delay_pending:resume({EXCHANGE}, <<"bench">>).')
+    result["noise"] = quiet.ended()
     peers.OURS.clear(node)
     return result
 
 
 def run(session):
-    counts = [session.scaled(1_000_000), session.scaled(10_000_000)]
+    counts = [session.scaled(n) for n in session.counts or [1_000_000, 10_000_000]]
     if session.scale > 1:
         counts = counts[:1]
-    disk_needed(session.root, 30 / session.scale)
-    runs, alone = [], []
+    disk_needed(session.root, 3 * max(counts) / 1e6)
+    runs = []
     with session.node() as node:
         other = other_exchange()
         other.declare(node)
@@ -186,13 +220,13 @@ def run(session):
             channel.queue_bind(OTHER_TARGET, other.exchange, OTHER_TARGET)
         for number in range(session.rounds(3)):
             for count in counts if number == 0 else counts[:1]:
-                alone.append(Others(session, node, 10).late())
                 result = one_run(session, node, count)
                 runs.append({"round": number, **result})
                 session.say(f"changes of {count:,}: " + ", ".join(
-                    f"{key} {value:,.4g}" for key, value in result.items() if key != "count"))
-    return {"counts": " and ".join(f"{count:,}" for count in counts), "rate": RATE, "runs": runs,
-            "alone_ms": alone}
+                    f"{key} {value:,.4g}" for key, value in result.items()
+                    if key != "count" and not isinstance(value, dict)))
+    return {"counts": " and ".join(f"{count:,}" for count in counts), "rate": RATE,
+            "seconds": session.scaled(SECONDS, 10), "runs": runs}
 
 
 ROWS = [("rescheduled a second, all by an hour", "later_rate", 200_000),
@@ -208,7 +242,13 @@ ROWS = [("rescheduled a second, all by an hour", "later_rate", 200_000),
         ("CPU to export, us", "export_cpu_us", None),
         ("purge of all, ms", "purge_ms", None),
         ("to tell how many are overdue, ms", "overdue_ms", None),
-        ("others late meanwhile, p99, ms", "late_ms", None)]
+        ("others late alone, median, ms", "alone_p50_ms", None),
+        ("others late meanwhile, median, ms", "late_p50_ms", None),
+        ("others late alone, p90, ms", "alone_p90_ms", None),
+        ("others late meanwhile, p90, ms", "late_p90_ms", None),
+        ("others late alone, p99, ms", "alone_p99_ms", None),
+        ("others late meanwhile, p99, ms", "late_p99_ms", None),
+        ("ratio of the p99", "late_ratio", None)]
 
 
 def of(result, key, count):
@@ -226,15 +266,23 @@ def report(result):
     for label, key, _ in ROWS:
         form = "{:,.0f}" if key.endswith("_rate") else "{:,.2f}"
         lines.append(f"| {label} | " + " | ".join(shown(of(result, key, n), form) for n in counts) + " |")
-    lines += [f"| others late alone, p99, ms | {shown(result['alone_ms'], '{:,.1f}')} |"
-              + " |" * (len(counts) - 1), ""]
-    return lines + [verdict(f"{label}, of {n:,}", spread(of(result, key, n))["median"], wanted, False)
-                    for label, key, wanted in ROWS if wanted for n in counts]
+    return lines + ["", *[verdict(f"{label}, of {n:,}", spread(of(result, key, n))["median"], wanted, False)
+                      for label, key, wanted in ROWS if wanted for n in counts]]
+
+
+def median_quantiles(result, which, count):
+    some = of(result, which, count)
+    return {q: statistics.median(one[q] for one in some) for q in some[0] if q != "count"}
 
 
 def plot(result, path):
     rates = [(label, key) for label, key, _ in ROWS if key.endswith("_rate")]
     plots.bars(path("changes"), [key.removesuffix("_rate") for _, key in rates], [
-        (f"messages a second, of {counts_of(result)[0]:,}",
-         {"ours": [of(result, key, counts_of(result)[0]) for _, key in rates]})])
-    return ["changes"]
+        (f"messages a second, of {n:,}", {"ours": [of(result, key, n) for _, key in rates]})
+        for n in counts_of(result)])
+    plots.quantiles(path("changes_lateness"), "lateness of another exchange, ms", {
+        f"{words} {n:,} {what}": (peer, median_quantiles(result, which, n))
+        for n in counts_of(result)
+        for which, peer, words, what in (("alone", "Q", "beside", "that wait"),
+                                         ("beside", "ours", "while", "are rescheduled"))})
+    return ["changes", "changes_lateness"]
