@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Many delayed exchanges of three members, each with a message pending: what the nodes take when nothing happens, what
-it takes to boot one of them until all its members run, and how long after a leader's `kill -9` each exchange has one of
-the others lead it."""
+"""Many delayed exchanges of three members, each with a message pending: what the nodes take when nothing happens, beside
+as many quorum queues of three members with a message each, what it takes to boot one of the nodes until all its members
+run, and how long after a leader's `kill -9` each exchange has one of the others lead it."""
 
 import time
 
 import pika
-from cluster_figures.three_nodes import HOUR_MS, KEY, channel, cpu_seconds, spread
+from cluster_figures.three_nodes import HOUR_MS, KEY, QUORUM, channel, cpu_seconds, spread
 
 ALL = '[X || {X, _, _} <- rabbit_delay_raft:members()]'
 IDLE_SECONDS = 30
@@ -14,6 +14,19 @@ IDLE_SECONDS = 30
 
 def named(n):
     return f"one-of-a-thousand-{n}"
+
+
+def queues(cluster, number):
+    """What the nodes take with as many quorum queues, which are gone afterwards."""
+    with channel(cluster.nodes[0]) as there:
+        there.confirm_delivery()
+        for n in range(number):
+            there.queue_declare(named(n), durable=True, arguments=QUORUM)
+            there.basic_publish("", named(n), b"there", pika.BasicProperties(delivery_mode=2), mandatory=True)
+        found = idle(cluster, IDLE_SECONDS)
+        for n in range(number):
+            there.queue_delete(named(n))
+    return found
 
 
 def declare_all(cluster, number):
@@ -53,7 +66,7 @@ def idle(cluster, seconds):
 
 def run(cluster, options):
     number, names = options.exchanges, [node.nodename for node in cluster.nodes]
-    found = {"exchanges": number, "before": idle(cluster, IDLE_SECONDS)}
+    found = {"exchanges": number, "before": idle(cluster, IDLE_SECONDS), "queues": queues(cluster, number)}
     began = time.monotonic()
     declare_all(cluster, number)
     found["declared_s"] = time.monotonic() - began
@@ -84,11 +97,10 @@ def run(cluster, options):
 
 
 def lines(result):
-    (cpu_before, mb_before), (cpu, mb) = result["before"], result["idle"]
-    said = [f"{result['exchanges']:,} exchanges: idle, all nodes take {100 * cpu:.1f}% of a core "
-            f"({100 * cpu_before:.1f}% without), each {min(mb):,.0f} to {max(mb):,.0f} MB "
-            f"({min(mb_before):,.0f} to {max(mb_before):,.0f}); declared, with a first message each, in "
-            f"{result['declared_s']:.0f} s"]
+    said = [f"{result['exchanges']:,} {what}: idle, all nodes take {100 * cpu:.1f}% of a core, each {min(mb):,.0f} to "
+            f"{max(mb):,.0f} MB" for what, (cpu, mb) in (("of neither", result["before"]), (
+                "quorum queues", result["queues"]), ("exchanges", result["idle"]))]
+    said.append(f"declared, with a first message each, in {result['declared_s']:.0f} s")
     if result["boot_s"]:
         led = [number for number, _ in result["takeover_s"]]
         said.append(f"a killed node that led {min(led)} to {max(led)} of them: the others lead all after "
