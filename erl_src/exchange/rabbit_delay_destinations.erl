@@ -35,8 +35,7 @@ how(_, Encoding, _, _) ->
 -spec find(rabbit_delay_broker:message(), rabbit_delay_in_flight:message(),
            rabbit_delay_broker:exchange(), rabbit_delay_retry:plan() | none) ->
           {queues(), rabbit_delay_broker:message(), rabbit_delay_in_flight:message()} |
-          {nobody, rabbit_delay_broker:message(), rabbit_delay_in_flight:message(),
-           rabbit_delay_warnings:warning()} |
+          {nobody, rabbit_delay_in_flight:message(), rabbit_delay_warnings:warning()} |
           {kept, rabbit_delay_in_flight:message(), rabbit_delay_warnings:warning()}.
 find(Message0, #in_flight{how = returned} = InFlight, X, Plan) ->
     Message = rabbit_delay_broker:uncounted(rabbit_delay_broker:released(Message0)),
@@ -128,7 +127,7 @@ park(Why, Message0, #in_flight{due = Due, settled = Already} = InFlight0, X, Pla
         {Qs, Message} ->
             {Qs, Message, InFlight};
         none when Places =:= [], Already =:= [] ->
-            {nobody, Message0, InFlight,
+            {nobody, InFlight,
              {dropped, "a dead letter of queue '~ts' is dropped by ~ts (~s): the exchange has no "
               "parking exchange and no dead-letter exchange",
               [rabbit_delay_text:escaped(Queue), rabbit_delay_text:rs(XName), Why]}};

@@ -85,8 +85,7 @@ drop_one({Id, Due}, X, #state{store = Store, in_flight = Book} = State0) ->
                                                                      how = {dead_lettered, maxlen}},
                                                  X, State);
                 {error, _} ->
-                    rabbit_delay_counters:add(State#state.counters, overflowed, 1),
-                    rabbit_delay_outcomes:done(Id, Due, Size, State)
+                    rabbit_delay_outcomes:done(Id, Due, Size, rabbit_delay_release:dropped(overflowed, Id, State))
             end;
         {error, {corrupt, File, Offset}} ->
             rabbit_delay_release:damaged({corrupt, Id, Due, File, Offset}, X, State0);

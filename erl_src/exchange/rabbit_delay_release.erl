@@ -13,7 +13,7 @@
 -include("rabbit_delay_dispatcher.hrl").
 
 -export([pump/1, hand_out_anew/1, configured/2, occupied/1, is_free/2, free/1]).
--export([publishing/3, publish/4, damaged/3]).
+-export([publishing/3, publish/4, damaged/3, dropped/3]).
 
 %% How many records are read and published before other messages are looked at.
 -define(TAKE_MESSAGES, 256).
@@ -373,13 +373,12 @@ free(#state{in_flight = Book, changes = Changes} = State) ->
         false -> fun (Id) -> is_free(Id, State) end
     end.
 
-release_one({Id, Due, Encoding, Body}, X, #state{counters = Counters, exchange = XName} = State0) ->
+release_one({Id, Due, Encoding, Body}, X, #state{exchange = XName} = State0) ->
     {How, Already, Places} = what(Id, Due, Encoding, State0),
     Size = byte_size(Body),
     case How =/= drop andalso rabbit_delay_broker:decode(Encoding, Body) of
         false ->
-            rabbit_delay_counters:add(Counters, expired, 1),
-            rabbit_delay_outcomes:done(Id, Due, Size, hold(Id, Size, State0));
+            rabbit_delay_outcomes:done(Id, Due, Size, hold(Id, Size, dropped(expired, Id, State0)));
         {ok, Message} ->
             publish(Message, #in_flight{id = Id, due = Due, bytes = Size, how = How,
                                         settled = Already, places = Places},
@@ -434,10 +433,11 @@ damaged(Record, X, State0) ->
 %% To where it goes now. It is held already.
 -spec publish(rabbit_delay_broker:message(), rabbit_delay_in_flight:message(),
               rabbit_delay_broker:exchange(), #state{}) -> #state{}.
-publish(Message0, InFlight0, X, #state{retry = Plan} = State) ->
+publish(Message0, InFlight0, X, #state{retry = Plan, counters = Counters} = State) ->
     case rabbit_delay_destinations:find(Message0, InFlight0, X, Plan) of
-        {nobody, Message, InFlight, Warning} ->
-            publish_to([], Message, InFlight, warn(Warning, State));
+        {nobody, #in_flight{id = Id, due = Due, bytes = Bytes}, Warning} ->
+            rabbit_delay_counters:add(Counters, unroutable, 1),
+            rabbit_delay_outcomes:done(Id, Due, Bytes, warn(Warning, State));
         {kept, InFlight, Warning} ->
             %% In the store, until another attempt.
             rabbit_delay_outcomes:wait_for(
@@ -452,9 +452,10 @@ publish_to(AllQs, Message, #in_flight{id = Id, due = Due, bytes = Bytes, how = H
                                       settled = Already} = InFlight0, State0) ->
     case [Q || Q <- AllQs, not lists:member(name(Q), Already)] of
         [] ->
-            _ = Already =:= []
-                andalso rabbit_delay_counters:add(State0#state.counters, to_nobody(How), 1),
-            rabbit_delay_outcomes:done(Id, Due, Bytes, State0);
+            rabbit_delay_outcomes:done(Id, Due, Bytes, case Already of
+                                                           [] -> dropped(to_nobody(How), Id, State0);
+                                                           _ -> State0
+                                                       end);
         Qs ->
             {Open, Closed, #state{in_flight = Book} = State} = apart(Qs, State0),
             InFlight = InFlight0#in_flight{later = Closed},
@@ -464,6 +465,17 @@ publish_to(AllQs, Message, #in_flight{id = Id, due = Due, bytes = Bytes, how = H
                 false -> hand_over(Open, Message, InFlight, State)
             end
     end.
+
+%% Counted, and said of one of many.
+-spec dropped(expired | overflowed | unroutable, id(), #state{}) -> #state{}.
+dropped(What, Id, #state{exchange = XName, counters = Counters} = State) ->
+    rabbit_delay_counters:add(Counters, What, 1),
+    warn({What, "delayed message ~b of ~ts is dropped: ~s",
+          [Id, rabbit_delay_text:rs(XName), case What of
+                                                expired -> "it is overdue";
+                                                overflowed -> "the exchange has more than its limit";
+                                                unroutable -> "no queue is bound for it"
+                                            end]}, State).
 
 to_nobody({dead_lettered, overdue}) -> expired;
 to_nobody({dead_lettered, maxlen}) -> overflowed;

@@ -370,6 +370,9 @@ def test_those_without_a_route_are_counted_by_a_metric_of_their_own(client, brok
     unroutable = evaluate(
         broker, f"maps:get(unroutable, rabbit_delay_dispatcher:counters({dispatcher})).")
     assert unroutable == "3"
+    # One in ten seconds is said to the log.
+    told = f"exchange '{exchange}' in vhost '/' is dropped: no queue is bound for it"
+    assert eventually(broker.log, lambda log: told in log).count(told) <= 3
 
 
 def test_one_without_a_route_does_not_hold_up_others(client):

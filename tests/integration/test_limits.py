@@ -35,6 +35,12 @@ def figure(broker, exchange, name):
                                 f'<<"/">>, exchange, <<"{exchange}">>)))).'))
 
 
+def logged(broker, exchange, why):
+    """How often the log says that a message was dropped: once at least, when it has been written."""
+    told = f"exchange '{exchange}' in vhost '/' is dropped: {why}"
+    return eventually(broker.log, lambda log: told in log).count(told)
+
+
 # -------------------------------------------------------------------------- default delay
 
 def test_a_default_delay_is_for_messages_that_say_nothing(client, management, clock):
@@ -293,6 +299,8 @@ def test_a_flood_leaves_what_is_due_first(client, broker, management, policy):
     kept = [int(row["payload"]) for row in broker.rows("list_delayed_messages", exchange, "payload")]
     assert sorted(kept) == sorted(delays)[:500]
     assert figure(broker, exchange, "overflowed") == 5500
+    # One in ten seconds.
+    assert logged(broker, exchange, "the exchange has more than its limit") < 100
 
 
 def test_a_limit_that_is_lowered_drops_without_a_publish(client, broker, management, policy):
@@ -437,6 +445,7 @@ def test_overdue_messages_are_dropped_where_that_is_wanted(own):
     assert client.texts(queue, 1) == ["late"]
     holds(Management(own), exchange, 0)
     assert figure(own, exchange, "expired") == 1
+    assert logged(own, exchange, "it is overdue") == 1
     assert client.texts_until_marker(queue) == []
     client.close()
 
