@@ -194,4 +194,37 @@ mutations() ->
       [{rabbit_delay_dispatcher, "at_term(Term, State) -> State#state{term = Term}."},
        {rabbit_delay_machine, "state_enter(leader, #rabbit_delay_machine{exchange = XName, store = Store}) ->"
                               "    [{mod_call, rabbit_delay_registry, leader, [XName, server_id(), Store]}];"
-                              "state_enter(_, _) -> []."}]}].
+                              "state_enter(_, _) -> []."}]},
+     {uses_the_version_that_it_has_itself,
+      [{rabbit_delay_queue,
+        "opens(Ref, {ok, #{machine_version := _}}, #state{opening = {note, Ref}, session = Session} = State)"
+        "  when is_integer(Session) ->"
+        "    State#state{opening = undefined, machine_version = rabbit_delay_machine:version()};"
+        "opens(Ref, {ok, #{machine_version := _}},"
+        "      #state{opening = {note, Ref}, leader = {ServerId, _}, nonce = Nonce} = State) ->"
+        "    Open = make_ref(),"
+        "    ok = rabbit_delay_commands:open_session(ServerId, Nonce, Open),"
+        "    _ = erlang:send_after(3000, self(), {unanswered, Open}),"
+        "    State#state{opening = {open, Open}, machine_version = rabbit_delay_machine:version()};"
+        "opens(Ref, {ok, Session, 0}, #state{opening = {open, Ref}} = State) ->"
+        "    State#state{opening = undefined, session = Session}."}]},
+     {settles_as_the_later_version_does,
+      [{rabbit_delay_commands,
+        "settle(ServerId, _, Released, Correlation) ->"
+        "    ra:pipeline_command(ServerId, {settle, 3, Released}, Correlation, normal)."}]},
+     {purges_before_it_is_known,
+      [{rabbit_delay_dispatcher,
+        "change(Change, From, #state{changes = Changes, leader = {ServerId, _}, term = Term} = State) ->"
+        "    case rabbit_delay_changes:allowed(Change, fun (Id) -> rabbit_delay_release:is_free(Id, State) end) of"
+        "        {nothing, InFlight} -> gen_server:reply(From, {ok, 0, InFlight}), State;"
+        "        {Allowed, InFlight} ->"
+        "            Correlation = make_ref(),"
+        "            Sending = rabbit_delay_agenda:sending(Correlation, State#state{changes ="
+        "                rabbit_delay_changes:append(Correlation, From, Allowed, InFlight, Changes)}),"
+        "            ok = rabbit_delay_commands:change(ServerId, Term, rabbit_delay_changes:encoded(Allowed), Correlation),"
+        "            Sending"
+        "    end."}]},
+     {never_hears_of_a_later_version,
+      [{rabbit_delay_condition,
+        "said(Node, Condition, #state{leader = {{_, Node}, _}} = State) -> heard(Condition, State);"
+        "said(_, _, State) -> State."}]}].

@@ -58,6 +58,8 @@ is_stored(Number) -> maps:is_key(Number, (model())#model.stored).
 %% ------------------------------------------------------------------------------- entries
 
 committed(Index, Term, Time, Command) ->
+    simulated_versions:needed_by(Command) =< simulated_versions:in_effect(Index) orelse
+        wrong(not_in_effect, {Index, element(1, Command), element(2, Command)}),
     {Reply, Model} = entry(Command, Index, Term, Time, model()),
     erlang:put(?MODULE, Model),
     true = ets:insert(replies, {Index, Reply, held(Index, Model)}),
@@ -69,10 +71,13 @@ held(Index, #model{pending = Pending}) when Index rem ?ALL_OF =:= 0 ->
 held(_, #model{pending = Pending}) ->
     map_size(Pending).
 
-entry(noop, _, _, _, M) ->
-    {none, M};
-entry({note, 1}, _, Term, _, #model{paused = Paused} = M) ->
-    {{ok, #{machine_version => 3, term => Term, paused => Paused}}, M};
+entry({noop, _}, Index, _, _, M) ->
+    {case simulated_versions:raised_at(Index) of
+         none -> none;
+         {_, _} -> ok
+     end, M};
+entry({note, 1}, Index, Term, _, #model{paused = Paused} = M) ->
+    {{ok, #{machine_version => simulated_versions:in_effect(Index), term => Term, paused => Paused}}, M};
 entry({open, 1, Node, Nonce}, Index, _, _, #model{opened = Opened} = M) ->
     case [{Session, Last} || {Session, {N, Once, Last}} <- maps:to_list(Opened), N =:= Node, Once =:= Nonce] of
         [{Session, Last}] ->

@@ -51,8 +51,8 @@ set(Key, Value) ->
     _ = erlang:put(Row, (erlang:get(Row))#{Key => Value}),
     ok.
 
-update_known(_, _) -> true.
-lookup(_, _) -> undefined.
+update_known(_, {Column, Value}) -> set({column, Column}, Value) =:= ok.
+lookup(_, Column) -> row({column, Column}).
 register_queue(_, Pid) -> set(queue, Pid).
 register_dispatcher(_, Pid) -> set(dispatcher, Pid).
 register_store(_, Store) -> set(store, Store).

@@ -20,7 +20,7 @@
          send/2, send_after/3, start_timer/3, cancel_timer/1, cancel_timer/2, monotonic_time/1, system_time/1]).
 -export([cast/2, reply/2, monitor_nodes/1, call/5]).
 %% What the simulation does.
--export([begin_at/2, end_all/0, now/0, after_ms/2, after_ms/3, next/0, start/4, link_to/2, deliver/2, is_there/1, as/2, is_up/1, kill_node/1, start_node/1,
+-export([begin_at/2, end_all/0, now/0, after_ms/2, after_ms/3, next/0, start/4, link_to/2, deliver/2, is_there/1, where/1, as/2, is_up/1, kill_node/1, start_node/1,
          pause_node/2, is_running/1, cut/3, notice/2, mend/0, over/3, is_linked/2, chance/1, up_to/1, one_of/1, named/2,
          all_nodes/0, kill/2, note/2, notes/0, clock/1]).
 
@@ -185,13 +185,14 @@ notice(A, B) ->
     lists:foreach(
       fun (#proc{node = Node, monitors = Monitors} = P) ->
               Other = case Node of A -> B; B -> A; _ -> none end,
-              {Gone, Kept} = lists:partition(fun ({_, Watcher}) -> watches_from(Watcher) =:= Other end, Monitors),
+              {Gone, Kept} = lists:partition(fun ({_, Watcher}) -> where(Watcher) =:= Other end, Monitors),
               true = ets:insert(procs, P#proc{monitors = Kept}),
               _ = Other =/= none andalso [down(Ref, Watcher, P, noconnection) || {Ref, Watcher} <- Gone]
       end, ets:tab2list(procs)).
 
-watches_from(Watcher) ->
-    case ets:lookup(procs, Watcher) of
+%% The node of a process.
+where(Pid) ->
+    case ets:lookup(procs, Pid) of
         [#proc{node = Node}] -> Node;
         [] -> gone
     end.
@@ -349,7 +350,7 @@ ended(#proc{pid = Pid, monitors = Monitors} = P, Reason) ->
                   [L || #proc{linked = To} = L <- ets:tab2list(procs), To =:= Pid]).
 
 down(Ref, Watcher, #proc{node = Node, pid = Pid}, Reason) ->
-    case watches_from(Watcher) of
+    case where(Watcher) of
         gone -> ok;
         On ->
             Said = case On of
@@ -454,7 +455,7 @@ monitor(process, Target) ->
     Here = node(),
     {Pid, Node} = case Target of
                       {Name, On} -> {named(On, Name), On};
-                      _ -> {Target, watches_from(Target)}
+                      _ -> {Target, where(Target)}
                   end,
     Reachable = Node =:= Here orelse lists:member(Node, nodes()),
     case Reachable andalso ets:lookup(procs, Pid) of

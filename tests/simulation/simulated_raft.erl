@@ -16,7 +16,6 @@
 -export([pipeline_command/4, local_query/3, cast_aux_command/2]).
 
 -define(M, rabbit_delay_machine).
--define(VERSION, 3).
 
 -record(entry, {term :: pos_integer(), time :: integer(), command :: term(),
                 from = none :: none | {Correlation :: term(), pid()}}).
@@ -118,6 +117,11 @@ reached(Node) ->
     [Other || Other <- simulated_process:all_nodes(), simulated_process:is_running(Other),
               simulated_process:is_linked(Node, Other), simulated_process:is_linked(Other, Node)].
 
+%% By what each of those that hear it knows of versions.
+has_votes(Node) ->
+    length([Voter || Voter <- reached(Node), #member{applied = Applied, stored = Stored} <- [member(Voter)],
+                     simulated_versions:votes(Voter, Node, Applied, Stored)]) >= 2.
+
 %% ------------------------------------------------------------------------------- elections
 
 %% Now and then.
@@ -134,7 +138,7 @@ look() ->
 transfer() -> elect(raft(leader)).
 
 elect(Old) ->
-    case [Node || Node <- simulated_process:all_nodes(), simulated_process:is_running(Node), has_majority(Node),
+    case [Node || Node <- simulated_process:all_nodes(), simulated_process:is_running(Node), has_votes(Node),
                   has_all(Node)] of
         [] ->
             ok;
@@ -156,12 +160,14 @@ elect(Old) ->
             set(elected, [{Term, Node, simulated_process:now()} | raft(elected)]),
             set({first, Term}, raft(commit) + 1),
             set(leader, Node),
-            commit(#entry{term = Term, time = simulated_process:clock(Node), command = noop}),
             M = member(Node),
+            commit(#entry{term = Term, time = simulated_process:clock(Node),
+                          command = {noop, simulated_versions:of_first(Node, M#member.applied)}}),
             WasLeader = M#member.role =:= leader,
             update(M#member{role = leader, term = Term, leader = Node, tail = [], stored = raft(commit)}),
             _ = WasLeader andalso entered(Node, follower),
             _ = entered(Node, leader),
+            ask_versions(Node),
             store_soon(Node),
             apply_soon(Node)
     end.
@@ -185,6 +191,19 @@ heard(Node) ->
             update(M#member{role = follower, term = Term, leader = raft(leader), tail = []}),
             _ = Role =:= leader andalso entered(Node, follower),
             ok;
+        _ ->
+            ok
+    end.
+
+%% Of the others'. That of all of them is appended, as often as it is found to be another than what is in effect.
+ask_versions(Node) ->
+    #member{applied = Applied, term = Term, tail = Tail} = M = member(Node),
+    InEffect = simulated_versions:in_effect(Applied),
+    case simulated_versions:has_heard(Node, Term, reached(Node) -- [Node]) of
+        Version when is_integer(Version), Version > InEffect ->
+            update(M#member{tail = [#entry{term = Term, time = simulated_process:clock(Node),
+                                           command = {noop, Version}} | Tail]}),
+            simulated_process:after_ms(1 + simulated_process:up_to(6), Node, fun () -> commit_tail(Node) end);
         _ ->
             ok
     end.
@@ -256,6 +275,8 @@ commit(#entry{term = Term, time = Time, command = Command} = Entry) ->
     Index = raft(commit) + 1,
     set({entry, Index}, Entry),
     set(commit, Index),
+    _ = is_tuple(Command) andalso element(1, Command) =:= noop
+        andalso simulated_versions:appended(Index, element(2, Command)),
     simulated_model:committed(Index, Term, Time, Command).
 
 %% One follower that the leader reaches has it at once, which makes the majority, and the others later.
@@ -285,7 +306,8 @@ stored(Node) ->
 
 %% A few at a time; a member that lacks many may be sent a snapshot for them.
 apply_some(Node) ->
-    #member{applied = Applied, stored = Stored} = member(Node),
+    #member{applied = Applied} = member(Node),
+    Stored = to_apply(Node),
     case Applied < Stored of
         true ->
             Leader = raft(leader),
@@ -293,13 +315,12 @@ apply_some(Node) ->
                 none -> apply_to(Node, min(Stored, Applied + 1 + simulated_process:up_to(7)));
                 Snapshot -> install(Node, Snapshot)
             end,
-            case member(Node) of
-                #member{applied = Now, stored = Still} when Now < Still -> apply_soon(Node);
-                _ -> ok
-            end;
+            (member(Node))#member.applied < to_apply(Node) andalso apply_soon(Node);
         false ->
             ok
     end.
+
+to_apply(Node) -> min((member(Node))#member.stored, simulated_versions:goes_up_to(Node)).
 
 apply_to(Node, Last) ->
     Pid = simulated_process:named(Node, member),
@@ -320,13 +341,17 @@ apply_next(Node, Last, Replies) ->
                                    end)
     end.
 
-apply_entry(_, _, #entry{command = noop}) ->
-    none;
+apply_entry(Node, Index, #entry{command = {noop, _}} = Entry) ->
+    case simulated_versions:raised_at(Index) of
+        none -> none;
+        {From, To} -> apply_entry(Node, Index, Entry#entry{command = {machine_version, From, To}})
+    end;
 apply_entry(Node, Index, #entry{term = Term, time = Time, command = Command}) ->
     State0 = state(Node),
     #{applied := Before} = rabbit_delay_store:stat(?M:store(State0)),
     {State, Reply, Effects} = case ?M:apply(#{index => Index, term => Term, system_time => Time,
-                                              machine_version => ?VERSION}, Command, State0) of
+                                              machine_version => simulated_versions:in_effect(Index)},
+                                            Command, State0) of
                                   {S, R} -> {S, R, []};
                                   {S, R, E} -> {S, R, E}
                               end,
@@ -339,8 +364,14 @@ answer(Node, Replies) ->
     Pids = lists:usort([Pid || {Pid, _, _} <- Replies]),
     lists:foreach(fun (Pid) ->
                           simulated_process:send(Pid, {ra_event, {member, Node},
-                                                       {applied, [{C, R} || {P, C, R} <- Replies, P =:= Pid]}})
+                                                       {applied, [{C, shown_to(Pid, R)} || {P, C, R} <- Replies, P =:= Pid]}})
                   end, Pids).
+
+shown_to(Pid, Reply) ->
+    case simulated_process:where(Pid) of
+        gone -> Reply;
+        Node -> simulated_versions:shown_to(Node, Reply)
+    end.
 
 %% ------------------------------------------------------------------------------- effects and snapshots
 
@@ -356,7 +387,8 @@ effect({release_cursor, Index, State}, Node) ->
     #member{snapshot = Snapshot, taken = Taken, applied = Applied} = M = member(Node),
     case Index > 0 andalso Index =< Applied + 1 andalso (Snapshot =:= none orelse Index > element(1, Snapshot)) of
         true ->
-            Meta = #{index => Index, term => (raft({entry, Index}))#entry.term, machine_version => ?VERSION, cluster => []},
+            Meta = #{index => Index, term => (raft({entry, Index}))#entry.term,
+                     machine_version => simulated_versions:in_effect(Index), cluster => []},
             Ref = rabbit_delay_snapshot:prepare(Meta, State),
             Dir = snapshot_dir(Node, Taken + 1),
             update(M#member{taken = Taken + 1}),
@@ -396,7 +428,8 @@ has_snapshot(Node, Index, Dir) ->
 snapshot_for(Node, Leader, Applied) ->
     case Leader =/= none andalso Leader =/= Node andalso catching_up(Node) andalso (member(Leader))#member.snapshot of
         {Index, Dir} when Index > Applied + 8 ->
-            case simulated_process:is_running(Leader) andalso simulated_process:is_linked(Leader, Node) of
+            case simulated_process:is_running(Leader) andalso simulated_process:is_linked(Leader, Node)
+                andalso Index =< simulated_versions:goes_up_to(Node) of
                 true -> {Index, Dir};
                 false -> none
             end;
@@ -438,6 +471,7 @@ chunks(Read, From, Accept) ->
 tick(Node) ->
     #member{role = Role} = member(Node),
     aux(Node, tick),
+    _ = Role =:= leader andalso ask_versions(Node),
     _ = Role =:= leader andalso
         simulated_process:as(simulated_process:named(Node, member),
                              fun () -> effects(?M:tick(simulated_process:clock(Node), state(Node)), Node) end),

@@ -11,6 +11,11 @@
 %% How long messages are sent and things go wrong, and how long until all must be well again, ms.
 -define(FAULTS_MS, 4500).
 -define(ALL_MS, 25000).
+%% By when nodes are upgraded, but for those that are not before all is well.
+-define(UPGRADED_MS, 3500).
+%% For how long a node is down: stopped and started again, at most.
+-define(RESTARTED_MS, 300).
+-define(DOWN_MS, 2000).
 %% When nothing that was sent before may be under way any more: what is sent then is stored and comes.
 -define(PROBES_MS, 21500).
 %% Numbers of what a publisher sends that is no message: it cancels or releases others.
@@ -92,16 +97,19 @@ run(Seed) ->
     Dir = filename:join(os:getenv("TMPDIR", "/tmp"), "simulation." ++ os:getpid()),
     ok = simulated_process:begin_at(?NOW, Seed),
     ok = simulated_node:begin_all(Dir),
+    ok = simulated_versions:begin_all(),
     ok = simulated_raft:begin_all(),
     ok = simulated_model:begin_all(),
     _ = ets:new(outstanding, [ordered_set, named_table, private]),
     _ = erlang:put({?MODULE, number}, 0),
     _ = erlang:put({?MODULE, probes}, []),
+    _ = erlang:put({?MODULE, releases}, []),
     _ = erlang:put({?MODULE, faults}, true),
     try
         begun(),
         happen(?NOW + ?ALL_MS),
         simulated_model:at_end(simulated_process:all_nodes(), erlang:get({?MODULE, probes})),
+        known(erlang:get({?MODULE, releases})),
         answered()
     catch
         throw:{violation, _, _} = Violation -> Violation;
@@ -116,6 +124,7 @@ run(Seed) ->
                       end, simulated_process:all_nodes()),
         simulated_process:end_all(),
         simulated_model:end_all(),
+        simulated_versions:end_all(),
         lists:foreach(fun ets:delete/1, [raft, outstanding]),
         lists:foreach(fun ({{Module, _, _} = Key, _}) when is_atom(Module) -> erlang:erase(Key);
                           ({{Module, _} = Key, _}) when is_atom(Module), Key =/= {?MODULE, notes} -> erlang:erase(Key);
@@ -130,6 +139,9 @@ begun() ->
     people(fun publish/0, 30),
     people(fun operate/0, 250),
     people(fun fail/0, 500),
+    lists:foreach(fun (Node) -> simulated_process:after_ms(simulated_process:up_to(?UPGRADED_MS),
+                                                           fun () -> upgrade(Node) end)
+                  end, simulated_versions:earlier_ones()),
     simulated_process:after_ms(?FAULTS_MS, fun all_well/0),
     simulated_process:after_ms(?PROBES_MS, fun () -> lists:foreach(fun probe/1, simulated_process:all_nodes()) end).
 
@@ -157,6 +169,7 @@ all_well() ->
     erlang:put({?MODULE, faults}, false),
     simulated_process:note("all is well from now on", []),
     simulated_process:mend(),
+    lists:foreach(fun upgrade/1, simulated_versions:earlier_ones()),
     resume().
 
 %% Whoever leads is asked until it has answered.
@@ -180,7 +193,9 @@ start(Node) ->
                                 fun () -> rabbit_delay_queue:init({XName, true}) end),
     ok.
 
-kill(Node) ->
+kill(Node) -> kill(Node, ?DOWN_MS).
+
+kill(Node, DownMs) ->
     simulated_process:note("~p is killed", [Node]),
     simulated_raft:kill_member(Node),
     simulated_process:kill_node(Node),
@@ -188,10 +203,32 @@ kill(Node) ->
     %% Their publishers' connections with it.
     lists:foreach(fun ({SeqNo, On, _}) -> On =:= Node andalso ets:delete(outstanding, SeqNo) end,
                   ets:tab2list(outstanding)),
-    simulated_process:after_ms(simulated_process:up_to(2000), fun () ->
+    simulated_process:after_ms(simulated_process:up_to(DownMs), fun () ->
+                                                                      go_back(Node),
                                                                       simulated_process:note("~p starts", [Node]),
                                                                       start(Node)
                                                               end).
+
+%% It is stopped as if by a crash, and started with the later version.
+upgrade(Node) ->
+    case lists:member(Node, simulated_versions:earlier_ones()) of
+        true ->
+            simulated_process:note("~p is upgraded", [Node]),
+            simulated_versions:set(Node, later),
+            simulated_process:is_up(Node) andalso kill(Node, ?RESTARTED_MS);
+        false ->
+            ok
+    end.
+
+%% Now and then a node is taken back, as long as it can be; and upgraded again in the end.
+go_back(Node) ->
+    case erlang:get({?MODULE, faults}) andalso simulated_versions:may_go_back() andalso simulated_process:chance(15) of
+        true ->
+            simulated_process:note("~p is taken back to the earlier version", [Node]),
+            simulated_versions:set(Node, earlier);
+        false ->
+            ok
+    end.
 
 %% ------------------------------------------------------------------------------- publishers
 
@@ -206,10 +243,12 @@ publish() ->
 
 publish(Node) -> publish(Node, headers()).
 
-%% Not by a key, which others may have.
+%% Not by a key, which others may have; and a release by key, which only the later version of the machine knows.
 probe(Node) ->
     SeqNo = publish(Node, {[{<<"x-delay">>, long, 100}], 0}),
-    erlang:put({?MODULE, probes}, [SeqNo | erlang:get({?MODULE, probes})]).
+    erlang:put({?MODULE, probes}, [SeqNo | erlang:get({?MODULE, probes})]),
+    Release = publish(Node, {[field(<<"x-delay-release">>, {longstr, <<"k0">>})], ?WITHOUT_MESSAGE}),
+    erlang:put({?MODULE, releases}, [Release | erlang:get({?MODULE, releases})]).
 
 publish(Node, {Headers, First}) ->
     Last = erlang:get({?MODULE, number}),
@@ -242,10 +281,15 @@ field(Name, {Type, Value}) -> {Name, Type, Value}.
 on_duplicate(What) -> {<<"x-delay-on-duplicate">>, longstr, What}.
 
 channel({Outcome, SeqNos}, Node) when Outcome =:= confirmed; Outcome =:= rejected ->
+    _ = Outcome =:= confirmed andalso erlang:put({?MODULE, releases}, erlang:get({?MODULE, releases}) -- SeqNos),
     lists:foreach(fun (SeqNo) -> ets:delete(outstanding, SeqNo) end, SeqNos),
     Node;
 channel(_, Node) ->
     Node.
+
+%% What only the later version of the machine knows is taken in the end, on all nodes.
+known([]) -> ok;
+known(Refused) -> throw({violation, not_known_in_the_end, Refused}).
 
 %% Whoever sent something to a queue process that is there still has been told what became of it.
 answered() ->
