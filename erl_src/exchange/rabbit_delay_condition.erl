@@ -23,9 +23,12 @@
 -define(ASK_MS, 5000).
 %% How often another node that leads is asked for its condition.
 -define(AGAIN_MS, 500).
-%% How long, and how often, a publisher looks for who leads.
+%% How long, and how often, a publisher looks for who leads, and for how long not again when nobody did.
 -define(AWAIT_MS, 2000).
 -define(LOOK_MS, 20).
+-define(AWAIT_AGAIN_MS, 20000).
+%% In a publisher's dictionary: when it has waited in vain.
+-define(IN_VAIN, {?MODULE, in_vain}).
 
 %% Has another node that leads asked, now and then, by a process that may wait.
 -spec ask(#state{}) -> #state{}.
@@ -62,31 +65,47 @@ heard(Condition, #state{exchange = XName} = State) ->
                                                                 end}),
     State#state{condition = Condition}.
 
-%% The leader's node's, for who publishes here. Where this node has no space and who leads is not known yet, as
-%% nothing has been published here before, that is waited for.
+%% The leader's node's, for who publishes here. Where this node has no space and it is not known who leads, as nothing
+%% has been published here before or another one is being elected, that is waited for.
 -spec leaders_status(rabbit_delay_broker:exchange()) -> rabbit_delay_intake:status().
 leaders_status(X) ->
     XName = rabbit_delay_broker:exchange_name(X),
     case {rabbit_delay_table:lookup(XName, #row.elsewhere), rabbit_delay_system:status()} of
         {undefined, {full, _} = Here} ->
-            case rabbit_delay_registry:queue(XName) =:= undefined andalso rabbit_delay_registry:ensure_for(X) of
-                {ok, _} -> await(XName, Here, ?AWAIT_MS);
+            case may_await() andalso rabbit_delay_registry:ensure_for(X) of
+                {ok, _} -> await(XName, Here, monotonic_ms() + ?AWAIT_MS);
                 _ -> Here
             end;
         {undefined, Here} -> Here;
         {Status, _} -> Status
     end.
 
-await(XName, Here, Left) ->
-    case rabbit_delay_table:row(XName) of
-        #row{elsewhere = undefined, leads = false} when Left > 0 ->
-            timer:sleep(?LOOK_MS),
-            await(XName, Here, Left - ?LOOK_MS);
-        #row{elsewhere = Status} when Status =/= undefined ->
+%% Nobody who leads is known to a node that sees no other one.
+may_lead_elsewhere() -> nodes() =/= [].
+
+%% A process that has waited in vain does not wait again soon, for whichever exchange: not each of the messages that it
+%% publishes takes so long.
+may_await() ->
+    may_lead_elsewhere() andalso case get(?IN_VAIN) of
+                                     undefined -> true;
+                                     Since -> monotonic_ms() - Since >= ?AWAIT_AGAIN_MS
+                                 end.
+
+await(XName, Here, Until) ->
+    case {rabbit_delay_table:row(XName), monotonic_ms() < Until} of
+        {#row{elsewhere = Status}, _} when Status =/= undefined ->
             Status;
+        {#row{leads = false}, true} ->
+            timer:sleep(?LOOK_MS),
+            await(XName, Here, Until);
+        {#row{leads = false}, false} ->
+            _ = put(?IN_VAIN, monotonic_ms()),
+            Here;
         _ ->
             Here
     end.
+
+monotonic_ms() -> erlang:monotonic_time(millisecond).
 
 %% A later version of the machine is in effect; this node's member leads.
 -spec raised(rabbit_exchange:name(), ra_machine:version()) -> ok.
@@ -100,9 +119,14 @@ raised(XName, Version) ->
             ok
     end.
 
-%% rabbit_delay_system:status/0, of the node that leads.
+%% rabbit_delay_system:status/0, of the node that leads. While it is not known who does, a full disk here is no reason.
 -spec status(#state{}) -> rabbit_delay_intake:status().
 status(#state{condition = #{status := Status}}) -> Status;
+status(#state{condition = unknown}) ->
+    case {rabbit_delay_system:status(), may_lead_elsewhere()} of
+        {{full, _}, true} -> starting;
+        {Here, _} -> Here
+    end;
 status(_) -> rabbit_delay_system:status().
 
 %% rabbit_delay_registry:stat/1, the same.

@@ -4,6 +4,9 @@ and one fault after the other. After each, all that was sent until then is accou
 and all members hold the same. With Khepri, that is on 4.0 (CLUSTER_METADATA=khepri) and 4.3, it has some of them.
 """
 
+import concurrent.futures
+import itertools
+import threading
 import uuid
 
 import pika
@@ -11,7 +14,7 @@ import pytest
 
 from node import evaluate
 from test_cluster import LONG, SOME, repair
-from test_membership import Group, made
+from test_membership import Group, made, say
 
 NO_SPACE = 1 << 50
 SNAPSHOT_MESSAGES = 300
@@ -129,8 +132,9 @@ def test_the_disk_of_the_leader_is_full(cluster, group):
     """Another node leads, and what is published goes on, also by who awaits no confirm, and also to an exchange that
     nothing has been published to from there."""
     full = group.leading()
-    again = Again(cluster)
-    again.publish(cluster.others(full)[0], 2)
+    again, changing = Again(cluster), Again(cluster)
+    for one in again, changing:
+        one.publish(cluster.others(full)[0], 2)
     disk(cluster, full, NO_SPACE)
     group.another_leads(than=full)
     for n in range(3):
@@ -139,8 +143,33 @@ def test_the_disk_of_the_leader_is_full(cluster, group):
     assert group.leading() != full
     again.publish_unconfirmed(full, 3)
     again.await_held(5)
+    led_by_others_in_turn(cluster, changing, full)
     disk(cluster, full, None)
     group.accounted_for()
+
+
+def led_by_others_in_turn(cluster, again, full):
+    """Several begin to publish at once, and go on while the leader changes: nobody is refused because it is not known
+    yet who leads."""
+    enough = threading.Event()
+
+    def publish(how):
+        for count in itertools.count(1):
+            how(full, 1)
+            if enough.is_set():
+                return count
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=5) as pool:
+        publishing = [pool.submit(publish, how) for how in [again.publish_unconfirmed] * 4 + [again.publish_confirmed]]
+        try:
+            for to in cluster.others(full):
+                cluster.eventually(lambda to=to: again.transfer(to) == "ok", f"{to} leads {again.name}", 60)
+            again.leader_is_lost_sight_of(full, cluster.others(full)[0], 30)
+        finally:
+            enough.set()
+        counts = [each.result() for each in publishing]
+    print(f"published, the last ones with confirms: {counts}")
+    again.await_held(2 + sum(counts))
 
 
 def test_all_disks_are_full(cluster, group):
@@ -235,6 +264,14 @@ class Again:
             self.cluster.eventually(taken, f"{self.name} takes a message on {n}")
         connection.close()
 
+    def publish_confirmed(self, n, count):
+        """Fails if one is refused."""
+        connection, channel = self.channel(n)
+        channel.confirm_delivery()
+        for _ in range(count):
+            channel.basic_publish(self.name, "k", b"x", pika.BasicProperties(delivery_mode=2, headers={"x-delay": LONG}))
+        connection.close()
+
     def publish_unconfirmed(self, n, count):
         """Fails if the channel is closed for that."""
         connection, channel = self.channel(n)
@@ -244,9 +281,24 @@ class Again:
         channel.exchange_declare(self.name, passive=True)
         connection.close()
 
+    @property
+    def resource(self):
+        return f'rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)'
+
+    def transfer(self, n):
+        """That node's member is to lead."""
+        return say(self.cluster, n, f"rabbit_delay_members:transfer({self.resource}, node())")
+
+    def leader_is_lost_sight_of(self, n, at, times):
+        """A node takes one at another for the leader that is none, and has to ask who is."""
+        say(self.cluster, n, f"""[begin
+            rabbit_delay_queue:leader(rabbit_delay_registry:queue({self.resource}),
+                                      {{nobody, '{self.cluster.nodes[at].nodename}'}}),
+            timer:sleep(100) end || _ <- lists:seq(1, {times})]""")
+
     def await_held(self, count):
         """Until each node has one member, which holds so many."""
-        resource = f'rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)'
+        resource = self.resource
         held = []
 
         def equal():

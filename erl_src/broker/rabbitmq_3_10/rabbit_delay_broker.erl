@@ -144,9 +144,13 @@ message_of(#delivery{message = Message}) -> Message.
 -spec if_storable(message(), fun(() -> Result), fun((Why :: string()) -> Result)) -> Result.
 if_storable(_, Store, _) -> Store().
 
-%% Whether the publisher awaits a confirm.
+%% Whether the publisher, if it is a client that can be told something, awaits a confirm.
 -spec confirms(delivery()) -> boolean() | unknown.
-confirms(#delivery{confirm = Confirm}) -> Confirm.
+confirms(#delivery{confirm = Confirm}) ->
+    case is_channel() of
+        true -> Confirm;
+        false -> unknown
+    end.
 
 %% With its properties parsed, so that those who read several things do it once.
 -spec parsed(message()) -> message().
