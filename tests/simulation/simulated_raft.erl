@@ -10,8 +10,8 @@
 %% sent and recovered from as its rabbit_delay_snapshot does.
 -module(simulated_raft).
 
--export([begin_all/0, start_member/1, kill_member/1, look/0, tick/1, who_leads/2, true_leader/0, deposed_at/2,
-         applied/1, term/1, first_of/1, leads/1, state/1, transfer/0]).
+-export([begin_all/0, start_member/1, kill_member/1, look/0, who_leads/2, true_leader/0, deposed_at/2,
+         applied/1, term/1, first_of/1, leads/1, state/1, transfer/0, replace/1]).
 %% ra
 -export([pipeline_command/4, local_query/3, cast_aux_command/2]).
 
@@ -27,6 +27,8 @@
                  stored = 0 :: non_neg_integer(), applied = 0 :: non_neg_integer(),
                  snapshot = none :: none | {Index :: non_neg_integer(), Dir :: file:filename()},
                  taken = 0 :: non_neg_integer(),
+                 %% whether it counts for a majority: one that was just added has to catch up first
+                 votes = true :: boolean(),
                  %% appended, not committed, the last one first
                  tail = [] :: [#entry{}]}).
 
@@ -92,8 +94,28 @@ start_member(Node) ->
                         end,
               update(M#member{role = follower, leader = undefined, applied = Applied, tail = []})
       end),
-    simulated_process:after_ms(1000, Node, fun () -> tick(Node) end),
+    simulated_process:after_ms(1000, Node, fun () -> tick(Node, Pid) end),
     apply_soon(Node).
+
+%% A member that does not lead is removed, and another, which has nothing, is added on its node: by a leader that the
+%% third one hears, which has all that is committed then.
+replace(Node) ->
+    Leader = raft(leader),
+    case Leader =/= none andalso Leader =/= Node andalso leads(Leader) andalso not leads(Node)
+        andalso simulated_process:is_running(Node) andalso voters(Leader) -- [Leader, Node] of
+        [Third] ->
+            simulated_process:note("the member on ~p is replaced", [Node]),
+            ok = stored(Third),
+            ok = rabbit_delay_store:close(?M:store(state(Node))),
+            simulated_process:kill(simulated_process:named(Node, member), removed),
+            ok = file:del_dir_r(simulated_node:dir(Node)),
+            #member{taken = Taken, term = Term} = member(Node),
+            update(#member{node = Node, term = Term, taken = Taken, votes = false}),
+            start_member(Node),
+            simulated_process:after_ms(simulated_process:up_to(60), Node, fun () -> catch_up(Leader, Node) end);
+        _ ->
+            ok
+    end.
 
 machine(Node, State) -> erlang:put({?MODULE, machine, Node}, State).
 
@@ -110,8 +132,11 @@ apply_soon(Node) ->
          end,
     simulated_process:after_ms(simulated_process:up_to(Ms), Node, fun () -> apply_some(Node) end).
 
-%% A majority of members that hear each other, this one among them and all of them at work.
-has_majority(Node) -> length(reached(Node)) >= 2.
+%% A majority of members that vote, of three or of two, that hear each other, this one among them and all of them at
+%% work.
+has_majority(Node) -> length(voters(Node)) >= 2.
+
+voters(Node) -> [Other || Other <- reached(Node), (member(Other))#member.votes].
 
 reached(Node) ->
     [Other || Other <- simulated_process:all_nodes(), simulated_process:is_running(Other),
@@ -119,7 +144,7 @@ reached(Node) ->
 
 %% By what each of those that hear it knows of versions.
 has_votes(Node) ->
-    length([Voter || Voter <- reached(Node), #member{applied = Applied, stored = Stored} <- [member(Voter)],
+    length([Voter || Voter <- voters(Node), #member{applied = Applied, stored = Stored} <- [member(Voter)],
                      simulated_versions:votes(Voter, Node, Applied, Stored)]) >= 2.
 
 %% ------------------------------------------------------------------------------- elections
@@ -173,7 +198,9 @@ elect(Old) ->
     end.
 
 %% What is committed was stored by a majority: whoever wins their votes has it.
-has_all(Node) -> (member(Node))#member.stored =:= raft(commit).
+has_all(Node) ->
+    #member{stored = Stored, votes = Votes} = member(Node),
+    Votes andalso Stored =:= raft(commit).
 
 %% Now and then a member hears of a later term; and with the first entry of it.
 hear(Node) ->
@@ -279,13 +306,14 @@ commit(#entry{term = Term, time = Time, command = Command} = Entry) ->
         andalso simulated_versions:appended(Index, element(2, Command)),
     simulated_model:committed(Index, Term, Time, Command).
 
-%% One follower that the leader reaches has it at once, which makes the majority, and the others later.
+%% One follower that the leader reaches, and that votes, has it at once, which makes the majority, and the others later.
 store_soon(Leader) ->
-    case [Node || Node <- reached(Leader), Node =/= Leader] of
+    Others = reached(Leader) -- [Leader],
+    case voters(Leader) -- [Leader] of
         [] ->
             ok;
-        Others ->
-            First = simulated_process:one_of(Others),
+        Voters ->
+            First = simulated_process:one_of(Voters),
             stored(First),
             lists:foreach(fun (Node) -> simulated_process:after_ms(simulated_process:up_to(60), Node,
                                                                    fun () -> catch_up(Leader, Node) end)
@@ -301,7 +329,7 @@ catch_up(Leader, Node) ->
 
 stored(Node) ->
     ok = heard(Node),
-    update((member(Node))#member{stored = raft(commit)}),
+    update((member(Node))#member{stored = raft(commit), votes = true}),
     apply_soon(Node).
 
 %% A few at a time; a member that lacks many may be sent a snapshot for them.
@@ -395,7 +423,10 @@ effect({release_cursor, Index, State}, Node) ->
             Pid = simulated_process:named(Node, member),
             simulated_process:after_ms(
               simulated_process:up_to(50), Node,
-              fun () -> simulated_process:as(Pid, fun () -> written(Node, Index, Dir, Meta, Ref) end) end);
+              fun () ->
+                      simulated_process:is_there(Pid) andalso
+                          simulated_process:as(Pid, fun () -> written(Node, Index, Dir, Meta, Ref) end)
+              end);
         false ->
             ok
     end.
@@ -468,14 +499,18 @@ chunks(Read, From, Accept) ->
 
 %% ------------------------------------------------------------------------------- upkeep
 
-tick(Node) ->
-    #member{role = Role} = member(Node),
-    aux(Node, tick),
-    _ = Role =:= leader andalso ask_versions(Node),
-    _ = Role =:= leader andalso
-        simulated_process:as(simulated_process:named(Node, member),
-                             fun () -> effects(?M:tick(simulated_process:clock(Node), state(Node)), Node) end),
-    simulated_process:after_ms(1000, Node, fun () -> tick(Node) end).
+%% Of a member that is there still, not of one in its place.
+tick(Node, Pid) ->
+    case simulated_process:is_there(Pid) of
+        true ->
+            aux(Node, tick),
+            _ = leads(Node) andalso ask_versions(Node),
+            _ = leads(Node) andalso
+                simulated_process:as(Pid, fun () -> effects(?M:tick(simulated_process:clock(Node), state(Node)), Node) end),
+            simulated_process:after_ms(1000, Node, fun () -> tick(Node, Pid) end);
+        false ->
+            ok
+    end.
 
 aux(Node, Command) ->
     #member{role = Role} = member(Node),

@@ -339,8 +339,9 @@ fail() ->
         N when N < 40 -> simulated_process:is_running(Node) andalso pause(Node);
         N when N < 70 -> cut(Node);
         N when N < 85 -> simulated_process:note("another is to lead", []), simulated_raft:transfer();
-        N when N < 92 -> kill_process(Node, queue);
-        _ -> kill_process(Node, dispatcher)
+        N when N < 89 -> kill_process(Node, queue);
+        N when N < 93 -> kill_process(Node, dispatcher);
+        _ -> simulated_raft:replace(Node)
     end.
 
 pause(Node) ->
