@@ -480,7 +480,7 @@ suites-simulation:
 	@$(RUN) simulation-seeds --junit "$(RESULTS)/simulation/seeds-*.xml" -- \
 	    $(SIMULATE) seeds $(FIRST) $(SEEDS) $(RESULTS)/simulation
 	@$(RUN) simulation-broken --junit "$(RESULTS)/simulation/broken.xml" -- \
-	    $(SIMULATE) broken 400 $(RESULTS)/simulation
+	    $(SIMULATE) broken 800 $(RESULTS)/simulation
 soak-simulation: deps dist-3.10
 	@$(SIMULATE) seeds $(FIRST) $(SEEDS) $(RESULTS)/simulation
 simulation-trace:

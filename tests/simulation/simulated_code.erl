@@ -212,18 +212,6 @@ mutations() ->
       [{rabbit_delay_commands,
         "settle(ServerId, _, Released, Correlation) ->"
         "    ra:pipeline_command(ServerId, {settle, 3, Released}, Correlation, normal)."}]},
-     {purges_before_it_is_known,
-      [{rabbit_delay_dispatcher,
-        "change(Change, From, #state{changes = Changes, leader = {ServerId, _}, term = Term} = State) ->"
-        "    case rabbit_delay_changes:allowed(Change, fun (Id) -> rabbit_delay_release:is_free(Id, State) end) of"
-        "        {nothing, InFlight} -> gen_server:reply(From, {ok, 0, InFlight}), State;"
-        "        {Allowed, InFlight} ->"
-        "            Correlation = make_ref(),"
-        "            Sending = rabbit_delay_agenda:sending(Correlation, State#state{changes ="
-        "                rabbit_delay_changes:append(Correlation, From, Allowed, InFlight, Changes)}),"
-        "            ok = rabbit_delay_commands:change(ServerId, Term, rabbit_delay_changes:encoded(Allowed), Correlation),"
-        "            Sending"
-        "    end."}]},
      {never_hears_of_a_later_version,
       [{rabbit_delay_condition,
         "said(Node, Condition, #state{leader = {{_, Node}, _}} = State) -> heard(Condition, State);"

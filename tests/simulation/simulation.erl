@@ -269,10 +269,10 @@ headers() ->
     Delay = {<<"x-delay">>, long, simulated_process:up_to(1500)},
     case simulated_process:up_to(99) of
         N when N < 4 -> {[field(<<"x-delay-cancel">>, Key)], ?WITHOUT_MESSAGE};
-        N when N < 14 -> {[field(<<"x-delay-release">>, Key)], ?WITHOUT_MESSAGE};
-        N when N < 22 -> {[Delay, field(<<"x-delay-key">>, Key), on_duplicate(<<"replace">>)], 0};
-        N when N < 30 -> {[Delay, field(<<"x-delay-key">>, Key), on_duplicate(<<"drop">>)], 0};
-        N when N < 60 -> {[Delay, field(<<"x-delay-key">>, Key)], 0};
+        N when N < 20 -> {[field(<<"x-delay-release">>, Key)], ?WITHOUT_MESSAGE};
+        N when N < 27 -> {[Delay, field(<<"x-delay-key">>, Key), on_duplicate(<<"replace">>)], 0};
+        N when N < 34 -> {[Delay, field(<<"x-delay-key">>, Key), on_duplicate(<<"drop">>)], 0};
+        N when N < 62 -> {[Delay, field(<<"x-delay-key">>, Key)], 0};
         _ -> {[Delay], 0}
     end.
 
