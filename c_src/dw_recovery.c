@@ -425,6 +425,9 @@ int dw_store_open(const char *dir, const struct dw_config *config, dw_store **ou
         result = err == 0 ? DW_OK : dw_io_error(err);
         store->dirfd = err == 0 ? -1 : store->dirfd;
     }
+    if (result == DW_OK) {
+        dw_publish_locked(store);
+    }
     if (dw_broken_note() != NULL) {
         dw_log(store, DW_LOG_ERROR,
                "%s: the store is not opened, as something that must hold does not: %s", store->dir,
@@ -453,7 +456,6 @@ int dw_store_open(const char *dir, const struct dw_config *config, dw_store **ou
     opening.report.pending = store->pending;
     opening.report.partitions = store->parts_used - store->retired;
     *report = opening.report;
-    dw_publish_locked(store);
     *out = store;
     return DW_OK;
 }

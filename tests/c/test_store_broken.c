@@ -213,6 +213,8 @@ static bool break_one(unsigned long n, dw_store *other) {
     for (unsigned turn = 0; result == DW_OK && turn < 6; turn++) {
         result = fixture_try_open(&w.f);
         opened = result == DW_OK;
+        /* What is left unsaid would be taken for another store's, by this thread's next call. */
+        assert_null(dw_broken_note());
         if (opened) {
             /* Replaying is not the model's, as it must be able to fail. */
             n = pause_breaking(n);
@@ -222,6 +224,7 @@ static bool break_one(unsigned long n, dw_store *other) {
         for (unsigned i = 0; result == DW_OK && i < 40; i++) {
             result = something(&w);
             result = result == DW_ENOENT ? DW_OK : result;
+            assert_null(dw_broken_note());
         }
         if (result == DW_OK) {
             n = pause_breaking(n);
