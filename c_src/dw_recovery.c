@@ -416,10 +416,9 @@ int dw_store_open(const char *dir, const struct dw_config *config, dw_store **ou
         .chunk = dw_get(alloc, DW_CHUNK_ENTRIES * DW_IDX_ENTRY),
         .view = dw_get(alloc, DW_VIEW_BYTES),
     };
-    int result = DW_ENOMEM;
-    if (opening.chunk != NULL && opening.view != NULL) {
-        result = open_store(&opening, dir, config->now_ms);
-    }
+    int result = opening.chunk != NULL && opening.view != NULL
+                     ? open_store(&opening, dir, config->now_ms)
+                     : DW_ENOMEM;
     if (result == DW_OK) {
         const int err = dw_files_give_dir(&store->files, store->dirfd);
         result = err == 0 ? DW_OK : dw_io_error(err);
