@@ -13,8 +13,8 @@ const { run } = require("./example");
 run("example.overflow", { "x-delay-max-length": 3, "x-delay-overflow": "drop-latest-due",
                           "x-delay-release-rate": 10 }, "appointment",
   async (publish) => {
-    for (const [name, delay] of [["dentist", 1500], ["holiday", 60000], ["lunch", 1000],
-                                 ["next year", 3600000], ["tea", 2000]]) {
+    for (const [name, delay] of [["dentist", 2500], ["holiday", 60000], ["lunch", 1000],
+                                 ["next year", 3600000], ["tea", 4000]]) {
       await publish(name, { headers: { "x-delay": delay } });
     }
   }, (body) => console.log("now:", body));

@@ -22,8 +22,8 @@ channel.exchange_declare("example.overflow", "x-delayed-message", durable=True,
 queue = channel.queue_declare("", exclusive=True).method.queue
 channel.queue_bind(queue, "example.overflow", "appointment")
 
-for name, delay in (("dentist", 1500), ("holiday", 60_000), ("lunch", 1000), ("next year", 3600_000),
-                    ("tea", 2000)):
+for name, delay in (("dentist", 2500), ("holiday", 60_000), ("lunch", 1000), ("next year", 3600_000),
+                    ("tea", 4000)):
     channel.basic_publish("example.overflow", "appointment", name.encode(),
                           pika.BasicProperties(delivery_mode=2, headers={"x-delay": delay}))
 
