@@ -51,8 +51,10 @@ class Page:
         self.waitForSelector(selector)
 
     def exchange(self, name, vhost="/"):
-        """The page of a delayed exchange, with its messages."""
+        """The page of a delayed exchange, with its messages and what else is asked for by itself."""
         self.visit(f"#/delayed-exchanges/{quoted(vhost)}/{quoted(name)}", LOADED)
+        for part in ("members", "due-times"):
+            self.waitForSelector(f"#delayed-{part}:not(:has-text('Loading'))", {"state": "attached"})
 
     def await_text(self, selector, text):
         self.waitForSelector(f"{selector}:has-text({json.dumps(text)})")

@@ -8,6 +8,7 @@ import os
 import time
 
 import openapi
+from browser import Page
 from management import eventually
 from node import evaluate
 from official import resource
@@ -64,6 +65,21 @@ def test_what_is_not_there_yet_is_not_nothing(broker, management, holding):
     assert held(broker, exchange) == before
     status, answer = management.request("GET", path)
     assert status == 200 and [item["id"] for item in answer["items"]] == before
+
+
+def test_its_page_is_there_and_says_so(browser, broker, holding):
+    exchange, _ = holding
+    page = Page(browser, broker)
+    with not_started(broker, exchange):
+        page.exchange(exchange)
+        for part in ("members", "due-times"):
+            assert "is not at hand: try again" in page.texts(f"#delayed-{part} p.warning")[0]
+        assert exchange in page.texts("#main h1")[0]
+    # Whoever asks for its messages has it started.
+    assert len(held(broker, exchange)) == 6
+    page.waitForSelector("#delayed-chart-due-times .delayed-bar")
+    assert page.errors() == []
+    page.close()
 
 
 def test_who_waits_for_less_is_told_so(broker, holding):

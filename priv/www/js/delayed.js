@@ -349,15 +349,43 @@ function view_of(vhost, name) {
         view = {vhost: vhost, name: name, path: api_path(vhost, name),
                 filter: {}, limit: PAGE_SIZES[0],
                 // The cursor of each page that led here; the first has none.
-                cursors: [null], page: NO_MESSAGES, search: null, find: '', busy: false};
+                cursors: [null], page: NO_MESSAGES, search: null, find: '', busy: false,
+                parts: {}, asked: {}};
     }
     return view;
 }
 
 function render_exchange(vhost, name) {
     view_of(vhost, name);
-    render({'exchange': view.path, 'due_times': view.path + '/due-times',
-            'lateness': view.path + '/lateness', 'members': view.path + '/members'}, 'delayed-exchange', '#/delayed-exchanges');
+    render({'exchange': view.path, 'lateness': view.path + '/lateness'}, 'delayed-exchange',
+           '#/delayed-exchanges');
+}
+
+// What cannot be told while the store is not at hand: the page is there without it.
+const PARTS = {
+    'members': function (answer) { return members(answer.members); },
+    'due-times': function (answer) { return due_times(answer.buckets); }
+};
+
+function part(name) {
+    const known = view.parts[name];
+    return known === undefined ? HTML`<p>Loading ...</p>`
+        : known.why !== undefined ? HTML`<p class="warning">${known.why}</p>`
+        : PARTS[name](known);
+}
+
+function load_parts() {
+    const at = view;
+    Object.keys(PARTS).forEach(function (name) {
+        if (at.asked[name]) return;
+        at.asked[name] = true;
+        const known = function (answer) {
+            at.asked[name] = false;
+            at.parts[name] = answer;
+            if (at === view) $('#main #delayed-' + name).html(part(name).html);
+        };
+        request('GET', at.path + '/' + name, null, known, function (why) { known({why: why}); }, true);
+    });
 }
 
 // One line of the form each: the API's parameter, and what stands in the empty field.
@@ -419,6 +447,13 @@ function outcomes(stats) {
     </table></div>`;
 }
 
+function due_times(buckets) {
+    return buckets.every(function (bucket) { return bucket.messages == 0; })
+        ? HTML`<p>... no messages ...</p>` : HTML`
+    ${bar_chart('delayed-chart-due-times', buckets, chart_colors.full[0], due_label)}
+    <p>How many are due within each time from now ${help('due-times')}</p>`;
+}
+
 // The nodes that hold the exchange's messages.
 function members(all) {
     return all.length == 0 ? HTML`<p>... none, as it has delayed nothing yet ...</p>` : HTML`
@@ -444,6 +479,7 @@ template('delayed-exchange', function (data) {
     const late = data.lateness.buckets.reduce(function (n, bucket) { return n + bucket.messages; },
                                               0);
     soon();
+    load_parts();
     return HTML`
 <h1 class="delayed-page">Delayed exchange: <b>${highlight_extra_whitespace(exchange.name)}</b>${
     safe(fmt_maybe_vhost(exchange.vhost))}</h1>
@@ -478,18 +514,12 @@ template('delayed-exchange', function (data) {
 
 <div class="section">
   <h2>Members</h2>
-  <div class="hider updatable" id="delayed-members">${members(data.members.members)}
-  </div>
+  <div class="hider updatable" id="delayed-members">${part('members')}</div>
 </div>
 
 <div class="section">
   <h2>Pending messages by time to due</h2>
-  <div class="hider updatable">
-    ${exchange.messages_delayed == 0 ? HTML`<p>... no messages ...</p>`
-        : HTML`
-    ${bar_chart('delayed-chart-due-times', data.due_times.buckets, chart_colors.full[0], due_label)}
-    <p>How many are due within each time from now ${help('due-times')}</p>`}
-  </div>
+  <div class="hider updatable" id="delayed-due-times">${part('due-times')}</div>
 </div>
 
 <div class="section">
