@@ -2,9 +2,9 @@
 
 %% Has long work of operators done behind what messages wait for: walks over all that is pending, exports.
 %%
-%% In the process that asks. With a low priority the VM takes others first, and this again after some of
-%% them at the latest, so it is slower on a busy node, and never stands still. But a process that runs goes on until
-%% its turn is over, which may be a millisecond and more: so it ends its turns itself (give_way/1).
+%% In the process that asks. With a low priority its turn comes once while each of the others has had eight, so it is
+%% slower on a busy node, and never stands still. But a process that runs goes on until its turn is over, which may be
+%% a millisecond and more: so it ends its turns itself (give_way/1), and looks at the clock as often.
 -module(rabbit_delay_background).
 
 -export([run/1, give_way/1, by_turns/1]).

@@ -32,6 +32,8 @@
 %% Messages of one Raft entry; while it is applied, some ms, others of this exchange wait.
 -define(AT_ONCE, 2048).
 -define(IDS_AT_ONCE, 256).
+%% Records that are looked at, and not read, between two looks at the clock.
+-define(LOOK_AGAIN, 128).
 
 -define(ANSWER_MS, 60000).
 
@@ -177,14 +179,13 @@ walk_page([{Due, Id, _} = Record | Rest], Position, Chosen, Count, Sum0,
                     true -> passes(Record, Rest, Walk0);
                     false -> {false, Walk0}
                 end,
-            case IsMeant of
-                true ->
-                    walk_page(Rest, {Due, Id}, [Record | Chosen], Count + 1, Sum, Walk);
-                false ->
-                    case Read andalso rabbit_delay_pending_scan:is_late(Walk) of
-                        true -> change_chosen(Chosen, full, {Due, Id}, Sum, Walk);
-                        false -> walk_page(Rest, {Due, Id}, Chosen, Count, Sum, Walk)
-                    end
+            {Chosen1, Count1} = case IsMeant of
+                                    true -> {[Record | Chosen], Count + 1};
+                                    false -> {Chosen, Count}
+                                end,
+            case (Read orelse Examined rem ?LOOK_AGAIN =:= 0) andalso rabbit_delay_pending_scan:is_late(Walk) of
+                true -> change_chosen(Chosen1, full, {Due, Id}, Sum, Walk);
+                false -> walk_page(Rest, {Due, Id}, Chosen1, Count1, Sum, Walk)
             end
     end.
 

@@ -93,6 +93,18 @@ meanwhile_test() ->
                      [{15, 131072}] =:= contents(Store)
              end).
 
+%% The clock is looked at, too, where many are met and none is meant.
+late_test() ->
+    true = with_store(
+             lists:duplicate(1000, 7),
+             fun (Store, _) ->
+                     {ok, Dispatcher} = gen_server:start_link(?MODULE, {Store, []}, []),
+                     {#{examined := 1000, matched := 0}, Requests} =
+                         walk(Store, Dispatcher, {reschedule_to, 7}, {0, ?MAX}, 1000, true, ?P:bounds(Store)),
+                     ok = gen_server:stop(Dispatcher),
+                     Requests >= 1000 div 128
+             end).
+
 %% However many there are, an entry of the log, which others wait for, has a bounded number of them.
 entries_are_bounded_test_() ->
     {timeout, 300,
