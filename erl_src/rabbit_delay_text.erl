@@ -135,4 +135,4 @@ reason(Errno) when is_atom(Errno) ->
         "unknown POSIX error" ++ _ -> atom_to_binary(Errno, utf8);
         Text -> list_to_binary(Text)
     end;
-reason(Reason) -> iolist_to_binary(io_lib:format("~0P", [Reason, 20])).
+reason(Reason) -> printable(io_lib:format("~0P", [Reason, 20])).

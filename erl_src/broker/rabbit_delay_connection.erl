@@ -64,7 +64,7 @@ failed(Error) ->
 ended({{shutdown, _} = Shutdown, _}) ->
     ended(Shutdown);
 ended({shutdown, {server_initiated_close, Code, Text}}) ->
-    rabbit_delay_text:printable([integer_to_list(Code), $\s, Text]);
+    rabbit_delay_text:escaped([integer_to_list(Code), $\s, Text]);
 ended({shutdown, {connection_closing, Reason}}) ->
     ended(Reason);
 ended({server_initiated_close, _, _} = Close) ->

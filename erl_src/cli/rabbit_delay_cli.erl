@@ -361,7 +361,10 @@ fold_ids(Ids, Max, Fun, Acc0) ->
 %% Why there was no answer.
 -spec went_away({badrpc, term()}) -> binary().
 went_away({badrpc, timeout}) -> <<"the broker did not answer in time (--timeout)">>;
-went_away({badrpc, {'EXIT', _}}) -> <<"it failed in the broker: see its log">>;
+went_away({badrpc, {'EXIT', {undef, _}}}) ->
+    <<"the plugin does not run there, or is of another version than the tool's">>;
+went_away({badrpc, {'EXIT', Reason}}) ->
+    <<"it failed in the broker: ", (rabbit_delay_text:reason(Reason))/binary>>;
 went_away({badrpc, _}) -> <<"the broker went away">>.
 
 %% Of a node that cannot be reached the tool itself tells more; of all else it would show a term, or end with a code

@@ -78,4 +78,6 @@ reason_test_() ->
             [{enospc, <<"no space left on device">>}, {{eio, erofs}, <<"read-only file system">>},
              {{eacces, eperm}, <<"not owner">>}, {timeout, <<"it did not answer in time">>},
              {noconnection, <<"it cannot be reached">>}, {eclosed, <<"it is closed">>},
-             {not_an_errno, <<"not_an_errno">>}, {{odd, 1}, <<"{odd,1}">>}]].
+             {not_an_errno, <<"not_an_errno">>}, {{odd, 1}, <<"{odd,1}">>},
+             %% What a process ends with may have bytes of a message.
+             {{odd, <<16#e9>>}, <<"{odd,<<\"é\">>}"/utf8>>}]].

@@ -14,4 +14,6 @@ ended_test_() ->
             [{<<"the connection was closed">>, Reason}
              || Reason <- [normal, noproc, {noproc, {gen_server, call, [self(), x]}}, killed]] ++
             [{<<"it did not answer in time">>, {timeout, {gen_server, call, [self(), x]}}},
-             {<<"{odd,1}">>, {odd, 1}}]].
+             {<<"{odd,1}">>, {odd, 1}},
+             %% Names in it are as somebody chose them.
+             {<<"404 no queue 'a\\u001b'">>, {server_initiated_close, 404, <<"no queue 'a\e'">>}}]].
