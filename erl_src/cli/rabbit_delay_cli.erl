@@ -5,8 +5,8 @@
 -module(rabbit_delay_cli).
 
 -export([several_switches/0, several_usage/0, banner/3, pending/2, fold_pending/5, went_away/1, unanswered/1,
-         count/2, unroutable/3, selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/2, check_selection/3,
-         check_filter/1, filter/1, resource/2, call/4, failure/1, switch/3, change/3,
+         stopped/4, count/2, unroutable/3, selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/2,
+         check_selection/3, check_filter/1, filter/1, resource/2, call/4, failure/1, switch/3, change/3,
          text/1, times/2, json/1, is_json/1, is_for_programs/1]).
 
 -export_type([options/0, result/0]).
@@ -245,6 +245,7 @@ change_matching(XName, Operation, Filter, Request, Sum0, Progress0, Options) ->
     end.
 
 %% What is run again does what is left, but a reschedule by a span would move some twice.
+-spec stopped(Failure :: result(), Sum :: map(), rabbit_delay_pending:operation(), Request :: map()) -> result().
 stopped({error, {badrpc, _} = Gone}, #{changed := Changed} = Sum, Operation, Request) when Changed > 0 ->
     stopped(failure({unavailable, went_away(Gone)}), Sum, Operation, Request);
 stopped({error, Code, Why}, #{changed := Changed}, {reschedule_by, _} = Operation,
