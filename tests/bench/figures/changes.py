@@ -32,6 +32,8 @@ ABOUT = ("{counts} messages of 100 B, due in 1 to 2 hours. All of it but one is 
          "its lateness as a client sees it, and the ratio of the two.")
 RATE = 500
 SECONDS = 20
+# At most so many of them are due in one millisecond: ten million are in an hour.
+SAME_TIME = 50
 OTHER_TARGET = "bench.other"
 
 
@@ -196,7 +198,8 @@ def one_run(session, node, count):
     to_count = measured(node, "to", result, lambda: changed_rate(
         node, f"{{reschedule_to, {node_now + 2 * HOUR_MS}}}", f"due_to => {middle}"))
     range_count = measured(node, "range", result, lambda: changed_rate(node, "cancel", f"due_to => {middle}"))
-    if not 0 < to_count == range_count < count:
+    # Those that are due at that time already are not moved there: a few of ten million.
+    if not 0 < to_count <= range_count <= to_count + SAME_TIME or range_count >= count:
         raise loadgen.LoadFailed(f"{to_count:,} were rescheduled to one time, {range_count:,} cancelled")
     result["overdue_ms"] = overdue(node, count - range_count)
     result["purge_ms"] = purge(node, count - range_count)
