@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import time
 
-from cluster_figures.three_nodes import (HOUR_MS, WINDOW, consumer, declare, delete, fill, lead, load, pending,
-                                         resource, spread, to)
+from cluster_figures.three_nodes import (HOUR_MS, WINDOW, consumer, declare, delete, fill, lead, load, number,
+                                         pending, resource, spread, to)
 from node import evaluate
 
 EXCHANGE, BESIDE, TARGET = "much", "beside", "beside-target"
@@ -77,9 +77,8 @@ def catch_up(cluster, count):
 
 
 def pending_here(node):
-    answer = node.ask(f"""case rabbit_delay_registry:store({resource(EXCHANGE)}) of
+    return number(node, f"""case rabbit_delay_registry:store({resource(EXCHANGE)}) of
         undefined -> none; Store -> maps:get(pending, rabbit_delay_store:stat(Store)) end.""")
-    return int(answer) if answer is not None and answer.isdigit() else None
 
 
 def publishing(cluster, meanwhile):

@@ -4,9 +4,10 @@ the nodes: messages a second of all together, with confirms, from a connection e
 many a second come out of them, with all due at once, into a quorum queue each. With CPU time of all nodes a message."""
 
 import time
+from statistics import median
 
 import plots
-from cluster_figures.three_nodes import (HOUR_MS, WINDOW, cpu_seconds, declare, delete, lead, lead_queue, load, median,
+from cluster_figures.three_nodes import (HOUR_MS, WINDOW, cpu_seconds, declare, delete, lead, lead_queue, load,
                                          pending, spread, to)
 from node import set_clock
 

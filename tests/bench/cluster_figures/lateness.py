@@ -4,10 +4,10 @@ is on a single node, in turns, delays of 1 to 5 s, into a quorum queue: what rep
 leader costs who sends so little that it has run out when a message comes due. With CPU time of all nodes a second."""
 
 import time
+from statistics import median
 
 import plots
-from cluster_figures.three_nodes import (consumer, cpu_seconds, declare, delete, lead, lead_queue, load, median,
-                                         spread, to)
+from cluster_figures.three_nodes import consumer, cpu_seconds, declare, delete, lead, lead_queue, load, spread, to
 
 GROUPS = {"three members": 3, "one member": 1}
 RATES = (1000, 1)

@@ -3,10 +3,11 @@
 time of all nodes a message. Ratios are ours to the quorum queue's, within a round."""
 
 import time
+from statistics import median
 
 import plots
 from cluster_figures.three_nodes import (EXCHANGE, HOUR_MS, PEERS, QUEUE, WINDOW, cpu_seconds, lead, lead_queue, load,
-                                         median, purge, spread, to)
+                                         purge, spread, to)
 
 SIZES = (100, 1024)
 PLACES = (("the leader's node", 0), ("another node", 1))

@@ -6,10 +6,12 @@ delivered, to clients of another node."""
 import os
 import tempfile
 import time
+from statistics import median
 
 import plots
 from checker import Record
-from cluster_figures.three_nodes import EXCHANGE, KEY, PEERS, QUEUE, TARGET, lead, lead_queue, median
+from cluster import Cluster
+from cluster_figures.three_nodes import EXCHANGE, KEY, PEERS, QUEUE, TARGET, lead, lead_queue
 from traffic import Traffic
 
 SINCE = (("confirmed", {"ours": "at", "Q": "at"}), ("delivered", {"ours": "due", "Q": "at"}))
@@ -24,26 +26,16 @@ def first_after(record, what, since, struck):
                  if event["what"] == what and start.get(event["id"]) is not None and start[event["id"]] > struck), None)
 
 
-def strike(cluster, fault):
-    if fault == "kill":
-        cluster.kill9(0)
-    elif fault == "pause":
-        cluster.pause(0)
-    else:
-        cluster.cut(0)
+def rejoin(cluster, n):
+    """What was cut off for long may have given the others up: Mnesia's nodes then stay apart."""
+    cluster.heal()
+    cluster.stop(n)
+    cluster.start(n)
 
 
-def undo(cluster, fault):
-    if fault == "kill":
-        cluster.start(0)
-    elif fault == "pause":
-        cluster.resume(0)
-    else:
-        cluster.heal()
-        # What was cut off for long may have given the others up: Mnesia's nodes then stay apart.
-        cluster.stop(0)
-        cluster.start(0)
-    cluster.await_whole()
+# What is done to a node, and undone.
+FAULTS = {"kill": (Cluster.kill9, Cluster.start), "pause": (Cluster.pause, Cluster.resume),
+          "cut": (Cluster.cut, rejoin)}
 
 
 def one(cluster, fault, directory):
@@ -60,12 +52,14 @@ def one(cluster, fault, directory):
     for one_of in traffic.values():
         one_of.await_connected()
         one_of.await_more("delivered", RATE)
-    strike(cluster, fault)
+    strike, undo = FAULTS[fault]
+    strike(cluster, 0)
     struck = time.monotonic()
     found = {peer: [cluster.eventually(
         lambda peer=peer, what=what, since=since: first_after(records[peer], what, since[peer], struck),
         f"{peer}: {what} after a {fault}") for what, since in SINCE] for peer in PEERS}
-    undo(cluster, fault)
+    undo(cluster, 0)
+    cluster.await_whole()
     for peer in PEERS:
         traffic[peer].finish()
         records[peer].close()
@@ -74,7 +68,7 @@ def one(cluster, fault, directory):
 
 def run(cluster, options):
     found = {}
-    for fault, times in (("kill", options.kills), ("pause", options.faults), ("cut", options.faults)):
+    for fault, times in zip(FAULTS, (options.kills, options.faults, options.faults)):
         of_each = found[fault] = {peer: [] for peer in PEERS}
         for number in range(times):
             with tempfile.TemporaryDirectory(prefix="dw-takeover-") as directory:

@@ -2,7 +2,7 @@
 """What the figures have in common: exchanges, queues and leaders of a cluster, CPU time, and how figures are said."""
 
 import contextlib
-import statistics
+from statistics import median
 
 import loadgen
 import pika
@@ -56,9 +56,14 @@ def purge(node, *queues):
             there.queue_purge(queue)
 
 
+def number(node, expression):
+    """What an expression is in a node; None if it is no number, or the node cannot answer now."""
+    answer = node.ask(expression)
+    return int(answer) if answer is not None and answer.isdigit() else None
+
+
 def pending(node, exchange):
-    answer = node.ask(f"rabbit_delay_registry:pending({resource(exchange)}).")
-    return None if answer is None or not answer.isdigit() else int(answer)
+    return number(node, f"rabbit_delay_registry:pending({resource(exchange)}).")
 
 
 def lead(cluster, exchange, n):
@@ -102,10 +107,6 @@ def fill(node, exchange, count, size):
     result = load(node, count=count, size=size, window=WINDOW, connections=1, timeout=3600,
                   **to(exchange, f"fixed:{HOUR_MS}")).result()
     assert result["complete"], result
-
-
-def median(values):
-    return statistics.median(values)
 
 
 def spread(values, form="{:.2f}"):
