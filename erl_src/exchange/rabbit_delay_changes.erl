@@ -14,7 +14,6 @@
 
 -export_type([changes/0, change/0, encoded/0]).
 
-
 %% Ids: each once.
 -type change() :: {cancel, [rabbit_delay_store:id()]}
                 | {reschedule, [{rabbit_delay_store:id(), DueMs :: rabbit_delay_store:ms()}]}

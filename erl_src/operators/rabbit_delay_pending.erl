@@ -75,12 +75,7 @@ list_here(XName, Filter, #{limit := Limit} = Options) ->
                                                  true -> max(Limit, Batch);
                                                  false -> Limit
                                              end},
-                      rabbit_delay_pending_scan:with_budget(
-                        Read,
-                        fun () ->
-                                rabbit_delay_background:run(
-                                  fun () -> collect(Position, Limit, ?PAGE_BYTES, [], Scan) end)
-                        end);
+                      in_background(Read, fun () -> collect(Position, Limit, ?PAGE_BYTES, [], Scan) end);
                   Error ->
                       Error
               end
@@ -294,12 +289,8 @@ walk(XName, Operation, Filter, #{by := By} = Options, Store, Dispatcher) ->
                                    end},
             _ = maps:get(dry_run, Walk)
                 orelse asked(XName, Operation, rabbit_delay_filter:text(Filter), By),
-            case rabbit_delay_pending_scan:with_budget(
-                   Read,
-                   fun () ->
-                           rabbit_delay_background:run(
-                             fun () -> rabbit_delay_pending_change:walk(Position, none_changed(), Walk) end)
-                   end) of
+            case in_background(
+                   Read, fun () -> rabbit_delay_pending_change:walk(Position, none_changed(), Walk) end) of
                 {ok, #{changed := Changed}} = Result ->
                     log(XName, Operation, Changed, By),
                     Result;
@@ -409,6 +400,10 @@ position(Kind, XName, #{cursor := Cursor}, _) ->
     rabbit_delay_pending_cursor:read(Kind, XName, Cursor);
 position(_, _, _, Begin) ->
     {ok, Begin, {0, 0}}.
+
+%% A walk over what is pending.
+in_background(Read, Walk) ->
+    rabbit_delay_pending_scan:with_budget(Read, fun () -> rabbit_delay_background:run(Walk) end).
 
 %% ----------------------------------------------------------------------------- the exchange
 
