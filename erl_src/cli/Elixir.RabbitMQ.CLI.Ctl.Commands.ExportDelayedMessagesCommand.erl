@@ -202,17 +202,17 @@ stopped(Failure, Written) ->
         N ->
             {kept, {error, Code, unicode:characters_to_binary(
                                    [Why, io_lib:format("~n~s so far: go on with --resume",
-                                                       [rabbit_delay_cli:count(N, "message")])])}}
+                                                       [rabbit_delay_text:count(N, "message")])])}}
     end.
 
 finish({ok, Count, Damaged, Notes}, [ok], Part, File) ->
     case file:rename(Part, File) of
         ok when Damaged =:= 0 ->
-            {ok, unicode:characters_to_binary([[rabbit_delay_cli:count(Count, "message"), " exported"], Notes])};
+            {ok, unicode:characters_to_binary([[rabbit_delay_text:count(Count, "message"), " exported"], Notes])};
         ok ->
             {error, ?EXIT_DAMAGED,
              unicode:characters_to_binary(
-               [[rabbit_delay_cli:count(Count, "message"), " exported, "],
+               [[rabbit_delay_text:count(Count, "message"), " exported, "],
                 io_lib:format("~b could not be read: see the broker's log", [Damaged]), Notes])};
         {error, Reason} ->
             failed(File, Reason)

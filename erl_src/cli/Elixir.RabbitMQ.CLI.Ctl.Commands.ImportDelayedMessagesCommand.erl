@@ -126,7 +126,7 @@ steps(VHost, Cursor, Sum0, Total, Options) ->
             {error, Code, Why} = failed(Failure),
             {error, Code,
              format("~ts~n~b of ~s imported. Nothing is lost and nothing comes twice: run it again to go on.",
-                    [Why, maps:get(imported, Sum0), rabbit_delay_cli:count(Total, "message")])}
+                    [Why, maps:get(imported, Sum0), rabbit_delay_text:count(Total, "message")])}
     end.
 
 add(#{imported := I, already := A, skipped := S}, #{imported := I0, already := A0, skipped := S0}) ->
@@ -140,7 +140,7 @@ tell(#{imported := Imported, already := Already}, Total, Options) ->
     case rabbit_delay_cli:is_json(Options) of
         true -> ok;
         false -> io:format(standard_error, "~b of ~s~n",
-                           [Imported + Already, rabbit_delay_cli:count(Total, "message")])
+                           [Imported + Already, rabbit_delay_text:count(Total, "message")])
     end.
 
 total(Counts) -> lists:sum(maps:values(Counts)).
@@ -177,7 +177,7 @@ json(#{imported := Imported, already := Already, skipped := Skipped}, Total, Lef
 
 summary(#{imported := Imported, already := Already}, Total, Left) ->
     [format("~s found in the official plugin's tables: ~b imported, ",
-            [rabbit_delay_cli:count(Total, "message"), Imported]),
+            [rabbit_delay_text:count(Total, "message"), Imported]),
      [format("~b imported before, ", [Already]) || Already > 0],
      format("~b left.", [Left])].
 
@@ -233,8 +233,8 @@ chunks(First, Count, Skipped, Bytes,
        #{device := Device, options := Options, unroutable := Unroutable} = Import0) ->
     case lines(Device, ?LINES, ?BYTES, []) of
         {ok, []} ->
-            {ok, iolist_to_binary([rabbit_delay_cli:count(Count, "message"), " imported",
-                                   [[", ", rabbit_delay_cli:count(Skipped, "message"), " left out as pending"]
+            {ok, iolist_to_binary([rabbit_delay_text:count(Count, "message"), " imported",
+                                   [[", ", rabbit_delay_text:count(Skipped, "message"), " left out as pending"]
                                     || is_map_key(skip_pending, Options)],
                                    [[", of which ", integer_to_binary(Unroutable), " due already and "
                                      "unroutable: no queue is bound for them"] || Unroutable > 0]])};
@@ -333,14 +333,14 @@ malformed(Line, First, Count, Why) ->
      unicode:characters_to_binary(
        ["line ", integer_to_list(Line), ": ", Why,
         io_lib:format("~n~s imported, none from line ~b on. Mend the line and go on with --from-line ~b.",
-                      [rabbit_delay_cli:count(Count, "message"), First, First])])}.
+                      [rabbit_delay_text:count(Count, "message"), First, First])])}.
 
 stopped(Code, First, Count, Why) ->
     {error, Code,
      unicode:characters_to_binary(
        [Why, io_lib:format("~n~s imported. Go on with --from-line ~b; of the ~b lines from there on some "
                            "may be in already: --skip-pending leaves these out.",
-                           [rabbit_delay_cli:count(Count, "message"), First, ?LINES])])}.
+                           [rabbit_delay_text:count(Count, "message"), First, ?LINES])])}.
 
 lines(_, 0, _, Lines) ->
     {ok, lists:reverse(Lines)};

@@ -189,7 +189,7 @@ targets(Targets) ->
 
 %% What was asked for and did not happen.
 left(#{stopped := Stopped} = Counts) ->
-    [[rabbit_delay_cli:count(N, "message"), Text]
+    [[rabbit_delay_text:count(N, "message"), Text]
      || {Key, Text} <- [{no_target, " left: no x-death that names a target"},
                         {would_loop, " left: would come back at once"},
                         {unroutable, " left: the target is not there"},

@@ -1,11 +1,11 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% What the plugin's rabbitmqctl commands have in common. This runs in the command-line tool, not in
-%% the broker: only rabbit_delay_filter is called directly.
+%% the broker: only what is pure, filters, words and times, is called directly.
 -module(rabbit_delay_cli).
 
 -export([several_switches/0, several_usage/0, banner/3, pending/2, fold_pending/5, went_away/1, unanswered/1,
-         stopped/4, count/2, unroutable/3, selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/2,
+         stopped/4, unroutable/3, selecting_switches/0, selecting_usage/0, defaults/2, check_exchange/2,
          check_selection/3, check_filter/1, filter/1, resource/2, call/4, failure/1, switch/3, change/3,
          text/1, times/2, json/1, is_json/1, is_for_programs/1]).
 
@@ -251,10 +251,10 @@ stopped({error, {badrpc, _} = Gone}, #{changed := Changed} = Sum, Operation, Req
 stopped({error, Code, Why}, #{changed := Changed}, {reschedule_by, _} = Operation,
         #{cursor := Cursor}) ->
     {error, Code, format("~ts~n~s ~s so far: go on with --cursor ~s",
-                         [Why, count(Changed, "message"), done(Operation), Cursor])};
+                         [Why, rabbit_delay_text:count(Changed, "message"), done(Operation), Cursor])};
 stopped({error, Code, Why}, #{changed := Changed}, Operation, _) when Changed > 0 ->
     {error, Code, format("~ts~n~s ~s so far: run it again to go on",
-                         [Why, count(Changed, "message"), done(Operation)])};
+                         [Why, rabbit_delay_text:count(Changed, "message"), done(Operation)])};
 stopped(Failure, _, _, _) ->
     Failure.
 
@@ -283,8 +283,8 @@ each_of([Name | Rest], Fun, Then, Done) ->
         {done, Result} ->
             each_of(Rest, Fun, Then, [Result | Done]);
         {error, Code, Why} ->
-            {error, Code, format("exchange '~ts': ~ts~n~s before it done", [text(Name), Why,
-                                                                            count(length(Done), "exchange")])};
+            {error, Code, format("exchange '~ts': ~ts~n~s before it done",
+                                 [text(Name), Why, rabbit_delay_text:count(length(Done), "exchange")])};
         Failure ->
             Failure
     end.
@@ -307,20 +307,16 @@ told(Operation, Done, Several, Options) ->
 matching(Operation, #{matched := Matched, changed := Changed, in_flight := InFlight}, Options) ->
     case maps:get(count_only, Options, false) of
         true ->
-            format("~s would be ~s", [count(Matched, "message"), done(Operation)]);
+            format("~s would be ~s", [rabbit_delay_text:count(Matched, "message"), done(Operation)]);
         false when InFlight > 0 ->
             format("~s ~s, ~b ~s in flight already and may still be delivered",
-                   [count(Changed, "message"), done(Operation), InFlight, are(InFlight)]);
+                   [rabbit_delay_text:count(Changed, "message"), done(Operation), InFlight, are(InFlight)]);
         false ->
-            format("~s ~s", [count(Changed, "message"), done(Operation)])
+            format("~s ~s", [rabbit_delay_text:count(Changed, "message"), done(Operation)])
     end.
 
 are(1) -> "is";
 are(_) -> "are".
-
-%% 1 message, 2 messages
--spec count(non_neg_integer(), string()) -> string().
-count(N, What) -> rabbit_delay_text:count(N, What).
 
 %% How many messages an exchange holds, as far as that can be said.
 -spec pending(rabbit_exchange:name(), options()) -> non_neg_integer().
@@ -430,8 +426,9 @@ with_unroutable(Result, Exchanges) ->
     Result.
 
 unroutable_text(Exchanges) ->
-    [["\n", count(N, "message"), " of exchange '", text(Name), "' ", case N of 1 -> "was"; _ -> "were" end,
-      " unroutable meanwhile: no queue is bound for ", case N of 1 -> "it"; _ -> "them" end]
+    [["\n", rabbit_delay_text:count(N, "message"), " of exchange '", text(Name), "' ",
+      case N of 1 -> "was"; _ -> "were" end, " unroutable meanwhile: no queue is bound for ",
+      case N of 1 -> "it"; _ -> "them" end]
      || {Name, N} <- Exchanges].
 
 by_ids(Operation, Outcomes, Options) ->

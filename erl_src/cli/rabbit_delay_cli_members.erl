@@ -136,7 +136,7 @@ output(Command, {changes, Stream, Failed}, Options) ->
     ok = ?OUTPUT:print_output(Shown, ?CONFIG:get_printer(Command, Options), Options),
     case counters:get(Failed, 1) of
         0 -> {ok, nil};
-        N -> {error, ?EXIT_PART, format("of ~s it is not done", [rabbit_delay_cli:count(N, "exchange")])}
+        N -> {error, ?EXIT_PART, format("of ~s it is not done", [rabbit_delay_text:count(N, "exchange")])}
     end;
 output(_, Result, Options) ->
     'Elixir.RabbitMQ.CLI.DefaultOutput':output(Result, Options).
