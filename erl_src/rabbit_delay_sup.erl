@@ -7,6 +7,7 @@
 %%     rabbit_delay_budget         what all who look at messages may use together
 %%     rabbit_delay_redrive_jobs   redrives that go on when nobody waits for them
 %%     rabbit_delay_system         the Ra system, kept alive
+%%     rabbit_delay_conditions     what other nodes that lead say of themselves
 %%     rabbit_delay_exchanges_sup  one rabbit_delay_exchange_sup per exchange that delays:
 %%       rabbit_delay_queue          takes messages in
 %%       rabbit_delay_dispatcher     lets them out
@@ -157,6 +158,8 @@ init([]) ->
            #{id => rabbit_delay_system,
              start => {rabbit_delay_system, start_link, []},
              shutdown => 60000},
+           #{id => rabbit_delay_conditions,
+             start => {rabbit_delay_conditions, start_link, []}},
            #{id => rabbit_delay_exchanges_sup,
              type => supervisor,
              start => {rabbit_delay_exchanges_sup, start_link, []}},

@@ -1,17 +1,18 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% Whether the node that leads can take messages, as far as a delay queue's process knows: of this node at
-%% any time, of another one as it last said, half a second ago or so. And the version of the machine there.
+%% any time, of another one as it last said, half a second ago or so (rabbit_delay_conditions). And the version of the
+%% machine there.
 %%
-%% In the delay queue's process, but of_node/2 (which asks another node, and waits), of_here/1 (which it
-%% answers), leaders_status/1 (in whoever publishes) and raised/2 (in the Raft server).
+%% In the delay queue's process, but of_here/1 (which another node asks for), leaders_status/1 (in whoever publishes)
+%% and raised/2 (in the Raft server).
 -module(rabbit_delay_condition).
 
 -include("rabbit_delay_queue.hrl").
 -include("rabbit_delay_table.hrl").
 
 -export([ask/1, said/3, forget/1, status/1, stat/1, unwritten/1, added/3]).
--export([of_node/2, of_here/1, leaders_status/1, raised/2]).
+-export([of_here/1, leaders_status/1, raised/2]).
 
 -export_type([condition/0]).
 
@@ -20,9 +21,6 @@
                    | #{status := rabbit_delay_intake:status(), stat := map(), unwritten := non_neg_integer(),
                        machine => ra_machine:version() | undefined}.
 
--define(ASK_MS, 5000).
-%% How often another node that leads is asked for its condition.
--define(AGAIN_MS, 500).
 %% How long, and how often, a publisher looks for who leads, and for how long not again when nobody did.
 -define(AWAIT_MS, 2000).
 -define(LOOK_MS, 20).
@@ -30,13 +28,11 @@
 %% In a publisher's dictionary: when it has waited in vain.
 -define(IN_VAIN, {?MODULE, in_vain}).
 
-%% Has another node that leads asked, now and then, by a process that may wait.
+%% Has another node that leads asked, from now on. To be said now and then: who does it may have ended, and begun again.
 -spec ask(#state{}) -> #state{}.
-ask(#state{leader = {{_, Node}, _}, condition_timer = Timer, exchange = XName} = State) when Node =/= node() ->
-    _ = Timer =/= undefined andalso erlang:cancel_timer(Timer),
-    Queue = self(),
-    _ = spawn(fun () -> Queue ! {condition, Node, of_node(Node, XName)} end),
-    State#state{condition_timer = erlang:send_after(?AGAIN_MS, self(), ask_condition)};
+ask(#state{leader = {{_, Node}, _}, exchange = XName} = State) when Node =/= node() ->
+    ok = rabbit_delay_conditions:follow(Node, XName),
+    State;
 ask(#state{leader = {_, _}, condition = unknown} = State) ->
     heard(here, State);
 ask(State) ->
@@ -56,7 +52,9 @@ said(_, _, State) ->
 
 %% Nobody leads.
 -spec forget(#state{}) -> #state{}.
-forget(State) -> heard(unknown, State).
+forget(State) ->
+    ok = rabbit_delay_conditions:leave(),
+    heard(unknown, State).
 
 heard(Condition, #state{exchange = XName} = State) ->
     _ = rabbit_delay_table:update_known(XName, {#row.elsewhere, case Condition of
@@ -150,14 +148,6 @@ added(Messages, Bytes, #state{condition = #{stat := #{pending := P, pending_byte
     State#state{condition = C#{stat := Stat#{pending := P + Messages, pending_bytes := B + Bytes}}};
 added(_, _, State) ->
     State.
-
--spec of_node(node(), rabbit_exchange:name()) -> condition() | unknown.
-of_node(Node, XName) ->
-    try
-        erpc:call(Node, ?MODULE, of_here, [XName], ?ASK_MS)
-    catch
-        error:_ -> unknown
-    end.
 
 -spec of_here(rabbit_exchange:name()) -> condition().
 of_here(XName) ->

@@ -228,7 +228,7 @@ handle_info(emit_stats, #state{name = QName, exchange = XName} = State0) ->
     State = rabbit_delay_append:look_at_limits(State0),
     ok = rabbit_delay_append:drop_beyond(State),
     ok = rabbit_delay_broker:queue_stats(QName, rabbit_delay_registry:pending(XName)),
-    State;
+    rabbit_delay_condition:ask(State);
 handle_info({bump_credit, Message}, State) ->
     credit_flow:handle_bump_msg(Message),
     State;
@@ -242,8 +242,6 @@ about_group({'DOWN', Ref, process, _, _}, #state{leader = {_, Ref}} = State) ->
     join_soon(0, lost_leader(State));
 about_group({condition, Node, Condition}, State) ->
     rabbit_delay_condition:said(Node, Condition, State);
-about_group(ask_condition, State) ->
-    rabbit_delay_condition:ask(State#state{condition_timer = undefined});
 about_group({generation, Generation}, State) ->
     State#state{generation = Generation};
 about_group({member, Pid}, State) when is_pid(Pid) ->

@@ -41,7 +41,6 @@
          generation = 0 :: non_neg_integer(),
          %% of the node that leads
          condition = unknown :: rabbit_delay_condition:condition() | unknown,
-         condition_timer :: undefined | reference(),
          %% what has been appended since the free space was looked at, bytes
          appended = 0 :: non_neg_integer(),
          %% the process that starts the member

@@ -16,6 +16,7 @@
 -define(MODULES,
         ["exchange/rabbit_delay_queue", "exchange/rabbit_delay_intake", "exchange/rabbit_delay_append",
          "exchange/rabbit_delay_batch", "exchange/rabbit_delay_waiting", "exchange/rabbit_delay_condition",
+         "exchange/rabbit_delay_conditions",
          "exchange/rabbit_delay_dispatcher", "exchange/rabbit_delay_release",
          "exchange/rabbit_delay_outcomes", "exchange/rabbit_delay_agenda", "exchange/rabbit_delay_watch",
          "exchange/rabbit_delay_overflow", "exchange/rabbit_delay_retry", "exchange/rabbit_delay_lease",

@@ -385,6 +385,7 @@ nodes() ->
 make_ref() -> erlang:make_ref().
 
 send(undefined, _) -> ok;
+send(Name, Message) when is_atom(Name) -> send({Name, node()}, Message);
 send({Name, Node}, Message) ->
     over(node(), Node, fun () -> mail(named(Node, Name), Message) end),
     Message;

@@ -186,6 +186,8 @@ start(Node) ->
     ok = simulated_node:node_started(Node),
     _ = simulated_process:start(Node, registry, {plain, undefined}, fun () -> {ok, {fun (_, S) -> S end, none}} end),
     _ = simulated_process:start(Node, channel, {plain, undefined}, fun () -> {ok, {fun channel/2, Node}} end),
+    _ = simulated_process:start(Node, rabbit_delay_conditions, {gen_server, rabbit_delay_conditions},
+                                fun () -> rabbit_delay_conditions:init([]) end),
     ok = simulated_raft:start_member(Node),
     _ = simulated_process:start(Node, dispatcher, {gen_server, rabbit_delay_dispatcher},
                                 fun () -> rabbit_delay_dispatcher:init(XName) end),
