@@ -203,8 +203,12 @@ handle_call(_, _, State) ->
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
 handle_cast({leader, ServerPid}, State) ->
     {noreply, follow_leader(ServerPid, State)};
+%% What is being settled may have been appended after that, in the form of the earlier version, which does not settle what
+%% has been released by key since.
 handle_cast({raised, Version}, State) ->
-    {noreply, State#state{machine_version = Version}};
+    Raised = State#state{machine_version = Version},
+    ok = settle_again(Raised),
+    {noreply, Raised};
 handle_cast({wake, DueMs}, State) ->
     {noreply, rabbit_delay_agenda:sleep_until(DueMs, State)};
 handle_cast(overflow, State) ->
@@ -288,14 +292,19 @@ follow_leader(ServerId, #state{leader = Old, exchange = XName, lease = Lease} = 
                               lease = rabbit_delay_lease:needed(
                                         rabbit_delay_registry:group_size(XName), Lease)})).
 
-begin_again(#state{in_flight = Book, leader = {ServerId, _}, machine_version = Version} = State) ->
-    lists:foreach(fun ({Correlation, Released}) ->
-                          rabbit_delay_commands:settle(ServerId, Version, Released, Correlation)
-                  end, rabbit_delay_in_flight:settling(Book)),
+begin_again(#state{leader = {ServerId, _}} = State) ->
+    ok = settle_again(State),
     Note = make_ref(),
     Sending = rabbit_delay_agenda:sending(Note, State#state{note = Note}),
     ok = rabbit_delay_commands:note(ServerId, Note),
     Sending.
+
+settle_again(#state{leader = undefined}) ->
+    ok;
+settle_again(#state{in_flight = Book, leader = {ServerId, _}, machine_version = Version}) ->
+    lists:foreach(fun ({Correlation, Released}) ->
+                          rabbit_delay_commands:settle(ServerId, Version, Released, Correlation)
+                  end, rabbit_delay_in_flight:settling(Book)).
 
 applied({Correlation, Reply}, #state{lease = Lease} = State) ->
     answer(Correlation, Reply, State#state{lease = rabbit_delay_lease:applied(Correlation, Lease)}).
