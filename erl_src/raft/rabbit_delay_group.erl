@@ -209,7 +209,7 @@ new_group(XName, Nodes) ->
 %% What this node holds of the exchange, and how much of others; asked by others.
 -spec held(rabbit_exchange:name()) -> map().
 held(XName) ->
-    Held = #{load => length(rabbit_delay_raft:members()),
+    Held = #{load => length(rabbit_delay_table:members()),
              ready => rabbit_delay_system:status() =:= up},
     case rabbit_delay_raft:find_member(XName) of
         {ok, Uid} ->
