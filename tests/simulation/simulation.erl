@@ -63,11 +63,12 @@ found(Name, Mutations, Root, Seeds) ->
         none -> io:format("~ts: not found~n", [Name]), none
     end.
 
+%% By what comes of it: what the change itself makes crash is not found.
 first_wrong([]) -> none;
 first_wrong([Seed | Rest]) ->
     case run(Seed) of
-        ok -> first_wrong(Rest);
-        Wrong -> {Seed, Wrong}
+        {violation, _, _} = Wrong -> {Seed, Wrong};
+        _ -> first_wrong(Rest)
     end.
 
 written(Junit, Cases) ->
