@@ -67,10 +67,9 @@ def pending(node, exchange):
 
 
 def lead(cluster, exchange, n):
-    """Has a delayed exchange led by a node."""
-    answer = evaluate(cluster.nodes[n], f"rabbit_delay_members:transfer({resource(exchange)}, "
-                                        f"'{cluster.nodes[n].nodename}').")
-    assert answer == "ok", answer
+    """Has a delayed exchange led by a node, when its member there is up again."""
+    transfer = f"rabbit_delay_members:transfer({resource(exchange)}, '{cluster.nodes[n].nodename}')."
+    cluster.eventually(lambda: evaluate(cluster.nodes[n], transfer) == "ok", f"{exchange} led by {n}")
 
 
 def lead_queue(cluster, queue, n):
