@@ -46,9 +46,59 @@ ended_turns(Walker, N) ->
         N
     end.
 
-by_turns_answers_what_it_was_test() ->
-    Rested = make_ref(),
-    self() ! Rested,
-    ?assertEqual(answer, ?B:by_turns(fun () -> answer end)),
-    %% Nothing of who asked is taken.
-    ?assertEqual(Rested, receive Rested -> Rested after 0 -> gone end).
+by_turns_answers_what_it_was_test_() ->
+    [fun () ->
+             ok = ?B:create(),
+             ok = Before(),
+             Rested = make_ref(),
+             self() ! Rested,
+             ?assertEqual(answer, ?B:by_turns(fun () -> answer end)),
+             %% Nothing of who asked is taken.
+             ?assertEqual(Rested, receive Rested -> Rested after 0 -> gone end)
+     end || Before <- [fun () -> ok end, fun ?B:messages_pass/0]].
+
+%% It takes turns with messages that pass, and with nobody.
+by_turns_rests_while_messages_pass_test() ->
+    ok = begin_anew(),
+    ?assertNot(rests(fun () -> ok end)),
+    ?assert(rests(fun ?B:messages_pass/0)),
+    ok = begin_anew(),
+    ?assertNot(rests(fun () -> ok end)).
+
+begin_anew() ->
+    _ = persistent_term:erase({?B, last}),
+    ?B:create().
+
+%% Whether who asks waits after what took a while: a trace shows where it is when its turn ends.
+rests(Meanwhile) ->
+    Tester = self(),
+    Asks = spawn(fun () ->
+                         receive go -> ok end,
+                         done = ?B:by_turns(fun () ->
+                                                    ok = Meanwhile(),
+                                                    busy_until(erlang:monotonic_time(millisecond) + 5)
+                                            end),
+                         Tester ! done,
+                         receive never -> ok end
+                 end),
+    1 = erlang:trace(Asks, true, [running]),
+    Asks ! go,
+    receive done -> ok end,
+    Delivered = erlang:trace_delivered(Asks),
+    receive {trace_delivered, Asks, Delivered} -> ok end,
+    exit(Asks, kill),
+    lists:member({?B, by_turns, 1}, ended_turns_in(Asks)).
+
+ended_turns_in(Pid) ->
+    receive
+        {trace, Pid, out, Where} -> [Where | ended_turns_in(Pid)];
+        {trace, Pid, in, _} -> ended_turns_in(Pid)
+    after 0 ->
+        []
+    end.
+
+busy_until(Ms) ->
+    case erlang:monotonic_time(millisecond) < Ms of
+        true -> busy_until(Ms);
+        false -> done
+    end.
