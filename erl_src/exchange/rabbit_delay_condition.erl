@@ -28,7 +28,8 @@
 %% In a publisher's dictionary: when it has waited in vain.
 -define(IN_VAIN, {?MODULE, in_vain}).
 
-%% Has another node that leads asked, from now on. To be said now and then: who does it may have ended, and begun again.
+%% Has another node that leads asked, from now on. To be said now and then: who does it may have ended, and begun again;
+%% and what was added here may have been in what that node said.
 -spec ask(#state{}) -> #state{}.
 ask(#state{leader = {{_, Node}, _}, exchange = XName} = State) when Node =/= node() ->
     ok = rabbit_delay_conditions:follow(Node, XName),

@@ -1,8 +1,8 @@
 %% SPDX-License-Identifier: MPL-2.0
 
 %% What other nodes that lead say of their disk and their stores: asked for by one process a node, for all its delay
-%% queues, and told to each when it has changed. So what that takes on an idle cluster is a question to each node
-%% twice a second, however many exchanges there are.
+%% queues, and told to each when it has changed. So on an idle cluster that is one question twice a second to each
+%% node that leads something, and no message to a queue, however many exchanges there are.
 %%
 %% A question is asked by a process of its own, as it may wait; of a node one at a time.
 -module(rabbit_delay_conditions).
@@ -30,7 +30,8 @@ start_link() ->
     gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 
 %% The caller, a delay queue's process, is sent {condition, Node, Condition}: soon, and whenever that is another one,
-%% until it leaves, or follows another node. Following again what it follows changes nothing.
+%% until it leaves, or follows another node. If it follows again what it follows it is told again, at the next question:
+%% it may have counted what it was told of once more (rabbit_delay_condition:added/3).
 -spec follow(node(), rabbit_exchange:name()) -> ok.
 follow(Node, XName) ->
     gen_server:cast(?MODULE, {follow, self(), Node, XName}).
@@ -51,8 +52,8 @@ handle_call(_, _, State) ->
           {noreply, #state{}}.
 handle_cast({follow, Queue, Node, XName}, #state{followers = Followers} = State0) ->
     case Followers of
-        #{Queue := #follower{node = Node}} ->
-            {noreply, State0};
+        #{Queue := #follower{node = Node} = Follower} ->
+            {noreply, State0#state{followers = Followers#{Queue := Follower#follower{said = nothing}}}};
         _ ->
             #state{followers = Others} = State = without(Queue, State0),
             Follower = #follower{exchange = XName, node = Node, monitor = monitor(process, Queue)},
@@ -73,7 +74,9 @@ handle_info({'DOWN', Ref, process, Pid, Reason}, #state{asking = Asking} = State
     case [Node || {Node, R} <- maps:to_list(Asking), R =:= Ref] of
         [Node] -> {noreply, asked(Node, Reason, State#state{asking = maps:remove(Node, Asking)})};
         [] -> {noreply, without(Pid, State)}
-    end.
+    end;
+handle_info(_, State) ->
+    {noreply, State}.
 
 without(Queue, #state{followers = Followers} = State) ->
     case maps:take(Queue, Followers) of
@@ -110,7 +113,7 @@ answers(Node, Queues) ->
     Conditions = try
                      erpc:call(Node, lists, map, [fun rabbit_delay_condition:of_here/1, XNames], ?ASK_MS)
                  catch
-                     error:_ -> [unknown || _ <- XNames]
+                     _:_ -> [unknown || _ <- XNames]
                  end,
     maps:from_list(lists:zip(Pids, Conditions)).
 

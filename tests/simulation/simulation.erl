@@ -344,6 +344,7 @@ fail() ->
         N when N < 85 -> simulated_process:note("another is to lead", []), simulated_raft:transfer();
         N when N < 89 -> kill_process(Node, queue);
         N when N < 93 -> kill_process(Node, dispatcher);
+        N when N < 95 -> kill_process(Node, rabbit_delay_conditions);
         _ -> simulated_raft:replace(Node)
     end.
 
