@@ -58,7 +58,7 @@ by_turns(Fun) ->
         false -> Result
     end.
 
-%% Messages that are published here, or released, go through the log.
+%% Messages that were published or released have gone through this node's log, whoever leads.
 -spec messages_pass() -> ok.
 messages_pass() ->
     case persistent_term:get(?LAST, none) of

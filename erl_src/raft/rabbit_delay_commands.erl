@@ -28,7 +28,6 @@ enqueue(ServerId, Session, SeqNo, {Kind, Earliest, Batch}, Correlation) ->
                   {{opened, Opened}, 3} -> {enqueue, 6, Opened, SeqNo, Earliest, Batch};
                   {_, Version} -> {enqueue, Version, Session, SeqNo, Earliest, Batch}
               end,
-    ok = rabbit_delay_background:messages_pass(),
     ra:pipeline_command(ServerId, Command, Correlation, normal).
 
 %% Of this node's delay queue process, whose life Nonce is: from machine 2 on.
@@ -47,7 +46,6 @@ settle(ServerId, MachineVersion, Released, Correlation) ->
                   true -> 3;
                   false -> 2
               end,
-    ok = rabbit_delay_background:messages_pass(),
     ra:pipeline_command(ServerId, {settle, Version, Released}, Correlation, normal).
 
 %% By the dispatcher of Term.

@@ -173,8 +173,10 @@ def others_late(session, node, count, result):
     node.settle()
     measured(node, "later", result, lambda: moved(node, 1), count)
     others = Others(session, node, seconds)
-    measured(node, "meanwhile", result, lambda: moved(node, -1), count)
-    hours, passes = 0, 1
+    # By when the first of them are released.
+    moved(node, -1)
+    measured(node, "meanwhile", result, lambda: moved(node, 1), count)
+    hours, passes = 1, 2
     while not others.are_published() or hours == 0:
         hours, passes = 1 - hours, passes + 1
         if moved(node, 1 if hours else -1)[1] != count:
@@ -261,6 +263,11 @@ def of(result, key, count):
     return [r[key] for r in result["runs"] if r["count"] == count]
 
 
+def rows_of(result):
+    """What has been measured of them."""
+    return [row for row in ROWS if row[1] in result["runs"][0]]
+
+
 def counts_of(result):
     return sorted({r["count"] for r in result["runs"]})
 
@@ -269,11 +276,11 @@ def report(result):
     counts = counts_of(result)
     lines = ["| what | " + " | ".join(f"{count:,}" for count in counts) + " |",
              "| --- |" + " --- |" * len(counts)]
-    for label, key, _ in ROWS:
+    for label, key, _ in rows_of(result):
         form = "{:,.0f}" if key.endswith("_rate") else "{:,.2f}"
         lines.append(f"| {label} | " + " | ".join(shown(of(result, key, n), form) for n in counts) + " |")
     return lines + ["", *[verdict(f"{label}, of {n:,}", spread(of(result, key, n))["median"], wanted, False)
-                      for label, key, wanted in ROWS if wanted for n in counts]]
+                      for label, key, wanted in rows_of(result) if wanted for n in counts]]
 
 
 def median_quantiles(result, which, count):
@@ -282,7 +289,7 @@ def median_quantiles(result, which, count):
 
 
 def plot(result, path):
-    rates = [(label, key) for label, key, _ in ROWS if key.endswith("_rate")]
+    rates = [(label, key) for label, key, _ in rows_of(result) if key.endswith("_rate")]
     plots.bars(path("changes"), [key.removesuffix("_rate") for _, key in rates], [
         (f"messages a second, of {n:,}", {"ours": [of(result, key, n) for _, key in rates]})
         for n in counts_of(result)])

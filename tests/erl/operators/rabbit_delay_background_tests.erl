@@ -75,8 +75,9 @@ rests(Meanwhile) ->
     Asks = spawn(fun () ->
                          receive go -> ok end,
                          done = ?B:by_turns(fun () ->
+                                                    ok = busy_until(erlang:monotonic_time(millisecond) + 5),
                                                     ok = Meanwhile(),
-                                                    busy_until(erlang:monotonic_time(millisecond) + 5)
+                                                    done
                                             end),
                          Tester ! done,
                          receive never -> ok end
@@ -100,5 +101,5 @@ ended_turns_in(Pid) ->
 busy_until(Ms) ->
     case erlang:monotonic_time(millisecond) < Ms of
         true -> busy_until(Ms);
-        false -> done
+        false -> ok
     end.
