@@ -147,7 +147,7 @@ start_link() ->
 init([]) ->
     ok = rabbit_delay_registry:create_table(),
     ok = rabbit_delay_system:create_table(),
-    ok = rabbit_delay_background:create(),
+    ok = rabbit_delay_traffic:create(),
     ok = rabbit_delay_waiting:put_aside_files(),
     {ok, {#{strategy => one_for_one, intensity => 10, period => 10},
           [#{id => rabbit_delay_topic,

@@ -7,28 +7,12 @@
 %% a millisecond and more: so it ends its turns itself (give_way/1), and looks at the clock as often.
 -module(rabbit_delay_background).
 
--export([create/0, run/1, give_way/1, by_turns/1, messages_pass/0]).
+-export([run/1, give_way/1, by_turns/1]).
 
 %% Steps, of a microsecond or so each, of one turn.
 -define(STEPS, 128).
 %% The longest rest: what took longer has waited for others itself.
 -define(REST_MS, 20).
-%% For so long after messages have gone through the log others are taken to follow.
--define(PASSING_MS, 1000).
-%% When they last did, ms, monotonic.
--define(LAST, {?MODULE, last}).
-
-%% Before there is an exchange.
--spec create() -> ok.
-create() ->
-    case persistent_term:get(?LAST, none) of
-        none ->
-            Last = atomics:new(1, [{signed, true}]),
-            ok = atomics:put(Last, 1, now_ms() - ?PASSING_MS),
-            persistent_term:put(?LAST, Last);
-        _ ->
-            ok
-    end.
 
 -spec run(fun(() -> Result)) -> Result.
 run(Fun) ->
@@ -53,23 +37,9 @@ give_way(_) ->
 by_turns(Fun) ->
     Began = now_ms(),
     Result = Fun(),
-    case do_pass() of
+    case rabbit_delay_traffic:is_there() of
         true -> receive after min(now_ms() - Began, ?REST_MS) -> Result end;
         false -> Result
-    end.
-
-%% Messages that were published or released have gone through this node's log, whoever leads.
--spec messages_pass() -> ok.
-messages_pass() ->
-    case persistent_term:get(?LAST, none) of
-        none -> ok;
-        Last -> atomics:put(Last, 1, now_ms())
-    end.
-
-do_pass() ->
-    case persistent_term:get(?LAST, none) of
-        none -> false;
-        Last -> now_ms() - atomics:get(Last, 1) < ?PASSING_MS
     end.
 
 now_ms() -> erlang:monotonic_time(millisecond).

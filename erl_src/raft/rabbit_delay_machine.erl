@@ -182,7 +182,7 @@ snapshot_module() -> rabbit_delay_snapshot.
 apply(#{index := Index} = Meta, {enqueue, Version, Session, SeqNo, Earliest, Batch}, State0)
   when Version =:= 1; Version =:= 2; ?IS_OF_2(Meta), (Version =:= 3 orelse Version =:= 4);
        ?IS_OF_3(Meta), Version =:= 6 ->
-    ok = rabbit_delay_background:messages_pass(),
+    ok = rabbit_delay_traffic:passes(),
     State = State0#?MODULE{seen = Index},
     case last_seq_no(Version, Session, State) of
         closed ->
@@ -291,7 +291,7 @@ remove(Index, Ids, #?MODULE{store = Store} = State) ->
     removed(rabbit_delay_store:settle(Store, Index, Ids), byte_size(Ids), byte_size(Ids) div 8, State).
 
 remove_released(Index, Released, Settle, #?MODULE{store = Store} = State) ->
-    ok = rabbit_delay_background:messages_pass(),
+    ok = rabbit_delay_traffic:passes(),
     removed(Settle(Store, Index, Released), byte_size(Released), byte_size(Released) div 16, State).
 
 purge(Index, #?MODULE{store = Store} = State) ->

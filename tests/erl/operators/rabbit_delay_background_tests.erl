@@ -48,26 +48,26 @@ ended_turns(Walker, N) ->
 
 by_turns_answers_what_it_was_test_() ->
     [fun () ->
-             ok = ?B:create(),
+             ok = rabbit_delay_traffic:create(),
              ok = Before(),
              Rested = make_ref(),
              self() ! Rested,
              ?assertEqual(answer, ?B:by_turns(fun () -> answer end)),
              %% Nothing of who asked is taken.
              ?assertEqual(Rested, receive Rested -> Rested after 0 -> gone end)
-     end || Before <- [fun () -> ok end, fun ?B:messages_pass/0]].
+     end || Before <- [fun () -> ok end, fun rabbit_delay_traffic:passes/0]].
 
 %% It takes turns with messages that pass, and with nobody.
 by_turns_rests_while_messages_pass_test() ->
     ok = begin_anew(),
     ?assertNot(rests(fun () -> ok end)),
-    ?assert(rests(fun ?B:messages_pass/0)),
+    ?assert(rests(fun rabbit_delay_traffic:passes/0)),
     ok = begin_anew(),
     ?assertNot(rests(fun () -> ok end)).
 
 begin_anew() ->
-    _ = persistent_term:erase({?B, last}),
-    ?B:create().
+    _ = persistent_term:erase({rabbit_delay_traffic, last}),
+    rabbit_delay_traffic:create().
 
 %% Whether who asks waits after what took a while: a trace shows where it is when its turn ends.
 rests(Meanwhile) ->
