@@ -160,8 +160,11 @@ def overdue(node, count):
     return us / 1000
 
 
-def moved(node, hours):
-    return changed_rate(node, f"{{reschedule_by, {hours * HOUR_MS}}}", "due_from => 1")
+def moved(node, hours, count):
+    rate, changed = changed_rate(node, f"{{reschedule_by, {hours * HOUR_MS}}}", "due_from => 1")
+    if changed != count:
+        raise loadgen.LoadFailed(f"{changed:,} of {count:,} were rescheduled by {hours} h")
+    return rate, changed
 
 
 def others_late(session, node, count, result):
@@ -171,16 +174,15 @@ def others_late(session, node, count, result):
     node.settle()
     result["alone"] = Others(session, node, seconds).late()
     node.settle()
-    measured(node, "later", result, lambda: moved(node, 1), count)
+    measured(node, "later", result, lambda: moved(node, 1, count))
     others = Others(session, node, seconds)
     # By when the first of them are released.
-    moved(node, -1)
-    measured(node, "meanwhile", result, lambda: moved(node, 1), count)
+    moved(node, -1, count)
+    measured(node, "meanwhile", result, lambda: moved(node, 1, count))
     hours, passes = 1, 2
     while not others.are_published() or hours == 0:
         hours, passes = 1 - hours, passes + 1
-        if moved(node, 1 if hours else -1)[1] != count:
-            raise loadgen.LoadFailed("not all were rescheduled")
+        moved(node, 1 if hours else -1, count)
     result["beside"] = others.late()
     result["passes"] = passes
     for of_all in ("p50", "p90", "p99"):

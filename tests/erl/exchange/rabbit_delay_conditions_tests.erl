@@ -70,12 +70,7 @@ one_question_for_all(Pid) ->
     ok = ?C:follow(node(), x(0)),
     _ = told(),
     Queues = [follower(x(N)) || N <- lists:seq(1, 100)],
-    Questions = questions(Pid, fun () ->
-                                       [begin
-                                            ok = set_machine(x(0), Version),
-                                            ?assertMatch(#{machine := Version}, told())
-                                        end || Version <- [2, 3, 4]]
-                               end),
+    Questions = questions(Pid, fun () -> told_each(x(0), [2, 3, 4]) end),
     lists:foreach(fun (Queue) -> exit(Queue, kill) end, Queues),
     ?assertEqual([101], lists:usort([length(XNames) || XNames <- Questions])).
 
@@ -91,18 +86,19 @@ none_for_who_left_or_ended(Pid) ->
     Leaver ! leave,
     receive {left, Leaver} -> ok after ?WAIT_MS -> error(timeout) end,
     %% After two more changes a question has been asked that began when both had been heard of.
-    Questions = questions(Pid, fun () ->
-                                       [begin
-                                            ok = set_machine(x(0), Version),
-                                            ?assertMatch(#{machine := Version}, told())
-                                        end || Version <- [2, 3]]
-                               end),
+    Questions = questions(Pid, fun () -> told_each(x(0), [2, 3]) end),
     exit(Leaver, kill),
     ?assertEqual([x(0)], lists:last(Questions)).
 
 x(N) -> #resource{virtual_host = <<"/">>, kind = exchange, name = integer_to_binary(N)}.
 
 set_machine(XName, Version) -> rabbit_delay_table:update(XName, {#row.machine, Version}).
+
+told_each(XName, Versions) ->
+    lists:foreach(fun (Version) ->
+                          ok = set_machine(XName, Version),
+                          ?assertMatch(#{machine := Version}, told())
+                  end, Versions).
 
 told() ->
     Here = node(),

@@ -23,28 +23,8 @@ its_priority_is_low_meanwhile_test() ->
 %% takes another.
 turns_are_short_test() ->
     Steps = 1000,
-    Tester = self(),
-    Walker = spawn(fun () ->
-                           receive go -> ok end,
-                           lists:foreach(fun ?B:give_way/1, lists:seq(1, Steps)),
-                           Tester ! walked,
-                           receive done -> ok end
-                   end),
-    1 = erlang:trace(Walker, true, [running]),
-    Walker ! go,
-    receive walked -> ok end,
-    Delivered = erlang:trace_delivered(Walker),
-    receive {trace_delivered, Walker, Delivered} -> ok end,
-    Walker ! done,
-    ?assert(ended_turns(Walker, 0) >= Steps div 128).
-
-ended_turns(Walker, N) ->
-    receive
-        {trace, Walker, out, _} -> ended_turns(Walker, N + 1);
-        {trace, Walker, in, _} -> ended_turns(Walker, N)
-    after 0 ->
-        N
-    end.
+    Ended = ended_turns(fun () -> lists:foreach(fun ?B:give_way/1, lists:seq(1, Steps)) end),
+    ?assert(length(Ended) >= Steps div 128).
 
 by_turns_answers_what_it_was_test_() ->
     [fun () ->
@@ -69,31 +49,39 @@ begin_anew() ->
     _ = persistent_term:erase({rabbit_delay_traffic, last}),
     rabbit_delay_traffic:create().
 
-%% Whether who asks waits after what took a while: a trace shows where it is when its turn ends.
+%% Whether who asks waits after what took a while.
 rests(Meanwhile) ->
-    Tester = self(),
-    Asks = spawn(fun () ->
-                         receive go -> ok end,
-                         done = ?B:by_turns(fun () ->
-                                                    ok = busy_until(erlang:monotonic_time(millisecond) + 5),
-                                                    ok = Meanwhile(),
-                                                    done
-                                            end),
-                         Tester ! done,
-                         receive never -> ok end
-                 end),
-    1 = erlang:trace(Asks, true, [running]),
-    Asks ! go,
-    receive done -> ok end,
-    Delivered = erlang:trace_delivered(Asks),
-    receive {trace_delivered, Asks, Delivered} -> ok end,
-    exit(Asks, kill),
-    lists:member({?B, by_turns, 1}, ended_turns_in(Asks)).
+    lists:member({?B, by_turns, 1},
+                 ended_turns(fun () ->
+                                     done = ?B:by_turns(fun () ->
+                                                                ok = busy_until(erlang:monotonic_time(millisecond) + 5),
+                                                                ok = Meanwhile(),
+                                                                done
+                                                        end)
+                             end)).
 
-ended_turns_in(Pid) ->
+%% Where a process that does it is each time that the VM takes another, as a trace shows.
+ended_turns(Fun) ->
+    Tester = self(),
+    Pid = spawn(fun () ->
+                        receive go -> ok end,
+                        _ = Fun(),
+                        Tester ! done,
+                        receive never -> ok end
+                end),
+    1 = erlang:trace(Pid, true, [running]),
+    Pid ! go,
+    receive done -> ok end,
+    Delivered = erlang:trace_delivered(Pid),
+    receive {trace_delivered, Pid, Delivered} -> ok end,
+    Ended = ended_turns_of(Pid),
+    exit(Pid, kill),
+    Ended.
+
+ended_turns_of(Pid) ->
     receive
-        {trace, Pid, out, Where} -> [Where | ended_turns_in(Pid)];
-        {trace, Pid, in, _} -> ended_turns_in(Pid)
+        {trace, Pid, out, Where} -> [Where | ended_turns_of(Pid)];
+        {trace, Pid, in, _} -> ended_turns_of(Pid)
     after 0 ->
         []
     end.
