@@ -14,6 +14,7 @@
 
 -export([new/0, hold/3, is_held/2, held/1, has_none/1, release/3, occupied/2]).
 -export([send/2, answered/4, fate/1]).
+-export([lacks/3, join/3, excuse/3]).
 -export([done/4, to_settle/2, settling/1, settled/2]).
 -export([wait/3, remains/2, has_some/2, is_full/1, forget_places/1, forget_places/2, forget/2,
          forget_all/1]).
@@ -39,6 +40,8 @@
         {%% published, awaiting confirms, by the sequence number they were published with
          sent = #{} :: #{pos_integer() => message()},
          next_seq_no = 1 :: pos_integer(),
+         %% of those that also wait for a queue, by their ids
+         lacking = #{} :: #{rabbit_delay_store:id() => pos_integer()},
          %% ids in flight or being settled: a reopened store hands them out again. Their sizes, and
          %% the sum of these
          ids = #{} :: #{rabbit_delay_store:id() => non_neg_integer()},
@@ -103,22 +106,26 @@ occupied(Slow, #book{ids = Ids, bytes = Bytes, sent = Sent}) ->
 %% It is published to its unsettled queues, with this number.
 -spec send(message(), book()) -> {SeqNo :: pos_integer(), book()}.
 send(InFlight, #book{sent = Sent, next_seq_no = SeqNo} = B) ->
-    {SeqNo, B#book{sent = Sent#{SeqNo => InFlight}, next_seq_no = SeqNo + 1}}.
+    {SeqNo, lacking(SeqNo, InFlight, B#book{sent = Sent#{SeqNo => InFlight}, next_seq_no = SeqNo + 1})}.
+
+lacking(_, #in_flight{rejected = [], later = []}, B) -> B;
+lacking(SeqNo, #in_flight{id = Id}, #book{lacking = Lacking} = B) -> B#book{lacking = Lacking#{Id => SeqNo}}.
 
 %% What one of its queues says of it. When all have said something it is not in flight any more, but
 %% still held: fate/1.
 -spec answered(settled | rejected | gone, rabbit_amqqueue:name(), SeqNo :: pos_integer(), book()) ->
-          {awaits_more, book()} | {finished, message(), book()} | unknown.
-answered(Answer, QName, SeqNo, #book{sent = Sent} = B) ->
+          {awaits_more, message(), book()} | {finished, message(), book()} | unknown.
+answered(Answer, QName, SeqNo, #book{sent = Sent, lacking = Lacking} = B) ->
     case Sent of
         #{SeqNo := #in_flight{unsettled = Unsettled} = InFlight0} ->
             InFlight = answer(Answer, QName,
                               InFlight0#in_flight{unsettled = lists:delete(QName, Unsettled)}),
             case InFlight of
-                #in_flight{unsettled = []} ->
-                    {finished, InFlight, B#book{sent = maps:remove(SeqNo, Sent)}};
+                #in_flight{unsettled = [], id = Id} ->
+                    {finished, InFlight, B#book{sent = maps:remove(SeqNo, Sent),
+                                                lacking = maps:remove(Id, Lacking)}};
                 _ ->
-                    {awaits_more, B#book{sent = Sent#{SeqNo := InFlight}}}
+                    {awaits_more, InFlight, lacking(SeqNo, InFlight, B#book{sent = Sent#{SeqNo := InFlight}})}
             end;
         _ ->
             unknown
@@ -130,6 +137,35 @@ answer(rejected, QName, #in_flight{rejected = Rejected} = InFlight) ->
     InFlight#in_flight{rejected = [QName | Rejected]};
 answer(gone, _, InFlight) ->
     InFlight.
+
+%% Whether it is in flight to others than this queue, which is to have it, too; and as what.
+-spec lacks(rabbit_delay_targets:name(), rabbit_delay_store:id(), book()) ->
+          {SeqNo :: pos_integer(), message()} | false.
+lacks(QName, Id, #book{lacking = Lacking, sent = Sent}) ->
+    case Lacking of
+        #{Id := SeqNo} ->
+            #{SeqNo := #in_flight{rejected = Rejected, later = Later} = InFlight} = Sent,
+            case lists:member(QName, Rejected) orelse lists:member(QName, Later) of
+                true -> {SeqNo, InFlight};
+                false -> false
+            end;
+        _ ->
+            false
+    end.
+
+%% It is published to such a queue, with the number that the others have it by.
+-spec join(rabbit_amqqueue:name(), SeqNo :: pos_integer(), book()) -> book().
+join(QName, SeqNo, B0) ->
+    #book{sent = #{SeqNo := #in_flight{unsettled = Unsettled} = InFlight} = Sent} = B =
+        excuse(QName, SeqNo, B0),
+    B#book{sent = Sent#{SeqNo := InFlight#in_flight{unsettled = [QName | Unsettled]}}}.
+
+%% Such a queue need not have it any more.
+-spec excuse(rabbit_amqqueue:name(), SeqNo :: pos_integer(), book()) -> book().
+excuse(QName, SeqNo, #book{sent = Sent, lacking = Lacking} = B) ->
+    #{SeqNo := #in_flight{id = Id, rejected = Rejected, later = Later} = InFlight0} = Sent,
+    InFlight = InFlight0#in_flight{rejected = lists:delete(QName, Rejected), later = lists:delete(QName, Later)},
+    lacking(SeqNo, InFlight, B#book{sent = Sent#{SeqNo := InFlight}, lacking = maps:remove(Id, Lacking)}).
 
 %% What becomes of a message that no queue is still to answer for: it is done, no queue has it any
 %% more, or it waits for those that have not taken it.

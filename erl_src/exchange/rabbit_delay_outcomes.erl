@@ -13,7 +13,7 @@
 -include("rabbit_delay_dispatcher.hrl").
 
 -export([outcomes/3, given_up/3, queue_gone/2]).
--export([done/4, put_back/4, wait_for/3, wait/3, wait_first/3, pause/3, settle/1]).
+-export([done/4, put_back/4, wait_for/3, wait_already/3, wait/3, wait_first/3, pause/3, settle/1]).
 
 %% ------------------------------------------------------------------------ what queues answer
 
@@ -58,7 +58,9 @@ each(Answer, SeqNos, QName, State) ->
 answered(Answer, SeqNo, QName, #state{in_flight = Book0} = State) ->
     case rabbit_delay_in_flight:answered(Answer, QName, SeqNo, Book0) of
         {finished, InFlight, Book} -> finished(InFlight, State#state{in_flight = Book});
-        {awaits_more, Book} -> State#state{in_flight = Book};
+        {awaits_more, InFlight, Book} when Answer =:= rejected ->
+            wait_already([QName], InFlight, State#state{in_flight = Book});
+        {awaits_more, _, Book} -> State#state{in_flight = Book};
         unknown -> State
     end.
 
@@ -154,6 +156,15 @@ wait_for(Names, #in_flight{id = Id, due = Due, order = Order} = InFlight,
                false -> fun wait/3
            end,
     lists:foldl(fun (Name, S) -> Wait(Name, {Due, Id}, S) end, State#state{in_flight = Book}, New).
+
+%% While others still have to answer: so it keeps its place before whatever is due later, and gets it as soon as
+%% these queues take it, however long the others need.
+-spec wait_already([rabbit_delay_targets:name()], rabbit_delay_in_flight:message(), #state{}) -> #state{}.
+wait_already(_, #in_flight{how = {dead_lettered, maxlen}, settled = []}, State) ->
+    %% Not due, and it stays if one of them does not take it.
+    State;
+wait_already(Names, #in_flight{id = Id, due = Due}, State) ->
+    lists:foldl(fun (Name, S) -> wait_first(Name, {Due, Id}, S) end, State, Names).
 
 %% Behind all that wait for it.
 -spec wait(rabbit_delay_targets:name(), rabbit_delay_targets:place(), #state{}) -> #state{}.

@@ -246,7 +246,8 @@ wake_for(Name, Most, X, #state{targets = Targets0, max_messages = Max,
 %% What is there no more was cancelled; what has been given a later time is handed out by the store. An
 %% earlier one it may have been given while it was taken, by its key.
 read_again(Name, Places0, #state{store = Store} = State0) ->
-    Places = [Place || {_, Id} = Place <- Places0, not is_in_hand(Id, State0)],
+    Places = [Place || {_, Id} = Place <- Places0,
+                       not is_in_hand(Id, State0) orelse lacks(Name, Id, State0) =/= false],
     case Places =/= [] andalso
         rabbit_delay_store:read_many(Store, << <<Id:64/little>> || {_, Id} <- Places >>,
                                      ?TAKE_BYTES) of
@@ -279,7 +280,10 @@ wait_on(Name, Places, State) ->
 %% Why it cannot be read is found out when it is handed out again.
 not_read(Id, #state{store = Store, in_flight = Book} = State) ->
     Again = rabbit_delay_config:now_ms() + ?STORE_RETRY_MS,
-    case rabbit_delay_store:read(Store, Id) of
+    case is_in_hand(Id, State) orelse rabbit_delay_store:read(Store, Id) of
+        %% It waits again when those that it is in flight to have answered.
+        true ->
+            State;
         {error, enoent} ->
             State#state{in_flight = rabbit_delay_in_flight:forget(Id, Book)};
         _ ->
@@ -350,10 +354,39 @@ publisher(QName, #state{targets = Targets, publishers = Publishers} = State) ->
 release(Records, X, State) ->
     publishing(fun (Record, S) ->
                        case is_in_hand(id_of(Record), S) of
-                           true -> S;
+                           true -> join(Record, X, S);
                            false -> release_one(Record, X, S)
                        end
                end, Records, State).
+
+%% What is in flight to others goes to the queue that it waits for as well; all else that is in hand is
+%% passed over.
+join({Id, Due, Encoding, Body}, X, #state{waking = Waking, retry = Plan} = State) ->
+    case lacks(Waking, Id, State) of
+        {SeqNo, #in_flight{due = Due} = InFlight} ->
+            {ok, Message} = rabbit_delay_broker:decode(Encoding, Body),
+            join(SeqNo, InFlight, rabbit_delay_destinations:find(Message, InFlight, X, Plan), State);
+        _ ->
+            State
+    end;
+join(_, _, State) ->
+    State.
+
+join(SeqNo, InFlight, {Qs, Message, _}, #state{waking = Waking, in_flight = Book} = State)
+  when is_list(Qs) ->
+    case [Q || Q <- Qs, name(Q) =:= Waking] of
+        [{absent, QName}] ->
+            rabbit_delay_outcomes:wait_already([QName], InFlight, rabbit_delay_outcomes:pause(QName, absent, State));
+        [Q] ->
+            send([{Waking, Q}], SeqNo, Message, InFlight,
+                 State#state{in_flight = rabbit_delay_in_flight:join(Waking, SeqNo, Book)});
+        [] ->
+            State#state{in_flight = rabbit_delay_in_flight:excuse(Waking, SeqNo, Book)}
+    end;
+join(_, _, _, State) ->
+    State.
+
+lacks(Name, Id, #state{in_flight = Book}) -> rabbit_delay_in_flight:lacks(Name, Id, Book).
 
 %% ----------------------------------------------------------------------------- one message
 
@@ -497,17 +530,21 @@ apart(Qs, State) ->
                         end
                 end, {[], [], State}, Qs).
 
+%% Those that it cannot be sent now have their place for it from now on.
+hand_over(Qs, Message, #in_flight{later = Later, places = Places} = InFlight0, #state{in_flight = Book0} = State) ->
+    Names = [{rabbit_delay_broker:queue_name(Q), Q} || Q <- Qs],
+    InFlight = InFlight0#in_flight{unsettled = [QName || {QName, _} <- Names]},
+    {SeqNo, Book} = rabbit_delay_in_flight:send(InFlight, Book0),
+    rabbit_delay_outcomes:wait_already(
+      Later -- Places, InFlight, send(Names, SeqNo, Message, InFlight, State#state{in_flight = Book})).
+
 %% Behind what this batch has for these queues.
-hand_over(Qs, Message, #in_flight{bytes = Bytes, how = How} = InFlight,
-          #state{in_flight = Book0, targets = Targets0, out = Out0, routed = Routed0,
-                 exchange = XName} = State) ->
+send(Names, SeqNo, Message, #in_flight{bytes = Bytes, how = How},
+     #state{targets = Targets0, out = Out0, routed = Routed0, exchange = XName} = State) ->
     Via = case How of
               returned -> XName;
               _ -> rabbit_delay_broker:exchange_of(Message, XName)
           end,
-    Names = [{rabbit_delay_broker:queue_name(Q), Q} || Q <- Qs],
-    {SeqNo, Book} = rabbit_delay_in_flight:send(
-                      InFlight#in_flight{unsettled = [QName || {QName, _} <- Names]}, Book0),
     Now = now_ms(),
     {Targets, Out, Routed} =
         lists:foldl(fun ({QName, Q}, {Ts, O, R}) ->
@@ -516,4 +553,4 @@ hand_over(Qs, Message, #in_flight{bytes = Bytes, how = How} = InFlight,
                              O#{QName => {Q, [{SeqNo, Message} | Before]}},
                              maps:update_with({Via, QName}, fun (N) -> N + 1 end, 1, R)}
                     end, {Targets0, Out0, Routed0}, Names),
-    State#state{in_flight = Book, targets = Targets, out = Out, routed = Routed}.
+    State#state{targets = Targets, out = Out, routed = Routed}.

@@ -114,6 +114,34 @@ def test_what_others_have_goes_only_to_the_one_that_stalled(client, broker, argu
     assert client.depth(live) == client.depth(stalled) == 0
 
 
+@pytest.mark.parametrize("arguments", TYPES)
+def test_what_has_stalled_gets_all_in_order_while_another_one_does_not_answer(client, broker, arguments):
+    """The first is full when the second stalls: what is in flight to that one waits for the first alone."""
+    exchange = client.delayed("fanout")
+    first, second = (client.queue((exchange, ""), arguments=arguments) for _ in range(2))
+    texts = [f"k {n}" for n in range(MANY)]
+    evaluate(broker, suspended(first))
+    try:
+        publish(broker, exchange, texts[:-500])
+        assert client.texts(second, MANY - 500, within=60) == texts[:-500]
+        evaluate(broker, suspended(second))
+        publish(broker, exchange, texts[-500:], delay=1)
+        # To the second, which has them, nothing more comes: they wait for the first, too.
+        eventually(lambda: counters(broker, exchange),
+                   lambda now: now["stuck"] == 2 and now["pending"] == MANY
+                   and now["waiting"] + now["in_flight"] >= MANY, within=60)
+    finally:
+        evaluate(broker, resumed(first))
+    try:
+        assert client.texts(first, MANY, within=90) == texts
+        eventually(lambda: counters(broker, exchange), lambda now: now["pending"] == 500, within=60)
+    finally:
+        evaluate(broker, resumed(second))
+    assert client.texts(second, 500, within=60) == texts[-500:]
+    assert all_settled(broker, exchange)["released"] == MANY
+    assert client.depth(first) == client.depth(second) == 0
+
+
 def test_several_stalled_queues_are_bounded_together(client, broker):
     exchange = client.delayed()
     stalled = [client.queue((exchange, str(n))) for n in range(5)]

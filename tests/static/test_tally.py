@@ -131,6 +131,15 @@ def test_what_was_written_before_or_only_in_part_does_not_count(tally, tmp_path)
     assert last(tally("sum", code=1)) == "0 passed, 1 failed"
 
 
+def test_what_a_suite_and_its_children_use_of_the_processor_is_said(tally):
+    busy = "import time\nwhile time.process_time() < 1: pass"
+    tally("run", "a", "--", "sh", "-c", f"{sys.executable} -c '{busy}'; true")
+    tally("run", "b", "--", "true")
+    lines = {line.split()[0]: float(line.split()[-3]) for line in tally("sum").splitlines()
+             if line.endswith(" s CPU")}
+    assert 0.9 <= lines["a"] < 30 and lines["b"] < 0.9
+
+
 def test_what_cannot_be_had_is_skipped_with_its_reason(tally):
     tally("run", "a", "--", "true")
     tally("need", "b", "--", "sh", "-c", "echo more >&2; echo 'there is none' >&2; exit 3", code=3)

@@ -44,7 +44,7 @@ answers([{Answer, QName}], SeqNo, Book0) ->
     {finished, InFlight, Book} = ?B:answered(Answer, QName, SeqNo, Book0),
     {InFlight, Book};
 answers([{Answer, QName} | Rest], SeqNo, Book0) ->
-    {awaits_more, Book} = ?B:answered(Answer, QName, SeqNo, Book0),
+    {awaits_more, _, Book} = ?B:answered(Answer, QName, SeqNo, Book0),
     answers(Rest, SeqNo, Book).
 
 what_it_could_not_be_sent_yet_is_waited_for_behind_what_rejects_it_test() ->
@@ -95,7 +95,7 @@ slow_queues_take_up_no_room_alone_test() ->
     ?assertEqual({3, 70}, ?B:occupied([], B3)),
     ?assertEqual({2, 50}, ?B:occupied([b], B3)),
     ?assertEqual({0, 0}, ?B:occupied([a, b], B3)),
-    {awaits_more, B4} = ?B:answered(settled, a, 1, B3),
+    {awaits_more, _, B4} = ?B:answered(settled, a, 1, B3),
     ?assertEqual({1, 40}, ?B:occupied([b], B4)).
 
 %% ----------------------------------------------------------------------------------- waiting
@@ -153,8 +153,9 @@ model_test_() ->
      end}.
 
 step() ->
-    oneof([{send, range(1, 20), non_empty(list(oneof([a, b, c])))},
-           {answer, oneof([settled, rejected, gone]), oneof([a, b, c]), range(1, 40)},
+    oneof([{send, range(1, 20), non_empty(list(oneof([a, b, c]))), list(oneof([b, c, d]))},
+           {oneof([join, excuse]), oneof([a, b, c, d]), range(1, 20)},
+           {answer, oneof([settled, rejected, gone]), oneof([a, b, c, d]), range(1, 40)},
            settle, {applied, range(1, 5)}, forget_places, {forget, range(1, 20)}]).
 
 %% The model: Id => {sent, SeqNo, #in_flight{}} | {done, size} | {settling, Correlation, size} |
@@ -175,7 +176,17 @@ is_same(Book, Model) ->
         andalso {length(Sizes) - length(SlowOnly),
                  lists:sum(Flying) - lists:sum([S || #in_flight{bytes = S} <- SlowOnly])}
                     =:= ?B:occupied([a], Book)
-        andalso lists:all(fun (Id) -> is_same(Id, Book, Model) end, lists:seq(1, 20)).
+        andalso lists:all(fun (Id) -> is_same(Id, Book, Model) end, lists:seq(1, 20))
+        andalso lists:all(fun ({Id, QName}) -> ?B:lacks(QName, Id, Book) =:= lacks(QName, Id, Model) end,
+                          [{Id, QName} || Id <- lists:seq(1, 20), QName <- [a, b, c, d]]).
+
+lacks(QName, Id, Model) ->
+    case Model of
+        #{Id := {sent, SeqNo, #in_flight{rejected = R, later = L} = InFlight}} ->
+            lists:member(QName, R ++ L) andalso {SeqNo, InFlight};
+        _ ->
+            false
+    end.
 
 is_same(Id, Book, Model) ->
     case Model of
@@ -202,18 +213,29 @@ in_hand(Model) ->
               end, [], Model).
 
 %% As the dispatcher does it: what is in hand is passed over.
-step({send, Id, QNames0}, Book0, Model) ->
+step({send, Id, QNames0, Later0}, Book0, Model) ->
     QNames = lists:usort(QNames0),
+    Later = lists:usort(Later0) -- QNames,
     case Model of
         #{Id := {waiting, Settled, Places}} ->
             case QNames -- Settled of
                 [] -> {Book0, Model};
-                New -> send(Id, New, Settled, Places -- New, Book0, Model)
+                New -> send(Id, New, Later -- Settled, Settled, Places -- New, Book0, Model)
             end;
         #{Id := _} ->
             {Book0, Model};
         _ ->
-            send(Id, QNames, [], [], Book0, Model)
+            send(Id, QNames, Later, [], [], Book0, Model)
+    end;
+step({What, QName, Id}, Book, Model) when What =:= join; What =:= excuse ->
+    case lacks(QName, Id, Model) of
+        {SeqNo, #in_flight{unsettled = U, rejected = R, later = L} = InFlight} ->
+            {?B:What(QName, SeqNo, Book),
+             Model#{Id := {sent, SeqNo, InFlight#in_flight{unsettled = [QName || What =:= join] ++ U,
+                                                           rejected = R -- [QName],
+                                                           later = L -- [QName]}}}};
+        false ->
+            {Book, Model}
     end;
 step({answer, Answer, QName, SeqNo}, Book0, Model) ->
     case [Id || {Id, {sent, N, #in_flight{unsettled = U}}} <- maps:to_list(Model), N =:= SeqNo,
@@ -258,9 +280,9 @@ step({forget, Id}, Book0, Model) ->
         _ -> {Book0, Model}
     end.
 
-send(Id, QNames, Settled, Places, Book0, Model) ->
+send(Id, QNames, Later, Settled, Places, Book0, Model) ->
     InFlight = (message(Id, Id))#in_flight{settled = Settled, places = Places,
-                                           unsettled = QNames},
+                                           unsettled = QNames, later = Later},
     {SeqNo, Book} = ?B:send(InFlight, ?B:hold(Id, Id, Book0)),
     {Book, Model#{Id => {sent, SeqNo, InFlight}}}.
 
@@ -270,7 +292,7 @@ answer(Answer, QName, SeqNo, Id, Book0, Model) ->
                                    settled = [QName || Answer =:= settled] ++ S,
                                    rejected = [QName || Answer =:= rejected] ++ R},
     case ?B:answered(Answer, QName, SeqNo, Book0) of
-        {awaits_more, Book} ->
+        {awaits_more, InFlight, Book} ->
             true = U -- [QName] =/= [],
             {Book, Model#{Id := {sent, SeqNo, InFlight}}};
         {finished, InFlight, Book} ->
