@@ -14,7 +14,7 @@
 
 -export([new/0, hold/3, is_held/2, held/1, has_none/1, release/3, occupied/2]).
 -export([send/2, answered/4, fate/1]).
--export([lacks/3, join/3, excuse/3]).
+-export([lacks/3, lacking/2, join/3, excuse/3]).
 -export([done/4, to_settle/2, settling/1, settled/2]).
 -export([wait/3, remains/2, has_some/2, is_full/1, forget_places/1, forget_places/2, forget/2,
          forget_all/1]).
@@ -138,19 +138,22 @@ answer(rejected, QName, #in_flight{rejected = Rejected} = InFlight) ->
 answer(gone, _, InFlight) ->
     InFlight.
 
-%% Whether it is in flight to others than this queue, which is to have it, too; and as what.
--spec lacks(rabbit_delay_targets:name(), rabbit_delay_store:id(), book()) ->
-          {SeqNo :: pos_integer(), message()} | false.
-lacks(QName, Id, #book{lacking = Lacking, sent = Sent}) ->
-    case Lacking of
-        #{Id := SeqNo} ->
-            #{SeqNo := #in_flight{rejected = Rejected, later = Later} = InFlight} = Sent,
-            case lists:member(QName, Rejected) orelse lists:member(QName, Later) of
-                true -> {SeqNo, InFlight};
-                false -> false
-            end;
-        _ ->
+%% Whether it is in flight to others than this queue, which is to have it, too.
+-spec lacks(rabbit_delay_targets:name(), rabbit_delay_store:id(), book()) -> boolean().
+lacks(QName, Id, B) ->
+    case lacking(Id, B) of
+        {_, #in_flight{rejected = Rejected, later = Later}} ->
+            lists:member(QName, Rejected) orelse lists:member(QName, Later);
+        false ->
             false
+    end.
+
+%% What is in flight to some of its queues and not to all of them.
+-spec lacking(rabbit_delay_store:id(), book()) -> {SeqNo :: pos_integer(), message()} | false.
+lacking(Id, #book{lacking = Lacking, sent = Sent}) ->
+    case Lacking of
+        #{Id := SeqNo} -> {SeqNo, maps:get(SeqNo, Sent)};
+        _ -> false
     end.
 
 %% It is published to such a queue, with the number that the others have it by.

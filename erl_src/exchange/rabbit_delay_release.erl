@@ -65,7 +65,8 @@ take_more(#state{targets = Targets, max_messages = MaxMessages, max_bytes = MaxB
                  min(MaxBytes - Bytes, ?TAKE_BYTES), State);
         true ->
             allow_later(State);
-        false when Names =/= [] ->
+        %% What has no room waits until something is answered or settled, or a queue becomes slow.
+        false when Names =/= [], Room > 0, Bytes < MaxBytes ->
             rabbit_delay_agenda:pump_soon(State);
         false ->
             State
@@ -247,7 +248,7 @@ wake_for(Name, Most, X, #state{targets = Targets0, max_messages = Max,
 %% earlier one it may have been given while it was taken, by its key.
 read_again(Name, Places0, #state{store = Store} = State0) ->
     Places = [Place || {_, Id} = Place <- Places0,
-                       not is_in_hand(Id, State0) orelse lacks(Name, Id, State0) =/= false],
+                       not is_in_hand(Id, State0) orelse lacks(Name, Id, State0)],
     case Places =/= [] andalso
         rabbit_delay_store:read_many(Store, << <<Id:64/little>> || {_, Id} <- Places >>,
                                      ?TAKE_BYTES) of
@@ -359,30 +360,41 @@ release(Records, X, State) ->
                        end
                end, Records, State).
 
-%% What is in flight to others goes to the queue that it waits for as well; all else that is in hand is
-%% passed over.
-join({Id, Due, Encoding, Body}, X, #state{waking = Waking, retry = Plan} = State) ->
-    case lacks(Waking, Id, State) of
+%% What is in flight to others goes to the queue that it waits for as well. What the store hands out anew has lost its
+%% place there, and gets it back. All else that is in hand is passed over.
+join({Id, Due, Encoding, Body}, X, #state{waking = Waking, in_flight = Book, retry = Plan} = State) ->
+    case rabbit_delay_in_flight:lacking(Id, Book) of
+        {_, #in_flight{due = Due, rejected = Rejected, later = Later} = InFlight} when Waking =:= none ->
+            rabbit_delay_outcomes:wait_already(Rejected ++ Later, InFlight, State);
         {SeqNo, #in_flight{due = Due} = InFlight} ->
-            {ok, Message} = rabbit_delay_broker:decode(Encoding, Body),
-            join(SeqNo, InFlight, rabbit_delay_destinations:find(Message, InFlight, X, Plan), State);
+            case lacks(Waking, Id, State) of
+                true ->
+                    {ok, Message} = rabbit_delay_broker:decode(Encoding, Body),
+                    join(SeqNo, InFlight, rabbit_delay_destinations:find(Message, InFlight, X, Plan), State);
+                false ->
+                    State
+            end;
         _ ->
             State
     end;
 join(_, _, State) ->
     State.
 
-join(SeqNo, InFlight, {Qs, Message, _}, #state{waking = Waking, in_flight = Book} = State)
-  when is_list(Qs) ->
-    case [Q || Q <- Qs, name(Q) =:= Waking] of
-        [{absent, QName}] ->
-            rabbit_delay_outcomes:wait_already([QName], InFlight, rabbit_delay_outcomes:pause(QName, absent, State));
-        [Q] ->
+join(SeqNo, #in_flight{how = How} = InFlight, {Qs, Message, #in_flight{how = How}},
+     #state{waking = Waking, in_flight = Book, targets = Targets} = State) ->
+    case {[Q || Q <- Qs, name(Q) =:= Waking], rabbit_delay_targets:is_taking(Waking, Targets)} of
+        {[], _} ->
+            State#state{in_flight = rabbit_delay_in_flight:excuse(Waking, SeqNo, Book)};
+        {[{absent, _} | _], _} ->
+            rabbit_delay_outcomes:wait_already([Waking], InFlight,
+                                               rabbit_delay_outcomes:pause(Waking, absent, State));
+        {_, false} ->
+            rabbit_delay_outcomes:wait_already([Waking], InFlight, State);
+        {[Q | _], true} ->
             send([{Waking, Q}], SeqNo, Message, InFlight,
-                 State#state{in_flight = rabbit_delay_in_flight:join(Waking, SeqNo, Book)});
-        [] ->
-            State#state{in_flight = rabbit_delay_in_flight:excuse(Waking, SeqNo, Book)}
+                 State#state{in_flight = rabbit_delay_in_flight:join(Waking, SeqNo, Book)})
     end;
+%% It is routed otherwise by now, which is for all of its queues to have: when they have answered.
 join(_, _, _, State) ->
     State.
 
