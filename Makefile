@@ -472,7 +472,7 @@ model-trace: $(MODEL)
 
 # The machines, delay queues and dispatchers of a cluster under a scheduler of the test's own, which draws what
 # happens from a seed: tests/simulation/README.md.
-SEEDS := 2000
+SEEDS := 400
 FIRST := 1
 SIMULATE := env ERL_LIBS=$(BROKER_HOME)/plugins tests/simulation/run $(EBIN)
 suites-simulation:
@@ -481,6 +481,7 @@ suites-simulation:
 	    $(SIMULATE) seeds $(FIRST) $(SEEDS) $(RESULTS)/simulation
 	@$(RUN) simulation-broken --junit "$(RESULTS)/simulation/broken.xml" -- \
 	    $(SIMULATE) broken 800 $(RESULTS)/simulation
+soak-simulation: SEEDS := 10000
 soak-simulation: deps dist-3.10
 	@$(SIMULATE) seeds $(FIRST) $(SEEDS) $(RESULTS)/simulation
 simulation-trace:

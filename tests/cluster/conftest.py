@@ -11,10 +11,13 @@ import pytest
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)),
                 os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "integration")]
 
+import cluster  # noqa: E402
 import namespaces  # noqa: E402
 from time_limit import time_limit  # noqa: E402
 
 LONGEST_TEST_SECONDS = 1800
+
+cluster.Node.loads_together = True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -41,6 +41,7 @@ import time
 import uuid
 
 import kept_rabbitmqctl
+import loaded_modules
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -173,6 +174,8 @@ class PrivateBroker:
 
     # Where it answers clients.
     address = "127.0.0.1"
+    # Whether it loads what one like it had loaded before it boots: loaded_modules.
+    loads_together = False
 
     def __init__(self, root, plugin_dirs=None, enable=("rabbitmq_delay_wheel",), conf=(), env=None,
                  name=None, cookie=None, series=None):
@@ -377,14 +380,17 @@ class PrivateBroker:
             self._save()
             self._until(lambda: _connects(self.epmd_port), self._epmd, "epmd", timeout)
         # With `detached` set the script becomes the Erlang VM rather than waiting for it.
+        flags = loaded_modules.flags(self) if self.loads_together else {}
         self._beam = _Process.spawn(self.tool_argv("rabbitmq-server"),
-                                    {**env, "detached": "true"}, self.root,
+                                    {**env, **flags, "detached": "true"}, self.root,
                                     self.path("log", "startup.log"))
         _end_at_exit.append(self)
         self._save()
         self._booting = wait
         if wait:
             self.wait_until_amqp(timeout)
+            if self.loads_together:
+                loaded_modules.remember(self)
         return time.monotonic() - began
 
     def wait_until_amqp(self, timeout=300):

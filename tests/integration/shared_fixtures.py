@@ -44,6 +44,7 @@ def brokers():
         broker = PrivateBroker(os.path.join(root, directory), plugin_dirs=plugin_dirs or PLUGIN_DIRS,
                                enable=enable, conf=[*QUICK_STATISTICS, *conf], **options)
         broker.keep_rabbitmqctl(root)
+        broker.loads_together = True
         made.append(broker)
         if start:
             broker.start()
