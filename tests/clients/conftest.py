@@ -17,8 +17,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(
 import locked  # noqa: E402
 import samples  # noqa: E402
 from private_broker import REPOSITORY, default_series  # noqa: E402
-from shared_fixtures import (PLUGIN, another_client, brokers, client,  # noqa: E402,F401
-                             clock, deadline, management)
+from shared_fixtures import (PLUGIN, another_client, brokers, brokers_of_a_file,  # noqa: E402,F401
+                             brokers_of_a_test, client, clock, deadline, management, pytest_fixture_setup)
 
 EXAMPLES = os.path.join(REPOSITORY, "examples", "clients")
 ROWS = os.path.join(REPOSITORY, "_build", "results", "clients-rows")
@@ -34,7 +34,7 @@ def plugins():
 @pytest.fixture(scope="session")
 def broker(brokers):
     """The broker that most tests share: none of them may harm it."""
-    return brokers("clients", enable=plugins())
+    return brokers("clients", enable=plugins(), lasting=True)
 
 
 @pytest.fixture(scope="session")

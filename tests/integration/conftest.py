@@ -12,7 +12,8 @@ from client import Client
 from management import quoted
 from node import HOUR_MS
 from shared_fixtures import (PLUGIN, PLUGIN_DIRS, QUICK_STATISTICS,  # noqa: F401
-                             another_client, brokers, client, clock, deadline, management)
+                             another_client, brokers, brokers_of_a_file, brokers_of_a_test, client, clock,
+                             deadline, management, pytest_fixture_setup)
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,7 @@ def broker(brokers):
     """The broker that most tests share: none of them may harm it."""
     return brokers("shared", enable=(PLUGIN, "rabbitmq_management",
                                      "rabbitmq_consistent_hash_exchange", "rabbitmq_prometheus",
-                                     "rabbitmq_stomp"))
+                                     "rabbitmq_stomp"), lasting=True)
 
 
 @pytest.fixture(scope="session")

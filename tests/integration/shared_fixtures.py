@@ -32,20 +32,54 @@ def deadline():
         yield
 
 
+# The scopes of the fixtures that are being set up, the innermost one last (pytest does not say it here of a session's);
+# and the brokers that are not for all of the session, with theirs.
+_scopes = []
+_running = []
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_fixture_setup(fixturedef):
+    _scopes.append(fixturedef.scope)
+    yield
+    _scopes.pop()
+
+
+def _end_all_of(scope):
+    for of, broker in [one for one in _running if one[0] == scope]:
+        _running.remove((of, broker))
+        broker.end()
+
+
+@pytest.fixture(autouse=True)
+def brokers_of_a_test():
+    yield
+    _end_all_of("function")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def brokers_of_a_file():
+    yield
+    _end_all_of("module")
+
+
 @pytest.fixture(scope="session")
 def brokers():
-    """Makes brokers, which are ended and deleted with the session; KEEP_BROKERS=1 in the
+    """Makes brokers, which are ended with the test or file whose fixture they are made in, or are `lasting`: one
+    that does nothing takes up a hundredth of a processor. They are deleted with the session; KEEP_BROKERS=1 in the
     environment leaves their directories, logs included."""
     root = tempfile.mkdtemp(prefix="delay-wheel-tests-")
     kept_rabbitmqctl.compile_into(root)
     made = []
 
-    def make(directory, conf=(), enable=(PLUGIN,), start=True, plugin_dirs=None, **options):
+    def make(directory, conf=(), enable=(PLUGIN,), start=True, plugin_dirs=None, lasting=False, **options):
         broker = PrivateBroker(os.path.join(root, directory), plugin_dirs=plugin_dirs or PLUGIN_DIRS,
                                enable=enable, conf=[*QUICK_STATISTICS, *conf], **options)
         broker.keep_rabbitmqctl(root)
         broker.loads_together = True
         made.append(broker)
+        if not lasting:
+            _running.append((_scopes[-1] if _scopes else "function", broker))
         if start:
             broker.start()
         return broker
