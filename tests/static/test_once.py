@@ -36,7 +36,7 @@ def test_whatever_a_run_has_each_runs_where_it_is_named_or_once(name, checked):
 
 @pytest.mark.parametrize("nodeid", ["tests/integration/test_protocols.py::test_x",
                                     "tests/integration/test_transfer.py::test_there_and_back",
-                                    "tests/integration/test_lifecycle.py::test_five_hundred"])
+                                    "tests/integration/test_dead_letter_messages.py::test_looking"])
 def test_all_others_run_on_every_series(nodeid):
     assert all(once.runs(nodeid, series, SERIES) for series in SERIES)
     assert once.runs(nodeid, "4.3", [])
