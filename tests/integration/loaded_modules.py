@@ -26,7 +26,7 @@ def _file(broker):
     return os.path.join(REPOSITORY, "_build", "loaded_modules", f"{broker.series}-{plugins}")
 
 
-def flags(broker):
+def environment(broker):
     """The environment by which Erlang loads them; nothing if they are not known yet."""
     with contextlib.suppress(FileNotFoundError):
         with open(_file(broker), encoding="ascii") as f:

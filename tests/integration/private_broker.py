@@ -380,9 +380,9 @@ class PrivateBroker:
             self._save()
             self._until(lambda: _connects(self.epmd_port), self._epmd, "epmd", timeout)
         # With `detached` set the script becomes the Erlang VM rather than waiting for it.
-        flags = loaded_modules.flags(self) if self.loads_together else {}
+        modules = loaded_modules.environment(self) if self.loads_together else {}
         self._beam = _Process.spawn(self.tool_argv("rabbitmq-server"),
-                                    {**env, **flags, "detached": "true"}, self.root,
+                                    {**env, **modules, "detached": "true"}, self.root,
                                     self.path("log", "startup.log"))
         _end_at_exit.append(self)
         self._save()

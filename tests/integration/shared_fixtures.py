@@ -2,6 +2,7 @@
 """Fixtures that the tests of clients (tests/clients) have too. A conftest imports them, and has a
 fixture `broker` itself."""
 
+import collections
 import os
 import shutil
 import tempfile
@@ -33,9 +34,9 @@ def deadline():
 
 
 # The scopes of the fixtures that are being set up, the innermost one last (pytest does not say it here of a session's);
-# and the brokers that are not for all of the session, with theirs.
+# and, by theirs, the brokers that are not for all of the session.
 _scopes = []
-_running = []
+_running = collections.defaultdict(list)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -46,8 +47,7 @@ def pytest_fixture_setup(fixturedef):
 
 
 def _end_all_of(scope):
-    for of, broker in [one for one in _running if one[0] == scope]:
-        _running.remove((of, broker))
+    for broker in _running.pop(scope, ()):
         broker.end()
 
 
@@ -79,7 +79,7 @@ def brokers():
         broker.loads_together = True
         made.append(broker)
         if not lasting:
-            _running.append((_scopes[-1] if _scopes else "function", broker))
+            _running[_scopes[-1] if _scopes else "function"].append(broker)
         if start:
             broker.start()
         return broker

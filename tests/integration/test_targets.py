@@ -126,7 +126,7 @@ def test_what_has_stalled_gets_all_in_order_while_another_one_does_not_answer(cl
         assert client.texts(second, MANY - 500, within=60) == texts[:-500]
         evaluate(broker, suspended(second))
         publish(broker, exchange, texts[-500:], delay=1)
-        # To the second, which has them, nothing more comes: they wait for the first, too.
+        # They are in flight to the second, which does not answer, and wait for the first as well.
         eventually(lambda: counters(broker, exchange),
                    lambda now: now["stuck"] == 2 and now["pending"] == MANY
                    and now["waiting"] + now["in_flight"] >= MANY, within=60)
