@@ -308,7 +308,7 @@ $(BENCH_LOAD): | deps-bench
 # A suite that fails does not keep the others from running: what failed stands in the sum.
 RUN := $(PYTHON) tests/tally run
 NEED := $(PYTHON) tests/tally need
-AGAIN := $(PYTHON) tests/tally again
+AGAIN := CHECK_ENDS= $(PYTHON) tests/tally again
 FAIL := $(PYTHON) tests/tally fail
 SUM := $(PYTHON) tests/tally sum
 RESULTS := _build/results
@@ -316,14 +316,17 @@ RESULTS := _build/results
 # Brokers wait more than they work: what needs none runs beside them, on the time that they leave (BESIDE), and must
 # not change what they are made of.
 BESIDE := nice -n 19
+ends_after = $(if $(MINUTES),CHECK_ENDS=$$((began + $(MINUTES) * 60 * $1 / 3)))
+# With MINUTES=70 no test begins after so long, and what did not is named as skipped. Brokers' end at two thirds, for clusters
+# to have their time.
 check: deps
 	@rm -rf $(RESULTS)
 	@$(NEED) libraries-of-other-machines -- scripts/sysroot || true
-	@{ $(MAKE) --no-print-directory dist-3.10 && { \
-	    $(BESIDE) $(MAKE) --no-print-directory -j2 -Otarget suites-c suites-erl suites-static suites-model \
-	        suites-simulation & beside=$$!; \
-	    $(MAKE) --no-print-directory suites-integration; brokers=$$?; \
-	    $(MAKE) --no-print-directory SHORT=1 AS_BUILT=1 suites-cluster; clusters=$$?; \
+	@began=$$(date +%s); { $(MAKE) --no-print-directory dist-3.10 && { \
+	    $(call ends_after,3) $(BESIDE) $(MAKE) --no-print-directory -j2 -Otarget suites-c suites-erl suites-static \
+	        suites-model suites-simulation & beside=$$!; \
+	    $(call ends_after,2) $(MAKE) --no-print-directory suites-integration; brokers=$$?; \
+	    $(call ends_after,3) $(MAKE) --no-print-directory SHORT=1 AS_BUILT=1 suites-cluster; clusters=$$?; \
 	    wait $$beside && [ $$brokers = 0 ] && [ $$clusters = 0 ]; }; } || $(FAIL) check "stopped, see above"
 	@$(SUM)
 

@@ -13,7 +13,7 @@ sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)),
 
 import cluster  # noqa: E402
 import namespaces  # noqa: E402
-from time_limit import time_limit  # noqa: E402
+from time_limit import pytest_runtest_setup, time_limit  # noqa: E402, F401
 
 LONGEST_TEST_SECONDS = 1800
 

@@ -14,6 +14,7 @@ from node import HOUR_MS
 from shared_fixtures import (PLUGIN, PLUGIN_DIRS, QUICK_STATISTICS,  # noqa: F401
                              another_client, brokers, brokers_of_a_file, brokers_of_a_test, client, clock,
                              deadline, management, pytest_fixture_setup)
+from time_limit import pytest_runtest_setup  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,11 @@ WITHIN = 300
 @pytest.fixture
 def tally(tmp_path):
     """tally(argument...): runs it, its results in a directory of the test's own."""
-    def run(*arguments, code=0):
+    def run(*arguments, code=0, **environment):
         done = subprocess.run([sys.executable, TALLY, *arguments], capture_output=True, text=True,
                               check=False, timeout=WITHIN, cwd=tmp_path,
-                              env={**os.environ, "TALLY_RESULTS": str(tmp_path / "results")})
+                              env={**os.environ, "CHECK_ENDS": "", "TALLY_RESULTS": str(tmp_path / "results"),
+                                   **environment})
         assert done.returncode == code, done
         return done.stdout
     return run
@@ -138,6 +139,23 @@ def test_what_a_suite_and_its_children_use_of_the_processor_is_said(tally):
     lines = {line.split()[0]: float(line.split()[-3]) for line in tally("sum").splitlines()
              if line.endswith(" s CPU")}
     assert 0.9 <= lines["a"] < 30 and lines["b"] < 0.9
+
+
+def test_what_has_not_begun_in_time_is_named_as_skipped(tally, tmp_path):
+    soon, over = str(time.time() + WITHIN), str(time.time() - 1)
+    tally("run", "a", "--", "true", CHECK_ENDS=soon)
+    tally("run", "b", "--", "false", CHECK_ENDS=over)
+    (tmp_path / "conftest.py").write_text("from time_limit import pytest_runtest_setup\n")
+    (tmp_path / "test_two.py").write_text(
+        "import os\n"
+        f"def test_in_time(): os.environ['CHECK_ENDS'] = '{over}'\n"
+        "def test_late(): assert False\n")
+    tally("run", "c", "--junit", "c/*.xml", "--", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+          "--junitxml=c/c.xml", "test_two.py", CHECK_ENDS=soon, PYTHONPATH=INTEGRATION)
+    said = tally("sum")
+    assert last(said) == "2 passed, 0 failed, 2 skipped"
+    assert "skipped: b: the time of the run is over" in said
+    assert "skipped: c: the time of the run is over (test_two test_late)" in said
 
 
 def test_what_cannot_be_had_is_skipped_with_its_reason(tally):
