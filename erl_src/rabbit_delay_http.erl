@@ -18,7 +18,7 @@
 -include("rabbit_delay.hrl").
 
 -export([check_content/2, permitted/5, refuse_permission/5]).
--export([with_parameters/4, parameters/2, body/1, known/2, integer/5, boolean/2, json_boolean/2,
+-export([with_parameters/4, parameters/2, body/1, twice/1, known/2, integer/5, boolean/2, json_boolean/2,
          all/2]).
 -export([answer/4, encoded/3, with_json/3, reply/4, failed/3, bad_request/3, refuse/5]).
 
@@ -101,14 +101,15 @@ with_parameters(Known, Then, Req, Context) ->
     end.
 
 %% The query's parameters, all of which must be known. Of those that are text, empty ones count as
-%% absent.
+%% absent, but not in a DELETE: without the cursor it would begin anew.
 -spec parameters(cowboy_req:req(), [atom()]) -> {ok, #{atom() => binary()}} | {error, binary()}.
 parameters(Req, Known) ->
     try cowboy_req:parse_qs(Req) of
         Parameters ->
             case [Name || {Name, true} <- Parameters] of
                 [] -> known([P || {Name, Value} = P <- Parameters,
-                                  Value =/= <<>> orelse not lists:member(Name, ?TEXTS)], Known);
+                                  Value =/= <<>> orelse not lists:member(Name, ?TEXTS)
+                                      orelse cowboy_req:method(Req) =:= <<"DELETE">>], Known);
                 [Name | _] -> {error, text("~ts has no value", [rabbit_delay_text:value(Name)])}
             end
     catch
@@ -120,9 +121,12 @@ parameters(Req, Known) ->
 body(Req0) ->
     case rabbit_mgmt_util:read_complete_body(Req0) of
         {ok, Body, Req} ->
-            case length(binary:matches(Body, <<"\"dry_run\"">>)) > 1 orelse decoded(Body) of
-                true -> {error, <<"dry_run is there twice">>};
-                {ok, Json} when is_map(Json) -> {ok, Json, Req};
+            case decoded(Body) of
+                {ok, Json} when is_map(Json) ->
+                    case twice(Body) of
+                        none -> {ok, Json, Req};
+                        Name -> {error, text("~ts is there twice", [rabbit_delay_text:value(Name)])}
+                    end;
                 {ok, _} -> {error, <<"the request's body is not a JSON object">>};
                 {error, _} -> {error, <<"the request's body is not JSON">>}
             end;
@@ -135,6 +139,38 @@ decoded(Body) ->
     case unicode:characters_to_binary(Body) of
         Body -> rabbit_json:try_decode(Body);
         _ -> {error, not_utf8}
+    end.
+
+%% A name that some object of this JSON has twice, `none' if there is none. Which of its values counts would be the
+%% decoder's choice, and for whoever reads the request another one.
+-spec twice(Json :: binary()) -> none | binary().
+twice(Json) -> twice(Json, []).
+
+%% The names of the objects that are open, the innermost first; of an array `array'.
+twice(<<${, Rest/binary>>, Open) -> twice(Rest, [#{} | Open]);
+twice(<<$[, Rest/binary>>, Open) -> twice(Rest, [array | Open]);
+twice(<<End, Rest/binary>>, [_ | Open]) when End =:= $}; End =:= $] -> twice(Rest, Open);
+twice(<<$", Rest0/binary>>, Open) ->
+    {String, Rest} = string(Rest0, 0),
+    case {string:trim(Rest, leading, " \t\r\n"), Open} of
+        {<<$:, _/binary>>, [Names | Outer]} ->
+            [Name] = rabbit_json:decode(<<"[\"", String/binary, "\"]">>),
+            case Names of
+                #{Name := _} -> Name;
+                _ -> twice(Rest, [Names#{Name => true} | Outer])
+            end;
+        _ ->
+            twice(Rest, Open)
+    end;
+twice(<<_, Rest/binary>>, Open) -> twice(Rest, Open);
+twice(<<>>, []) -> none.
+
+%% As it is written, and what comes after it.
+string(Json, Size) ->
+    case Json of
+        <<_:Size/binary, $\\, _, _/binary>> -> string(Json, Size + 2);
+        <<String:Size/binary, $", Rest/binary>> -> {String, Rest};
+        _ -> string(Json, Size + 1)
     end.
 
 %% Given by names that all must be known, each once.

@@ -48,3 +48,48 @@ all_test_() ->
     [?_assertEqual(#{a => 1, b => 2}, ?H:all([{a, {ok, 1}}, {b, {ok, 2}}], fun (Values) -> Values end)),
      ?_assertEqual({error, <<"first">>}, ?H:all([{a, {ok, 1}}, {b, {error, <<"first">>}},
                                                  {c, {error, <<"second">>}}], fun (_) -> error(called) end))].
+
+%% Against a model: what names the objects of a JSON text have, however they are written.
+a_name_that_is_there_twice_test_() ->
+    {timeout, 600,
+     ?_assert(proper:quickcheck(
+                ?FORALL(Value, json(3),
+                        begin
+                            {Text, Twice} = written(Value),
+                            Json = iolist_to_binary(Text),
+                            {ok, _} = rabbit_json:try_decode(Json),
+                            case ?H:twice(Json) of
+                                none -> Twice =:= [];
+                                Name -> lists:member(Name, Twice)
+                            end
+                        end), [{numtests, 3000}, quiet]))}.
+
+json(0) -> oneof([{literal, oneof(["null", "true", "-1.5e3", "0"])}, {string, name()}]);
+json(Depth) ->
+    oneof([json(0), {array, short(json(Depth - 1))}, {object, short({name(), json(Depth - 1)})}]).
+
+short(Of) -> ?LET(N, range(0, 3), vector(N, Of)).
+
+%% Each character as it is or escaped.
+name() -> ?LET(N, range(0, 2), vector(N, oneof([{oneof([$a, $b, ${, $:, $]]), boolean()}, {oneof([$", $\\]), true}]))).
+
+%% As JSON, and the names that an object in it has twice.
+written({literal, Text}) ->
+    {Text, []};
+written({string, Name}) ->
+    {quoted(Name), []};
+written({array, Values}) ->
+    {Texts, Twice} = lists:unzip([written(Value) || Value <- Values]),
+    {[" [ ", lists:join(" , ", Texts), " ] "], lists:append(Twice)};
+written({object, Members}) ->
+    {Texts, Twice} = lists:unzip([written(Value) || {_, Value} <- Members]),
+    Names = [<< <<Char>> || {Char, _} <- Name >> || {Name, _} <- Members],
+    {["{", lists:join(",", [[quoted(Name), " : ", Text] || {{Name, _}, Text} <- lists:zip(Members, Texts)]), "}"],
+     (Names -- lists:usort(Names)) ++ lists:append(Twice)}.
+
+quoted(Name) ->
+    [$", [case Escaped of
+              true when Char =:= $"; Char =:= $\\ -> [$\\, Char];
+              true -> io_lib:format("\\u~4.16.0b", [Char]);
+              false -> Char
+          end || {Char, Escaped} <- Name], $"].

@@ -171,7 +171,7 @@ def untouched(management, exchange):
 @pytest.mark.parametrize("query", [
     "dry_run=", "dry_run", "dry_run=True", "dry_run=null", "dry_run=yes", "dry_run=1", "dryrun=true",
     "DRY_RUN=true", "dry_run=true&dry_run=false", "dry_run=false&dry_run=true", "dry_run=%ff",
-    "dry-run=true", "dry_run=true%20", "all=true"])
+    "dry-run=true", "dry_run=true%20", "all=true", "cursor=", "cursor", "cursor=%20", "cursor=&dry_run=false"])
 def test_a_purge_that_cannot_be_read_purges_nothing(raw, management, held, query):
     exchange, path = held
     assert raw("DELETE", f"{path}/messages?{query}")[0] == 400
@@ -204,10 +204,9 @@ def test_a_dry_run_that_cannot_be_read_is_no_real_one(raw, management, held, val
         body = f'{{{more}"all": true, "dry_run": {value}}}'.encode()
         assert raw("POST", f"{path}/messages/{what}", body, Content_Type="application/json")[0] == 400
     twice = b'{"all": true, "dry_run": true, "dry_run": false}'
-    for body in (twice, b'{"all": true, "Dry_run": true}'):
-        assert raw("POST", f"{path}/messages/cancel", body, Content_Type="application/json")[0] == 400
-    assert raw("POST", f"{path}/messages/cancel?dry_run=true", b'{"all": true}',
-               Content_Type="application/json")[0] == 400
+    for end, body in (("", twice), ("", twice.replace(b"dry_r", rb"dry\u005fr", 1)), ("?dry_run=true", b'{"all": true}'),
+                      ("", b'{"filter": {"due_to": "+1m", "due_to": "+9h"}}'), ("", b'{"all": true, "Dry_run": true}')):
+        assert raw("POST", f"{path}/messages/cancel{end}", body, Content_Type="application/json")[0] == 400
     untouched(management, exchange)
 
 
@@ -217,7 +216,8 @@ def test_a_redrive_that_cannot_be_read_moves_nothing(raw, vhost, local, value):
     park(local, work, parked, ["a", "b"])
     path = f"/dead-letters/{quoted(vhost)}/{quoted(parked)}/redrive"
     for body in (f'{{"dry_run": {value}}}', f'{{"to_queue": "{value}", "dry_run": {value}}}',
-                 '{"reason": null}', '{"limit": null}', '{"dry_run": true, "dry_run": false}'):
+                 '{"reason": null}', '{"limit": null}', '{"dry_run": true, "dry_run": false}',
+                 '{"dry\\u005frun": true, "dry_run": false}', '{"limit": 1, "limit": 2}'):
         if '"' in value and "to_queue" in body:
             continue
         status, answer = raw("POST", path, body.encode(), Content_Type="application/json")
