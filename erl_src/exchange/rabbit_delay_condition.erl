@@ -71,8 +71,9 @@ leaders_status(X) ->
     XName = rabbit_delay_broker:exchange_name(X),
     case {rabbit_delay_table:lookup(XName, #row.elsewhere), rabbit_delay_system:status()} of
         {undefined, {full, _} = Here} ->
+            Until = monotonic_ms() + ?AWAIT_MS,
             case may_await() andalso rabbit_delay_registry:ensure_for(X) of
-                {ok, _} -> await(XName, Here, monotonic_ms() + ?AWAIT_MS);
+                {ok, _} -> await(XName, Here, Until);
                 _ -> Here
             end;
         {undefined, Here} -> Here;

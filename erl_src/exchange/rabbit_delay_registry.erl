@@ -128,11 +128,15 @@ ensure_for(X) ->
     XName = rabbit_delay_broker:exchange_name(X),
     Row = rabbit_delay_table:row(XName),
     case rabbit_delay_life:is_other(Row, X) of
-        true ->
-            _ = ask({put_aside, XName}, now_ms() + ?WAIT_MS),
-            ensure(XName);
-        false ->
-            ensure_row(XName, Row)
+        true -> within(XName, rabbit_delay_table:lookup(XName, #row.late), fun (Until) -> put_aside(XName, Until) end);
+        false -> ensure_row(XName, Row)
+    end.
+
+put_aside(XName, Until) ->
+    case ask({put_aside, XName}, Until) of
+        timeout -> timeout;
+        {error, _} = Error -> Error;
+        _ -> ensure_until(XName, Until)
     end.
 
 ensure_row(XName, Row) ->
@@ -154,19 +158,26 @@ ensure_row(XName, Row) ->
     end.
 
 ensure(XName, Late) ->
+    within(XName, Late, fun (Until) -> ensure_until(XName, Until) end).
+
+ensure_until(XName, Until) ->
+    case ask({ensure, XName}, Until) of
+        ok -> routable(XName, Until);
+        Other -> Other
+    end.
+
+%% What takes ?WAIT_MS at most, and is not tried while something has taken longer.
+within(XName, Late, Do) ->
     case is_integer(Late) andalso now_ms() < Late of
         true ->
             {error, late()};
         false ->
-            Until = now_ms() + ?WAIT_MS,
-            case ask({ensure, XName}, Until) of
-                ok ->
-                    routable(XName, Until);
+            case Do(now_ms() + ?WAIT_MS) of
                 timeout ->
                     _ = rabbit_delay_table:update_known(XName, {#row.late, now_ms() + ?LATE_MS}),
                     {error, late()};
-                Error ->
-                    Error
+                Result ->
+                    Result
             end
     end.
 

@@ -106,6 +106,29 @@ def test_a_publisher_is_told_and_others_go_on_while_metadata_do_not_answer(own, 
     eventually(lambda: Management(own).messages_delayed(first), lambda n: n == 1)
 
 
+def test_what_serves_an_earlier_exchange_is_waited_for_once(own, client):
+    """Its end may take longer than anybody is to wait; then who publishes is told at once."""
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"before", delay=1)
+    assert client.texts(queue, 1) == ["before"]
+    evaluate(own, f"rabbit_delay_registry:register_life({named(exchange)}, <<\"another\">>).")
+    evaluate(own, f"""
+        X = {named(exchange)},
+        Uid = rabbit_delay_registry:member_uid(X),
+        Row = tuple_to_list(rabbit_delay_table:row(X)),
+        [Place] = [N || {{N, E}} <- lists:zip(lists:seq(1, length(Row)), Row), E =:= Uid],
+        ok = rabbit_delay_table:update(X, {{Place, undefined}}).""")
+    with unanswering_metadata(own):
+        began = time.monotonic()
+        assert not publishes(client, exchange, b"x")
+        once = time.monotonic() - began
+        began = time.monotonic()
+        for _ in range(3):
+            assert not publishes(client, exchange, b"x")
+        assert time.monotonic() - began < once
+    eventually(lambda: publishes(client, exchange, b"after"), bool, within=90)
+
+
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_dead_letters_does_not_hang_while_metadata_do_not_answer(own, client, kind):
     exchange = client.delayed(arguments={"x-delay-default": HOUR_MS})
