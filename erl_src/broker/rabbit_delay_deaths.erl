@@ -115,11 +115,12 @@ copies(#{<<"CC">> := Keys}) when is_list(Keys) -> [Key || Key <- Keys, is_binary
 copies(_) -> [].
 
 %% The headers that it is redriven with. KeepCC: where its other keys are to be routed by too. (What another
-%% protocol has under these names, the broker would refuse.)
+%% protocol has under these names, the broker would refuse.) What its author asked to become of other delayed
+%% messages is not done again, in the name of who redrives.
 -spec redriven(undefined | rabbit_framing:amqp_table(), headers(), KeepHistory :: boolean(),
                KeepCC :: boolean()) -> rabbit_framing:amqp_table().
 redriven(Table, Headers, KeepHistory, KeepCC) ->
-    Without = [?X_REDRIVE_COUNT]
+    Without = [?X_REDRIVE_COUNT | rabbit_delay_key:acting()]
         ++ case KeepHistory of true -> []; false -> ?HISTORY end
         ++ case Headers of #{<<"CC">> := Keys} when KeepCC, is_list(Keys) -> []; _ -> [<<"CC">>] end,
     [{?X_REDRIVE_COUNT, long, redrives(Headers) + 1} |

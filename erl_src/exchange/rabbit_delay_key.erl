@@ -24,7 +24,7 @@
 %% which is random, can make two such keys.
 -module(rabbit_delay_key).
 
--export([asked/2, asks/1, of_message/2, hash/2, names/0]).
+-export([asked/2, asks/1, of_message/2, hash/2, names/0, acting/0]).
 
 -export_type([use/0, key/0, on_duplicate/0, salt/0]).
 
@@ -48,6 +48,10 @@
 %% The headers that are understood.
 -spec names() -> [binary()].
 names() -> [?KEY, ?ON_DUPLICATE, ?CANCEL, ?RELEASE].
+
+%% Those by which a message acts on others.
+-spec acting() -> [binary()].
+acting() -> [?ON_DUPLICATE, ?CANCEL, ?RELEASE].
 
 %% Whether some header is there that says something of keys.
 -spec asks(rabbit_delay_header:headers()) -> boolean().

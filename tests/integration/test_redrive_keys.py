@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MPL-2.0
 """What a redrive makes of a message's other keys, those of CC."""
 
+import time
 import uuid
 
 import pytest
 
 import openapi
 from management import Management, eventually, quoted
-from test_redrive import depth, park, redrive, reject_all
+from node import HOUR_MS
+from test_redrive import depth, park, redrive, reject_all, topology
 
 
 def keeping_cc(client, kind="classic", work="work é/'x", parked="parked q", **arguments):
@@ -52,6 +54,23 @@ def test_topic_permissions_hold_for_the_other_keys_of_what_is_redriven(broker, m
     # Who may publish with all of them moves it, with all of them.
     redrive(broker, vhost, parked, "--to-original-exchange")
     assert local.texts(work, 1) == local.texts(copies, 1) == ["with another"]
+
+
+def test_what_its_author_asked_of_delayed_messages_is_not_done_by_who_redrives(broker, management, vhost, local):
+    """Who only publishes to a work queue has nothing cancelled, released or replaced in an exchange."""
+    exchange, _ = local.delayed_and_queue()
+    work, parked = topology(local)
+    local.publish(exchange, "k", b"waits", delay=HOUR_MS, headers={"x-delay-key": "k"})
+    hour = {"x-delay": HOUR_MS}
+    asks = [{"x-delay-cancel": "k"}, {"x-delay-release": "k"}, {"x-delay-key": "k", "x-delay-on-duplicate": "replace"},
+            {"x-delay-key": "k", "x-delay-on-duplicate": "drop"}, {"x-delay-on-duplicate": "nonsense"}]
+    for ask in asks:
+        park(local, work, parked, ["m"], headers={**hour, **ask})
+    assert redrive(broker, vhost, parked, "--to-exchange", exchange,
+                   "--routing-key", "k")["redriven"] == len(asks)
+    path = f"delayed-exchanges/{quoted(vhost)}/{exchange}/messages"
+    waiting = eventually(lambda: management.request("GET", path)[1]["items"], lambda items: len(items) == len(asks) + 1)
+    assert sorted(item["due"] for item in waiting)[0] > time.time() * 1000 + HOUR_MS / 2
 
 
 def test_what_is_put_at_the_end_of_its_queue_goes_to_no_other(broker, local, vhost):

@@ -5,6 +5,7 @@ their attempts are used up.
 Longer than other files are, as all of it is on one topology, with its helpers."""
 
 import contextlib
+import datetime
 import time
 
 import pika
@@ -243,6 +244,24 @@ def test_what_the_message_says_of_delays_and_keys_does_not_count(client, managem
         die(client, queue, 2)
         assert put_aside(client.one(parked)) == ("attempts_used_up", queue, 2)
     eventually(lambda: management.messages_delayed(exchange), lambda n: n == 1)
+
+
+@pytest.mark.parametrize("asks", [{"x-delay-on-duplicate": "replace"}, {"x-delay-on-duplicate": "drop"},
+                                  {"x-delay-cancel": "key"}, {"x-delay-release": "key"}])
+def test_a_history_that_its_author_wrote_lets_it_act_on_no_other(client, management, asks):
+    """Who may publish to a work queue alone can say, on 3.10, that the message was published here before it died."""
+    exchange, _ = retrying(client, "1h,1h,1h")
+    queue = working(client, exchange)
+    client.publish(exchange, "nowhere", b"pending", delay=HOUR_MS, headers={"x-delay-key": "key"})
+    key = {} if "x-delay-on-duplicate" not in asks else {"x-delay-key": "key"}
+    client.publish("", queue, b"m", headers={
+        **key, **asks,
+        "x-death": [{"queue": queue, "reason": "rejected", "exchange": exchange, "routing-keys": ["k"], "count": 1,
+                     "time": datetime.datetime.now()}]})
+    die(client, queue, 1)
+    eventually(lambda: management.messages_delayed(exchange), lambda n: n == 2)
+    _, found = management.request("GET", f"delayed-exchanges/%2F/{exchange}/messages")
+    assert min(message["due"] for message in found["items"]) > (time.time() + 1800) * 1000
 
 
 def test_its_key_cancels_it(client, management):

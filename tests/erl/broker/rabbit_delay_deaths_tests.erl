@@ -82,6 +82,14 @@ redriven_without_its_history_test() ->
     Kept = rabbit_delay_deaths:redriven(headers(), plain(), true, true),
     ?assertEqual([{<<"x-redrive-count">>, long, 1} | headers()], Kept).
 
+%% What its author asked of other delayed messages is not done in the name of who redrives; its own key stays.
+redriven_without_what_acts_on_others_test() ->
+    Own = [{<<"x-delay">>, long, 1}, {<<"x-delay-key">>, longstr, <<"k">>}],
+    Acting = [{<<"x-delay-on-duplicate">>, longstr, <<"replace">>}, {<<"x-delay-cancel">>, longstr, <<"k">>},
+              {<<"x-delay-release">>, longstr, <<"k">>}],
+    ?assertEqual([{<<"x-redrive-count">>, long, 1} | Own],
+                 rabbit_delay_deaths:redriven(Own ++ Acting, rabbit_delay_deaths:plain(Own ++ Acting), true, true)).
+
 redrives_are_counted_test() ->
     Once = rabbit_delay_deaths:redriven(undefined, #{}, false, false),
     Twice = rabbit_delay_deaths:redriven(Once, rabbit_delay_deaths:plain(Once), false, false),
