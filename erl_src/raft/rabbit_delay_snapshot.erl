@@ -178,13 +178,14 @@ begin_read_newest(Dir) ->
 open_all(Dir, Read) ->
     case Read of
         {ok, {Meta, _} = Content} ->
-            Opened = lists:flatmap(fun open_to_read/1, files(Dir)),
             %% If it is whole now, it was whole when its files were opened.
-            case rabbit_delay_store:validate(Dir) of
-                {ok, _Applied} ->
+            case {open_all(files(Dir)), rabbit_delay_store:validate(Dir)} of
+                {{ok, Opened}, {ok, _Applied}} ->
                     {ok, Meta, {term_to_binary(Content), Opened}};
-                Error ->
-                    lists:foreach(fun ({_, Fd, _, _}) -> file:close(Fd) end, Opened),
+                {{ok, Opened}, Error} ->
+                    close_all(Opened),
+                    Error;
+                {Error, _} ->
                     Error
             end;
         Error ->
@@ -195,13 +196,34 @@ open_all(Dir, Read) ->
 begin_read(Dir, _Context) ->
     begin_read(Dir).
 
+%% All of them, or none.
+open_all(Files) ->
+    lists:foldr(fun (File, {ok, Opened}) ->
+                        case open_to_read(File) of
+                            {ok, One} ->
+                                {ok, [One | Opened]};
+                            Error ->
+                                close_all(Opened),
+                                Error
+                        end;
+                    (_, Error) ->
+                        Error
+                end, {ok, []}, Files).
+
+close_all(Opened) -> lists:foreach(fun ({_, Fd, _, _}) -> file:close(Fd) end, Opened).
+
 open_to_read(File) ->
     case file:open(File, [raw, binary, read]) of
         {ok, Fd} ->
-            {ok, Size} = file:position(Fd, eof),
-            [{iolist_to_binary(filename:basename(File)), Fd, 0, Size}];
-        {error, _} ->
-            []
+            case file:position(Fd, eof) of
+                {ok, Size} ->
+                    {ok, {iolist_to_binary(filename:basename(File)), Fd, 0, Size}};
+                Error ->
+                    _ = file:close(Fd),
+                    Error
+            end;
+        Error ->
+            Error
     end.
 
 -spec read_chunk(term(), pos_integer(), file:filename_all()) ->

@@ -45,6 +45,7 @@ raft_test_() ->
               {"a damaged manifest of the live store is replaced by the snapshot", fun damaged/0},
               {"a damaged file costs what is in it, not the snapshot and the log", fun emptied/0},
               {"a snapshot sent in chunks is the snapshot", fun chunks/0},
+              {"a snapshot of which a file cannot be opened is not sent", fun unopened/0},
               {"a delayed exchange made again starts empty", fun made_again/0},
               {"cancelled messages are gone, and counted once", fun cancel/0},
               {"rescheduled messages keep their new time over restarts", fun reschedule/0},
@@ -477,6 +478,18 @@ chunks() ->
     ?assertEqual({ok, Meta}, rabbit_delay_snapshot:read_meta(Copy)),
     {ok, Applied} = rabbit_delay_store:validate(Copy),
     ?assert(Applied >= maps:get(index, Meta)).
+
+%% What cannot be opened is not taken for what is not there: a snapshot is sent whole, or not at all.
+unopened() ->
+    start_member(),
+    [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
+    await(fun () -> snapshots() =/= [] end),
+    Snapshot = snapshot_of_stopped(),
+    Odd = filename:join(Snapshot, "0.rec"),
+    ok = file:make_symlink("0.rec", Odd),
+    ?assertEqual({error, eloop}, rabbit_delay_snapshot:begin_read(Snapshot)),
+    ok = file:delete(Odd),
+    {ok, _, _} = rabbit_delay_snapshot:begin_read(Snapshot).
 
 %% A later snapshot may delete the one that is found before it is opened, not after.
 open_snapshot() ->
