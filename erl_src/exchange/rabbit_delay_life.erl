@@ -99,13 +99,20 @@ is_other(#row{life = Life, uid = Uid, exchange = XName}, X) ->
 
 %% One that has to wait until there are file descriptors is tried again.
 start(XName, Registry) ->
-    case rabbit_delay_system:room_for_store() of
+    case room(XName) of
         ok ->
             start_processes(XName, Registry);
         {error, Why} = Error ->
             ?LOG_ERROR("delayed messages of ~ts: not started: ~ts", [rabbit_delay_text:rs(XName), Why],
                        ?LOG_DOMAIN),
             Error
+    end.
+
+%% One that has a member here has a name.
+room(XName) ->
+    case {rabbit_delay_system:room_for_store(), rabbit_delay_registry:member_uid(XName)} of
+        {ok, undefined} -> rabbit_delay_system:room_for_name();
+        {Room, _} -> Room
     end.
 
 start_processes(XName, Registry) ->

@@ -23,10 +23,12 @@
 
 -export([create_table/0, start_link/0, status/0, ready/0, server_failed/2, check_space/0,
          look_at_space/0, log_pid/0,
-         room_for_store/0, has_library/0]).
+         room_for_store/0, room_for_name/0, has_library/0]).
 -export([shorten/2]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
+%% A part of the node's atoms: this one in so many is left to the broker.
+-define(SPARE_ATOMS, 20).
 -define(MIN_PAUSE_MS, 1000).
 -define(MAX_PAUSE_MS, 30000).
 -define(WATCH_MS, 500).
@@ -113,6 +115,19 @@ room_for_store() ->
                 _ ->
                     ok
             end;
+        _ ->
+            ok
+    end.
+
+%% Whether another member may have a name: it is an atom, which stays until the node ends, and a node without any left
+%% ends.
+-spec room_for_name() -> ok | {error, Why :: string()}.
+room_for_name() ->
+    Limit = erlang:system_info(atom_limit),
+    case erlang:system_info(atom_count) of
+        Used when Limit - Used < Limit div ?SPARE_ATOMS ->
+            {error, format("~b of the ~b atoms that the node may have are in use (RABBITMQ_MAX_NUMBER_OF_ATOMS), which "
+                           "end with its restart; exchanges that delay messages already go on", [Used, Limit])};
         _ ->
             ok
     end.

@@ -17,7 +17,7 @@ from client import Client
 from conftest import PLUGIN
 from management import eventually
 from metrics import Metrics
-from node import HOUR_MS, kill_9, set_clock
+from node import HOUR_MS, evaluate, kill_9, set_clock
 from test_faults import assert_serves_others, publish_until_refused, publishes
 
 MIB = 1 << 20
@@ -180,6 +180,38 @@ def test_the_broker_keeps_descriptors_for_itself(brokers):
     assert client.texts(late_queue, 1) == ["later"]
     set_clock(broker, 2 * HOUR_MS)
     assert len(client.texts(open_queue, 21)) == 21
+    client.close()
+    broker.end()
+
+
+def test_the_broker_keeps_atoms_for_itself(brokers):
+    """Near their end no other exchange begins to delay messages; those that have begun go on, also when their processes
+    begin anew."""
+    broker = brokers("few-atoms", env={"RABBITMQ_MAX_NUMBER_OF_ATOMS": "200000"})
+    client = Client(broker)
+    exchange, queue = client.delayed_and_queue()
+    client.publish(exchange, body=b"before", delay=100)
+    assert client.texts(queue, 1) == ["before"]
+    evaluate(broker, """
+        Left = erlang:system_info(atom_limit) - erlang:system_info(atom_count),
+        [list_to_atom("few_atoms_" ++ integer_to_list(N)) || N <- lists:seq(1, Left - 5000)], ok.""")
+    late, late_queue = client.delayed_and_queue()
+    for _ in range(2):
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="of the 200000 atoms"):
+            Client(broker).publish(late, body=b"x", delay=100)
+    client.publish(late, body=b"at once")
+    assert client.texts(late_queue, 1) == ["at once"]
+    name = f"rabbit_misc:r(<<\"/\">>, exchange, <<\"{exchange}\">>)"
+    evaluate(broker, f"exit(rabbit_delay_registry:queue({name}), kill).")
+    eventually(lambda: publishes(broker, exchange), bool, within=90)
+    client.publish(exchange, body=b"after", delay=100)
+    assert client.texts(queue, 1) == ["after"]
+    client.close()
+    broker.restart()
+    client = Client(broker)
+    late, late_queue = client.delayed_and_queue()
+    client.publish(late, body=b"later", delay=100)
+    assert client.texts(late_queue, 1) == ["later"]
     client.close()
     broker.end()
 
