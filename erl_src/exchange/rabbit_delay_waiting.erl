@@ -9,6 +9,9 @@
 %% read. What is in it: <<Bytes:32, term_to_binary({Size, Item})/binary>>, again and again.
 -module(rabbit_delay_waiting).
 
+-include_lib("kernel/include/logger.hrl").
+-include("rabbit_delay.hrl").
+
 -export([new/2, in/3, in_r/3, out/1, is_empty/1, is_full/1, count/1, bytes/1, all/1, filter/2,
          overflow/3, overflowing/1, write/1, refill/1, close/1, put_aside_files/0, directory/1]).
 
@@ -43,6 +46,7 @@
 %% So much is kept in memory, as far as its user lets it.
 -spec new(file:filename_all(), {Count :: pos_integer(), Bytes :: pos_integer()}) -> waiting().
 new(Directory, Limits) ->
+    ok = say_lost(Directory),
     _ = file:del_dir_r(Directory),
     #waiting{directory = Directory, limits = Limits}.
 
@@ -58,9 +62,23 @@ directory(XName) ->
 -spec put_aside_files() -> ok.
 put_aside_files() ->
     Dir = rabbit_delay_config:data_dir(),
+    ok = say_lost(filename:join(Dir, ?DIRECTORY)),
     Aside = "deleted-" ++ integer_to_list(erlang:system_time()),
     _ = file:rename(filename:join(Dir, ?DIRECTORY), filename:join(Dir, Aside)),
     ok.
+
+%% A process that was killed has said nothing of them.
+say_lost(Dir) ->
+    case filelib:fold_files(Dir, "", true, fun (File, {Files, Bytes}) ->
+                                                   {Files + 1, Bytes + filelib:file_size(File)}
+                                           end, {0, 0}) of
+        {0, 0} ->
+            ok;
+        {Files, Bytes} ->
+            ?LOG_WARNING("delayed messages: dead letters, and messages without a confirm, that waited in files to be "
+                         "stored when the broker or their exchange's process was killed are lost: up to ~b bytes in ~b "
+                         "files below ~ts", [Bytes, Files, Dir], ?LOG_DOMAIN)
+    end.
 
 %% ------------------------------------------------------------------------------ in memory
 

@@ -2,6 +2,7 @@
 """What becomes of an exchange and its delayed messages when either, the plugin or the broker goes
 and comes back."""
 
+import json
 import os
 import shutil
 import time
@@ -236,6 +237,24 @@ def test_five_hundred_exchanges_delay_at_once(client, broker, management):
 
 
 # --------------------------------------------------------------------------- restart
+
+def test_after_a_boot_with_many_exchanges_each_holds_little(brokers):
+    """Of the node's memory; what a process needed to begin is given back."""
+    broker, many = brokers("many-exchanges"), 200
+    client = Client(broker)
+    for name in [client.delayed(keep=True) for _ in range(many)]:
+        client.publish(name, body=b"x" * 10000, delay=HOUR_MS)
+    client.close()
+    broker.restart()
+    held = eventually(lambda: json.loads(evaluate(broker, """
+        Initial = fun (Pid) ->
+                      {dictionary, D} = erlang:process_info(Pid, dictionary),
+                      proplists:get_value('$initial_call', D)
+                  end,
+        [M || Pid <- processes(), {rabbit_delay_queue, _, _} <- [catch Initial(Pid)],
+              {memory, M} <- [process_info(Pid, memory)]].""")), lambda held: len(held) == many, within=120)
+    assert sum(held) / many < 200_000
+
 
 MISSPELT = {"x-delayed-type": "direct", "x-delay-maximum": 1}
 

@@ -225,12 +225,13 @@ def test_a_disk_that_is_nearly_full_is_not_full_and_not_full_in_turns(own):
         evaluate(own, "application:unset_env(rabbitmq_delay_wheel, disk_free_limit).")
 
 
-def test_files_of_an_earlier_run_are_removed(own):
+def test_files_of_an_earlier_run_are_removed_and_that_is_said(own):
     place = os.path.join(own.data_dir, "quorum", "delayed", "overflow", "ABC")
     os.makedirs(place)
     with open(os.path.join(place, "1"), "wb") as file:
         file.write(b"x")
     own.restart()
+    eventually(own.log, lambda log: "are lost: up to 1 bytes in 1 files below" in log)
     eventually(lambda: [name for name in os.listdir(os.path.join(own.data_dir, "quorum", "delayed"))
                         if name.startswith("deleted-")], lambda left: left == [])
     assert overflow(own) == []
