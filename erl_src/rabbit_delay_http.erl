@@ -154,7 +154,7 @@ twice(<<$", Rest0/binary>>, Open) ->
     {String, Rest} = string(Rest0, 0),
     case {string:trim(Rest, leading, " \t\r\n"), Open} of
         {<<$:, _/binary>>, [Names | Outer]} ->
-            [Name] = rabbit_json:decode(<<"[\"", String/binary, "\"]">>),
+            {ok, [Name]} = rabbit_json:try_decode(<<"[\"", String/binary, "\"]">>),
             case Names of
                 #{Name := _} -> Name;
                 _ -> twice(Rest, [Names#{Name => true} | Outer])
