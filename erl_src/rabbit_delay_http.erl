@@ -125,6 +125,7 @@ body(Req0) ->
                 {ok, Json} when is_map(Json) ->
                     case twice(Body) of
                         none -> {ok, Json, Req};
+                        malformed -> {error, <<"the request's body is not JSON">>};
                         Name -> {error, text("~ts is there twice", [rabbit_delay_text:value(Name)])}
                     end;
                 {ok, _} -> {error, <<"the request's body is not a JSON object">>};
@@ -142,8 +143,9 @@ decoded(Body) ->
     end.
 
 %% A name that some object of this JSON has twice, `none' if there is none. Which of its values counts would be the
-%% decoder's choice, and for whoever reads the request another one.
--spec twice(Json :: binary()) -> none | binary().
+%% decoder's choice, and for whoever reads the request another one. What some series' decoder takes besides JSON,
+%% comments and names in single quotes, is malformed.
+-spec twice(binary()) -> none | malformed | binary().
 twice(Json) -> twice(Json, []).
 
 %% The names of the objects that are open, the innermost first; of an array `array'.
@@ -153,7 +155,7 @@ twice(<<End, Rest/binary>>, [_ | Open]) when End =:= $}; End =:= $] -> twice(Res
 twice(<<$", Rest0/binary>>, Open) ->
     {String, Rest} = string(Rest0, 0),
     case {string:trim(Rest, leading, " \t\r\n"), Open} of
-        {<<$:, _/binary>>, [Names | Outer]} ->
+        {<<$:, _/binary>>, [Names | Outer]} when is_map(Names) ->
             {ok, [Name]} = rabbit_json:try_decode(<<"[\"", String/binary, "\"]">>),
             case Names of
                 #{Name := _} -> Name;
@@ -162,15 +164,18 @@ twice(<<$", Rest0/binary>>, Open) ->
         _ ->
             twice(Rest, Open)
     end;
+twice(<<Char, _/binary>>, _) when Char =:= $/; Char =:= $' -> malformed;
 twice(<<_, Rest/binary>>, Open) -> twice(Rest, Open);
-twice(<<>>, []) -> none.
+twice(<<>>, []) -> none;
+twice(<<>>, _) -> malformed.
 
 %% As it is written, and what comes after it.
 string(Json, Size) ->
     case Json of
         <<_:Size/binary, $\\, _, _/binary>> -> string(Json, Size + 2);
         <<String:Size/binary, $", Rest/binary>> -> {String, Rest};
-        _ -> string(Json, Size + 1)
+        <<_:Size/binary, _, _/binary>> -> string(Json, Size + 1);
+        _ -> {Json, <<>>}
     end.
 
 %% Given by names that all must be known, each once.

@@ -128,7 +128,7 @@ ensure_for(X) ->
     XName = rabbit_delay_broker:exchange_name(X),
     Row = rabbit_delay_table:row(XName),
     case rabbit_delay_life:is_other(Row, X) of
-        true -> within(XName, rabbit_delay_table:lookup(XName, #row.late), fun (Until) -> put_aside(XName, Until) end);
+        true -> within(XName, Row#row.late, fun (Until) -> put_aside(XName, Until) end);
         false -> ensure_row(XName, Row)
     end.
 

@@ -64,6 +64,11 @@ a_name_that_is_there_twice_test_() ->
                             end
                         end), [{numtests, 3000}, quiet]))}.
 
+%% A decoder may take them.
+what_is_no_json_has_an_end_test_() ->
+    [?_assertEqual(malformed, ?H:twice(Text))
+     || Text <- [<<"{\"a\": 1 /* { */}">>, <<"{\"a\": 1 /* \" */}">>, <<"{'a': 1, \"a\": 2}">>, <<"{\"a">>, <<"{\"a\\">>]].
+
 json(0) -> oneof([{literal, oneof(["null", "true", "-1.5e3", "0"])}, {string, name()}]);
 json(Depth) ->
     oneof([json(0), {array, short(json(Depth - 1))}, {object, short({name(), json(Depth - 1)})}]).

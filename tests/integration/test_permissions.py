@@ -205,7 +205,8 @@ def test_a_dry_run_that_cannot_be_read_is_no_real_one(raw, management, held, val
         assert raw("POST", f"{path}/messages/{what}", body, Content_Type="application/json")[0] == 400
     twice = b'{"all": true, "dry_run": true, "dry_run": false}'
     for end, body in (("", twice), ("", twice.replace(b"dry_r", rb"dry\u005fr", 1)), ("?dry_run=true", b'{"all": true}'),
-                      ("", b'{"filter": {"due_to": "+1m", "due_to": "+9h"}}'), ("", b'{"all": true, "Dry_run": true}')):
+                      ("", b'{"filter": {"due_to": "+1m", "due_to": "+9h"}}'), ("", b'{"all": true, "Dry_run": true}'),
+                      ("", b"{'dry_run': true, " + twice[1:]), ("", twice[:-1] + b'/* " */}')):
         assert raw("POST", f"{path}/messages/cancel{end}", body, Content_Type="application/json")[0] == 400
     untouched(management, exchange)
 
