@@ -156,6 +156,17 @@ def test_descriptors_are_one_budget(brokers):
     broker.end()
 
 
+def refuses_to_begin(broker, client, why):
+    """An exchange that has not delayed anything yet, which is refused, and what is not delayed comes; and its queue."""
+    late, queue = client.delayed_and_queue()
+    for _ in range(2):
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match=why):
+            Client(broker).publish(late, body=b"x", delay=100)
+    client.publish(late, body=b"at once")
+    assert client.texts(queue, 1) == ["at once"]
+    return late, queue
+
+
 def test_the_broker_keeps_descriptors_for_itself(brokers):
     """Near their end no other exchange begins to delay messages; it can be declared, and those that
     have begun go on."""
@@ -165,12 +176,7 @@ def test_the_broker_keeps_descriptors_for_itself(brokers):
     client.publish(open_exchange, body=b"x", delay=HOUR_MS)
     enough = resource.prlimit(broker.pid, resource.RLIMIT_NOFILE)[0]
     limit_descriptors(broker, len(descriptors(broker)) + 50)
-    late, late_queue = client.delayed_and_queue()
-    for _ in range(2):
-        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="file descriptors"):
-            Client(broker).publish(late, body=b"x", delay=100)
-    client.publish(late, body=b"at once")
-    assert client.texts(late_queue, 1) == ["at once"]
+    late, late_queue = refuses_to_begin(broker, client, "file descriptors")
     for n in range(20):
         client.publish(open_exchange, body=b"%d" % n, delay=HOUR_MS)
     client.publish(open_exchange, body=b"now", delay=100)
@@ -195,12 +201,7 @@ def test_the_broker_keeps_atoms_for_itself(brokers):
     evaluate(broker, """
         Left = erlang:system_info(atom_limit) - erlang:system_info(atom_count),
         [list_to_atom("few_atoms_" ++ integer_to_list(N)) || N <- lists:seq(1, Left - 5000)], ok.""")
-    late, late_queue = client.delayed_and_queue()
-    for _ in range(2):
-        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="of the 200000 atoms"):
-            Client(broker).publish(late, body=b"x", delay=100)
-    client.publish(late, body=b"at once")
-    assert client.texts(late_queue, 1) == ["at once"]
+    refuses_to_begin(broker, client, "of the 200000 atoms")
     name = f"rabbit_misc:r(<<\"/\">>, exchange, <<\"{exchange}\">>)"
     evaluate(broker, f"exit(rabbit_delay_registry:queue({name}), kill).")
     eventually(lambda: publishes(broker, exchange), bool, within=90)
