@@ -9,16 +9,14 @@
 %%
 %% Key is {delay_key, Ms, Exchange}: when it is due, and the record of the exchange as it was then.
 %%
-%% The import goes through the index in due order, a window of messages at a time. What is in the
-%% window is encoded, noted in a file of ours, appended to the Raft logs of its exchanges, and when all
-%% have it deleted from the tables, on disk. The note says in which batch of which session each message
-%% went; the machine keeps how far a session came. So whoever goes on after a crash knows of each
-%% message in the tables whether it is in already: none is lost, and none comes twice. The file is
-%% rabbit_delay_official_note's, and how a window becomes batches rabbit_delay_official_batches'.
-%%
-%% Each step runs in a process that rabbitmqctl has here for it, one at a time on a node (the lock is
-%% global's, of this node), for ?STEP_MS and what is in the window then; it waits for no exchange for
-%% longer than ?PATIENCE_MS.
+%% The import goes through the index in due order, a window of messages at a time. What is in the window is
+%% encoded (rabbit_delay_official_record), noted in a file of ours (rabbit_delay_official_note), appended to the Raft
+%% logs of its exchanges (rabbit_delay_official_batches), and when all have it deleted from the tables, on disk. The
+%% note says in which batch of which session each message went; the machine keeps how far a session came. So whoever
+%% goes on after a crash knows of each message in the tables whether it is in already, and sends what is not as it was
+%% sent before: none is lost, and none comes twice.
+%% Each step runs in a process that rabbitmqctl has here for it, one at a time on a node, for ?STEP_MS and what is in
+%% the window then; it waits for no exchange for longer than ?PATIENCE_MS.
 -module(rabbit_delay_official_tables).
 
 -include_lib("kernel/include/logger.hrl").
@@ -28,7 +26,7 @@
 -export([announce/0, begin_import/1, import/2, end_import/1]).
 -export([table/1, exchange_of/1]).
 
--export_type([entry/0, cursor/0, counts/0, skipped/0, progress/0]).
+-export_type([key/0, entry/0, cursor/0, counts/0, skipped/0, progress/0]).
 
 -define(OFFICIAL, rabbit_delayed_message).
 %% A window, whichever comes first.
@@ -42,8 +40,6 @@
 -define(PATIENCE_MS, 60000).
 -define(TABLES_MS, 30000).
 -define(SURVEY_ENTRIES, 1000).
-
--define(ABSOLUTE, 1).
 
 -record(delay_entry, {delay_key, delivery, ref}).
 
@@ -65,6 +61,8 @@
                deadline :: integer(),
                note :: rabbit_delay_official_note:note(),
                full :: [rabbit_exchange:name()],
+               %% under way since an import that was ended, and no room for them
+               held = [] :: [rabbit_delay_official_note:batch()],
                exchanges = #{} :: #{rabbit_exchange:name() =>
                                         {ok, pid(), rabbit_delay_key:salt()} | why()},
                %% newest first
@@ -191,9 +189,9 @@ import(VHost, {Key, Full}) ->
     exclusively(
       fun () ->
               try
-                  Step = #step{table = table(node()), index = index(node()), vhost = VHost,
-                               deadline = erlang:monotonic_time(millisecond) + ?STEP_MS,
-                               note = recovered(rabbit_delay_official_note:read()), full = Full},
+                  Step = resumed(#step{table = table(node()), index = index(node()), vhost = VHost,
+                                       deadline = erlang:monotonic_time(millisecond) + ?STEP_MS,
+                                       note = rabbit_delay_official_note:read(), full = Full}),
                   walk(next_key(Key, Step), Key, Step)
               catch
                   throw:{unavailable, Why} -> unavailable(Why)
@@ -239,6 +237,8 @@ key(Key, #step{vhost = VHost} = Step0) ->
             {Target, Step} = target(XName, Step0),
             case Target of
                 {ok, _, Salt} -> entries(Key, XName, Salt, Step);
+                %% Some may be in.
+                full -> entries(Key, XName, <<>>, Step);
                 Why -> skip(XName, Why, length(fields(Step#step.table, Key, #delay_entry.ref)), Step)
             end
     end.
@@ -250,6 +250,10 @@ fields(Table, Key, Position) ->
     catch
         error:badarg -> []
     end.
+
+deliveries(Table, Key) ->
+    Refs = fields(Table, Key, #delay_entry.ref),
+    lists:zip([rabbit_delay_official_record:id(Key, Ref) || Ref <- Refs], fields(Table, Key, #delay_entry.delivery)).
 
 skip(_, _, 0, Step) ->
     Step;
@@ -315,26 +319,18 @@ deadline(Ms) -> erlang:monotonic_time(millisecond) + Ms.
 
 %% All messages of a key: those of one exchange that are due in the same millisecond.
 entries(Key, XName, Salt, #step{table = Table} = Step0) ->
-    Refs = fields(Table, Key, #delay_entry.ref),
-    Deliveries = fields(Table, Key, #delay_entry.delivery),
     {Step, Fate, Ids} =
         lists:foldl(
-          fun ({Ref, Delivery}, {S0, Fate0, Ids0}) ->
-                  Id = id(Key, Ref),
+          fun ({Id, Delivery}, {S0, Fate0, Ids0}) ->
                   case entry(Key, Id, XName, Salt, Delivery, maybe_flush(S0)) of
                       {ok, S} -> {S, Fate0, [Id | Ids0]};
                       {skipped, S} -> {S, stay, Ids0}
                   end
-          end, {Step0, go, []}, lists:zip(Refs, Deliveries)),
+          end, {Step0, go, []}, deliveries(Table, Key)),
     %% Some may have been refused in the meantime.
     Taken = [Id || Id <- Ids, not is_map_key(Id, Step#step.refused)],
     Step#step{whole = [{Key, case Taken of Ids -> Fate; _ -> stay end, Taken} | Step#step.whole],
               keys = Step#step.keys + 1}.
-
-id({delay_key, Ms, _} = Key, Ref) ->
-    <<Id:8/binary, _/binary>> =
-        crypto:hash(sha256, term_to_binary({Ms, exchange_of(Key), Ref}, [{minor_version, 1}])),
-    Id.
 
 entry(Key, Id, XName, Salt, Delivery, #step{note = Note, exchanges = Exchanges} = Step) ->
     case rabbit_delay_official_note:is_in(Id, Note) of
@@ -347,43 +343,21 @@ entry(Key, Id, XName, Salt, Delivery, #step{note = Note, exchanges = Exchanges} 
             end
     end.
 
-ready({delay_key, Due, _} = Key, Id, XName, Salt, Delivery,
+ready(Key, Id, XName, Salt, Delivery,
       #step{window = Window, messages = Messages, bytes = Bytes} = Step) ->
-    case record(Due, Salt, Delivery) of
-        {ok, Size, Record} ->
-            Ready = #ready{key = Key, id = Id, exchange = XName, due = due(Due), size = Size,
-                           record = Record},
-            {ok, Step#step{window = [Ready | Window], messages = Messages + 1,
-                           bytes = Bytes + Size}};
+    case made_ready(Key, Id, XName, Salt, Delivery) of
+        {ok, #ready{size = Size} = Ready} ->
+            {ok, Step#step{window = [Ready | Window], messages = Messages + 1, bytes = Bytes + Size}};
         {error, Why} ->
             {skipped, skip(XName, Why, 1, Step)}
     end.
 
-due(Ms) -> min(max(Ms, 0), ?MAX_MS).
-
-%% A record of a batch (include/dw_store.h), due at a time of the clock. A key of the publisher's is
-%% for those to come that cancel it: what the official plugin took was not to replace or drop any.
-record(Due, Salt, Delivery) ->
-    case rabbit_delay_broker:from_official(Delivery) of
-        {ok, Message} ->
-            {Encoding, Body} = rabbit_delay_broker:encode(Message),
-            case {byte_size(Body), rabbit_delay_config:max_message_size()} of
-                {Size, Limit} when Size > Limit ->
-                    {error, too_large};
-                {Size, _} ->
-                    {ok, Size, [rabbit_delay_store:record_header(Size, ?ABSOLUTE, Encoding, due(Due),
-                                                                 key_hash(Salt, Message)), Body]}
-            end;
-        {error, _} ->
-            {error, unreadable}
-    end.
-
-key_hash(Salt, Message) ->
-    Parsed = rabbit_delay_broker:parsed(Message),
-    case rabbit_delay_key:asked(rabbit_delay_broker:headers(Parsed),
-                                rabbit_delay_broker:message_id(Parsed)) of
-        {OnDuplicate, Key} when OnDuplicate =/= cancel -> rabbit_delay_key:hash(Salt, Key);
-        _ -> 0
+made_ready(Key, Id, XName, Salt, Delivery) ->
+    case rabbit_delay_official_record:record(Key, Salt, Delivery) of
+        {ok, Due, Size, Record} ->
+            {ok, #ready{key = Key, id = Id, exchange = XName, due = Due, size = Size, record = Record}};
+        {error, _} = Error ->
+            Error
     end.
 
 %% ----------------------------------------------------------------------------- a window
@@ -429,62 +403,65 @@ refused(XName, Over, #step{exchanges = Exchanges, full = Full, whole = Whole,
 
 send([], Step) ->
     Step;
-send(Batches, #step{note = Note0} = Step0) ->
+send(Batches, #step{note = Note0, held = Held} = Step0) ->
     {Placed, Note} = lists:mapfoldl(fun place/2, Note0, Batches),
-    ok = rabbit_delay_official_note:write(
-           [{XName, Place, << <<Id/binary>> || #ready{id = Id} <- Ready >>}
-            || {XName, _, Ready, Place} <- Placed], Note),
+    ok = rabbit_delay_official_note:write(Held ++ [noted(Batch) || Batch <- Placed], Note),
+    {Again, Step1} = offered(Placed, fun answered/3, {[], Step0#step{note = Note}}),
+    send(Again, Step1).
+
+noted({XName, _, Ready, Place}) -> {XName, Place, << <<Id/binary>> || #ready{id = Id} <- Ready >>}.
+
+offered(Placed, Answered, Acc0) ->
     Deadline = deadline(?PATIENCE_MS),
     Asked = [{Batch, append(Batch)} || Batch <- Placed],
-    {Again, Step1} = lists:foldl(
-                       fun ({Batch, Ref}, {Again0, Step}) ->
-                               answered(await(Ref, Batch, Deadline), Batch, Again0, Step)
-                       end, {[], Step0}, Asked),
-    send(Again, Step1).
+    lists:foldl(fun ({Batch, Ref}, Acc) -> Answered(await(Ref, Batch, once, Deadline), Batch, Acc) end, Acc0, Asked).
 
 place({XName, Pid, Ready}, Note0) ->
     {Place, Note} = rabbit_delay_official_note:place(XName, Note0),
     {{XName, Pid, Ready, Place}, Note}.
 
-answered(ok, {XName, _, Ready, Place}, Again, #step{note = Note} = Step) ->
-    {Again, Step#step{imported = Step#step.imported + length(Ready),
-                      note = rabbit_delay_official_note:taken(
-                               XName, Place, [Id || #ready{id = Id} <- Ready], Note)}};
-answered(full, {XName, _, Ready, _}, Again, Step) ->
+answered(ok, {_, _, Ready, _} = Batch, {Again, Step}) ->
+    {Again, taken(Batch, Step#step{imported = Step#step.imported + length(Ready)})};
+answered(full, {XName, _, Ready, _}, {Again, Step}) ->
     {Again, refused(XName, Ready, Step)};
-answered({gap, _}, {XName, Pid, Ready, _}, Again, #step{note = Note} = Step) ->
+answered({gap, _}, {XName, Pid, Ready, _}, {Again, #step{note = Note} = Step}) ->
     %% One before it was refused, or the machine has forgotten the session: another one.
     {[{XName, Pid, Ready} | Again],
      Step#step{note = rabbit_delay_official_note:forget_session(XName, Note)}}.
+
+taken({XName, _, Ready, Place}, #step{note = Note} = Step) ->
+    Step#step{note = rabbit_delay_official_note:taken(XName, Place, [Id || #ready{id = Id} <- Ready], Note)}.
 
 append({_, Pid, Ready, Place}) ->
     Earliest = lists:min([Due || #ready{due = Due} <- Ready]),
     Records = iolist_to_binary([Record || #ready{record = Record} <- Ready]),
     rabbit_delay_queue:import(Pid, Place, {1, {none, max(Earliest, 1)}, Records}, length(Ready)).
 
-%% The machine drops a batch that it has: it can be offered again until there is an answer.
-await(Ref, {XName, _, Ready, Place} = Batch, Deadline) ->
-    Again = fun (Why) ->
+%% The machine drops a batch that it has: it can be offered again until there is an answer. What has been offered
+%% before may be on its way, and is not refused any more.
+await(Ref, {XName, _, Ready, Place} = Batch, Times, Deadline) ->
+    Again = fun (Why, Now) ->
                     _ = erlang:monotonic_time(millisecond) < Deadline orelse
                         throw({unavailable, [rabbit_delay_text:rs(XName), ": ", Why]}),
                     timer:sleep(?RETRY_MS),
                     case find_target(XName) of
                         {ok, Pid, _} ->
-                            await(append({XName, Pid, Ready, Place}), Batch, Deadline);
+                            await(append({XName, Pid, Ready, Place}), Batch, Now, Deadline);
                         _ ->
                             throw({unavailable, [rabbit_delay_text:rs(XName), " has gone meanwhile"]})
                     end
             end,
     receive
         {Ref, ok} -> ok;
-        {Ref, full} -> full;
+        {Ref, full} when Times =:= once -> full;
+        {Ref, full} -> Again("there is no room for what may be under way", Times);
         {Ref, {gap, _} = Gap} -> Gap;
-        {Ref, not_ready} -> Again("it has no leader");
+        {Ref, not_ready} -> Again("it has no leader", Times);
         {Ref, {unavailable, Why}} -> throw({unavailable, Why});
         {Ref, {error, Why}} -> throw({unavailable, [rabbit_delay_text:rs(XName), ": the store refuses a batch: ",
                                                    rabbit_delay_text:reason(Why)]})
     after ?ANSWER_MS ->
-        Again("it does not answer")
+        Again("it does not answer", again)
     end.
 
 %% Deletes from the tables what is in, on disk.
@@ -514,27 +491,65 @@ forget(Table, _, {Key, stay, Ids}) ->
     Entries = mnesia:read(Table, Key, write),
     ok = mnesia:delete(Table, Key, write),
     lists:foreach(fun (Entry) -> ok = mnesia:write(Table, Entry, write) end,
-                  [E || #delay_entry{ref = Ref} = E <- Entries, not is_map_key(id(Key, Ref), Gone)]).
+                  [E || #delay_entry{ref = Ref} = E <- Entries, not is_map_key(rabbit_delay_official_record:id(Key, Ref), Gone)]).
 
-%% Of the batches that were under way, the machines know which are in. An exchange that has gone has
-%% taken its messages with it.
-recovered(Note0) ->
+%% Of the batches that were under way when an import was ended, the machines know which are in. The others may still
+%% come, from a leader that was replaced meanwhile: so each goes on in its session, with the same messages under the
+%% same number. For those that there is no room for it waits for the next import.
+resumed(#step{note = Note0} = Step) ->
     {Sent, Note1} = rabbit_delay_official_note:under_way(Note0),
-    lists:foldl(
-      fun ({XName, {Session, SeqNo}, _} = Batch, Note) ->
-              case find_target(XName) of
-                  {ok, Pid, _} ->
-                      ok = rabbit_delay_queue:forget_imported(Pid),
-                      case last_seq_no(XName, Session, deadline(?PATIENCE_MS)) of
-                          Last when Last >= SeqNo ->
-                              rabbit_delay_official_note:arrived(Batch, Note);
-                          _ ->
-                              rabbit_delay_official_note:forget_session(XName, Note)
-                      end;
-                  _ ->
-                      rabbit_delay_official_note:forget_session(XName, Note)
-              end
-      end, Note1, Sent).
+    {NotIn, Note} = lists:foldl(fun not_in/2, {[], Note1}, Sent),
+    {Placed, Step1} = placed_before(lists:keysort(2, NotIn), Step#step{note = Note}),
+    offered(Placed, fun gone_on/3, Step1).
+
+%% An exchange that has gone has taken its messages with it.
+not_in({XName, {Session, SeqNo}, _} = Batch, {NotIn, Note}) ->
+    case find_target(XName) of
+        {ok, Pid, _} ->
+            ok = rabbit_delay_queue:forget_imported(Pid),
+            case last_seq_no(XName, Session, deadline(?PATIENCE_MS)) of
+                Last when Last >= SeqNo -> {NotIn, rabbit_delay_official_note:arrived(Batch, Note)};
+                _ -> {[Batch | NotIn], Note}
+            end;
+        _ ->
+            {NotIn, rabbit_delay_official_note:forget_session(XName, Note)}
+    end.
+
+%% With what is still in the tables of each, in the order that it had. What is not there is in.
+placed_before([], Step) ->
+    {[], Step};
+placed_before(Batches, #step{index = Index} = Step0) ->
+    Wanted = maps:from_list([{Id, XName} || {XName, _, Ids} <- Batches, <<Id:8/binary>> <= Ids]),
+    {Found, Step} = found(ets:first(Index), Wanted, #{}, Step0),
+    {[{XName, Pid, Ready, Place} || {XName, Place, Ids} <- Batches,
+                                    {ok, Pid, _} <- [map_get(XName, Step#step.exchanges)],
+                                    Ready <- [[map_get(Id, Found) || <<Id:8/binary>> <= Ids, is_map_key(Id, Found)]],
+                                    Ready =/= []],
+     Step}.
+
+found('$end_of_table', _, Found, Step) ->
+    {Found, Step};
+found(_, Wanted, Found, Step) when map_size(Wanted) =:= map_size(Found) ->
+    {Found, Step};
+found(Key, Wanted, Found, #step{table = Table, index = Index} = Step0) ->
+    {Target, Step} = target(exchange_of(Key), Step0),
+    Here = maps:from_list([{Id, Ready} || {ok, _, Salt} <- [Target], {Id, Delivery} <- deliveries(Table, Key),
+                                          is_map_key(Id, Wanted),
+                                          {ok, Ready} <- [made_ready(Key, Id, exchange_of(Key), Salt, Delivery)]]),
+    found(ets:next(Index, Key), Wanted, maps:merge(Found, Here), Step).
+
+gone_on(ok, Batch, Step) ->
+    taken(Batch, Step);
+gone_on(full, {XName, _, _, _} = Batch, #step{held = Held, full = Full, exchanges = Exchanges} = Step) ->
+    Step#step{held = Held ++ [noted(Batch)], full = lists:usort([XName | Full]),
+              exchanges = Exchanges#{XName => full}};
+gone_on({gap, _}, {XName, _, _, _} = Batch, #step{held = Held, note = Note} = Step) ->
+    case lists:keymember(XName, 1, Held) of
+        %% It comes behind one that waits.
+        true -> Step#step{held = Held ++ [noted(Batch)]};
+        %% The machine has forgotten the session.
+        false -> Step#step{note = rabbit_delay_official_note:forget_session(XName, Note)}
+    end.
 
 last_seq_no(XName, Session, Deadline) ->
     case rabbit_delay_raft:last_seq_no(XName, Session) of
@@ -554,7 +569,19 @@ last_seq_no(XName, Session, Deadline) ->
 end_import(VHost) ->
     exclusively(
       fun () ->
-              ok = rabbit_delay_official_note:delete(),
+              ok = forget_import(),
               {ok, Counts} = survey(table(node()), index(node()), VHost),
               {ok, Counts, [table(node()), index(node())]}
       end).
+
+%% Not while something may be under way.
+forget_import() ->
+    try
+        {Sent, Note} = rabbit_delay_official_note:under_way(rabbit_delay_official_note:read()),
+        case lists:foldl(fun not_in/2, {[], Note}, Sent) of
+            {[], _} -> rabbit_delay_official_note:delete();
+            {_, _} -> ok
+        end
+    catch
+        throw:{unavailable, _} -> ok
+    end.

@@ -271,6 +271,66 @@ def test_the_broker_ends_in_the_middle(brokers, way):
     broker.end()
 
 
+def under_way(broker):
+    """The places in their sessions of what the note says to be under way, and of how many messages each is."""
+    said = evaluate(broker, "[{S, N, byte_size(I) div 8} || {_, {S, N}, I} <- element(1, "
+                            "rabbit_delay_official_note:under_way(rabbit_delay_official_note:read()))].")
+    return [tuple(map(int, place)) for place in re.findall(r"{(\d+),(\d+),(\d+)}", re.sub(r"\s", "", said))]
+
+
+def server(exchange):
+    return f"rabbit_delay_raft:server_id({resource(exchange)})"
+
+
+def come_late(broker, exchange, places):
+    """What a leader that was replaced had of an import, and sends on now: messages of another body, to tell."""
+    for session, number, _ in places:
+        said = evaluate(broker, "element(2, ra:process_command(%s, {enqueue, 1, %d, %d, {none, %d}, iolist_to_binary("
+                                "[rabbit_delay_store:record_header(4, 1, 0, %d, 0), <<\"late\">>])}, 30000))." %
+                        (server(exchange), session, number, DUE, DUE))
+        assert said == "ok", said
+
+
+@pytest.mark.parametrize("room", ["enough", "too little at first"])
+def test_what_was_under_way_when_the_broker_ended_and_comes_late_is_not_taken_twice(brokers, room):
+    broker = brokers(f"official-late-{room[0]}", enable=(PLUGIN,))
+    client = Client(broker)
+    one, other = client.delayed(keep=True), client.delayed(keep=True)
+    tables = OfficialTables(broker, evaluate)
+    tables.write(one, range(3000), DUE, per_ms=3, size=4096)
+    # Its member is there.
+    client.publish(one, body=b"first", delay=24 * HOUR_MS)
+    sync_metadata(broker)
+    evaluate(broker, f"sys:suspend(element(1, {server(one)})).")
+    command = start(broker, "import_delayed_messages")
+    sent = eventually(lambda: under_way(broker), lambda places: len(places) > 1)
+    broker.kill9()
+    _, told = command.communicate(timeout=300)
+    assert command.returncode == 69, told
+    broker.start()
+    tables = OfficialTables(broker, evaluate)
+    assert (under_way(broker), tables.count()) == (sent, 3000)
+    tables.write(other, range(3000, 3500), DUE)
+    if room != "enough":
+        # For the first of them, not for the second: the others go on, and it waits.
+        fits = sent[0][2] + 10
+        broker.ctl("set_policy", "limited", f"^{one}$", json.dumps({"delay-max-length": fits}),
+                   "--apply-to", "exchanges")
+        found = counts(broker, code=1)
+        assert (pending(broker, one), pending(broker, other)) == (1 + sent[0][2], 500)
+        assert [(row["exchange"], row["reason"]) for row in found["skipped"]] == [(one, "full")]
+        assert found["left"] == tables.count() == 3000 - sent[0][2]
+        broker.ctl("clear_policy", "limited")
+    done = counts(broker)
+    assert done["left"] == 0 and tables.count() == 0
+    assert (pending(broker, one), pending(broker, other)) == (3001, 500)
+    come_late(broker, one, sent)
+    assert pending(broker, one) == 3001
+    lines, _ = lines_of(broker, one)
+    assert sorted(bodies(lines)) == sorted([f"m{n}" for n in range(3000)] + ["first"])
+    broker.end()
+
+
 def test_the_log_says_that_there_is_something_to_import(brokers):
     broker = brokers("official-announced", enable=(PLUGIN,))
     tables = OfficialTables(broker, evaluate)
