@@ -99,7 +99,7 @@ transfer(XName, Node, Options) ->
     end.
 
 %% A change of each of these exchanges, of which it is known how many members they have.
--spec each(add | delete, Node :: binary(), [{rabbit_exchange:name(), pos_integer()}],
+-spec each(add | delete | force_shrink, Node :: binary(), [{rabbit_exchange:name(), pos_integer()}],
            rabbit_delay_cli:options()) -> changes().
 each(Change, Node, Exchanges, Options) ->
     Failed = counters:new(1, []),
@@ -111,7 +111,7 @@ next([], _, _, _, _) ->
     {halt, []};
 next([{XName, Size} | Left], Change, Node, Failed, Options) ->
     {Done, Result} = case ask(Options, Change, [XName, Node, ?BY], fun (Result) -> Result end) of
-                         ok -> {by(Change), <<"ok">>};
+                         ok -> {by(Change, Size), <<"ok">>};
                          unchanged -> {0, <<"ok">>};
                          {error, _, Why} -> {0, <<"error: ", Why/binary>>};
                          {error, Failure} ->
@@ -126,8 +126,9 @@ next([{XName, Size} | Left], Change, Node, Failed, Options) ->
             {[row([vhost, name, size, result], Row, Options)], Left}
     end.
 
-by(add) -> 1;
-by(delete) -> -1.
+by(add, _) -> 1;
+by(delete, _) -> -1;
+by(force_shrink, Size) -> 1 - Size.
 
 %% Shows changes as they are done; of others, what the tool makes of it.
 -spec output(module(), rabbit_delay_cli:result() | changes(), rabbit_delay_cli:options()) -> term().

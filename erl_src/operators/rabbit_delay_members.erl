@@ -3,7 +3,7 @@
 %% The members of exchanges' groups, for operators: what is asked on any node is done on the one that leads.
 -module(rabbit_delay_members).
 
--export([status/1, add/2, remove/2, transfer/2, critical/1]).
+-export([status/1, add/2, remove/2, transfer/2, force_shrink/2, critical/1]).
 -export([status_here/1]).
 
 -export_type([status/0]).
@@ -16,6 +16,8 @@
 -type why() :: iodata().
 
 -define(ASK_MS, 5000).
+%% Others are asked, and it comes to lead.
+-define(FORCE_MS, 60000).
 %% How often it is looked for another leader, where one leaves its leadership first.
 -define(TIMES, 3).
 
@@ -82,6 +84,16 @@ remove(XName, Node) -> by_leader(XName, remove, Node, ?TIMES).
 %% Has that on Node lead.
 -spec transfer(rabbit_exchange:name(), node()) -> ok | {error, why()}.
 transfer(XName, Node) -> by_leader(XName, transfer, Node, ?TIMES).
+
+%% Has that on Node go on as the only one, which takes no leader.
+-spec force_shrink(rabbit_exchange:name(), node()) -> ok | {error, why()}.
+force_shrink(XName, Node) ->
+    try
+        erpc:call(Node, rabbit_delay_member_changes, force_shrink, [XName], ?FORCE_MS)
+    catch
+        error:{exception, undef, _} -> {error, io_lib:format("node ~s runs an earlier version", [Node])};
+        error:{erpc, Reason} -> {error, io_lib:format("node ~s: ~ts", [Node, rabbit_delay_text:reason(Reason)])}
+    end.
 
 by_leader(XName, Function, Node, Times) ->
     case rabbit_delay_member_changes:members(XName) of

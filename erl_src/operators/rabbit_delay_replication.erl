@@ -11,7 +11,8 @@
 -include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay.hrl").
 
--export([status/1, add/3, delete/3, transfer/3, to_grow/3, to_shrink/1, to_rebalance/1, leaders/0, critical/0]).
+-export([status/1, add/3, delete/3, transfer/3, force_shrink/3, to_grow/3, to_shrink/1, to_force_shrink/1,
+         to_rebalance/1, leaders/0, critical/0]).
 -export([leads/0]).
 
 -export_type([error/0, patterns/0]).
@@ -81,6 +82,14 @@ transfer(XName, Name, By) ->
           (Node, false) -> conflict("node ~s has no member of ~ts", [Node, rabbit_delay_text:rs(XName)])
       end).
 
+-spec force_shrink(rabbit_exchange:name(), node_name(), By :: binary()) -> ok | error().
+force_shrink(XName, Name, By) ->
+    with_member_or_not(
+      XName, Name, rabbit_delay_broker:cluster_nodes(),
+      fun (Node, true) -> change(force_shrink, XName, Node, "the member on ~s is to go on alone", By);
+          (Node, false) -> conflict("node ~s has no member of ~ts", [Node, rabbit_delay_text:rs(XName)])
+      end).
+
 %% Before it is done: whatever becomes of it, it is known who asked for what.
 change(What, XName, Node, Format, By) ->
     ?LOG_INFO("delayed messages of ~ts: " ++ Format ++ ", asked for by ~ts",
@@ -112,6 +121,17 @@ to_shrink(Name) ->
     Groups = groups({<<>>, <<>>}),
     case node_of(Name, rabbit_delay_broker:cluster_nodes() ++ lists:append([Nodes || {_, Nodes} <- Groups])) of
         {ok, Node} -> {ok, [{XName, length(Nodes)} || {XName, Nodes} <- Groups, lists:member(Node, Nodes)]};
+        Error -> Error
+    end.
+
+%% Those that have a member there, and no majority of members whose nodes are in the cluster.
+-spec to_force_shrink(node_name()) -> {ok, [{rabbit_exchange:name(), pos_integer()}]} | error().
+to_force_shrink(Name) ->
+    Cluster = rabbit_delay_broker:cluster_nodes(),
+    case node_of(Name, Cluster) of
+        {ok, Node} -> {ok, [{XName, length(Nodes)}
+                            || {XName, Nodes} <- groups({<<>>, <<>>}), lists:member(Node, Nodes),
+                               2 * length([N || N <- Nodes, lists:member(N, Cluster)]) =< length(Nodes)]};
         Error -> Error
     end.
 

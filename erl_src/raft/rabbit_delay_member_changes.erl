@@ -15,7 +15,7 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([add/2, remove/2, transfer/2, reconcile/1, move_leaders/0]).
+-export([add/2, remove/2, transfer/2, force_shrink/1, log_end/1, reconcile/1, move_leaders/0]).
 -export([members/1, ask/2, state_of/2, voters/1]).
 
 -type why() :: iodata().
@@ -89,7 +89,7 @@ remove(XName, Node, Group, #{members := Members, leader := {_, Here} = Leader} =
     end.
 
 failed(What, Node, {error, Reason}) ->
-    ?LOG_WARNING("delayed messages: a member on ~s ~s: ~0P", [Node, What, Reason, 20], ?LOG_DOMAIN),
+    ?LOG_WARNING("delayed messages: the member on ~s ~s: ~0P", [Node, What, Reason, 20], ?LOG_DOMAIN),
     {error, io_lib:format("the member on ~s ~s at present: the broker's log says why", [Node, What])}.
 
 -spec transfer(rabbit_exchange:name(), node()) -> ok | again | {error, why()}.
@@ -144,6 +144,78 @@ leave_leadership(XName, {_, Here} = Leader, #{members := Members}, Peers) ->
                 not maps:get(draining, maps:get(Node, Peers))] of
         [Id | _] -> lead(XName, Leader, Id);
         [] -> {error, "no other member is up that could lead"}
+    end.
+
+%% ------------------------------------------------------------------- without a majority
+
+%% This node's member goes on as the only one, as the nodes of a majority have been lost and are in the cluster no
+%% more: what comes back of them has no part in it. Nobody leads, so no other says what is to be done.
+-spec force_shrink(rabbit_exchange:name()) -> ok | {error, why()}.
+force_shrink(XName) ->
+    one_at_a_time(XName, fun () -> force_shrink(XName, rabbit_delay_group:find(XName), rabbit_delay_table:member(XName))
+                         end).
+
+force_shrink(XName, {ok, #{formed := true, members := Members} = Group}, {ok, {Id, _} = Member}) ->
+    Nodes = rabbit_delay_broker:cluster_nodes(),
+    Left = [M || {{_, Node}, _} = M <- Members, lists:member(Node, Nodes)],
+    case {lists:member(Member, Left), 2 * length(Left) > length(Members)} of
+        {false, _} ->
+            {error, "the exchange's record does not name this node's member"};
+        {true, true} ->
+            {error, "the nodes of a majority of its members are in the cluster: it has a leader when they are up"};
+        {true, false} ->
+            case first_error([fun () -> has_most(Id, Left -- [Member]) end, fun () -> is_alone(Id) end]) of
+                ok -> said(XName, "the member on ~s goes on alone", node(),
+                           unname(XName, rabbit_delay_group:ids(Group) -- [Id], Group));
+                Error -> Error
+            end
+    end;
+force_shrink(_, _, _) ->
+    {error, "this node holds none of its messages, or not yet"}.
+
+%% Of the members that are left: what a majority has confirmed, the one with the longest log has.
+has_most({_, Here} = Id, Others) ->
+    Ends = [{Node, end_of(Other)} || {{_, Node} = Other, _} <- Others],
+    case {end_of(Id), [Node || {Node, unknown} <- Ends]} of
+        {unknown, _} ->
+            {error, io_lib:format("the member on ~s does not answer", [Here])};
+        {_, [Node | _]} ->
+            {error, io_lib:format("the member on ~s, which is in the cluster, does not say how much it has", [Node])};
+        {Ours, []} ->
+            case [Node || {Node, Theirs} <- Ends, Theirs > Ours] of
+                [] -> ok;
+                [Node | _] -> {error, io_lib:format("the member on ~s has more", [Node])}
+            end
+    end.
+
+end_of({_, Node} = Id) ->
+    try
+        erpc:call(Node, ?MODULE, log_end, [Id], ?ASK_MS)
+    catch
+        error:_ -> unknown
+    end.
+
+%% How far the log on its disk goes; asked by others.
+-spec log_end(ra:server_id()) -> {Term :: non_neg_integer(), Index :: non_neg_integer()} | unknown.
+log_end(Id) ->
+    case rabbit_delay_broker:raft_overview(Id, ?ASK_MS) of
+        {ok, #{log := #{last_written_index_term := {Index, Term}}}} -> {Term, Index};
+        _ -> unknown
+    end.
+
+%% It may be so from before.
+is_alone(Id) ->
+    case rabbit_delay_broker:raft_overview(Id, ?ASK_MS) of
+        {ok, #{cluster := Cluster, leader_id := Id}} when map_size(Cluster) =:= 1 ->
+            ok;
+        {ok, _} ->
+            case rabbit_delay_broker:raft_alone(Id) of
+                ok -> await_leader(Id, erlang:monotonic_time(millisecond) + ?TRANSFER_MS);
+                {error, not_supported} -> {error, "RabbitMQ before 3.13 has no way to do that"};
+                Error -> failed("does not go on alone", node(), Error)
+            end;
+        Error ->
+            failed("does not answer", node(), Error)
     end.
 
 change(XName, Change) ->

@@ -62,6 +62,8 @@ def test_one_that_has_delayed_nothing_has_no_members(client, broker):
     (["grow_delayed_exchanges", "NODE", "some"], BAD_DATA, "all or even"),
     (["grow_delayed_exchanges", "NODE", "even", "--exchange-pattern", "("], BAD_DATA, "no regular expression"),
     (["shrink_delayed_exchanges", "rabbit@nowhere"], BAD_DATA, "there is no node"),
+    (["force_shrink_delayed_exchanges", "rabbit@nowhere"], BAD_DATA, "there is no node"),
+    (["force_shrink_delayed_exchanges"], BAD_USAGE, "not enough"),
     (["rebalance_delayed_exchanges", "--vhost-pattern", "["], BAD_DATA, "no regular expression"),
     (["delayed_exchange_status"], BAD_USAGE, "not enough"),
     (["add_delayed_exchange_member", "EXCHANGE"], BAD_USAGE, "not enough"),
@@ -82,7 +84,8 @@ def test_what_is_so_already_is_no_failure(broker, exchange):
     assert "has a member already" in broker.ctl("add_delayed_exchange_member", exchange, node)
     assert "the only member" in broker.ctl("transfer_delayed_exchange_leadership", exchange, node)
     # On a node that is alone no exchange has members that could be elsewhere.
-    for command in (["grow_delayed_exchanges", node, "all"], ["shrink_delayed_exchanges", node]):
+    for command in (["grow_delayed_exchanges", node, "all"], ["shrink_delayed_exchanges", node],
+                    ["force_shrink_delayed_exchanges", node]):
         assert broker.rows(*command) == []
         assert broker.ctl("--quiet", *command).strip() == ""
     leaders = {row["node"]: row["leaders"] for row in broker.rows("rebalance_delayed_exchanges")}

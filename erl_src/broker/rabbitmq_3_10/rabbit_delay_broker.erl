@@ -11,7 +11,8 @@
 -include_lib("rabbit_common/include/rabbit_framing.hrl").
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 
--export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2, raft_member/1]).
+-export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2, raft_member/1,
+         raft_alone/1]).
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
@@ -73,6 +74,10 @@ machine_state(State) -> State.
 %% As Ra takes a member that is to join: at once, as one that votes.
 -spec raft_member(rabbit_delay_group:member()) -> ra:server_id().
 raft_member({Id, _}) -> Id.
+
+%% Has a server of this node be the only member of its cluster, whatever became of the others. This Ra cannot.
+-spec raft_alone(ra:server_id()) -> ok | {error, not_supported | term()}.
+raft_alone(_) -> {error, not_supported}.
 
 %% ---------------------------------------------------------------------------- exchanges
 

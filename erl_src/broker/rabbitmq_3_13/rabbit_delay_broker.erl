@@ -15,7 +15,8 @@
 -include_lib("amqp10_common/include/amqp10_framing.hrl").
 -include("rabbit_delay.hrl").
 
--export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2, raft_member/1]).
+-export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2, raft_member/1,
+         raft_alone/1]).
 -export([delayed_exchanges/0, durable_delayed_exchanges/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
@@ -96,6 +97,14 @@ raft_overview(ServerId, Timeout) ->
 %% As Ra takes a member that is to join: one that votes when it has caught up.
 -spec raft_member(rabbit_delay_group:member()) -> map().
 raft_member({Id, Uid}) -> #{id => Id, uid => Uid, membership => promotable}.
+
+%% Has a server of this node be the only member of its cluster, whatever became of the others.
+-spec raft_alone(ra:server_id()) -> ok | {error, not_supported | term()}.
+raft_alone(ServerId) ->
+    case ra_server_proc:force_shrink_members_to_current_member(ServerId) of
+        ok -> ok;
+        Failure -> {error, Failure}
+    end.
 
 %% ---------------------------------------------------------------------------- exchanges
 
