@@ -85,7 +85,7 @@ deps-clients:
 
 # ---------------------------------------------------------------------------- C
 C_CORE := $(filter-out c_src/dw_nif%.c,$(sort $(wildcard c_src/*.c)))
-C_ALL := $(wildcard c_src/*.c c_src/*.h include/*.h tests/c/*.c tests/c/*.h tests/bench/*.c)
+C_ALL := $(wildcard c_src/*.c c_src/*.h include/*.h tests/c/*.c tests/c/*.h tests/bench/*.c tests/simulation/*.h)
 # Programs of one module's tests each; what has no main is support for them.
 C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
 C_TESTS_THREADED := $(filter %_threads,$(C_TESTS))
@@ -475,20 +475,30 @@ model-trace: $(MODEL)
 
 # The machines, delay queues and dispatchers of a cluster under a scheduler of the test's own, which draws what
 # happens from a seed: tests/simulation/README.md.
-SEEDS := 400
+SEEDS := 2000
 FIRST := 1
-SIMULATE := env ERL_LIBS=$(BROKER_HOME)/plugins tests/simulation/run $(EBIN)
-suites-simulation:
+SIMULATED := _build/simulated/$(APP)
+SIMULATE := env ERL_LIBS=$(BROKER_HOME)/plugins tests/simulation/run $(EBIN) $(SIMULATED)
+suites-simulation: $(SIMULATED)/$(NIF)
 	@rm -rf $(RESULTS)/simulation
 	@$(RUN) simulation-seeds --junit "$(RESULTS)/simulation/seeds-*.xml" -- \
 	    $(SIMULATE) seeds $(FIRST) $(SEEDS) $(RESULTS)/simulation
-	@$(RUN) simulation-broken --junit "$(RESULTS)/simulation/broken.xml" -- \
+	@$(RUN) simulation-broken --junit "$(RESULTS)/simulation/broken-*.xml" -- \
 	    $(SIMULATE) broken 800 $(RESULTS)/simulation
 soak-simulation: SEEDS := 10000
-soak-simulation: deps dist-3.10
+soak-simulation: deps dist-3.10 $(SIMULATED)/$(NIF)
 	@$(SIMULATE) seeds $(FIRST) $(SEEDS) $(RESULTS)/simulation
-simulation-trace:
+simulation-trace: $(SIMULATED)/$(NIF)
 	@$(SIMULATE) seed $(SEED) $(WAY)
+
+# The library that is given to people, but for the two files that say which thread a call is done by.
+NOT_DIRTY := dw_nif dw_nif_writer
+$(SIMULATED)/$(NIF): tests/simulation/not_dirty.h $(NIF)
+	@mkdir -p $(@D)
+	$(call say,CC) $(CC) $(C_NIF_FLAGS) $(call flags_of,$(HOST)) $(CORE_WARNINGS) -shared -Wl,-z,nodelete -o $@ \
+	    -include $< $(NOT_DIRTY:%=c_src/%.c) \
+	    $(filter-out $(NOT_DIRTY:%=_build/c/nif/$(HOST)/%.o),$(patsubst c_src/%.c,_build/c/nif/$(HOST)/%.o,$(wildcard c_src/*.c))) \
+	    -lpthread
 
 suites-model:
 	@$(RUN) model-itself -- env -C tests/model $(GO) test -count=1 .

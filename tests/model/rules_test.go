@@ -55,7 +55,7 @@ func TestEachRuleIsBroken(t *testing.T) {
 // What the table names as keeping a rule, and as its test, is there.
 func TestWhatTheTableNamesIsThere(t *testing.T) {
 	sources := map[string]string{}
-	for _, dir := range []string{"erl_src", "tests/erl", "tests/integration", "tests/cluster"} {
+	for _, dir := range []string{"erl_src", "tests/erl", "tests/integration", "tests/cluster", "tests/simulation"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error {
 			if err == nil && (strings.HasSuffix(path, ".erl") || strings.HasSuffix(path, ".py")) {
 				text, unread := os.ReadFile(path)
@@ -70,7 +70,13 @@ func TestWhatTheTableNamesIsThere(t *testing.T) {
 		}
 	}
 	named := regexp.MustCompile("`(\\w+):(\\w+)/\\d`|`(test_\\w+):(test_\\w+)`")
+	way := regexp.MustCompile("`WAY=(\\w+)`")
 	for rule, row := range rules(t) {
+		for _, found := range way.FindAllStringSubmatch(row, -1) {
+			if !strings.Contains(sources["simulated_code"], "{"+found[1]+",") {
+				t.Error(rule, "names", found[0], "which is no way to break the simulation")
+			}
+		}
 		for _, found := range named.FindAllStringSubmatch(row, -1) {
 			module, function, begins := found[1], found[2], "(?m)^"
 			if module == "" {

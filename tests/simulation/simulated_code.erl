@@ -9,8 +9,9 @@
 
 -export_type([mutation/0]).
 
-%% What a function is replaced by, so that the simulation is seen to miss it: its module and its clauses.
--type mutation() :: {module(), Function :: string()}.
+%% What a function is replaced by, so that the simulation is seen to miss it: its module and its clauses; or clauses
+%% that come before its own.
+-type mutation() :: {module(), Function :: string() | {before, Clauses :: string()}}.
 
 %% Those whose code is simulated.
 -define(MODULES,
@@ -45,6 +46,8 @@
           gen_batch_server => simulated_process,
           net_kernel => simulated_process,
           erpc => simulated_process,
+          file => simulated_file,
+          ra_lib => simulated_file,
           credit_flow => simulated_broker,
           rabbit_delay_broker => simulated_broker,
           rabbit_delay_policy => simulated_broker,
@@ -56,18 +59,35 @@
 %% What waits for another process, which has nothing to wait for here.
 -define(WAITS, [{rabbit_delay_queue, "key_salt(XName) -> {ok, Salt} = rabbit_delay_group:key_salt(XName), Salt."}]).
 
-%% Loads them all, with these functions replaced.
+%% Loads them all, with these functions replaced. Each is compiled once as it is.
 -spec load(Root :: file:filename(), [mutation()]) -> ok.
 load(Root, Mutations) ->
     lists:foreach(
       fun (Name) ->
               Module = list_to_atom(filename:basename(Name)),
-              Forms = mutated(forms(Root, Name), [Text || {M, Text} <- ?WAITS ++ Mutations, M =:= Module]),
-              _ = put(own, [{F, A} || {function, _, F, A, _} <- Forms]),
-              {ok, Module, Beam} = compile:forms([simulated(Form) || Form <- Forms],
-                                                 [nowarn_unused_function, nowarn_unused_vars]),
+              Beam = case [Text || {M, Text} <- Mutations, M =:= Module] of
+                         [] -> as_it_is(Root, Name, Module);
+                         Texts -> compiled(Root, Name, Module, Texts)
+                     end,
               {module, Module} = code:load_binary(Module, Name, Beam)
       end, ?MODULES).
+
+as_it_is(Root, Name, Module) ->
+    case get({compiled, Module}) of
+        undefined ->
+            Beam = compiled(Root, Name, Module, []),
+            _ = put({compiled, Module}, Beam),
+            Beam;
+        Beam ->
+            Beam
+    end.
+
+compiled(Root, Name, Module, Texts) ->
+    Forms = mutated(forms(Root, Name), [Text || {M, Text} <- ?WAITS, M =:= Module] ++ Texts),
+    _ = put(own, [{F, A} || {function, _, F, A, _} <- Forms]),
+    {ok, Module, Beam} = compile:forms([simulated(Form) || Form <- Forms],
+                                       [nowarn_unused_function, nowarn_unused_vars]),
+    Beam.
 
 forms(Root, Name) ->
     File = filename:join([Root, "erl_src", Name ++ ".erl"]),
@@ -75,17 +95,21 @@ forms(Root, Name) ->
     [] = [Error || {error, Error} <- Forms],
     Forms.
 
-mutated(Forms, Texts) ->
-    lists:foldl(
-      fun (Text, Acc) ->
-              {ok, Tokens, _} = erl_scan:string(Text),
-              {ok, {function, _, Name, Arity, _} = New} = erl_parse:parse_form(Tokens),
-              [_] = [found || {function, _, N, A, _} <- Acc, N =:= Name, A =:= Arity],
-              [case Form of
-                   {function, _, Name, Arity, _} -> New;
-                   _ -> Form
-               end || Form <- Acc]
-      end, Forms, Texts).
+mutated(Forms, Texts) -> lists:foldl(fun mutate/2, Forms, Texts).
+
+mutate({before, Text}, Forms) ->
+    change(Text, fun (Clauses, Own) -> Clauses ++ Own end, Forms);
+mutate(Text, Forms) ->
+    change(Text, fun (Clauses, _) -> Clauses end, Forms).
+
+change(Text, Change, Forms) ->
+    {ok, Tokens, _} = erl_scan:string(Text),
+    {ok, {function, _, Name, Arity, Clauses}} = erl_parse:parse_form(Tokens),
+    [_] = [found || {function, _, N, A, _} <- Forms, N =:= Name, A =:= Arity],
+    [case Form of
+         {function, Line, Name, Arity, Own} -> {function, Line, Name, Arity, Change(Clauses, Own)};
+         _ -> Form
+     end || Form <- Forms].
 
 %% Guards cannot ask the simulation which node this is: it is an argument more of the function.
 simulated({function, Line, Name, Arity, Clauses} = Function) ->
@@ -135,7 +159,7 @@ rewritten({call, Line, {atom, _, Function} = F, Args}) ->
 rewritten({call, Line, {remote, _, {atom, _, erlang}, {atom, _, Function}} = F, Args}) ->
     call(Line, F, of_vm(Function, length(Args)), Args);
 rewritten({call, Line, {remote, L, {atom, _, Module}, Function}, Args}) ->
-    {call, Line, {remote, L, {atom, L, maps:get(Module, ?OF_OTHERS, Module)}, Function}, rewritten(Args)};
+    {call, Line, {remote, L, {atom, L, of_other(Module, Function, length(Args))}, Function}, rewritten(Args)};
 rewritten({call, Line, {remote, L, Module, Function}, Args}) ->
     {call, Line, {remote, L, Module, Function}, rewritten(Args)};
 rewritten({'fun', Line, {function, {atom, L, Module}, Function, Arity}}) ->
@@ -151,6 +175,15 @@ rewritten([Head | Tail]) ->
 rewritten(Term) ->
     Term.
 
+%% Of files, what there is.
+of_other(file, {atom, _, Function}, Arity) ->
+    case lists:member({Function, Arity}, simulated_file:module_info(exports)) of
+        true -> simulated_file;
+        false -> file
+    end;
+of_other(Module, _, _) ->
+    maps:get(Module, ?OF_OTHERS, Module).
+
 of_vm(Function, Arity) ->
     case lists:member(Function, ?OF_VM) andalso not lists:member({Function, Arity}, ?AS_THEY_ARE) of
         true -> {simulated_process, Function};
@@ -162,9 +195,56 @@ call(Line, Function, as_it_is, Args) ->
 call(Line, _, {Module, Function}, Args) ->
     {call, Line, {remote, Line, {atom, Line, Module}, {atom, Line, Function}}, rewritten(Args)}.
 
-%% Ways to get it wrong, each of which some seed must find.
--spec mutations() -> [{Name :: atom(), [mutation()]}].
+%% Ways to get it wrong, each of which some seed must find; some by what they are known for.
+-spec mutations() -> [{Name :: atom(), Violation :: any | atom(), [mutation()]}].
 mutations() ->
+    rules_of_sessions() ++ [{Name, any, Mutations} || {Name, Mutations} <- others()].
+
+rules_of_sessions() ->
+    [{sends_in_another_session, stored_twice,
+      [{rabbit_delay_queue,
+        {before,
+         "applied({SeqNo, {error, unknown_session}}, #state{batches = Batches, session = Session} = State)"
+         "  when is_map_key(SeqNo, Batches), Session =/= undefined ->"
+         "    open_session(State#state{session = undefined, opening = undefined});"
+         "applied({SeqNo, {error, unknown_session}}, State) when is_integer(SeqNo) -> State."}},
+       {rabbit_delay_queue,
+        {before,
+         "opens(Ref, {ok, Session, 0}, #state{opening = {open, Ref}, batches = Batches} = State) ->"
+         "    Again = lists:zip(lists:seq(1, map_size(Batches)),"
+         "                      [Batch || {_, Batch} <- lists:sort(maps:to_list(Batches))]),"
+         "    send_all_again(State#state{opening = undefined, session = Session, batches = maps:from_list(Again),"
+         "                               last_seq_no = length(Again)})."}}]},
+     {takes_an_answer_by_its_number, confirmed_unstored,
+      [{rabbit_delay_queue,
+        {before,
+         "applied({SeqNo, {error, unknown_session}}, #state{batches = Batches, name = QName} = State)"
+         "  when is_map_key(SeqNo, Batches) ->"
+         "    Tell = fun (Sender, SeqNos) -> rabbit_delay_intake:reject_all(Sender, QName, SeqNos) end,"
+         "    Ended = lists:foldl(fun (N, S) -> ended(N, Tell, S) end, State, maps:keys(Batches)),"
+         "    open_session(Ended#state{session = undefined, opening = undefined, last_seq_no = 0})."}}]},
+     {forgets_the_number_of_what_is_late, lost,
+      [{rabbit_delay_append,
+        {before,
+         "rejected(SeqNo, #batch{untold = 0, entry = {_, _, Bytes}}, _,"
+         "         #state{batches = Batches, batches_bytes = All} = State) ->"
+         "    State#state{batches = maps:remove(SeqNo, Batches), batches_bytes = All - byte_size(Bytes)}."}}]},
+     {gives_another_batch_the_number_of_what_is_late, confirmed_unstored,
+      [{rabbit_delay_append,
+        {before,
+         "rejected(SeqNo, #batch{untold = 0, entry = {_, _, Bytes}}, _,"
+         "         #state{batches = Batches, batches_bytes = All} = State) ->"
+         "    _ = put(free, case get(free) of undefined -> [SeqNo]; Free -> Free ++ [SeqNo] end),"
+         "    State#state{batches = maps:remove(SeqNo, Batches), batches_bytes = All - byte_size(Bytes)}."}},
+       {rabbit_delay_append,
+        {before,
+         "append_next(SeqNo, #batch{} = Batch, _, State) ->"
+         "    append(case get(free) of"
+         "               [Free | Rest] -> _ = put(free, Rest), under_way(Free, Batch, State);"
+         "               _ -> under_way(SeqNo, Batch, State#state{last_seq_no = SeqNo})"
+         "           end)."}}]}].
+
+others() ->
     [{lease_never_ends, [{rabbit_delay_lease, "holds(_, _) -> true."}]},
      {releases_what_is_being_changed, [{rabbit_delay_changes, "is_held(_, _) -> false."}]},
      {releases_what_is_in_flight, [{rabbit_delay_in_flight, "is_held(_, _) -> false."}]},

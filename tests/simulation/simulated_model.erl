@@ -7,8 +7,8 @@
 %% Messages are numbered, and each is sent once by its publisher.
 -module(simulated_model).
 
--export([begin_all/0, end_all/0, committed/4, applied/5, installed/3, ids/1]).
--export([confirmed/1, sent/5, lost/1, accepted/2, answered/2, at_end/2]).
+-export([begin_all/0, committed/4, applied/5, installed/3, ids/1]).
+-export([confirmed/1, untold/2, sent/5, lost/1, accepted/2, answered/2, at_end/2]).
 
 -define(LEASE_MS, 500).
 %% At every so many-th index all that is held is compared.
@@ -26,16 +26,14 @@
          stored = #{} :: #{pos_integer() => pos_integer()}}).
 
 %% One attempt to give a message to a queue.
--record(attempt, {dispatcher :: term(), client :: pid(), answer = none :: none | settled | rejected, accepted = false :: boolean()}).
+-record(attempt, {dispatcher :: term(), client :: pid(), answer = none :: none | settled | rejected,
+                  accepted = false :: boolean()}).
 
 begin_all() ->
-    erlang:put(?MODULE, #model{}),
-    _ = ets:new(replies, [set, named_table, private]),
-    _ = ets:new(digests, [set, named_table, private]),
-    _ = ets:new(attempts, [set, named_table, private]),
+    _ = erlang:put(?MODULE, #model{}),
+    _ = erlang:put(attempts, #{}),
+    _ = erlang:put(untold, []),
     ok.
-
-end_all() -> lists:foreach(fun ets:delete/1, [replies, digests, attempts]).
 
 model() -> erlang:get(?MODULE).
 
@@ -61,8 +59,8 @@ committed(Index, Term, Time, Command) ->
     simulated_versions:needed_by(Command) =< simulated_versions:in_effect(Index) orelse
         wrong(not_in_effect, {Index, element(1, Command), element(2, Command)}),
     {Reply, Model} = entry(Command, Index, Term, Time, model()),
-    erlang:put(?MODULE, Model),
-    true = ets:insert(replies, {Index, Reply, held(Index, Model)}),
+    _ = erlang:put(?MODULE, Model),
+    _ = erlang:put({reply, Index}, {Reply, held(Index, Model)}),
     ok.
 
 %% How many are pending after it, and now and then which.
@@ -183,7 +181,7 @@ due(Id, Due, Index, #model{pending = Pending} = M) ->
 
 %% A member has applied an entry, for the first time or again. Replicas at one index hold the same.
 applied(Node, Index, IsNew, Reply, State) ->
-    [{_, Expected, _}] = ets:lookup(replies, Index),
+    {Expected, _} = erlang:get({reply, Index}),
     _ = IsNew andalso shown(Reply) =/= Expected andalso wrong(answer, {Node, Index, Reply, Expected}),
     same(Node, Index, State).
 
@@ -202,12 +200,11 @@ same(Node, Index, State) ->
             ok = holds(Node, Index, Pending, State),
             #{opened := Opened} = maps:merge(#{opened => []}, rabbit_delay_machine:to_snapshot(State)),
             Shown = {Digest, Pending, Opened, rabbit_delay_machine:is_paused(State)},
-            case ets:lookup(digests, Index) of
-                [] -> true = ets:insert(digests, {Index, Shown});
-                [{_, Shown}] -> true;
-                [{_, Other}] -> wrong(replicas_differ, {Node, Index, Shown, Other})
-            end,
-            ok;
+            case erlang:put({digest, Index}, Shown) of
+                undefined -> ok;
+                Shown -> ok;
+                Other -> wrong(replicas_differ, {Node, Index, Shown, Other})
+            end;
         #{} ->
             %% Its store was here before.
             ok
@@ -215,16 +212,16 @@ same(Node, Index, State) ->
 
 %% A member holds what the log says.
 holds(Node, Index, Pending, State) ->
-    case ets:lookup(replies, Index) of
-        [{_, _, Pending}] ->
+    case erlang:get({reply, Index}) of
+        {_, Pending} ->
             ok;
-        [{_, _, All}] when is_list(All) ->
-            {ok, Page} = rabbit_delay_store:page(rabbit_delay_machine:store(State), {0, 0}, 65535),
+        {_, All} when is_list(All) ->
+            {ok, Page} = rabbit_delay_store:page(rabbit_delay_machine:store(State), {0, 0}, Pending + 1),
             case [{Due, Id, Key} || #{id := Id, due := Due, key_hash := Key} <- Page] of
                 All -> ok;
                 Held -> wrong(holds_other, {Node, Index, Held -- All, All -- Held})
             end;
-        [{_, _, Other}] ->
+        {_, Other} ->
             wrong(holds_other, {Node, Index, Pending, Other})
     end.
 
@@ -234,7 +231,8 @@ holds(Node, Index, Pending, State) ->
 sent(Number, Queue, Node, Dispatcher, Client) ->
     Now = simulated_process:clock(Node),
     {_, Term} = Dispatcher,
-    simulated_process:note("~b goes to ~ts from ~p, which has applied ~b, ~p", [Number, element(4, Queue), Node, simulated_raft:applied(Node), Dispatcher]),
+    simulated_process:note("~b goes to ~ts from ~p, which has applied ~b, ~p",
+                           [Number, element(4, Queue), Node, simulated_raft:applied(Node), Dispatcher]),
     %% It begins when it has seen all that was there when it was elected.
     case held_at(Number, max(simulated_raft:applied(Node), simulated_raft:first_of(Term))) of
         gone -> wrong(released_though_gone, {Number, Node});
@@ -249,14 +247,14 @@ sent(Number, Queue, Node, Dispatcher, Client) ->
     Attempts = attempts(Number, Queue),
     _ = [wrong(sent_twice, {Number, Queue, Dispatcher, Attempt})
          || #attempt{dispatcher = D, answer = Answer} = Attempt <- Attempts, D =:= Dispatcher, Answer =/= rejected],
-    true = ets:insert(attempts, {{Number, Queue}, [#attempt{dispatcher = Dispatcher, client = Client} | Attempts]}),
+    set_attempts(Number, Queue, [#attempt{dispatcher = Dispatcher, client = Client} | Attempts]),
     {Number, Queue, length(Attempts) + 1}.
 
-attempts(Number, Queue) ->
-    case ets:lookup(attempts, {Number, Queue}) of
-        [{_, Attempts}] -> Attempts;
-        [] -> []
-    end.
+attempts(Number, Queue) -> maps:get({Number, Queue}, erlang:get(attempts), []).
+
+set_attempts(Number, Queue, Attempts) ->
+    _ = erlang:put(attempts, (erlang:get(attempts))#{{Number, Queue} => Attempts}),
+    ok.
 
 accepted(Attempt, true) -> change(Attempt, fun (A) -> A#attempt{accepted = true} end);
 accepted(_, false) -> ok.
@@ -265,19 +263,19 @@ answered(Attempt, Answer) -> change(Attempt, fun (A) -> A#attempt{answer = Answe
 
 %% What a client that is lost has not been answered may be sent again.
 lost(Client) ->
-    lists:foreach(fun ({Key, Attempts}) ->
-                          ets:insert(attempts, {Key, [case A of
-                                                          #attempt{client = Client, answer = none} ->
-                                                              A#attempt{answer = rejected};
-                                                          _ -> A
-                                                      end || A <- Attempts]})
-                  end, ets:tab2list(attempts)).
+    _ = erlang:put(attempts, maps:map(fun (_, Attempts) ->
+                                              [case A of
+                                                   #attempt{client = Client, answer = none} ->
+                                                       A#attempt{answer = rejected};
+                                                   _ -> A
+                                               end || A <- Attempts]
+                                      end, erlang:get(attempts))),
+    ok.
 
 change({Number, Queue, Nth}, Fun) ->
     Attempts = attempts(Number, Queue),
     {Later, [A | Before]} = lists:split(length(Attempts) - Nth, Attempts),
-    true = ets:insert(attempts, {{Number, Queue}, Later ++ [Fun(A) | Before]}),
-    ok.
+    set_attempts(Number, Queue, Later ++ [Fun(A) | Before]).
 
 %% What is cancelled is not released, too, by the dispatcher that was asked.
 in_no_hands(#pending{number = Number}, Term) ->
@@ -296,11 +294,26 @@ was_delivered(#pending{number = Number}, Index) ->
 confirmed(Number) ->
     is_stored(Number) orelse wrong(confirmed_unstored, Number).
 
+%% It came to this delay queue process, and nobody hears of its rejection.
+untold(Number, Queue) ->
+    _ = erlang:put(untold, [{Number, Queue} | erlang:get(untold)]),
+    ok.
+
+%% Only what ends that process loses it, or that its session is forgotten.
+is_lost({Number, Queue}) ->
+    not is_stored(Number) andalso case simulated_process:is_there(Queue) orelse simulated_process:ended_with(Queue) of
+                                      true -> true;
+                                      {session_lost, _, Last} -> is_integer(Last);
+                                      _ -> false
+                                  end.
+
 %% All faults are over, and enough time has gone by.
 at_end(Nodes, Probes) ->
     #model{pending = Pending} = model(),
     lists:foreach(fun (Number) -> is_stored(Number) orelse wrong(never_stored, Number) end, Probes),
     Pending =:= #{} orelse wrong(never_released, Pending),
+    Lost = lists:filter(fun is_lost/1, erlang:get(untold)),
+    Lost =:= [] orelse wrong(lost, Lost),
     lists:foreach(fun (Node) ->
                           #{pending := N} = rabbit_delay_store:stat(
                                               rabbit_delay_machine:store(simulated_raft:state(Node))),

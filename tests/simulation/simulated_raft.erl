@@ -11,7 +11,7 @@
 -module(simulated_raft).
 
 -export([begin_all/0, start_member/1, kill_member/1, look/0, who_leads/2, true_leader/0, deposed_at/2,
-         applied/1, term/1, first_of/1, leads/1, state/1, transfer/0, replace/1]).
+         applied/1, term/1, first_of/1, leads/1, state/1, transfer/0, replace/1, opens/1]).
 %% ra
 -export([pipeline_command/4, local_query/3, cast_aux_command/2]).
 
@@ -30,19 +30,22 @@
                  %% whether it counts for a majority: one that was just added has to catch up first
                  votes = true :: boolean(),
                  %% appended, not committed, the last one first
-                 tail = [] :: [#entry{}]}).
+                 tail = [] :: [#entry{}],
+                 %% it is about to commit some of them
+                 commits = false :: boolean()}).
 
 %% ------------------------------------------------------------------------------- all of it
 
 begin_all() ->
-    _ = ets:new(raft, [set, named_table, private]),
     lists:foreach(fun ({K, V}) -> set(K, V) end,
                   [{commit, 0}, {term, 0}, {leader, none}, {elected, []}] ++
                       [{{member, Node}, #member{node = Node}} || Node <- simulated_process:all_nodes()]).
 
-raft(Key) -> ets:lookup_element(raft, Key, 2).
+raft(Key) -> erlang:get({raft, Key}).
 
-set(Key, Value) -> true = ets:insert(raft, {Key, Value}).
+set(Key, Value) ->
+    _ = erlang:put({raft, Key}, Value),
+    ok.
 
 member(Node) -> raft({member, Node}).
 
@@ -82,17 +85,17 @@ start_member(Node) ->
       fun () ->
               Applied = case Snapshot of
                             none ->
-                                ok = filelib:ensure_dir(simulated_node:dir(Node) ++ "/x"),
-                                machine(Node, ?M:init(#{exchange => simulated_node:exchange(),
-                                                        uid => atom_to_binary(Node)})),
+                                ok = simulated_file:ensure_dir(simulated_node:dir(Node) ++ "/x"),
+                                opened(Node, ?M:init(#{exchange => simulated_node:exchange(),
+                                                       uid => atom_to_binary(Node)})),
                                 0;
                             {Index, Dir} ->
                                 ok = rabbit_delay_snapshot:validate(Dir),
                                 {ok, #{index := Index}, State} = rabbit_delay_snapshot:recover(Dir),
-                                machine(Node, State),
+                                opened(Node, State),
                                 Index
                         end,
-              update(M#member{role = follower, leader = undefined, applied = Applied, tail = []})
+              update(M#member{role = follower, leader = undefined, applied = Applied, tail = [], commits = false})
       end),
     simulated_process:after_ms(1000, Node, fun () -> tick(Node, Pid) end),
     apply_soon(Node).
@@ -108,7 +111,7 @@ replace(Node) ->
             ok = stored(Third),
             ok = rabbit_delay_store:close(?M:store(state(Node))),
             simulated_process:kill(simulated_process:named(Node, member), removed),
-            ok = file:del_dir_r(simulated_node:dir(Node)),
+            ok = simulated_file:forget(simulated_node:dir(Node)),
             #member{taken = Taken, term = Term} = member(Node),
             update(#member{node = Node, term = Term, taken = Taken, votes = false}),
             start_member(Node),
@@ -119,9 +122,14 @@ replace(Node) ->
 
 machine(Node, State) -> erlang:put({?MODULE, machine, Node}, State).
 
+opened(Node, State) ->
+    #{applied := Found} = rabbit_delay_store:stat(?M:store(State)),
+    _ = erlang:put({?MODULE, found_at, Node}, Found),
+    machine(Node, State).
+
 %% What it has not written is gone.
 kill_member(Node) ->
-    update((member(Node))#member{role = follower, tail = []}),
+    update((member(Node))#member{role = follower, tail = [], commits = false}),
     ok.
 
 %% Followers hear later of what is committed.
@@ -179,7 +187,8 @@ elect(Old) ->
                        false when Old =:= Node -> lists:reverse((member(Node))#member.tail);
                        false -> []
                    end,
-            simulated_process:note("~p elected in term ~b, of ~p, with ~b of its entries", [Node, Term, Old, length(Kept)]),
+            simulated_process:note("~p elected in term ~b, of ~p, with ~b of its entries",
+                                   [Node, Term, Old, length(Kept)]),
             lists:foreach(fun commit/1, Kept),
             set(term, Term),
             set(elected, [{Term, Node, simulated_process:now()} | raft(elected)]),
@@ -212,25 +221,26 @@ hear(Node) ->
     end.
 
 heard(Node) ->
-    #member{role = Role, term = Before} = M = member(Node),
+    #member{role = Role, term = Before, leader = Known} = M = member(Node),
     case raft(term) of
         Term when Term > Before ->
             update(M#member{role = follower, term = Term, leader = raft(leader), tail = []}),
             _ = Role =:= leader andalso entered(Node, follower),
             ok;
+        %% It was started in that term.
+        Before when Known =:= undefined ->
+            update(M#member{leader = raft(leader)});
         _ ->
             ok
     end.
 
 %% Of the others'. That of all of them is appended, as often as it is found to be another than what is in effect.
 ask_versions(Node) ->
-    #member{applied = Applied, term = Term, tail = Tail} = M = member(Node),
+    #member{applied = Applied, term = Term} = member(Node),
     InEffect = simulated_versions:in_effect(Applied),
     case simulated_versions:has_heard(Node, Term, reached(Node) -- [Node]) of
         Version when is_integer(Version), Version > InEffect ->
-            update(M#member{tail = [#entry{term = Term, time = simulated_process:clock(Node),
-                                           command = {noop, Version}} | Tail]}),
-            simulated_process:after_ms(1 + simulated_process:up_to(6), Node, fun () -> commit_tail(Node) end);
+            append(Node, {noop, Version}, none);
         _ ->
             ok
     end.
@@ -263,10 +273,8 @@ cast_aux_command(ServerId, Command) ->
 
 message({command, Command, Correlation, From}, Node) ->
     case member(Node) of
-        #member{role = leader, term = Term, tail = Tail} = M ->
-            update(M#member{tail = [#entry{term = Term, time = simulated_process:clock(Node), command = Command,
-                                           from = {Correlation, From}} | Tail]}),
-            simulated_process:after_ms(1 + simulated_process:up_to(6), Node, fun () -> commit_tail(Node) end);
+        #member{role = leader} ->
+            append(Node, Command, {Correlation, From});
         #member{leader = Leader} ->
             Known = case Leader of
                         undefined -> undefined;
@@ -279,6 +287,26 @@ message({aux, Command}, Node) ->
     aux(Node, Command),
     Node.
 
+%% What a delay queue process of this node had sent that is gone comes to the leader.
+opens(Node) ->
+    Leader = raft(leader),
+    case Leader =/= none andalso simulated_process:is_running(Leader) andalso leads(Leader) of
+        true ->
+            simulated_process:note("an earlier opening of ~p comes late", [Node]),
+            Nonce = <<"late ", (integer_to_binary(raft(commit)))/binary>>,
+            append(Leader, {open, 1, atom_to_binary(Node), Nonce}, none);
+        false ->
+            ok
+    end.
+
+append(Node, Command, From) ->
+    #member{term = Term, tail = Tail, commits = Commits} = M = member(Node),
+    update(M#member{tail = [#entry{term = Term, time = simulated_process:clock(Node), command = Command, from = From}
+                            | Tail], commits = true}),
+    _ = Commits orelse
+        simulated_process:after_ms(1 + simulated_process:up_to(6), Node, fun () -> commit_tail(Node) end),
+    ok.
+
 %% By the leader, if it is one still, and a majority hears it.
 commit_tail(Node) ->
     #member{role = Role, tail = Tail, term = Term} = M = member(Node),
@@ -290,13 +318,19 @@ commit_tail(Node) ->
             update(M#member{tail = lists:sublist(Tail, length(Tail) - length(Some)), stored = raft(commit)}),
             store_soon(Node),
             apply_soon(Node),
-            length(Some) < length(Tail) andalso
-                simulated_process:after_ms(1, Node, fun () -> commit_tail(Node) end);
+            commit_later(Node, 1);
         false when Role =:= leader, Tail =/= [] ->
-            simulated_process:after_ms(40, Node, fun () -> commit_tail(Node) end);
+            commit_later(Node, 40);
         false ->
-            ok
+            commit_later(Node, none)
     end.
+
+commit_later(Node, Ms) ->
+    #member{tail = Tail} = M = member(Node),
+    update(M#member{commits = Tail =/= [] andalso Ms =/= none}),
+    _ = Tail =/= [] andalso Ms =/= none andalso
+        simulated_process:after_ms(Ms, Node, fun () -> commit_tail(Node) end),
+    ok.
 
 commit(#entry{term = Term, time = Time, command = Command} = Entry) ->
     Index = raft(commit) + 1,
@@ -376,7 +410,8 @@ apply_entry(Node, Index, #entry{command = {noop, _}} = Entry) ->
     end;
 apply_entry(Node, Index, #entry{term = Term, time = Time, command = Command}) ->
     State0 = state(Node),
-    #{applied := Before} = rabbit_delay_store:stat(?M:store(State0)),
+    %% Its store may be further.
+    IsNew = Index > erlang:get({?MODULE, found_at, Node}),
     {State, Reply, Effects} = case ?M:apply(#{index => Index, term => Term, system_time => Time,
                                               machine_version => simulated_versions:in_effect(Index)},
                                             Command, State0) of
@@ -384,7 +419,7 @@ apply_entry(Node, Index, #entry{term = Term, time = Time, command = Command}) ->
                                   {S, R, E} -> {S, R, E}
                               end,
     machine(Node, State),
-    ok = simulated_model:applied(Node, Index, Before < Index, Reply, State),
+    ok = simulated_model:applied(Node, Index, IsNew, Reply, State),
     effects(Effects, Node),
     Reply.
 
@@ -433,7 +468,7 @@ effect({release_cursor, Index, State}, Node) ->
 
 snapshot_dir(Node, N) ->
     Dir = filename:join([simulated_node:dir(Node), "snapshots", integer_to_list(N)]),
-    ok = filelib:ensure_dir(filename:join(Dir, "x")),
+    ok = simulated_file:ensure_dir(filename:join(Dir, "x")),
     Dir.
 
 written(Node, Index, Dir, Meta, Ref) ->
@@ -449,11 +484,7 @@ has_snapshot(Node, Index, Dir) ->
         {Later, _} when Later >= Index ->
             ok;
         _ ->
-            update(M#member{snapshot = {Index, Dir}}),
-            case Before of
-                {_, Old} -> ok = file:del_dir_r(Old);
-                none -> ok
-            end
+            update(M#member{snapshot = {Index, Dir}})
     end.
 
 snapshot_for(Node, Leader, Applied) ->
@@ -482,7 +513,7 @@ install(Node, {Index, From}) ->
               {ok, Accept} = rabbit_delay_snapshot:begin_accept(Dir, Meta),
               ok = chunks(Read, From, Accept),
               {ok, #{index := Index}, State} = rabbit_delay_snapshot:recover(Dir),
-              machine(Node, State),
+              opened(Node, State),
               update(M#member{taken = Taken + 1, applied = Index}),
               ok = has_snapshot(Node, Index, Dir),
               ok = simulated_model:installed(Node, Index, State)

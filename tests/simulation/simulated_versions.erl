@@ -9,7 +9,7 @@
 %% later one: they are the same code.
 -module(simulated_versions).
 
--export([begin_all/0, end_all/0, is_mixed/0, of_node/1, set/2, earlier_ones/0, may_go_back/0]).
+-export([begin_all/0, is_mixed/0, of_node/1, set/2, earlier_ones/0, may_go_back/0]).
 -export([in_effect/1, appended/2, raised_at/1, goes_up_to/1, needed_by/1]).
 -export([of_first/2, votes/4, has_heard/3, shown_to/2]).
 
@@ -21,7 +21,6 @@
 -type rule() :: ra_2_2 | ra_2_14 | ra_3.
 
 begin_all() ->
-    _ = ets:new(versions, [set, named_table, private]),
     IsMixed = simulated_process:chance(?MIXED),
     Nodes = simulated_process:all_nodes(),
     put_all([{rule, simulated_process:one_of([ra_2_2, ra_2_14, ra_3])},
@@ -34,11 +33,9 @@ begin_all() ->
     _ = IsMixed andalso simulated_process:note("~p, versions ~p", [known(rule), [of_node(Node) || Node <- Nodes]]),
     ok.
 
-end_all() -> ets:delete(versions).
+put_all(Rows) -> lists:foreach(fun ({Key, Value}) -> erlang:put({versions, Key}, Value) end, Rows).
 
-put_all(Rows) -> true = ets:insert(versions, Rows).
-
-known(Key) -> ets:lookup_element(versions, Key, 2).
+known(Key) -> erlang:get({versions, Key}).
 
 is_mixed() -> known(mixed).
 
@@ -65,7 +62,7 @@ appended(Index, Version) ->
             simulated_process:note("machine ~b is in effect from ~b on", [Version, Index]),
             put_all([{raises, [{Index, Version} | Raises]}]);
         _ ->
-            true
+            ok
     end.
 
 %% What that entry raised it from, and to.
@@ -111,8 +108,8 @@ grants(_, InEffect, Ours, Theirs) -> Theirs =:= InEffect orelse Theirs >= InEffe
 %% asked again. The version that all have, where others wait for that.
 has_heard(Leader, Term, Others) ->
     Ours = of_node(Leader),
-    Before = case ets:lookup(versions, {heard, Leader}) of
-                 [{_, Term, Heard}] -> Heard;
+    Before = case known({heard, Leader}) of
+                 {Term, Heard} -> Heard;
                  _ -> #{}
              end,
     Now = lists:foldl(fun (Node, Heard) ->
@@ -121,7 +118,7 @@ has_heard(Leader, Term, Others) ->
                                   _ -> Heard#{Node => of_node(Node)}
                               end
                       end, Before, Others),
-    true = ets:insert(versions, {{heard, Leader}, Term, Now}),
+    ok = put_all([{{heard, Leader}, {Term, Now}}]),
     case known(rule) =:= ra_3 andalso map_size(Now) =:= length(simulated_process:all_nodes()) - 1 of
         true -> lists:min([Ours | maps:values(Now)]);
         false -> none

@@ -1,11 +1,11 @@
 %% SPDX-License-Identifier: MPL-2.0
 
-%% A cluster of three nodes, its publishers, operators and faults, in one process: everything that happens, and
+%% A cluster of three nodes, its publishers and operators, in one process: everything that happens, and
 %% when, is drawn from a seed, so that what goes wrong once goes wrong again. Delay queues, dispatchers and
 %% machines are the plugin's own, with the real store. What may happen is said by simulated_model.
 -module(simulation).
 
--export([main/1, run/1, first_without_message/0]).
+-export([main/1, run/1, first_without_message/0, kill/1]).
 
 -define(NOW, 1800000000000).
 %% How long messages are sent and things go wrong, and how long until all must be well again, ms.
@@ -20,12 +20,16 @@
 -define(PROBES_MS, 21500).
 %% Numbers of what a publisher sends that is no message: it cancels or releases others.
 -define(WITHOUT_MESSAGE, 1000000).
+%% So many of 100 messages are published without awaiting a confirm.
+-define(UNTOLD, 10).
+%% That of a seed's process, at first: it is not to be collected every few events.
+-define(HEAP_WORDS, 50000).
 
 first_without_message() -> ?WITHOUT_MESSAGE.
 
-%% Arguments of tests/simulation/run, behind the root of the sources. ROOT seeds FIRST COUNT JUNIT: so many seeds, from the first on.
-%% ROOT broken MOST JUNIT: each way to get it wrong is found by one of the first so many seeds.
-%% ROOT seed SEED [WAY]: that one, with what happened.
+%% Arguments of tests/simulation/run, behind the root of the sources. ROOT seeds FIRST COUNT JUNIT: so many seeds, from
+%% the first on. ROOT broken MOST JUNIT NTH OF: each way to get it wrong, of so many parts of them that one, is found by
+%% one of the first so many seeds. ROOT seed SEED [WAY]: that one, with what happened.
 main([Root, What | Args]) ->
     ok = logger:set_primary_config(level, none),
     halt(case main(What, Root, Args) of
@@ -40,35 +44,37 @@ main("seeds", Root, [First, Count, Junit]) ->
     ok = written(Junit, [{io_lib:format("~b seeds from ~ts on", [length(Seeds) - length(Wrong), First]), ok}
                          | [{integer_to_list(Seed), Result} || {Seed, Result} <- Wrong]]),
     Wrong;
-main("broken", Root, [Most, Junit]) ->
-    Found = [{Name, found(Name, Mutations, Root, lists:seq(1, list_to_integer(Most)))}
-             || {Name, Mutations} <- simulated_code:mutations()],
+main("broken", Root, [Most, Junit, Nth, Of]) ->
+    Ways = simulated_code:mutations(),
+    Found = [{Name, found(Way, Root, lists:seq(1, list_to_integer(Most)))}
+             || {N, {Name, _, _} = Way} <- lists:zip(lists:seq(1, length(Ways)), Ways),
+                N rem list_to_integer(Of) =:= list_to_integer(Nth)],
     ok = written(Junit, [{["broken: ", atom_to_list(Name)], case Seed of
                                                                 none -> "no seed finds it";
                                                                 _ -> ok
                                                             end} || {Name, Seed} <- Found]),
     [Name || {Name, none} <- Found];
 main("seed", Root, [Seed | Way]) ->
-    ok = simulated_code:load(Root, [Mutation || Name <- Way, {N, Mutations} <- simulated_code:mutations(),
+    ok = simulated_code:load(Root, [Mutation || Name <- Way, {N, _, Mutations} <- simulated_code:mutations(),
                                                 atom_to_list(N) =:= Name, Mutation <- Mutations]),
-    Result = run(list_to_integer(Seed)),
-    lists:foreach(fun ({At, Format, Args}) -> io:format("~8b  " ++ Format ++ "~n", [At - ?NOW | Args]) end, notes()),
+    {Result, Notes} = run(list_to_integer(Seed), fun simulated_process:notes/0),
+    lists:foreach(fun ({At, Format, Args}) -> io:format("~8b  " ++ Format ++ "~n", [At - ?NOW | Args]) end, Notes),
     io:format("~p~n", [Result]),
     [Result || Result =/= ok].
 
-found(Name, Mutations, Root, Seeds) ->
+found({Name, What, Mutations}, Root, Seeds) ->
     ok = simulated_code:load(Root, Mutations),
-    case first_wrong(Seeds) of
+    case first_wrong(What, Seeds) of
         {Seed, Wrong} -> io:format("~ts: seed ~b: ~0P~n", [Name, Seed, Wrong, 12]), Seed;
         none -> io:format("~ts: not found~n", [Name]), none
     end.
 
 %% By what comes of it: what the change itself makes crash is not found.
-first_wrong([]) -> none;
-first_wrong([Seed | Rest]) ->
+first_wrong(_, []) -> none;
+first_wrong(What, [Seed | Rest]) ->
     case run(Seed) of
-        {violation, _, _} = Wrong -> {Seed, Wrong};
-        _ -> first_wrong(Rest)
+        {violation, Found, _} = Wrong when Found =:= What; What =:= any -> {Seed, Wrong};
+        _ -> first_wrong(What, Rest)
     end.
 
 written(Junit, Cases) ->
@@ -90,61 +96,71 @@ said(Seed, Wrong) ->
 
 escaped(Text) -> string:replace(string:replace(Text, "&", "&amp;", all), "<", "&lt;", all).
 
-notes() -> erlang:get({?MODULE, notes}).
-
-%% One seed.
+%% One seed, in a process of its own: what is known of the cluster goes with it.
 -spec run(pos_integer()) -> ok | {violation, atom(), term()} | {crashed, term()}.
 run(Seed) ->
-    Dir = filename:join(os:getenv("TMPDIR", "/tmp"), "simulation." ++ os:getpid()),
+    {Result, _} = run(Seed, fun () -> [] end),
+    Result.
+
+%% With what Fun says of it at the end.
+run(Seed, Fun) ->
+    ok = simulated_file:removes(),
+    {Pid, Ref} = spawn_opt(fun () -> exit({said, {in_process(Seed), Fun()}}) end,
+                           [monitor, {min_heap_size, ?HEAP_WORDS}]),
+    receive
+        {'DOWN', Ref, process, Pid, {said, Said}} -> Said;
+        {'DOWN', Ref, process, Pid, Reason} -> {{crashed, Reason}, []}
+    end.
+
+in_process(Seed) ->
+    Dir = filename:join(os:getenv("TMPDIR", "/tmp"), lists:concat(["simulation.", os:getpid(), ".", Seed])),
     ok = simulated_process:begin_at(?NOW, Seed),
     ok = simulated_node:begin_all(Dir),
     ok = simulated_versions:begin_all(),
     ok = simulated_raft:begin_all(),
     ok = simulated_model:begin_all(),
-    _ = ets:new(outstanding, [ordered_set, named_table, private]),
-    _ = erlang:put({?MODULE, number}, 0),
-    _ = erlang:put({?MODULE, probes}, []),
-    _ = erlang:put({?MODULE, releases}, []),
-    _ = erlang:put({?MODULE, faults}, true),
+    lists:foreach(fun ({Key, Value}) -> set(Key, Value) end,
+                  [{number, 0}, {probes, []}, {releases, []}, {outstanding, #{}}]),
+    Until = ?NOW + ?ALL_MS + simulated_faults:begin_all(),
     try
         begun(),
-        happen(?NOW + ?ALL_MS),
-        simulated_model:at_end(simulated_process:all_nodes(), erlang:get({?MODULE, probes})),
-        known(erlang:get({?MODULE, releases})),
+        happen(Until),
+        simulated_model:at_end(simulated_process:all_nodes(), known(probes)),
+        all_known(known(releases)),
         answered()
     catch
         throw:{violation, _, _} = Violation -> Violation;
         error:Reason:Stack -> {crashed, {Reason, Stack}}
     after
-        erlang:put({?MODULE, notes}, simulated_process:notes()),
         lists:foreach(fun (Node) ->
                               case simulated_raft:state(Node) of
                                   undefined -> ok;
                                   State -> rabbit_delay_store:close(rabbit_delay_machine:store(State))
                               end
                       end, simulated_process:all_nodes()),
-        simulated_process:end_all(),
-        simulated_model:end_all(),
-        simulated_versions:end_all(),
-        lists:foreach(fun ets:delete/1, [raft, outstanding]),
-        lists:foreach(fun ({{Module, _, _} = Key, _}) when is_atom(Module) -> erlang:erase(Key);
-                          ({{Module, _} = Key, _}) when is_atom(Module), Key =/= {?MODULE, notes} -> erlang:erase(Key);
-                          (_) -> ok
-                      end, erlang:get()),
-        _ = file:del_dir_r(Dir)
+        simulated_file:remove(Dir)
     end.
+
+known(Key) -> erlang:get({?MODULE, Key}).
+
+set(Key, Value) -> _ = erlang:put({?MODULE, Key}, Value), ok.
 
 begun() ->
     lists:foreach(fun start/1, simulated_process:all_nodes()),
     every(60, fun () -> simulated_raft:look() end),
     people(fun publish/0, 30),
     people(fun operate/0, 250),
-    people(fun fail/0, 500),
+    people(fun simulated_faults:fail/0, 500),
+    ok = simulated_faults:begun(),
     lists:foreach(fun (Node) -> simulated_process:after_ms(simulated_process:up_to(?UPGRADED_MS),
                                                            fun () -> upgrade(Node) end)
                   end, simulated_versions:earlier_ones()),
-    simulated_process:after_ms(?FAULTS_MS, fun all_well/0),
-    simulated_process:after_ms(?PROBES_MS, fun () -> lists:foreach(fun probe/1, simulated_process:all_nodes()) end).
+    simulated_process:after_ms(?FAULTS_MS + simulated_faults:lasts_longer(), fun all_well/0),
+    %% Whose session has been forgotten finds that out before.
+    simulated_process:after_ms(?PROBES_MS - 1500 + simulated_faults:lasts_longer(),
+                               fun () -> lists:foreach(fun publish/1, simulated_process:all_nodes()) end),
+    simulated_process:after_ms(?PROBES_MS + simulated_faults:lasts_longer(),
+                               fun () -> lists:foreach(fun probe/1, simulated_process:all_nodes()) end).
 
 happen(Until) ->
     case simulated_process:now() < Until andalso simulated_process:next() of
@@ -156,20 +172,22 @@ every(Ms, Fun) ->
     Fun(),
     simulated_process:after_ms(Ms, fun () -> every(Ms, Fun) end).
 
-%% As long as there are faults.
+%% As long as there are faults; where these last for long, after a while there is less of it.
 people(Fun, MeanMs) ->
-    simulated_process:after_ms(simulated_process:up_to(2 * MeanMs),
+    Slower = case simulated_process:now() - ?NOW > ?FAULTS_MS of
+                 true -> 10;
+                 false -> 1
+             end,
+    simulated_process:after_ms(simulated_process:up_to(2 * MeanMs * Slower),
                                fun () ->
-                                       case erlang:get({?MODULE, faults}) of
+                                       case simulated_faults:happen() of
                                            true -> Fun(), people(Fun, MeanMs);
                                            false -> ok
                                        end
                                end).
 
 all_well() ->
-    erlang:put({?MODULE, faults}, false),
-    simulated_process:note("all is well from now on", []),
-    simulated_process:mend(),
+    ok = simulated_faults:all_well(),
     lists:foreach(fun upgrade/1, simulated_versions:earlier_ones()),
     resume().
 
@@ -177,7 +195,8 @@ all_well() ->
 resume() ->
     _ = [ask(Node, resume) || Node <- simulated_process:all_nodes(), simulated_process:is_running(Node),
                               simulated_raft:leads(Node)],
-    simulated_process:now() < ?NOW + ?FAULTS_MS + 10000 andalso simulated_process:after_ms(1000, fun resume/0).
+    simulated_process:now() < ?NOW + ?FAULTS_MS + simulated_faults:lasts_longer() + 10000
+        andalso simulated_process:after_ms(1000, fun resume/0).
 
 %% ------------------------------------------------------------------------------- nodes
 
@@ -196,6 +215,7 @@ start(Node) ->
                                 fun () -> rabbit_delay_queue:init({XName, true}) end),
     ok.
 
+-spec kill(node()) -> ok.
 kill(Node) -> kill(Node, ?DOWN_MS).
 
 kill(Node, DownMs) ->
@@ -204,8 +224,7 @@ kill(Node, DownMs) ->
     simulated_process:kill_node(Node),
     ok = simulated_node:forget(Node),
     %% Their publishers' connections with it.
-    lists:foreach(fun ({SeqNo, On, _}) -> On =:= Node andalso ets:delete(outstanding, SeqNo) end,
-                  ets:tab2list(outstanding)),
+    set(outstanding, maps:filter(fun (_, {On, _}) -> On =/= Node end, known(outstanding))),
     simulated_process:after_ms(simulated_process:up_to(DownMs), fun () ->
                                                                       go_back(Node),
                                                                       simulated_process:note("~p starts", [Node]),
@@ -225,7 +244,7 @@ upgrade(Node) ->
 
 %% Now and then a node is taken back, as long as it can be; and upgraded again in the end.
 go_back(Node) ->
-    case erlang:get({?MODULE, faults}) andalso simulated_versions:may_go_back() andalso simulated_process:chance(15) of
+    case simulated_faults:happen() andalso simulated_versions:may_go_back() andalso simulated_process:chance(15) of
         true ->
             simulated_process:note("~p is taken back to the earlier version", [Node]),
             simulated_versions:set(Node, earlier);
@@ -249,23 +268,31 @@ publish(Node) -> publish(Node, headers()).
 %% Not by a key, which others may have; and a release by key, which only the later version of the machine knows.
 probe(Node) ->
     SeqNo = publish(Node, {[{<<"x-delay">>, long, 100}], 0}),
-    erlang:put({?MODULE, probes}, [SeqNo | erlang:get({?MODULE, probes})]),
+    set(probes, [SeqNo | known(probes)]),
     Release = publish(Node, {[field(<<"x-delay-release">>, {longstr, <<"k0">>})], ?WITHOUT_MESSAGE}),
-    erlang:put({?MODULE, releases}, [Release | erlang:get({?MODULE, releases})]).
+    set(releases, [Release | known(releases)]).
 
 publish(Node, {Headers, First}) ->
-    Last = erlang:get({?MODULE, number}),
-    SeqNo = First + Last + 1,
-    erlang:put({?MODULE, number}, Last + 1),
+    Last = known(number),
+    Number = First + Last + 1,
+    set(number, Last + 1),
     Queue = simulated_process:named(Node, queue),
-    true = ets:insert(outstanding, {SeqNo, Node, Queue}),
+    %% Not all of them await a confirm.
+    Told = case First =:= 0 andalso simulated_faults:happen() andalso simulated_process:chance(?UNTOLD) of
+               true ->
+                   ok = simulated_model:untold(Number, Queue),
+                   undefined;
+               false ->
+                   set(outstanding, (known(outstanding))#{Number => {Node, Queue}}),
+                   Number
+           end,
     Channel = simulated_process:named(Node, channel),
+    Message = simulated_broker:message(Number, Headers),
     simulated_process:as(Channel, fun () ->
                                           simulated_process:send(Queue, simulated_broker:channel(
-                                                                          {deliver, simulated_broker:message(SeqNo, Headers),
-                                                                           Channel, SeqNo}))
+                                                                          {deliver, Message, Channel, Told}))
                                   end),
-    SeqNo.
+    Number.
 
 headers() ->
     Key = {longstr, <<"k", (integer_to_binary(simulated_process:up_to(2)))/binary>>},
@@ -284,19 +311,20 @@ field(Name, {Type, Value}) -> {Name, Type, Value}.
 on_duplicate(What) -> {<<"x-delay-on-duplicate">>, longstr, What}.
 
 channel({Outcome, SeqNos}, Node) when Outcome =:= confirmed; Outcome =:= rejected ->
-    _ = Outcome =:= confirmed andalso erlang:put({?MODULE, releases}, erlang:get({?MODULE, releases}) -- SeqNos),
-    lists:foreach(fun (SeqNo) -> ets:delete(outstanding, SeqNo) end, SeqNos),
+    _ = Outcome =:= confirmed andalso set(releases, known(releases) -- SeqNos),
+    set(outstanding, maps:without(SeqNos, known(outstanding))),
     Node;
 channel(_, Node) ->
     Node.
 
 %% What only the later version of the machine knows is taken in the end, on all nodes.
-known([]) -> ok;
-known(Refused) -> throw({violation, not_known_in_the_end, Refused}).
+all_known([]) -> ok;
+all_known(Refused) -> throw({violation, not_known_in_the_end, Refused}).
 
 %% Whoever sent something to a queue process that is there still has been told what became of it.
 answered() ->
-    case [SeqNo || {SeqNo, Node, Queue} <- ets:tab2list(outstanding), simulated_process:named(Node, queue) =:= Queue] of
+    case [SeqNo || {SeqNo, {Node, Queue}} <- maps:to_list(known(outstanding)),
+                   simulated_process:named(Node, queue) =:= Queue] of
         [] -> ok;
         SeqNos -> {violation, never_answered, SeqNos}
     end.
@@ -313,7 +341,8 @@ operate() ->
             case simulated_process:up_to(99) of
                 N when N < 30, Ids =/= [] -> ask(Node, {cancel, Ids});
                 N when N < 75, Ids =/= [] ->
-                    ask(Node, {reschedule, [{Id, simulated_process:clock(Node) + simulated_process:up_to(2000)} || Id <- Ids]});
+                    ask(Node, {reschedule, [{Id, simulated_process:clock(Node) + simulated_process:up_to(2000)}
+                                            || Id <- Ids]});
                 N when N < 82 -> ask(Node, pause);
                 N when N < 97 -> ask(Node, resume);
                 _ -> ask(Node, purge)
@@ -329,59 +358,8 @@ ask(Node, Change) ->
         {Dispatcher, Channel} ->
             simulated_process:note("~p is asked to ~p", [Node, Change]),
             simulated_process:as(Channel, fun () ->
-                                                  simulated_process:send(Dispatcher, {'$call', {Channel, change}, {change, rabbit_delay_changes:encoded(Change)}})
+                                                  simulated_process:send(
+                                                    Dispatcher, {'$call', {Channel, change},
+                                                                 {change, rabbit_delay_changes:encoded(Change)}})
                                           end)
     end.
-
-%% ------------------------------------------------------------------------------- faults
-
-fail() ->
-    Node = simulated_process:one_of(simulated_process:all_nodes()),
-    case simulated_process:up_to(99) of
-        N when N < 20 -> simulated_process:is_up(Node) andalso kill(Node);
-        N when N < 40 -> simulated_process:is_running(Node) andalso pause(Node);
-        N when N < 70 -> cut(Node);
-        N when N < 85 -> simulated_process:note("another is to lead", []), simulated_raft:transfer();
-        N when N < 89 -> kill_process(Node, queue);
-        N when N < 93 -> kill_process(Node, dispatcher);
-        N when N < 95 -> kill_process(Node, rabbit_delay_conditions);
-        _ -> simulated_raft:replace(Node)
-    end.
-
-pause(Node) ->
-    Ms = simulated_process:up_to(3000),
-    simulated_process:note("~p is paused for ~b ms", [Node, Ms]),
-    simulated_process:pause_node(Node, Ms).
-
-kill_process(Node, Name) ->
-    case simulated_process:named(Node, Name) of
-        undefined -> ok;
-        Pid -> simulated_process:is_running(Node) andalso simulated_process:kill(Pid, killed)
-    end.
-
-%% From all others, or one; both ways or one way; and noticed or not.
-cut(Node) ->
-    Others = simulated_process:all_nodes() -- [Node],
-    From = case simulated_process:chance(60) of
-               true -> Others;
-               false -> [simulated_process:one_of(Others)]
-           end,
-    Ways = simulated_process:one_of([both, both, in, out]),
-    Ms = simulated_process:up_to(3000),
-    simulated_process:note("~p is cut off from ~p (~p) for ~b ms", [Node, From, Ways, Ms]),
-    lists:foreach(fun (Other) ->
-                          _ = Ways =/= out andalso simulated_process:cut(Other, Node, held),
-                          _ = Ways =/= in andalso simulated_process:cut(Node, Other, held),
-                          simulated_process:after_ms(
-                            30 + simulated_process:up_to(1500),
-                            fun () ->
-                                    case simulated_process:is_linked(Node, Other)
-                                        andalso simulated_process:is_linked(Other, Node) of
-                                        true -> ok;
-                                        false ->
-                                            simulated_process:note("~p and ~p notice", [Node, Other]),
-                                            simulated_process:notice(Node, Other)
-                                    end
-                            end)
-                  end, From),
-    simulated_process:after_ms(Ms, fun simulated_process:mend/0).
