@@ -7,7 +7,8 @@
 %% refused wherever it stands. And it must be a program of the user's that asks, or a page of ours: a
 %% page from elsewhere, in a browser that has the user's credentials, can send a POST of some types, or
 %% of none, without asking the broker first. So a body is application/json, and what has neither
-%% a body nor a type does not come from a browser, which would name its origin.
+%% a body nor a type does not come from a browser, which would name its origin. A GET it can send as well; looking
+%% into a queue has effects on that, and so is for nobody whose answer the browser would keep from the page.
 %%
 %% All of it runs in the process of the request; nothing is kept between two.
 -module(rabbit_delay_http).
@@ -67,7 +68,9 @@ refuse_type(Req, Context) ->
 -spec permitted(What :: string(), read | configure, exchange | queue, cowboy_req:req(), #context{}) ->
           {boolean() | stop, cowboy_req:req(), #context{}}.
 permitted(What, Permission, Kind, Req, #context{user = User} = Context) ->
-    case rabbit_mgmt_util:vhost(Req) of
+    case Kind =:= queue andalso is_foreign(Req) orelse rabbit_mgmt_util:vhost(Req) of
+        true ->
+            refuse(403, forbidden, <<"a page from elsewhere may not look into a queue">>, Req, Context);
         not_found ->
             {false, Req, Context};
         VHost ->
@@ -77,6 +80,15 @@ permitted(What, Permission, Kind, Req, #context{user = User} = Context) ->
                 false -> refuse_permission(What, Permission, Resource, Req, Context)
             end
     end.
+
+%% Whether a page of another origin asks, to whom the broker's settings do not give the answer. What is no
+%% browser says nothing of that, and neither does one of its user's own accord.
+is_foreign(Req) ->
+    HasOrigin = cowboy_req:header(<<"origin">>, Req) =/= undefined,
+    Site = cowboy_req:header(<<"sec-fetch-site">>, Req),
+    not cowboy_req:has_resp_header(<<"access-control-allow-origin">>, Req)
+        andalso (HasOrigin andalso lists:member(cowboy_req:method(Req), [<<"GET">>, <<"HEAD">>])
+                 orelse Site =:= <<"cross-site">> orelse Site =:= <<"same-site">>).
 
 -spec refuse_permission(What :: string(), read | configure, rabbit_types:r(exchange | queue),
                         cowboy_req:req(), #context{}) -> {stop, cowboy_req:req(), #context{}}.
