@@ -551,14 +551,14 @@ suites-static:
 	@$(RUN) static-arrows -- tests/static/arrows $(EBIN)
 	@$(RUN) static-dialyzer -- $(REBAR3) dialyzer
 
-# What the HTTP API says, tried out at length.
 # Three nodes and one random fault after the other: CLUSTER_SOAK_ARGS="--minutes 30 --seed 1".
 soak-cluster: deps dist-$(BROKER_SERIES)
 	BROKER_SERIES=$(BROKER_SERIES) $(PYTHON) tests/cluster/soak.py $(CLUSTER_SOAK_ARGS)
 
+# What the HTTP API says, tried out at length, and who may do what of it. API_SEED=N draws other requests of our own.
 soak-api: deps dist-$(BROKER_SERIES)
-	SCHEMATHESIS_EXAMPLES=300 SCHEMATHESIS_SECONDS=1800 \
-	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_openapi.py
+	SCHEMATHESIS_EXAMPLES=300 SCHEMATHESIS_SECONDS=1800 API_ROUNDS=40 \
+	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_openapi.py tests/integration/test_requests.py
 
 # Reference screenshots of the management pages, in tests/ui/screenshots.
 screenshots: deps dist-3.10 dist-4.0

@@ -6,6 +6,7 @@
 %%
 %%   bytes   memory for messages that are read and shown
 %%   looks   queues that are looked at, each of which then has less time for its own work
+%%   counts  of all that is pending, each of which has a dirty scheduler meanwhile
 %%
 %% The process of this module owns what is left and who waits; Fun of with/3 runs in the process that
 %% asks.
@@ -18,10 +19,10 @@
 
 -export_type([kind/0]).
 
--type kind() :: bytes | looks.
+-type kind() :: bytes | looks | counts.
 -type waiting() :: {gen_server:from(), reference(), kind(), pos_integer()}.
 
--define(TOTALS, #{bytes => 134217728, looks => 4}).
+-define(TOTALS, #{bytes => 134217728, looks => 4, counts => 1}).
 -define(WAIT_MS, 15000).
 -define(MAX_WAITING, 1000).
 

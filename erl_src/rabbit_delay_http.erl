@@ -7,7 +7,8 @@
 %% refused wherever it stands. And it must be a program of the user's that asks, or a page of ours: a
 %% page from elsewhere, in a browser that has the user's credentials, can send a POST of some types, or
 %% of none, without asking the broker first. So a body is application/json, and what has neither
-%% a body nor a type does not come from a browser, which would name its origin.
+%% a body nor a type does not come from a browser, which would name its origin. A GET it can send as well; looking
+%% into a queue has effects on that, and so is for nobody whose answer the browser would keep from the page.
 %%
 %% All of it runs in the process of the request; nothing is kept between two.
 -module(rabbit_delay_http).
@@ -18,7 +19,7 @@
 -include("rabbit_delay.hrl").
 
 -export([check_content/2, permitted/5, refuse_permission/5]).
--export([with_parameters/4, parameters/2, body/1, twice/1, known/2, integer/5, boolean/2, json_boolean/2,
+-export([with_parameters/4, parameters/2, body/1, known/2, integer/5, boolean/2, json_boolean/2,
          all/2]).
 -export([answer/4, encoded/3, with_json/3, reply/4, failed/3, bad_request/3, refuse/5]).
 
@@ -67,7 +68,9 @@ refuse_type(Req, Context) ->
 -spec permitted(What :: string(), read | configure, exchange | queue, cowboy_req:req(), #context{}) ->
           {boolean() | stop, cowboy_req:req(), #context{}}.
 permitted(What, Permission, Kind, Req, #context{user = User} = Context) ->
-    case rabbit_mgmt_util:vhost(Req) of
+    case Kind =:= queue andalso is_foreign(Req) orelse rabbit_mgmt_util:vhost(Req) of
+        true ->
+            refuse(403, forbidden, <<"a page from elsewhere may not look into a queue">>, Req, Context);
         not_found ->
             {false, Req, Context};
         VHost ->
@@ -77,6 +80,15 @@ permitted(What, Permission, Kind, Req, #context{user = User} = Context) ->
                 false -> refuse_permission(What, Permission, Resource, Req, Context)
             end
     end.
+
+%% Whether a page of another origin asks, to whom the broker's settings do not give the answer. What is no
+%% browser says nothing of that, and neither does one of its user's own accord.
+is_foreign(Req) ->
+    HasOrigin = cowboy_req:header(<<"origin">>, Req) =/= undefined,
+    Site = cowboy_req:header(<<"sec-fetch-site">>, Req),
+    not cowboy_req:has_resp_header(<<"access-control-allow-origin">>, Req)
+        andalso (HasOrigin andalso lists:member(cowboy_req:method(Req), [<<"GET">>, <<"HEAD">>])
+                 orelse Site =:= <<"cross-site">> orelse Site =:= <<"same-site">>).
 
 -spec refuse_permission(What :: string(), read | configure, rabbit_types:r(exchange | queue),
                         cowboy_req:req(), #context{}) -> {stop, cowboy_req:req(), #context{}}.
@@ -121,61 +133,12 @@ parameters(Req, Known) ->
 body(Req0) ->
     case rabbit_mgmt_util:read_complete_body(Req0) of
         {ok, Body, Req} ->
-            case decoded(Body) of
-                {ok, Json} when is_map(Json) ->
-                    case twice(Body) of
-                        none -> {ok, Json, Req};
-                        malformed -> {error, <<"the request's body is not JSON">>};
-                        Name -> {error, text("~ts is there twice", [rabbit_delay_text:value(Name)])}
-                    end;
-                {ok, _} -> {error, <<"the request's body is not a JSON object">>};
-                {error, _} -> {error, <<"the request's body is not JSON">>}
+            case rabbit_delay_json:object(Body) of
+                {ok, Json} -> {ok, Json, Req};
+                {error, _} = Error -> Error
             end;
         _ ->
             {error, <<"the request's body is too large">>}
-    end.
-
-%% The broker's decoder of some series takes bytes that are not UTF-8.
-decoded(Body) ->
-    case unicode:characters_to_binary(Body) of
-        Body -> rabbit_json:try_decode(Body);
-        _ -> {error, not_utf8}
-    end.
-
-%% A name that some object of this JSON has twice, `none' if there is none. Which of its values counts would be the
-%% decoder's choice, and for whoever reads the request another one. What some series' decoder takes besides JSON,
-%% comments and names in single quotes, is malformed.
--spec twice(binary()) -> none | malformed | binary().
-twice(Json) -> twice(Json, []).
-
-%% The names of the objects that are open, the innermost first; of an array `array'.
-twice(<<${, Rest/binary>>, Open) -> twice(Rest, [#{} | Open]);
-twice(<<$[, Rest/binary>>, Open) -> twice(Rest, [array | Open]);
-twice(<<End, Rest/binary>>, [_ | Open]) when End =:= $}; End =:= $] -> twice(Rest, Open);
-twice(<<$", Rest0/binary>>, Open) ->
-    {String, Rest} = string(Rest0, 0),
-    case {string:trim(Rest, leading, " \t\r\n"), Open} of
-        {<<$:, _/binary>>, [Names | Outer]} when is_map(Names) ->
-            {ok, [Name]} = rabbit_json:try_decode(<<"[\"", String/binary, "\"]">>),
-            case Names of
-                #{Name := _} -> Name;
-                _ -> twice(Rest, [Names#{Name => true} | Outer])
-            end;
-        _ ->
-            twice(Rest, Open)
-    end;
-twice(<<Char, _/binary>>, _) when Char =:= $/; Char =:= $' -> malformed;
-twice(<<_, Rest/binary>>, Open) -> twice(Rest, Open);
-twice(<<>>, []) -> none;
-twice(<<>>, _) -> malformed.
-
-%% As it is written, and what comes after it.
-string(Json, Size) ->
-    case Json of
-        <<_:Size/binary, $\\, _, _/binary>> -> string(Json, Size + 2);
-        <<String:Size/binary, $", Rest/binary>> -> {String, Rest};
-        <<_:Size/binary, _, _/binary>> -> string(Json, Size + 1);
-        _ -> {Json, <<>>}
     end.
 
 %% Given by names that all must be known, each once.

@@ -74,11 +74,15 @@ setting(Value) ->
 ascii(C) when C < 127 -> <<C>>;
 ascii(C) -> units(C).
 
+%% By characters: what reads as one can be a letter with any number of accents.
 cut(Text) ->
-    case string:length(Text) > ?SHOWN_CHARS of
-        true -> iolist_to_binary([string:slice(Text, 0, ?SHOWN_CHARS - 3), "..."]);
-        false -> Text
+    case {after_chars(Text, ?SHOWN_CHARS), after_chars(Text, ?SHOWN_CHARS - 3)} of
+        {<<>>, _} -> Text;
+        {_, Rest} -> <<(binary:part(Text, 0, byte_size(Text) - byte_size(Rest)))/binary, "...">>
     end.
+
+after_chars(<<_/utf8, Rest/binary>>, N) when N > 0 -> after_chars(Rest, N - 1);
+after_chars(Rest, _) -> Rest.
 
 written(Text) when is_binary(Text) -> [$", Text, $"];
 written(Value) when is_integer(Value) -> integer_to_list(Value);

@@ -107,7 +107,7 @@ unavailable(Format, Args) ->
     {error, {unavailable, unicode:characters_to_binary(io_lib:format(Format, Args))}}.
 
 get_all(VHost, Queue, {After, Max}, Deadline, Fun, Acc) ->
-    case rabbit_delay_connection:open(VHost, <<"browse ", Queue/binary>>) of
+    case rabbit_delay_connection:open(VHost, <<"browse ", (rabbit_delay_text:escaped(Queue))/binary>>) of
         {ok, {_, Channel} = Connection} ->
             try
                 get_each(Channel, Queue, After, Max, Deadline, Fun, Acc)

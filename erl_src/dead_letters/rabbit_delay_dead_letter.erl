@@ -27,6 +27,10 @@
 -define(ON_DELIVERY, [<<"x-opt-rabbitmq-sent-time">>]).
 -define(DIGITS, 32).
 -define(MAX_SHORT, 255).
+%% That a request names; each is looked for among the message's.
+-define(MAX_HEADERS, 1000).
+%% Of what is edited, for the log.
+-define(LOGGED, 20).
 
 %% Headers that say by which keys a message is routed are for the request's own routing_key.
 -define(NOT_TO_EDIT, [<<"CC">>, <<"BCC">>]).
@@ -102,9 +106,10 @@ members(Name, Words, Check) ->
     case maps:get(Name, Words, none) of
         none ->
             {ok, none};
+        #{} = Members when map_size(Members) > ?MAX_HEADERS ->
+            {error, text("~s has more than ~b members", [Name, ?MAX_HEADERS])};
         #{} = Members ->
-            case [Why || {Member, Value} <- maps:to_list(Members), Value =/= null,
-                         {error, Why} <- [Check(Member, Value)]] of
+            case [Why || {Member, Value} <- maps:to_list(Members), {error, Why} <- [Check(Member, Value)]] of
                 [] -> {ok, Members};
                 [Why | _] -> {error, Why}
             end;
@@ -114,9 +119,10 @@ members(Name, Words, Check) ->
 
 property(Name, Value) ->
     case {Name, kind(Name)} of
+        {_, unknown} -> {error, text("there is no property ~ts to edit", [rabbit_delay_text:value(Name)])};
+        _ when Value =:= null -> ok;
         {_, short} when is_binary(Value), byte_size(Value) =< ?MAX_SHORT -> expiration(Name, Value);
         {_, {Least, Most}} when is_integer(Value), Value >= Least, Value =< Most -> ok;
-        {_, unknown} -> {error, text("there is no property ~ts to edit", [rabbit_delay_text:value(Name)])};
         {_, short} -> {error, text("property ~ts is not a string of at most 255 bytes", [Name])};
         {_, {Least, Most}} -> {error, text("property ~ts is not a number from ~b to ~b", [Name, Least, Most])}
     end.
@@ -191,12 +197,16 @@ edited(Edit, User, {Properties0 = #'P_basic'{headers = Table0, user_id = UserId}
 %% What is edited, for the log.
 -spec edit_text(edit()) -> binary().
 edit_text(Edit) ->
+    Names = fun (Kind) -> lists:sort(maps:keys(maps:get(Kind, Edit, #{}))) end,
     Parts = ["body" || is_map_key(payload, Edit)]
-        ++ [["property ", Name] || Name <- maps:keys(maps:get(properties, Edit, #{}))]
-        ++ [["header ", rabbit_delay_text:escaped(Name)] || Name <- maps:keys(maps:get(headers, Edit, #{}))],
+        ++ [["property ", rabbit_delay_text:escaped(Name)] || Name <- Names(properties)]
+        ++ [["header ", rabbit_delay_text:escaped(Name)] || Name <- Names(headers)],
     case Parts of
-        [] -> <<"nothing">>;
-        _ -> rabbit_delay_text:printable(lists:join(", ", Parts))
+        [] ->
+            <<"nothing">>;
+        _ ->
+            Shown = lists:sublist(Parts, ?LOGGED) ++ ["..." || length(Parts) > ?LOGGED],
+            rabbit_delay_text:printable(lists:join(", ", Shown))
     end.
 
 text(Format, Args) ->

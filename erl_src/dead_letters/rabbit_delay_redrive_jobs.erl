@@ -30,6 +30,8 @@
 
 -define(RUNNING, 4).
 -define(KEPT, 100).
+%% Of those, so many bytes, of what was asked for and what became of it.
+-define(KEPT_BYTES, 4194304).
 %% Of what was redriven, so many targets are remembered, those that got most.
 -define(TARGETS, 100).
 %% Topologies are large, nodes are far.
@@ -218,9 +220,15 @@ became({error, {_, Why}}, #{id := Id, vhost := VHost, queue := Queue} = Job) ->
                  [rabbit_delay_text:rs(rabbit_misc:r(VHost, queue, Queue)), Id, Why], ?LOG_DOMAIN),
     Job#{state := failed, reason := Why}.
 
-remember(#{id := Id} = Job, #state{jobs = Jobs, ended = Ended} = S) ->
-    {Kept, Forgotten} = lists:split(min(?KEPT, length(Ended) + 1), [Id | Ended]),
-    S#state{jobs = maps:without(Forgotten, Jobs#{Id := Job}), ended = Kept}.
+remember(#{id := Id} = Job, #state{jobs = Jobs0, ended = Ended} = S) ->
+    Jobs = Jobs0#{Id := Job},
+    {Kept, _} = lists:foldl(fun (I, {Acc, Bytes0}) ->
+                                    case Bytes0 + erlang:external_size(maps:get(I, Jobs)) of
+                                        Bytes when Acc =:= []; Bytes =< ?KEPT_BYTES -> {[I | Acc], Bytes};
+                                        Bytes -> {Acc, Bytes}
+                                    end
+                            end, {[], 0}, lists:sublist([Id | Ended], ?KEPT)),
+    S#state{jobs = maps:without([Id | Ended] -- Kept, Jobs), ended = lists:reverse(Kept)}.
 
 bounded(#{targets := Targets} = Counts) when map_size(Targets) > ?TARGETS ->
     Most = lists:sublist(lists:reverse(lists:keysort(2, maps:to_list(Targets))), ?TARGETS),

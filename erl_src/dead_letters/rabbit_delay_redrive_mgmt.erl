@@ -87,7 +87,9 @@ accept_body(Req0, Context) ->
         {error, Why} -> rabbit_delay_http:bad_request(Why, Req0, Context)
     end.
 
-asked(Json, Req, #context{impl = redrives, user = #user{username = Username} = User} = Context) ->
+asked(Json0, Req, #context{impl = redrives, user = #user{username = Username} = User} = Context) ->
+    %% It is remembered for long. What the decoder gives are parts of the request's body, which would be as well.
+    Json = binary_to_term(term_to_binary(Json0)),
     case rabbit_delay_redrive_request:options(Json, {infinity, ?MAX_LIMIT}, []) of
         {ok, Options0} ->
             VHost = rabbit_mgmt_util:vhost(Req),

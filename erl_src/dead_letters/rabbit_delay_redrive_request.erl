@@ -12,6 +12,10 @@
 -define(MAX_RATE, 1000000).
 -define(MAX_S, 16#ffffffff).
 -define(MAX_TARGETS, 1000).
+%% Of one, as rabbit_delay_redrive_plan:target_text/2 has it: an exchange and a key of 255 bytes each, which are twice as
+%% many where they are no UTF-8.
+-define(MAX_TARGET, 1100).
+-define(MAX_HEADER, 4096).
 -define(MAX_IDS, 1000).
 
 %% Limits: how many messages are moved if it does not say, and how many it may ask for. Others are the
@@ -29,8 +33,9 @@ options(Json, {Limit, MaxLimit}, Others) ->
                                  ["one of ", lists:join(", ", rabbit_delay_deaths:reasons())], Words)},
                {origin, optional(origin, fun is_text/1, "a string of at most 255 bytes", Words)},
                {header, header(Words)},
-               {targets, optional(targets, fun is_texts/1, ["a list of at most ", integer_to_list(?MAX_TARGETS),
-                                                            " strings"], Words)},
+               {targets, optional(targets, fun is_targets/1, ["a list of at most ", integer_to_list(?MAX_TARGETS),
+                                                              " strings of at most ", integer_to_list(?MAX_TARGET),
+                                                              " bytes"], Words)},
                {older_than, age(older_than, Words)},
                {newer_than, age(newer_than, Words)},
                {limit, number(limit, Limit, MaxLimit, Words)},
@@ -142,9 +147,9 @@ target(Given, Target) ->
 
 is_text(Value) -> is_binary(Value) andalso byte_size(Value) =< 255.
 
-is_texts(Values) ->
+is_targets(Values) ->
     is_list(Values) andalso length(Values) =< ?MAX_TARGETS
-        andalso lists:all(fun is_binary/1, Values).
+        andalso lists:all(fun (Value) -> is_binary(Value) andalso byte_size(Value) =< ?MAX_TARGET end, Values).
 
 %% In s: a number, or a span of time as it is written elsewhere.
 age(Name, Words) ->
@@ -174,6 +179,8 @@ optional(Name, IsGood, Wanted, Words) ->
             {ok, none}
     end.
 
+header(#{header := Word}) when is_binary(Word), byte_size(Word) > ?MAX_HEADER ->
+    {error, text("header: more than ~b bytes", [?MAX_HEADER])};
 header(#{header := Word}) when is_binary(Word) ->
     case binary:split(Word, <<"=">>) of
         [Name, Value] when Name =/= <<>> -> {ok, {Name, Value}};

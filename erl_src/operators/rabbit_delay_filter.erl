@@ -23,6 +23,11 @@
 -type words() :: #{atom() => binary() | integer()}.
 -type ms() :: rabbit_delay_store:ms().
 
+%% Name and value.
+-define(MAX_HEADER, 4096).
+%% No time is written with more: of a number, all digits are read before it is out of range.
+-define(MAX_TIME, 100).
+
 %% Reads a filter. Keys that it does not know are the caller's to refuse.
 -spec parse(words(), Now :: ms()) -> {ok, filter()} | {error, Why :: binary()}.
 parse(Words, Now) ->
@@ -36,6 +41,8 @@ parse(Key, Word, Now, Filter) when Key =:= due_from; Key =:= due_to ->
         {ok, Ms} -> {ok, Filter#{Key => Ms}};
         {error, Why} -> {error, text("~s: ~ts", [Key, Why])}
     end;
+parse(header, Word, _, _) when is_binary(Word), byte_size(Word) > ?MAX_HEADER ->
+    {error, text("header: more than ~b bytes", [?MAX_HEADER])};
 parse(header, Word, _, Filter) when is_binary(Word) ->
     case binary:split(Word, <<"=">>) of
         [Name, Value] when Name =/= <<>> -> {ok, Filter#{header => {Name, Value}}};
@@ -129,6 +136,8 @@ time(<<Sign, _/binary>> = Word, Now) when Sign =:= $+; Sign =:= $- ->
         {ok, Offset} -> in_range(Now + Offset, Word);
         Error -> Error
     end;
+time(Word, _) when is_binary(Word), byte_size(Word) > ?MAX_TIME ->
+    not_a_time(Word);
 time(Word, _) when is_binary(Word) ->
     try
         in_range(binary_to_integer(Word), Word)
@@ -155,10 +164,12 @@ rfc3339(Word) ->
     try
         in_range(calendar:rfc3339_to_system_time(binary_to_list(Word), [{unit, millisecond}]), Word)
     catch
-        error:_ ->
-            {error, text("~ts is not a time: ms since the epoch, 2027-01-31 12:00:00, "
-                         "2027-01-31T12:00:00Z, or an offset such as +90m", [rabbit_delay_text:value(Word)])}
+        error:_ -> not_a_time(Word)
     end.
+
+not_a_time(Word) ->
+    {error, text("~ts is not a time: ms since the epoch, 2027-01-31 12:00:00, "
+                 "2027-01-31T12:00:00Z, or an offset such as +90m", [rabbit_delay_text:value(Word)])}.
 
 in_range(Ms, _) when Ms >= 0, Ms =< ?MAX_MS -> {ok, Ms};
 in_range(_, Word) -> {error, text("~ts is out of range: times from 1970 to 10889", [rabbit_delay_text:value(Word)])}.

@@ -116,8 +116,9 @@ due_times(XName) ->
                 {ok, _} -> unavailable(XName, <<"try again">>)
             end;
         Store ->
-            case rabbit_delay_store:count_until(Store, Bounds) of
+            case rabbit_delay_budget:with(counts, 1, fun () -> rabbit_delay_store:count_until(Store, Bounds) end) of
                 {ok, Counts} -> lists:zip(?DUE_BOUNDS ++ [infinity], Counts);
+                {error, {unavailable, _}} = Busy -> Busy;
                 {error, Reason} -> unavailable(XName, rabbit_delay_text:reason(Reason))
             end
     end.

@@ -35,7 +35,11 @@ value_test_() ->
              {[1, 2], <<"a list">>}, {[], <<"a list">>}, {[{signedint, 300}], <<"a list">>},
              {[{<<"ms">>, signedint, 5}], <<"a table">>}, {{2, 150}, <<"150e-2">>},
              {binary:copy(<<"€"/utf8>>, 100),
-              <<"\"", (binary:copy(<<"€"/utf8>>, 76))/binary, "...">>}]].
+              <<"\"", (binary:copy(<<"€"/utf8>>, 76))/binary, "...">>},
+             {binary:copy(<<"€"/utf8>>, 78), <<"\"", (binary:copy(<<"€"/utf8>>, 78))/binary, "\"">>},
+             %% One letter to those who read it.
+             {<<"a", (binary:copy(<<16#301/utf8>>, 1_000_000))/binary>>,
+              <<"\"a", (binary:copy(<<16#301/utf8>>, 75))/binary, "...">>}]].
 
 setting_test_() ->
     [?_assertEqual(<<"\"f\\u00fcnf\\u000a\"">>, rabbit_delay_text:setting(<<"fünf\n"/utf8>>)),

@@ -29,7 +29,7 @@ def mismatches(value, schema, where="$"):
     """What keeps a value from being as the schema says: the part of JSON Schema that the file uses."""
     schema = resolved(schema)
     unknown = set(schema) - {"type", "minLength", "nullable", "oneOf", "enum", "properties", "required",
-                             "additionalProperties", "minProperties", "items", "minItems",
+                             "additionalProperties", "minProperties", "maxProperties", "items", "minItems",
                              "maxItems", "minimum", "maximum", "maxLength", "pattern",
                              "description", "default"}
     assert not unknown, unknown

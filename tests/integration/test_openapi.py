@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: MPL-2.0
 """schemathesis tries out what openapi.json says, with requests that it makes up, valid and not,
-and all its checks: no status of 500 and above but 503, no answer that is not described.
+and all its checks: no status of 500 and above but 503, no answer that is not described; as users with each tag
+and with each permission, and what these may not change is as it was.
 
 SCHEMATHESIS_EXAMPLES in the environment says how many it makes up for an operation: `make soak-api` has
-many, `make check` few."""
+many, and users of each tag with each permission; `make check` has few."""
 
+import collections
+import contextlib
+import itertools
 import os
-import re
 import signal
 import subprocess
 
 import pytest
 
 import programs
+from asking import crashes, declared
 from client import Client
 from conftest import hold_six
-from management import eventually
 from openapi import DESCRIBED
 from test_redrive import park, topology
 
@@ -51,36 +54,78 @@ def program():
     return path
 
 
-@pytest.fixture
-def plain(broker, management):
-    """A client in a vhost whose name is the same in a path."""
+TAGS = ["administrator", "management", "policymaker", "monitoring", ""]
+GRANTS = {"all": ("configure", "read", "write"), "nothing": (), "read": ("read",), "configure": ("configure",),
+          "write": ("write",), "elsewhere": None}
+# Each tag and each permission once.
+FEW = [("administrator", "all"), ("management", "configure"), ("policymaker", "read"), ("monitoring", "write"),
+       ("administrator", "elsewhere"), ("", "nothing")]
+USERS = list(itertools.product(TAGS, GRANTS)) if SECONDS else FEW
+
+Open = collections.namedtuple("Open", "client exchange queue")
+
+
+@pytest.fixture(scope="module")
+def opened(broker, management):
+    """A vhost whose name is the same in a path, and what the requests are about."""
     management.request("PUT", "vhosts/openapi", {})
     management.request("PUT", "permissions/openapi/guest", {"configure": ".*", "write": ".*", "read": ".*"})
     client = Client(broker, "openapi")
-    yield client
+    exchange, _ = hold_six(client, lambda n: {"headers": {"n": n}, "message_id": f"n{n}"})
+    work, queue = topology(client, work="work-openapi", parked="parked-openapi")
+    park(client, work, queue, ["a", "b"])
+    yield Open(client, exchange, queue)
     client.connection.close()
     management.request("DELETE", "vhosts/openapi")
 
 
-def test_schemathesis_finds_nothing(broker, plain, program, tmp_path):
-    client = plain
-    exchange, _ = hold_six(client, lambda n: {"headers": {"n": n}, "message_id": f"n{n}"})
-    _, queue = topology(client, work="work-openapi", parked="parked-openapi")
-    park(client, "work-openapi", queue, ["a", "b"])
+@contextlib.contextmanager
+def user(management, tag, granted):
+    name = f"{tag or 'untagged'}-{granted}"
+    assert management.request("PUT", f"users/{name}", {"password": name, "tags": tag})[0] == 201
+    if GRANTS[granted] is not None:
+        assert management.request("PUT", f"permissions/openapi/{name}", {
+            what: ".*" if what in GRANTS[granted] else "^$" for what in GRANTS["all"]})[0] == 201
+    yield name
+    management.request("DELETE", f"users/{name}")
+
+
+def what_there_is(management, opened, granted):
+    """All that who has only this may not change."""
+    granted = GRANTS[granted] or ()
+    found = declared(management, "openapi")
+    if "configure" not in granted:
+        path = f"delayed-exchanges/openapi/{opened.exchange}"
+        found.update(messages=management.get(f"{path}/messages?body=true")["items"],
+                     paused=management.get(path)["paused"])
+    if "read" not in granted:
+        found.update(depth=opened.client.depth(opened.queue),
+                     jobs=[job["id"] for job in management.get("dead-letter-redrives")["redrives"]])
+    return found
+
+
+# The user that may do most comes last.
+@pytest.mark.parametrize("tag, granted", USERS[::-1])
+def test_schemathesis_finds_nothing(broker, management, opened, program, tmp_path, tag, granted):
     config = tmp_path / "schemathesis.toml"
-    config.write_text(CONFIG.format(vhost="openapi", exchange=exchange, queue=queue))
+    config.write_text(CONFIG.format(vhost="openapi", exchange=opened.exchange, queue=opened.queue))
+    most = (tag, granted) == FEW[0]
     argv = [program, "--config-file", str(config), "run", os.path.join(DESCRIBED, "openapi.json"),
-            "--url", f"http://127.0.0.1:{broker.management_port}/api", "--auth", "guest:guest",
-            "--checks", "all", "--max-examples", str(EXAMPLES), "--seed", "1" if not SECONDS else str(os.getpid()),
+            "--url", f"http://127.0.0.1:{broker.management_port}/api",
+            "--checks", "all", "--max-examples", str(EXAMPLES if most or SECONDS else 1),
+            "--seed", "1" if not SECONDS else str(os.getpid()),
             "--request-timeout", "60", "--suppress-health-check", "all", "--warnings", "off", "--no-color",
             "--generation-database", "none"]
     if SECONDS:
-        argv += ["--max-time", str(SECONDS)]
+        argv += ["--max-time", str(SECONDS if most else SECONDS // len(USERS))]
+    elif not most:
+        argv += ["--phases", "fuzzing"]
     # It asks some hundred times: far longer than any machine needs.
     signal.alarm(SECONDS + 900)
-    size = len(broker.log())
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path,
-                          timeout=SECONDS + 880)
+    size, before = len(broker.log()), what_there_is(management, opened, granted)
+    with user(management, tag, granted) as name:
+        done = subprocess.run([*argv, "--auth", f"{name}:{name}"], capture_output=True, text=True, check=False,
+                              cwd=tmp_path, timeout=SECONDS + 880)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
-    log = eventually(lambda: broker.log()[size:], lambda _: True)
-    assert not re.search(r"Ranch listener.*terminated|CRASH REPORT|crasher", log)
+    assert what_there_is(management, opened, granted) == before
+    assert not crashes(broker.log()[size:])

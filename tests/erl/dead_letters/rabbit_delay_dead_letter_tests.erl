@@ -54,8 +54,21 @@ edited_test() ->
                  ?D:edited(Edit, <<"me">>, {Properties, <<"p">>})),
     ?assertEqual({#'P_basic'{headers = []}, <<>>}, ?D:edited(edit(#{}), <<"me">>, {#'P_basic'{}, <<>>})).
 
+%% What is taken off is as known as what is set.
+edit_refused_test_() ->
+    [?_assertMatch({error, <<_/binary>>}, ?D:edit(Words))
+     || Words <- [#{properties => #{<<"nonsense">> => null}}, #{properties => #{<<"x\nforged">> => null}},
+                  #{properties => #{<<"headers">> => null}}, #{properties => #{<<"user_id">> => null}},
+                  #{headers => #{<<"CC">> => null}}, #{headers => #{binary:copy(<<"h">>, 256) => null}},
+                  #{headers => headers(1001)}]].
+
+headers(N) -> maps:from_list([{iolist_to_binary(io_lib:format("h~4..0b\n", [I])), I} || I <- lists:seq(1, N)]).
+
 edit_text_test_() ->
     [?_assertEqual(Text, ?D:edit_text(edit(Words)))
      || {Text, Words} <- [{<<"nothing">>, #{}}, {<<"body">>, #{payload => <<>>}},
                           {<<"property type, header h">>, #{properties => #{<<"type">> => null},
-                                                            headers => #{<<"h">> => 1}}}]].
+                                                            headers => #{<<"h">> => 1}}}]]
+        ++ [?_assertEqual(iolist_to_binary([[["header h", $0, $0, integer_to_list(N div 10), integer_to_list(N rem 10),
+                                              "\\u000a, "] || N <- lists:seq(1, 20)], "..."]),
+                          ?D:edit_text(edit(#{headers => headers(1000)})))].

@@ -18,7 +18,10 @@ time_test_() ->
         ++ [?_assertMatch({error, <<_/binary>>}, ?F:time(Word, ?NOW))
             || Word <- [-1, ?MAX + 1, 1.5, true, null, [], #{}, <<>>, <<"now">>, <<"2030-01-31">>,
                         <<"1 h">>, <<"1969-12-31T00:00:00Z">>, <<255, 254>>,
-                        <<"99999999999999999999">>, binary:copy(<<"x">>, 100000)]].
+                        <<"99999999999999999999">>, binary:copy(<<"x">>, 100000),
+                        %% Digits that it would take minutes to read.
+                        binary:copy(<<"7">>, 10_000_000), <<$-, (binary:copy(<<"7">>, 10_000_000))/binary>>,
+                        <<"2030-01-31T12:00:00.", (binary:copy(<<"7">>, 10_000_000))/binary, "Z">>]].
 
 offset_test_() ->
     [?_assertEqual({ok, Ms}, ?F:offset(Word))
@@ -54,7 +57,7 @@ refused_test_() ->
     [?_assertMatch({error, <<_/binary>>}, ?F:parse(Words, ?NOW))
      || Words <- [#{due_from => 2, due_to => 1}, #{header => <<"=x">>}, #{header => <<"x">>},
                   #{routing_key => binary:copy(<<"k">>, 256)}, #{published_to => 7},
-                  #{due_to => <<"soon">>}]].
+                  #{header => <<"a=", (binary:copy(<<"x">>, 4095))/binary>>}, #{due_to => <<"soon">>}]].
 
 %% A value that is out of range is told with the range, in words that people read.
 range_test_() ->
