@@ -197,18 +197,16 @@ shown(Reply) ->
 installed(Node, Index, State) -> same(Node, Index, State).
 
 same(Node, Index, State) ->
-    case rabbit_delay_store:stat(rabbit_delay_machine:store(State)) of
-        #{applied := Index, digest := Digest, pending := Pending} ->
+    case rabbit_delay_digest:of_state(State) of
+        {Index, {Pending, _} = Held} ->
             ok = holds(Node, Index, Pending, State),
-            #{opened := Opened} = maps:merge(#{opened => []}, rabbit_delay_machine:to_snapshot(State)),
-            Shown = {Digest, Pending, Opened, rabbit_delay_machine:is_paused(State)},
             case ets:lookup(digests, Index) of
-                [] -> true = ets:insert(digests, {Index, Shown});
-                [{_, Shown}] -> true;
-                [{_, Other}] -> wrong(replicas_differ, {Node, Index, Shown, Other})
+                [] -> true = ets:insert(digests, {Index, Held});
+                [{_, Held}] -> true;
+                [{_, Other}] -> wrong(replicas_differ, {Node, Index, Held, Other})
             end,
             ok;
-        #{} ->
+        _ ->
             %% Its store was here before.
             ok
     end.
