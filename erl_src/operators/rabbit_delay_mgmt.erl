@@ -125,14 +125,10 @@ to_json(Req, #context{impl = lateness} = Context) ->
                         #{buckets => buckets(Buckets), sum => Sum}
                 end, Req, Context);
 to_json(Req, #context{impl = members} = Context) ->
-    rabbit_delay_http:with_parameters(
-      [digest],
-      fun (Words) ->
-              case rabbit_delay_http:boolean(digest, Words) of
-                  {ok, Compared} -> shown_of(fun (XName) -> members(XName, Compared) end, Req, Context);
-                  {error, Why} -> rabbit_delay_http:bad_request(Why, Req, Context)
-              end
-      end, Req, Context);
+    case asked([digest], fun (Words) -> rabbit_delay_http:boolean(digest, Words) end, Req) of
+        {ok, Compared} -> shown_of(fun (XName) -> members(XName, Compared) end, Req, Context);
+        {error, Why} -> rabbit_delay_http:bad_request(Why, Req, Context)
+    end;
 to_json(Req, #context{impl = messages} = Context) ->
     case asked(rabbit_delay_mgmt_request:parameters(list), fun rabbit_delay_mgmt_request:list/1,
                Req) of
