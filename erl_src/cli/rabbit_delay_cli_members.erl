@@ -7,15 +7,18 @@
 -export([member_usage/1, pattern_switches/0, pattern_usage/0, patterns/1, banner/3, check_number/3, check_patterns/1,
          ask/4, change_member/3, transfer_each/2, each/4, output/3, row/3, exchange/1]).
 
--export_type([changes/0]).
+-export_type([changes/0, compared/0]).
 
 %% Done one after the other while they are shown; the number of those that failed.
 -type changes() :: {changes, Stream :: term(), Failed :: counters:counters_ref()}.
+%% Members, and whether they hold the same.
+-type compared() :: {compared, Rows :: [[{atom(), term()}]], same | different | unknown, Why :: binary()}.
 
 -define(CONFIG, 'Elixir.RabbitMQ.CLI.Core.Config').
 -define(OUTPUT, 'Elixir.RabbitMQ.CLI.Core.Output').
 -define(BY, <<"rabbitmqctl">>).
 -define(EXIT_PART, 1).
+-define(EXIT_UNAVAILABLE, 69).
 
 -spec member_usage(Node :: binary()) -> [[binary()]].
 member_usage(Node) ->
@@ -130,17 +133,28 @@ by(add, _) -> 1;
 by(delete, _) -> -1;
 by(force_shrink, Size) -> 1 - Size.
 
-%% Shows changes as they are done; of others, what the tool makes of it.
--spec output(module(), rabbit_delay_cli:result() | changes(), rabbit_delay_cli:options()) -> term().
+%% Shows changes as they are done, and what was compared; of others, what the tool makes of it.
+-spec output(module(), rabbit_delay_cli:result() | changes() | compared(), rabbit_delay_cli:options()) -> term().
+output(Command, {compared, Rows, Outcome, Why}, Options) ->
+    ok = show(Command, {stream, Rows}, Options),
+    case {Outcome, rabbit_delay_cli:is_for_programs(Options) orelse maps:get(silent, Options, false)} of
+        {same, true} -> {ok, nil};
+        {same, false} -> io:put_chars([Why, $\n]), {ok, nil};
+        {different, _} -> {error, ?EXIT_PART, Why};
+        {unknown, _} -> {error, ?EXIT_UNAVAILABLE, Why}
+    end;
 output(Command, {changes, Stream, Failed}, Options) ->
-    Shown = ?OUTPUT:format_output({stream, Stream}, ?CONFIG:get_formatter(Command, Options), Options),
-    ok = ?OUTPUT:print_output(Shown, ?CONFIG:get_printer(Command, Options), Options),
+    ok = show(Command, {stream, Stream}, Options),
     case counters:get(Failed, 1) of
         0 -> {ok, nil};
         N -> {error, ?EXIT_PART, format("of ~s it is not done", [rabbit_delay_text:count(N, "exchange")])}
     end;
 output(_, Result, Options) ->
     'Elixir.RabbitMQ.CLI.DefaultOutput':output(Result, Options).
+
+show(Command, Stream, Options) ->
+    Shown = ?OUTPUT:format_output(Stream, ?CONFIG:get_formatter(Command, Options), Options),
+    ?OUTPUT:print_output(Shown, ?CONFIG:get_printer(Command, Options), Options).
 
 %% For the formatter that was chosen; what is undefined is null, or empty for people.
 -spec row([atom()], map(), rabbit_delay_cli:options()) -> [{atom(), term()}].

@@ -3,15 +3,17 @@
 %% The members of exchanges' groups, for operators: what is asked on any node is done on the one that leads.
 -module(rabbit_delay_members).
 
--export([status/1, add/2, remove/2, transfer/2, force_shrink/2, critical/1]).
+-export([status/1, compared/1, add/2, remove/2, transfer/2, force_shrink/2, critical/1]).
 -export([status_here/1]).
 
 -export_type([status/0]).
 
 %% Of one member. Indexes are of Raft's log; undefined where the member does not say.
 -type status() :: #{node := node(), state := atom(), voter := boolean(),
-                    term | last_index | commit_index | last_applied | snapshot_index :=
+                    term | last_index | commit_index | last_applied | snapshot_index | messages_delayed :=
                         non_neg_integer() | undefined}.
+%% messages_delayed is of digest_index then, with which the digest is: in hexadecimal.
+-type compared() :: #{digest_index := non_neg_integer() | undefined, digest := binary() | undefined, atom() => term()}.
 
 -type why() :: iodata().
 
@@ -36,17 +38,37 @@ status(XName) ->
                   || {Id, Status, _} <- Statuses]}
     end.
 
+%% With what each holds, and whether that is the same.
+-spec compared(rabbit_exchange:name()) -> {ok, [compared()], rabbit_delay_comparison:comparison()} | {error, why()}.
+compared(XName) ->
+    case status(XName) of
+        {ok, Members} ->
+            #{held := Held} = Comparison = rabbit_delay_comparison:compare(
+                                             [Id || {Id, _} <- rabbit_delay_member_changes:members(XName)]),
+            {ok, [maps:merge(Member, held(maps:get(Node, Held, none))) || #{node := Node} = Member <- Members],
+             Comparison};
+        Error ->
+            Error
+    end.
+
+held({Index, {Messages, Digest}}) ->
+    #{messages_delayed => Messages, digest_index => Index, digest => rabbit_delay_comparison:shown(Digest)};
+held(none) ->
+    #{digest_index => undefined, digest => undefined}.
+
+%% An earlier version does not say how many messages are pending.
 status({_, Node} = Id, {ok, Said}) when is_map(Said) ->
     case Said of
-        #{Id := {Status, Voters}} -> {Id, Status#{node => Node}, Voters};
+        #{Id := {Status, Voters}} -> {Id, (maps:merge(unknown(unknown), Status))#{node => Node}, Voters};
         _ -> {Id, (unknown(not_started))#{node => Node}, []}
     end;
 status({_, Node} = Id, _) ->
     {Id, (unknown(down))#{node => Node}, []}.
 
 unknown(State) ->
-    maps:from_list([{state, State} | [{Key, undefined} || Key <- [term, last_index, commit_index,
-                                                                  last_applied, snapshot_index]]]).
+    maps:from_list([{state, State} | [{Key, undefined}
+                                         || Key <- [term, last_index, commit_index, last_applied, snapshot_index,
+                                                    messages_delayed]]]).
 
 %% Another node asks.
 -spec status_here([ra:server_id()]) -> #{ra:server_id() => {map(), [ra:server_id()]}}.
@@ -60,11 +82,15 @@ status_of({Name, _} = Id) ->
             Log = maps:get(log, Overview, #{}),
             {#{state => raft_state(Name), term => Term, commit_index => Commit, last_applied => Applied,
                last_index => maps:get(last_index, Log, undefined),
-               snapshot_index => maps:get(snapshot_index, Log, undefined)},
+               snapshot_index => maps:get(snapshot_index, Log, undefined),
+               messages_delayed => pending(Overview)},
              rabbit_delay_member_changes:voters(Overview)};
         {error, _} ->
             {unknown(unknown), []}
     end.
+
+pending(#{machine := #{store := #{pending := Messages}}}) -> Messages;
+pending(_) -> undefined.
 
 raft_state(Name) ->
     try ets:lookup_element(ra_state, Name, 2) of

@@ -125,7 +125,10 @@ to_json(Req, #context{impl = lateness} = Context) ->
                         #{buckets => buckets(Buckets), sum => Sum}
                 end, Req, Context);
 to_json(Req, #context{impl = members} = Context) ->
-    of_exchange(fun members/1, Req, Context);
+    case asked([digest], fun (Words) -> rabbit_delay_http:boolean(digest, Words) end, Req) of
+        {ok, Compared} -> shown_of(fun (XName) -> members(XName, Compared) end, Req, Context);
+        {error, Why} -> rabbit_delay_http:bad_request(Why, Req, Context)
+    end;
 to_json(Req, #context{impl = messages} = Context) ->
     case asked(rabbit_delay_mgmt_request:parameters(list), fun rabbit_delay_mgmt_request:list/1,
                Req) of
@@ -157,16 +160,21 @@ due_times(XName) ->
         Buckets -> #{buckets => buckets(Buckets)}
     end.
 
-members(XName) ->
-    case rabbit_delay_replication:status(XName) of
-        {ok, Members} ->
-            #{members => [maps:map(fun (_, Value) -> if_undefined(Value) end, Member) || Member <- Members]};
+members(XName, Compared) ->
+    Result = case Compared of
+                 true -> rabbit_delay_replication:compared(XName);
+                 false -> rabbit_delay_replication:status(XName)
+             end,
+    case Result of
+        {ok, #{members := Members} = All} -> All#{members := shown_members(Members)};
+        {ok, Members} -> #{members => shown_members(Members)};
         %% It has none, as it has delayed nothing.
-        {error, {conflict, _}} ->
-            #{members => []};
-        {error, _} = Error ->
-            Error
+        {error, {conflict, _}} -> #{members => []};
+        {error, _} = Error -> Error
     end.
+
+shown_members(Members) ->
+    [maps:map(fun (_, Value) -> if_undefined(Value) end, Member) || Member <- Members].
 
 %% As JSON it takes several times the memory: that counts as well.
 reading(Read, Then, Req, Context) ->
@@ -189,19 +197,17 @@ shown_exchange(Row) ->
               end, #{}, maps:from_list(Row)).
 
 of_exchange(Fun, Req, Context) ->
+    rabbit_delay_http:with_parameters([], fun (_) -> shown_of(Fun, Req, Context) end, Req, Context).
+
+shown_of(Fun, Req, Context) ->
     XName = exchange(Req),
-    rabbit_delay_http:with_parameters(
-      [], fun (_) ->
-                  case rabbit_delay_exchange:show(XName, []) of
-                      {ok, _} ->
-                          rabbit_delay_http:answer(
-                            Fun(XName),
-                            fun (Shown) -> rabbit_delay_http:encoded(Shown, Req, Context) end,
-                            Req, Context);
-                      {error, not_found} ->
-                          refuse_unknown(XName, Req, Context)
-                  end
-          end, Req, Context).
+    case rabbit_delay_exchange:show(XName, []) of
+        {ok, _} ->
+            rabbit_delay_http:answer(Fun(XName), fun (Shown) -> rabbit_delay_http:encoded(Shown, Req, Context) end,
+                                     Req, Context);
+        {error, not_found} ->
+            refuse_unknown(XName, Req, Context)
+    end.
 
 buckets(Buckets) ->
     [#{up_to => case UpTo of infinity -> null; _ -> UpTo end, messages => N}

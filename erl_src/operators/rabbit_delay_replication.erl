@@ -11,7 +11,7 @@
 -include_lib("rabbit_common/include/resource.hrl").
 -include("rabbit_delay.hrl").
 
--export([status/1, add/3, delete/3, transfer/3, force_shrink/3, to_grow/3, to_shrink/1, to_force_shrink/1,
+-export([status/1, compared/1, add/3, delete/3, transfer/3, force_shrink/3, to_grow/3, to_shrink/1, to_force_shrink/1,
          to_rebalance/1, leaders/0, critical/0]).
 -export([leads/0]).
 
@@ -34,6 +34,21 @@ status(XName) ->
                                     {error, Why} -> unavailable("~ts", [Why])
                                 end
                         end).
+
+%% With what each holds, whether it is the same, and which are meant in words. As many at a time as may look
+%% at queues: each asks the members' Raft servers some hundred times a second.
+-spec compared(rabbit_exchange:name()) ->
+          {ok, #{members := [map()], outcome := same | different | unknown, why := binary()}} | error().
+compared(XName) ->
+    with_members(
+      XName, fun (_) ->
+                     case rabbit_delay_budget:with(looks, 1, fun () -> rabbit_delay_members:compared(XName) end) of
+                         {ok, Members, #{outcome := Outcome, why := Why}} ->
+                             {ok, #{members => with_behind(Members), outcome => Outcome, why => Why}};
+                         {error, {unavailable, _}} = Busy -> Busy;
+                         {error, Why} -> unavailable("~ts", [Why])
+                     end
+             end).
 
 with_behind(Members) ->
     Leaders = [Last || #{state := leader, last_index := Last} <- Members, is_integer(Last)],

@@ -20,7 +20,8 @@ sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)),
 
 import test_cluster  # noqa: E402
 from node import evaluate  # noqa: E402
-from test_membership import Group, made, say  # noqa: E402
+from test_cluster import PENDING  # noqa: E402
+from test_membership import Group, made, say, store_files  # noqa: E402
 
 # A fault lasts from this many seconds to that many, and others go on afterwards for so long.
 LASTS = (0.2, 12)
@@ -38,6 +39,7 @@ class Named:
 class Soak:
     def __init__(self, cluster, group, draw):
         self.cluster, self.group, self.draw = cluster, group, draw
+        self.kept, self.compared = 0, []
 
     def someone(self):
         """The one that leads, half of the time."""
@@ -106,6 +108,97 @@ class Soak:
             self.group.await_members(3)
         return add
 
+    def without_queue(self, n):
+        """What becomes of a quorum queue's member there is not looked at: it is taken away before, and added after."""
+        by = self.cluster.nodes[self.draw.choice(self.cluster.others(n))]
+        member = ["--vhost", "/", self.group.name, self.cluster.nodes[n].nodename]
+        by.tool("rabbitmq-queues", "delete_member", *member)
+
+        def again():
+            self.cluster.await_whole()
+            by.tool("rabbitmq-queues", "add_member", *member)
+        return again
+
+    def forget(self, n):
+        """Taken out of the cluster, and it comes back with nothing."""
+        again, by = self.without_queue(n), self.draw.choice(self.cluster.others(n))
+        self.cluster.stop(n)
+        self.cluster.forget(n, by=by)
+
+        def join():
+            self.group.await_members(2, by)
+            self.cluster.wipe_and_join(n, by=by)
+            again()
+            self.group.await_members(3, by)
+        return join
+
+    def reset(self, n):
+        again, by = self.without_queue(n), self.draw.choice(self.cluster.others(n))
+        self.cluster.reset_and_join(n, by=by)
+
+        def whole():
+            again()
+            self.group.await_members(3, by)
+        return whole
+
+    def damage(self, n):
+        """While it is stopped, a bit of the index of what it keeps changes, or the records lose their end: it is found
+        when it is started, said, and mended from the others."""
+        by = self.draw.choice(self.cluster.others(n))
+        self.kept += 1
+        text = f"kept-{self.kept}"
+        self.group.publish_pending(by, text)
+        self.group.also_pending += PENDING
+        records = self.checkpointed_file(n, text)
+        before = self.uids(by)
+        self.cluster.stop(n)
+        if self.draw.random() < 0.5:
+            os.truncate(records, os.path.getsize(records) - 20)
+        else:
+            with open(records.removesuffix("rec") + "idx", "r+b") as file:
+                file.seek(-40, os.SEEK_END)
+                byte = file.read(1)
+                file.seek(-40, os.SEEK_END)
+                file.write(bytes([byte[0] ^ 1]))
+
+        def start():
+            logged = len(self.cluster.nodes[n].log())
+            self.cluster.start(n)
+            self.cluster.await_whole()
+            self.cluster.eventually(lambda: self.uids(by) != before, "another member is named")
+            assert "is damaged" in self.cluster.nodes[n].log()[logged:]
+            self.group.await_members(3, by)
+        return start
+
+    def uids(self, by):
+        return self.cluster.nodes[by].ask(f"element(2, rabbit_delay_group:find({self.group.resource})).")
+
+    def checkpointed_file(self, n, text):
+        """That of the records with this text, once a checkpoint of the node's member has them."""
+        def stat(key):
+            return int(self.cluster.nodes[n].ask(f"""case catch maps:get({key}, rabbit_delay_store:stat(
+                rabbit_delay_registry:store({self.group.resource}))) of I when is_integer(I) -> I; _ -> -1 end.""")
+                       or -1)
+
+        def holding():
+            """All of them, which it was sent one after the other."""
+            found = []
+            for path in store_files(self.cluster, self.group, n, "rec"):
+                with open(path, "rb") as file:
+                    found += [path] * file.read().count(f"{text}.".encode())
+            return found if len(found) >= PENDING and len(set(found)) == 1 else None
+        records = self.cluster.eventually(holding, f"{text} is in a file on {n}")[0]
+        applied = stat("applied")
+        self.cluster.eventually(lambda: stat("checkpoint_applied") >= applied > 0, f"a checkpoint on {n}")
+        return records
+
+    def compare(self):
+        """While messages come and go. Members that differ are what must never be."""
+        held = self.group.held().strip('"')
+        print(f"    {held}", flush=True)
+        assert not held.startswith("different"), held
+        self.compared.append(held.split()[0] if held else "")
+
     def ask(self, what, asked, n):
         """It may be refused, with a reason."""
         self.cluster._note("fault", f"{what} {n}")
@@ -124,7 +217,7 @@ class Soak:
         self.cluster._note("healed", f"{key} {n}")
 
     FAULTS = (kill, kill, kill_two, stop, stop_app, pause, pause, cut, cut, cut_one_way, disk_full, clock_set_back,
-              transfer, remove)
+              transfer, remove, forget, reset, damage)
 
     def step(self, number):
         fault, n = self.draw.choice(self.FAULTS), self.someone()
@@ -135,6 +228,7 @@ class Soak:
         undo()
         self.cluster.await_whole()
         self.group.goes_on()
+        self.compare()
         self.group.traffic.go_on(between)
 
 
@@ -156,7 +250,10 @@ def main():
                 soak.step(number)
             group.await_members(3)
             group.verdict()
-            print(f"{number} faults, seed {seed}: passed", flush=True)
+            # With nothing that comes or goes, and as an operator sees it: it ends with another code if they differ.
+            print(cluster.nodes[0].ctl("delayed_exchange_status", "--digest", group.name), flush=True)
+            print(f"{number} faults, seed {seed}: passed; in the midst of messages members were found the same "
+                  f"{soak.compared.count('same')} of {len(soak.compared)} times", flush=True)
         except BaseException:
             for node in cluster.nodes:
                 print(node.log_tail(), flush=True)

@@ -216,24 +216,23 @@ class OnExchange(Subject):
 
 
 class Replicated(HasMembers, OnExchange):
-    """With a member on each node, and so has the queue."""
+    """With a member on each node, and so has the queue. `expected` is how many members there are in the end, `asked`
+    the node that tells of them."""
 
     arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 3}
-    also_pending = 0
+    also_pending, expected, asked = 0, 3, 0
 
     def __init__(self, cluster, directory, request):
         super().__init__(cluster, directory, request)
         self.leader = cluster.await_leader(self.server)
         cluster.await_caught_up(self.server)
 
-    def states(self):
-        """What each node's member holds: the applied index, how many are pending, and their digest."""
-        found = []
-        for n, node in enumerate(self.cluster.nodes):
-            digest = node.ask(f"""case catch rabbit_delay_store:stat(rabbit_delay_registry:store({self.resource}))
-                of #{{pending := Count, digest := Digest}} -> {{Count, Digest}}; Other -> Other end.""")
-            found.append((self.cluster.applied(n, self.server), digest))
-        return found
+    def held(self):
+        """Whether the members hold the same, of how many messages each, and what is said of that."""
+        return self.cluster.nodes[self.asked].ask(f"""case catch rabbit_delay_replication:compared({self.resource}) of
+            {{ok, #{{outcome := Outcome, members := Members, why := Why}}}} -> lists:flatten(io_lib:format(
+                "~s ~w ~ts", [Outcome, [Count || #{{messages_delayed := Count}} <- Members], Why]));
+            Other -> lists:flatten(io_lib:format("~0p", [Other])) end.""") or ""
 
     def verdict(self):
         """Also, what each node's publishers then send is pending, the same on all members."""
@@ -244,18 +243,19 @@ class Replicated(HasMembers, OnExchange):
         return verdict
 
     def await_same(self, total):
-        """Until all members have applied the same, and hold the same of so many messages."""
-        states = []
+        """Until all members hold the same of so many messages. That they hold different ones at one index is never so,
+        not for a moment either."""
+        held = []
 
-        def equal():
-            states[:] = self.states()
-            return (len(set(states)) == 1 and None not in states[0]
-                    and states[0][1].startswith(f"{{{total},"))
+        def same():
+            held[:] = [self.held().strip('"')]
+            assert not held[0].startswith("different"), held
+            return held[0].startswith(f"same [{','.join([str(total)] * self.expected)}]")
 
         try:
-            self.cluster.eventually(equal, f"members with {total} pending messages")
+            self.cluster.eventually(same, f"members with {total} pending messages")
         finally:
-            print(f"\nmembers hold: {states}")
+            print(f"\nmembers hold: {held}")
 
     def publish_pending(self, n, text="pending", delay=LONG):
         connection, channel = self.channel(n)
@@ -552,7 +552,6 @@ def test_replicated_all_nodes_restarted_in_another_order(whole, subject, how):
     replicated.traffic.stop_publishing()
     pending = PENDING
     replicated.publish_pending(0, "kept")
-    replicated.states()
     for n in (1, 2, 0):
         (whole.kill9 if how == "killed" else whole.stop)(n)
     for n in (1, 0, 2):
@@ -561,9 +560,7 @@ def test_replicated_all_nodes_restarted_in_another_order(whole, subject, how):
         node._booting = True
         node.wait_until_amqp()
     replicated.caught_up()
-    whole.eventually(lambda: {held for _, held in replicated.states()} != {None}
-                     and all(held and held.startswith(f"{{{pending},") for _, held in replicated.states()),
-                     "what was pending is there on each")
+    replicated.await_same(pending)
     replicated.traffic.publishing = True
     replicated.goes_on()
     replicated.also_pending = pending

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MPL-2.0
 """Commands about the members of delayed exchanges, and how many there are: on three nodes."""
 
+import concurrent.futures
 import json
 import os
+import threading
 import uuid
 
 import pika
@@ -13,7 +15,7 @@ from management import Management, eventually
 from node import evaluate
 
 HOUR_MS = 3_600_000
-BAD_DATA, UNAVAILABLE = 65, 69
+FOUND, BAD_DATA, UNAVAILABLE = 1, 65, 69
 # A command that hangs is one that takes longer than what it may wait for, all bounds together.
 NEVER = 300
 
@@ -67,6 +69,24 @@ class Exchange:
     def status(self, n):
         return {self.number(row["node"]): row for row in self.nodes[n].rows("delayed_exchange_status", self.name)}
 
+    def compared(self, n, code=0):
+        """The same with what each holds, and what is said of it."""
+        done = self.nodes[n].ctl("--quiet", "--formatter", "json", "delayed_exchange_status", "--digest", self.name,
+                                 check=False)
+        assert done.returncode == code, done
+        return {self.number(row["node"]): row for row in json.loads(done.stdout)}, done.stderr
+
+    def differs(self, n):
+        """A node's member is made to lack a message, and whatever the next entry of the log brings."""
+        assert evaluate(self.nodes[n], f"""begin
+            Id = rabbit_delay_raft:server_id(rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)),
+            {{ok, {{_, Settled}}, _}} = ra:local_query(Id, fun (State) ->
+                Store = rabbit_delay_machine:store(State),
+                {{ok, [#{{id := Message}}]}} = rabbit_delay_store:page(Store, {{0, 0}}, 1),
+                rabbit_delay_store:settle(Store, rabbit_delay_store:applied(Store) + 1, <<Message:64/little>>)
+            end), Settled end.""".replace("\n", " ")) == "{ok, 1}"
+        self.publish(n)
+
     def shown(self):
         """What each node says over HTTP, which takes less time than a command."""
         return [Management(node).get(f"delayed-exchanges/%2F/{self.name}") for node in self.nodes]
@@ -119,6 +139,98 @@ def test_status_says_the_same_on_each_node(exchange):
                                                       "group_size") if row["name"] == one.name]
     assert (one.number(row["leader"]), row["group_size"]) == (leader, 3)
     assert sorted(map(one.number, row["members"])) == [0, 1, 2]
+
+
+def test_members_hold_the_same(exchange):
+    one = exchange(3)
+    digests = set()
+    for n in range(3):
+        one.publish(n)
+        one.is_whole()
+        rows, said = one.compared(n)
+        assert said == "" and sorted(rows) == [0, 1, 2]
+        (index, digest, held), = {(row["digest_index"], row["digest"], row["messages_delayed"]) for row in rows.values()}
+        assert held == one.published and index <= min(row["last_applied"] for row in rows.values())
+        assert len(digest) == 24 and digest not in digests
+        digests.add(digest)
+        assert [row["messages_delayed"] for row in one.status(n).values()] == [held] * 3
+        shown = Management(one.nodes[n]).get(f"delayed-exchanges/%2F/{one.name}/members?digest=true")
+        assert shown["outcome"] == "same" and "hold the same at index" in shown["why"]
+        assert {one.number(row["node"]): row for row in shown["members"]} == rows
+    assert "hold the same at index" in one.nodes[0].ctl("delayed_exchange_status", "--digest", one.name)
+
+
+def test_members_are_compared_while_messages_come_and_go(exchange):
+    """They are seen at one index in the end, and never found to differ."""
+    one = exchange(3)
+    one.is_whole()
+    enough = threading.Event()
+
+    def publish(n):
+        with pika.BlockingConnection(pika.ConnectionParameters(one.nodes[n].address)) as connection:
+            channel = connection.channel()
+            while not enough.is_set():
+                channel.basic_publish(one.name, "k", b"x", pika.BasicProperties(headers={"x-delay": 20}))
+                connection.process_data_events(0.002)
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=3) as pool:
+        publishing = [pool.submit(publish, n) for n in range(3)]
+        try:
+            outcomes = []
+
+            def outcome():
+                answer = Management(one.nodes[0]).get(f"delayed-exchanges/%2F/{one.name}/members?digest=true")
+                outcomes.append((answer["outcome"], len({row["digest_index"] for row in answer["members"]})))
+                return answer["outcome"]
+            eventually(outcome, lambda _: [what for what, _ in outcomes].count("same") == 3)
+        finally:
+            enough.set()
+        for each in publishing:
+            each.result()
+    print(outcomes)
+    assert {what for what, _ in outcomes} <= {"same", "unknown"}
+    assert all(indexes == 1 for what, indexes in outcomes if what == "same")
+
+
+def test_a_member_that_differs_is_found_and_made_again(exchange):
+    one = exchange(3)
+    one.is_whole()
+    odd = [n for n in range(1, 3) if n != one.leader()][0]
+    one.publish(0)
+    one.is_whole()
+    one.compared(odd)
+    one.differs(odd)
+    for n in range(3):
+        rows, said = one.compared(n, FOUND)
+        others = [m for m in range(3) if m != odd]
+        assert f"{one.named(odd)} {rows[odd]['messages_delayed']} message" in said and "different messages" in said
+        assert len({row["digest_index"] for row in rows.values()}) == 1
+        assert len({rows[m]["digest"] for m in others}) == 1 and rows[odd]["digest"] != rows[others[0]]["digest"]
+        assert {rows[m]["messages_delayed"] for m in others} == {one.published}
+        shown = Management(one.nodes[n]).get(f"delayed-exchanges/%2F/{one.name}/members?digest=true")
+        assert shown["outcome"] == "different" and shown["why"] in said
+    for command in ("delete_delayed_exchange_member", "add_delayed_exchange_member"):
+        one.nodes[0].ctl(command, one.name, one.named(odd), timeout=NEVER)
+    one.is_whole()
+    rows, _ = one.compared(odd)
+    assert {row["messages_delayed"] for row in rows.values()} == {one.published}
+
+
+def test_a_node_with_an_earlier_version_does_not_tell(cluster, exchange):
+    one = exchange(3)
+    one.is_whole()
+    earlier = cluster.nodes[2]
+    module = "rabbit_delay_digest"
+    evaluate(earlier, f"""begin {{ok, M, B}} = compile:forms([{{attribute, 1, module, {module}}}]),
+        code:purge(M), code:load_binary(M, "none", B) end.""".replace("\n", " "))
+    try:
+        rows, said = one.compared(0, UNAVAILABLE)
+        assert f"not compared: {earlier.nodename} (its node has an earlier version of the plugin" in said
+        assert f"{one.named(0)} and {one.named(1)} hold the same at index" in said
+        assert rows[2]["digest"] is None and rows[2]["messages_delayed"] == 1 and rows[0]["digest"] == rows[1]["digest"]
+    finally:
+        evaluate(earlier, f"begin code:purge({module}), code:load_file({module}) end.")
+    one.compared(0)
 
 
 def test_a_member_is_added_and_deleted(exchange):
@@ -233,6 +345,10 @@ def test_a_node_that_is_down(cluster, exchange):
             assert done.returncode == code and why in done.stderr and len(done.stderr) > 20, (command, done)
         # Nor has anything kept it from being led.
         assert "leader" in [member["state"] for member in one.status(up).values()]
+        compared, said = one.compared(up, UNAVAILABLE)
+        assert f"not compared: {one.named(down)} (its node does not answer)" in said
+        assert f"{one.named(0)} and {one.named(up)}" in said and "hold the same at index" in said
+        assert [compared[n]["digest"] is None for n in (0, up, down)] == [False, False, True]
         # Its member can be deleted nevertheless: the others are a majority.
         cluster.nodes[up].ctl("delete_delayed_exchange_member", one.name, one.named(down), timeout=NEVER)
         assert sorted(one.status(up)) == sorted({0, up})

@@ -27,9 +27,7 @@ def cluster(directory):
 
 
 class Group(Replicated):
-    """Its members have names of their own. `expected` is how many there are in the end."""
-
-    expected = 3
+    """Its members have names of their own."""
 
     def __init__(self, cluster, directory, request):
         super().__init__(cluster, directory, request)
@@ -48,19 +46,6 @@ class Group(Replicated):
                 name, state, voter, applied = part.split()
                 found[names.get(name, name)] = (state, voter == "true", applied)
         return found
-
-    def states(self):
-        """Of the members that there are."""
-        members = self.members(self.asked)
-        found = []
-        for n in members:
-            digest = self.cluster.nodes[n].ask(
-                f"""case catch rabbit_delay_store:stat(rabbit_delay_registry:store({self.resource}))
-                of #{{pending := Count, digest := Digest}} -> {{Count, Digest}}; Other -> Other end.""")
-            found.append((members[n][2], digest))
-        return found if len(found) == self.expected else [(None, None)]
-
-    asked = 0
 
     def leading(self, asked=0):
         return next((n for n, (state, _, _) in self.members(asked).items() if state == "leader"), None)
@@ -358,8 +343,7 @@ def test_a_group_of_an_earlier_life_does_not_touch_the_next(cluster, group):
         cluster.eventually(lambda n=n: cluster.members(n, group.name) == 1, f"one member on {n}")
         cluster.eventually(lambda n=n: cluster.nodes[n].ask(
             f"rabbit_delay_registry:life({group.resource}).") is not None, "a life")
-    cluster.eventually(lambda: {held.split(",")[0] for _, held in group.states() if held} == {f"{{{PENDING}"},
-                       f"{PENDING} pending")
+    group.await_same(PENDING)
     group.traffic.publishing = True
     group.goes_on()
     group.also_pending = PENDING

@@ -161,6 +161,14 @@ def test_the_members_of_an_exchange(client, broker, api):
     member, = api.ok("GET", X + "/members")["members"]
     assert (member["node"], member["state"], member["voter"], member["behind"]) == (
         broker.nodename, "leader", True, 0)
+    pending = api.ok("GET", X)["messages_delayed"]
+    assert member["messages_delayed"] == pending and "digest" not in member
+    compared = api.ok("GET", X + "/members", query="?digest=true")
+    assert compared["outcome"] == "same" and "nothing to compare" in compared["why"]
+    digested, = compared["members"]
+    assert digested["messages_delayed"] == pending and re.fullmatch("[0-9a-f]{24}", digested["digest"])
+    assert "digest" in api.refusal(400, "GET", X + "/members", query="?digest=some")
+    assert api.ok("GET", X + "/members", query="?digest=true", exchange=client.delayed()) == {"members": []}
     assert api.ok("GET", X + "/members", exchange=client.delayed())["members"] == []
     assert "none" in api.refusal(404, "GET", X + "/members", exchange="none")
 

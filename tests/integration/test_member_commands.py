@@ -3,6 +3,7 @@
 with what is asked for. What they do in a cluster: tests/cluster/test_members_commands.py."""
 
 import json
+import re
 
 import pytest
 
@@ -22,17 +23,47 @@ def exchange(client):
 
 def test_the_only_member_is_shown(client, broker, exchange):
     member, = broker.rows("delayed_exchange_status", exchange)
-    assert member == {"node": broker.nodename, "state": "leader", "voter": True, "behind": 0,
+    assert member == {"node": broker.nodename, "state": "leader", "voter": True, "behind": 0, "messages_delayed": 1,
                       **{name: member[name] for name in ("last_index", "last_applied", "commit_index",
                                                          "snapshot_index", "term")}}
     assert member["last_index"] >= member["last_applied"] > 0 and member["term"] > 0
     client.publish(exchange, "k", b"x", delay=HOUR_MS)
     eventually(lambda: broker.rows("delayed_exchange_status", exchange)[0]["last_applied"],
                lambda applied: applied > member["last_applied"])
-    assert f"{broker.nodename}\tleader\ttrue\t0\t" in broker.ctl("delayed_exchange_status", exchange)
+    assert f"{broker.nodename}\tleader\ttrue\t0\t2\t" in broker.ctl("delayed_exchange_status", exchange)
     row, = [row for row in broker.rows("list_delayed_exchanges", "name", "leader", "members", "group_size")
             if row["name"] == exchange]
     assert row == {"name": exchange, "leader": broker.nodename, "members": [broker.nodename], "group_size": 3}
+
+
+def test_the_only_member_has_a_digest(client, broker, exchange):
+    """Of what is pending, in no order, and of nothing that is not."""
+    def shown(messages):
+        member, = broker.rows("delayed_exchange_status", "--digest", exchange)
+        assert member["messages_delayed"] == messages and 0 < member["digest_index"] <= member["last_applied"]
+        assert re.fullmatch("[0-9a-f]{24}", member["digest"])
+        return member["digest"]
+
+    def pending():
+        return [row["id"] for row in broker.rows("list_delayed_messages", exchange)]
+
+    one = shown(1)
+    first, = pending()
+    client.publish(exchange, "k", b"x", delay=HOUR_MS)
+    two = shown(2)
+    second, = set(pending()) - {first}
+    broker.ctl("pause_delayed_exchange", exchange)
+    assert shown(2)[:16] == two[:16] and shown(2)[16:] != two[16:]
+    broker.ctl("resume_delayed_exchange", exchange)
+    assert shown(2) == two
+    broker.ctl("reschedule_delayed_messages", exchange, second, "--by", "+1h")
+    assert shown(2)[:16] not in (one[:16], two[:16])
+    broker.ctl("cancel_delayed_messages", exchange, second)
+    assert shown(1)[:16] == one[:16] != two[:16]
+    broker.ctl("purge_delayed_messages", exchange)
+    assert shown(0)[:16] == "0" * 16
+    assert "it has one member: there is nothing to compare" in broker.ctl("delayed_exchange_status", "--digest", exchange)
+    assert "nothing to compare" not in broker.ctl("--silent", "delayed_exchange_status", "--digest", exchange)
 
 
 def test_one_that_has_delayed_nothing_has_no_members(client, broker):
@@ -40,7 +71,7 @@ def test_one_that_has_delayed_nothing_has_no_members(client, broker):
     row, = [row for row in broker.rows("list_delayed_exchanges", "name", "leader", "members", "group_size")
             if row["name"] == exchange]
     assert row == {"name": exchange, "leader": "", "members": [], "group_size": 5}
-    for command in (["delayed_exchange_status", exchange],
+    for command in (["delayed_exchange_status", exchange], ["delayed_exchange_status", "--digest", exchange],
                     ["add_delayed_exchange_member", exchange, broker.nodename],
                     ["delete_delayed_exchange_member", exchange, broker.nodename],
                     ["transfer_delayed_exchange_leadership", exchange, broker.nodename]):
@@ -66,6 +97,8 @@ def test_one_that_has_delayed_nothing_has_no_members(client, broker):
     (["force_shrink_delayed_exchanges"], BAD_USAGE, "not enough"),
     (["rebalance_delayed_exchanges", "--vhost-pattern", "["], BAD_DATA, "no regular expression"),
     (["delayed_exchange_status"], BAD_USAGE, "not enough"),
+    (["delayed_exchange_status", "--digest", "none"], BAD_DATA, "there is no delayed exchange 'none' in vhost '/'"),
+    (["delayed_exchange_status", "--digests", "EXCHANGE"], BAD_USAGE, "digests"),
     (["add_delayed_exchange_member", "EXCHANGE"], BAD_USAGE, "not enough"),
     (["grow_delayed_exchanges", "NODE"], BAD_USAGE, "not enough"),
     (["rebalance_delayed_exchanges", "NODE"], BAD_USAGE, "too many"),
