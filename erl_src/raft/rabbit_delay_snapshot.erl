@@ -77,25 +77,59 @@ sync(_Dir) -> ok.
 -spec context() -> map().
 context() -> rabbit_delay_snapshot_sender:context().
 
-%% Ra deletes a snapshot that is not valid, and then has no use for a log that begins after it. Its
-%% files are the live store's own, under other names: damage to one is no reason to lose the others,
-%% and is found when the store is opened. So only what was written last is looked at; and what cannot
-%% be read at present, or is of a later version, keeps the server from starting and is left alone.
+%% Ra deletes a snapshot that is not valid, and begins afresh where its log no longer does: what it then takes
+%% in, the store has had by its index. So only one that was not finished is not valid, as nothing relies on it.
+%% What cannot be read, now or any more, or is of a later version, keeps the server from starting and is left
+%% alone. Its files are the live store's own, under other names: damage to one is no reason to lose the others,
+%% and is found when the store is opened. So only what was written last is looked at.
 -spec validate(file:filename_all()) -> ok | {error, term()}.
 validate(Dir) ->
     case read_state(Dir) of
-        {ok, {#{index := Index}, _}} ->
-            case rabbit_delay_store:peek_applied(Dir) of
-                {ok, Applied} when Applied >= Index -> ok;
-                {ok, Applied} -> {error, {manifest_behind, Applied}};
-                {error, ecorrupt} = Error -> Error;
+        {ok, {#{index := Index}, #{exchange := XName}}} ->
+            case first_at([Dir, rabbit_delay_raft:store_dir_of_snapshot(Dir)], Index) of
+                ok -> ok;
+                {error, ecorrupt} -> damaged(Dir, XName, ecorrupt);
                 {error, Reason} -> unusable(Dir, Reason)
             end;
-        {error, Reason} = Error when Reason =:= enoent; Reason =:= checksum_error;
-                                     Reason =:= invalid_format ->
+        {error, enoent} = Error ->
             Error;
         {error, Reason} ->
-            unusable(Dir, Reason)
+            unreadable(Dir, Reason)
+    end.
+
+%% Whether in one of these directories there is a checkpoint that recovery can go on from.
+first_at([], _) ->
+    {error, ecorrupt};
+first_at([Dir | Dirs], Index) ->
+    case rabbit_delay_store:peek_applied(Dir) of
+        {ok, Applied} when Applied >= Index -> ok;
+        Other when element(1, Other) =:= ok; Other =:= {error, ecorrupt} -> first_at(Dirs, Index);
+        Error -> Error
+    end.
+
+-spec unreadable(file:filename_all(), term()) -> no_return().
+unreadable(Dir, Reason) when Reason =:= checksum_error; Reason =:= invalid_format ->
+    damaged(Dir, exchange(Dir), Reason);
+unreadable(Dir, Reason) ->
+    unusable(Dir, Reason).
+
+%% Other members have what is damaged here.
+-spec damaged(file:filename_all(), rabbit_exchange:name() | none, term()) -> no_return().
+damaged(Dir, XName, Reason) ->
+    ?LOG_ERROR("delayed messages: the snapshot in ~ts is damaged (~0p): its member is not started, and nothing is deleted",
+               [Dir, Reason], ?LOG_DOMAIN),
+    ok = case XName of
+             none -> ok;
+             _ -> rabbit_delay_local_member:found_damaged(XName, ["its snapshot ", filename:basename(Dir)])
+         end,
+    unusable(Dir, Reason).
+
+%% The one whose member it is that is being started.
+exchange(Dir) ->
+    Uid = iolist_to_binary(filename:basename(rabbit_delay_raft:member_dir_of_snapshot(Dir))),
+    case [XName || {XName, {_, Of}} <- rabbit_delay_table:members(), Of =:= Uid] of
+        [XName] -> XName;
+        [] -> none
     end.
 
 -spec unusable(file:filename_all(), term()) -> no_return().
@@ -128,8 +162,8 @@ read_meta(Dir) ->
         Error -> Error
     end.
 
--spec recover(file:filename_all()) ->
-          {ok, ra_snapshot:meta(), rabbit_delay_machine:state()} | {error, term()}.
+%% Where this answers with an error, Ra 3 begins afresh.
+-spec recover(file:filename_all()) -> {ok, ra_snapshot:meta(), rabbit_delay_machine:state()}.
 recover(Dir) ->
     case read_state(Dir) of
         {ok, {#{index := Index} = Meta, #{exchange := XName} = Snapshot}} ->
@@ -138,11 +172,13 @@ recover(Dir) ->
                 ok ->
                     Store = rabbit_delay_machine:open_store(Live, XName),
                     {ok, Meta, rabbit_delay_machine:from_snapshot(Snapshot, Store)};
-                Error ->
-                    Error
+                {error, ecorrupt} ->
+                    damaged(Dir, XName, ecorrupt);
+                {error, Reason} ->
+                    unusable(Dir, Reason)
             end;
-        Error ->
-            Error
+        {error, Reason} ->
+            unreadable(Dir, Reason)
     end.
 
 ensure_live(Live, Dir, Index, XName) ->
@@ -172,8 +208,10 @@ read_chunk(Reading, ChunkSize, _) ->
 
 -spec begin_accept(file:filename_all(), ra_snapshot:meta()) -> {ok, term()}.
 begin_accept(Dir, _Meta) ->
-    lists:foreach(fun file:delete/1, files(Dir)),
+    %% First: with that, and without the others, it would be a damaged one.
     _ = file:delete(filename:join(Dir, ?STATE_FILE)),
+    ok = sync_dir(Dir),
+    lists:foreach(fun file:delete/1, files(Dir)),
     {ok, rabbit_delay_snapshot_receiver:begin_accept(Dir)}.
 
 -spec accept_chunk(term(), term()) -> {ok, term()} | {error, term()}.

@@ -27,6 +27,7 @@ snapshot_test_() ->
                       {"chunks of another transfer are not taken", fun another_transfer/1},
                       {"what is not there any more is not made up", fun gone/1},
                       {"nothing is left out of a file, and no file of a snapshot", fun left_out/1},
+                      {"a damaged one is not deleted nor passed over, and its member is one that others mend", fun damaged/1},
                       {"no file is held when the sender has ended, or was ended before", fun held/1}]]
      end}.
 
@@ -174,6 +175,46 @@ left_out(S) ->
     Lacking = accept([C || {file, N, _, _} = C <- Chunks, N =/= Name], begun(S)),
     ?assertMatch({error, _}, rabbit_delay_snapshot:complete_accept(lists:last(Chunks), Lacking)),
     ?assertMatch({error, _}, rabbit_delay_snapshot:validate(copy(S))).
+
+%% Of a group of three. Nothing is deleted but what was not finished, as Ra would begin afresh behind it.
+damaged(#{receiver := Receiver} = S) ->
+    ok = has(S, []),
+    {_, Copy} = transfer(S, #{}),
+    [Content, Manifest] = [filename:join(Copy, Name) || Name <- ["delay_snapshot", "MANIFEST"]],
+    [Records | _] = [filename:join(Copy, Name) || {Name, Bytes} <- contents(Copy), byte_size(Bytes) > ?BLOCK],
+    Validate = fun () -> rabbit_delay_snapshot:validate(Copy) end,
+    Recover = fun () -> rabbit_delay_snapshot:recover(Copy) end,
+    [begin
+         ok = with_bytes(File, Damage,
+                         fun () -> ?assertExit({delay_snapshot, Copy, Reason}, Opening()) end),
+         ?assertEqual({File, true}, {File, rabbit_delay_local_member:is_damaged(?X)}),
+         ok = file:delete(filename:join(Receiver, "damaged"))
+     end || {File, Damage, Opening, Reason} <-
+                [{Content, fun (B) -> flip(B, 20) end, Validate, checksum_error},
+                 {Content, fun (B) -> flip(B, 20) end, Recover, checksum_error},
+                 {Content, fun (B) -> flip(B, 0) end, Validate, invalid_format},
+                 {Manifest, fun (B) -> flip(B, 20) end, Validate, ecorrupt},
+                 {Manifest, fun (B) -> flip(B, 20) end, Recover, ecorrupt},
+                 {Records, fun (B) -> binary:part(B, 0, ?BLOCK) end, Recover, ecorrupt}]],
+    %% The live store has what the snapshot has lost.
+    ok = rabbit_delay_store:restore(filename:join(Receiver, "delay_store"), Copy),
+    ok = with_bytes(Manifest, fun (B) -> flip(B, 20) end, fun () -> ?assertEqual(ok, Validate()) end),
+    ok = with_bytes(Content, fun (_) -> <<"DWSN", 2>> end,
+                    fun () -> ?assertExit({delay_snapshot, Copy, {invalid_version, 2}}, Validate()) end),
+    ok = file:delete(Content),
+    ?assertEqual({error, enoent}, Validate()),
+    ok = file:make_dir(Content),
+    ?assertExit({delay_snapshot, Copy, eisdir}, Validate()),
+    ok = file:del_dir(Content),
+    ?assertNot(rabbit_delay_local_member:is_damaged(?X)).
+
+with_bytes(File, Damage, Fun) ->
+    {ok, Bytes} = file:read_file(File),
+    %% Another file: of the restored store it may be a link.
+    ok = file:delete(File),
+    ok = file:write_file(File, Damage(Bytes)),
+    _ = Fun(),
+    file:write_file(File, Bytes).
 
 held(#{sender := Sender, receiver := Receiver} = S) ->
     ok = has(S, [One || {Name, _} = One <- contents(Sender), is_partition(Name)]),
