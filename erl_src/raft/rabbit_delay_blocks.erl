@@ -65,13 +65,23 @@ offered(Store, Sender) ->
         Bytes when Bytes < ?WORTH_BYTES ->
             nothing();
         _ ->
-            case rabbit_delay_budget:with(?READERS, 1, fun () -> read(Store, Files, Sender) end) of
+            case rabbit_delay_budget:with(?READERS, 1, fun () -> borrow_and_read(Store, Files, Sender) end) of
                 {error, _} -> nothing();
                 Offer -> Offer
             end
     end.
 
 nothing() -> #{held => <<>>, files => [], blocks => <<>>}.
+
+%% One file at a time is open, which counts until this process ends.
+borrow_and_read(Store, Files, Sender) ->
+    case rabbit_delay_store:borrow_open_file() of
+        {ok, Borrowed} ->
+            _ = put({?MODULE, borrowed}, Borrowed),
+            read(Store, Files, Sender);
+        none ->
+            {error, no_descriptor_left}
+    end.
 
 read(Store, Files, Sender) ->
     MemberDir = filename:dirname(Store),

@@ -19,8 +19,12 @@
 -type chunk() :: part() | {delayed, 1, Transfer :: binary(), part()}.
 
 -define(QUERY_MS, 5000).
+-define(BORROW_MS, 5000).
+-define(BORROW_AGAIN_MS, 100).
 
 -record(reading, {dir :: file:filename_all(),
+                  %% what `open' counts as
+                  borrowed :: rabbit_delay_store:borrowed(),
                   content :: binary(),
                   %% none: of a receiver that says nothing
                   transfer = none :: binary() | none,
@@ -42,9 +46,25 @@ begin_read(Dir, Context) ->
         {ok, {_, #{exchange := XName}}} ->
             %% It may take long, and a later snapshot be there then.
             Offer = ask(receiver(Dir, Context), XName),
-            first(Dir, fun (One) -> open(One, Offer) end);
+            case borrow(erlang:monotonic_time(millisecond) + ?BORROW_MS) of
+                {ok, Borrowed} -> first(Dir, fun (One) -> open(One, Borrowed, Offer) end);
+                Error -> Error
+            end;
         Error ->
             Error
+    end.
+
+%% One of the descriptors that all stores of the node have, for as long as this process reads. It is refused if
+%% there is none for a while: Ra tries again.
+borrow(Until) ->
+    case {rabbit_delay_store:borrow_open_file(), erlang:monotonic_time(millisecond) < Until} of
+        {none, true} ->
+            timer:sleep(?BORROW_AGAIN_MS),
+            borrow(Until);
+        {none, false} ->
+            {error, no_descriptor_left};
+        {Borrowed, _} ->
+            Borrowed
     end.
 
 ask(none, _) -> none;
@@ -92,7 +112,7 @@ first([Dir | Dirs], Read, _) ->
         Result -> Result
     end.
 
-open(Dir, Offer) ->
+open(Dir, Borrowed, Offer) ->
     case rabbit_delay_snapshot:read_state(Dir) of
         {ok, {Meta, _} = State} ->
             MemberDir = rabbit_delay_raft:member_dir_of_snapshot(Dir),
@@ -101,7 +121,10 @@ open(Dir, Offer) ->
                     HeldDir = rabbit_delay_held_files:dir(MemberDir, Held),
                     %% Nothing was deleted before it was held.
                     case rabbit_delay_store:validate(HeldDir) of
-                        {ok, _} -> {ok, Meta, reading(HeldDir, term_to_binary(State), Files, Offer)};
+                        {ok, _} ->
+                            Reading = #reading{dir = HeldDir, borrowed = Borrowed, content = term_to_binary(State),
+                                               files = Files, index = none()},
+                            {ok, Meta, offered(Offer, Reading)};
                         Error -> Error
                     end;
                 Error ->
@@ -111,12 +134,11 @@ open(Dir, Offer) ->
             Error
     end.
 
-reading(Dir, Content, Files, none) ->
-    #reading{dir = Dir, content = Content, files = Files, index = none()};
-reading(Dir, Content, Files, #{held := Held} = Offer) ->
+offered(none, Reading) ->
+    Reading;
+offered(#{held := Held} = Offer, #reading{content = Content, files = Files} = Reading) ->
     Transfer = crypto:hash(sha256, term_to_binary({node(), Content, Files, rabbit_delay_blocks:digest(Offer)})),
-    #reading{dir = Dir, content = Content, files = Files, transfer = Transfer, held = Held,
-             index = rabbit_delay_blocks:index(Offer)}.
+    Reading#reading{transfer = Transfer, held = Held, index = rabbit_delay_blocks:index(Offer)}.
 
 none() -> rabbit_delay_blocks:index(#{held => <<>>, files => [], blocks => <<>>}).
 

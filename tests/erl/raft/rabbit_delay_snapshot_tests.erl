@@ -28,6 +28,7 @@ snapshot_test_() ->
                       {"what is not there any more is not made up", fun gone/1},
                       {"nothing is left out of a file, and no file of a snapshot", fun left_out/1},
                       {"a damaged one is not deleted nor passed over, and its member is one that others mend", fun damaged/1},
+                      {"a sender has one of the stores' descriptors, or waits, or is refused", fun descriptors/1},
                       {"no file is held when the sender has ended, or was ended before", fun held/1}]]
      end}.
 
@@ -231,6 +232,28 @@ held(#{sender := Sender, receiver := Receiver} = S) ->
     ok = file:write_file(Left, <<"x">>),
     ok = rabbit_delay_held_files:sweep(Receiver),
     ?assertNot(filelib:is_dir(filename:join(Receiver, "held"))).
+
+descriptors(#{sender := Sender} = S) ->
+    #{max_open_files := Before, open_files := 0} = rabbit_delay_store:shared(),
+    ok = rabbit_delay_store:limit_open_files(3),
+    Readers = [Pid || _ <- lists:seq(1, 3), {ok, _, Pid} <- [chunks(S, #{})]],
+    ?assertMatch(#{open_files := 3}, rabbit_delay_store:shared()),
+    ?assertEqual({error, no_descriptor_left}, rabbit_delay_snapshot:begin_read(Sender, #{})),
+    %% Nor does a receiver look at what it has.
+    ok = has(S, [One || {Name, _} = One <- contents(Sender), is_partition(Name)]),
+    ?assertMatch(#{blocks := <<>>}, rabbit_delay_blocks:offer(?X, self())),
+    Self = self(),
+    Waiting = spawn_link(fun () ->
+                                 {ok, _, Reading} = rabbit_delay_snapshot:begin_read(Sender, #{}),
+                                 Self ! {self(), length(read(Reading, Sender))},
+                                 receive stop -> ok end
+                         end),
+    hd(Readers) ! stop,
+    receive {Waiting, Count} -> ?assert(Count > 1) end,
+    ?assertMatch(#{open_files := 3}, rabbit_delay_store:shared()),
+    [Pid ! stop || Pid <- [Waiting | tl(Readers)]],
+    await(fun () -> map_get(open_files, rabbit_delay_store:shared()) =:= 0 end),
+    ok = rabbit_delay_store:limit_open_files(Before).
 
 %% ------------------------------------------------------------------------------ helpers
 
