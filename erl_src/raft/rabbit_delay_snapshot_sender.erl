@@ -123,9 +123,10 @@ open(Dir, Borrowed, Offer) ->
                     case rabbit_delay_store:validate(HeldDir) of
                         {ok, _} ->
                             Reading = #reading{dir = HeldDir, borrowed = Borrowed, content = term_to_binary(State),
-                                               files = Files, index = none()},
+                                               files = named(HeldDir, Files), index = none()},
                             {ok, Meta, offered(Offer, Reading)};
-                        Error -> Error
+                        Error ->
+                            Error
                     end;
                 Error ->
                     Error
@@ -133,6 +134,25 @@ open(Dir, Borrowed, Offer) ->
         Error ->
             Error
     end.
+
+%% As far as the manifest (c_src/dw_manifest.h) names them: as they are the live store's, too, more may have come.
+named(Dir, Files) ->
+    {ok, <<"DWHMAN\r\n", 1:32/little, _:20/binary, Count:32/little, _:12/binary, Parts/binary>>} =
+        file:read_file(filename:join(Dir, "MANIFEST")),
+    Count = byte_size(Parts) div 64,
+    Lengths = maps:from_list(lists:append(
+                               [[{{Serial, <<".rec">>}, Records}, {{Serial, <<".idx">>}, Index}]
+                                || <<Serial:64/little, _:16/binary, Records:64/little, Index:64/little, _:24/binary>>
+                                       <= Parts])),
+    lists:filtermap(fun ({<<"MANIFEST">>, _}) ->
+                            true;
+                        ({Name, _}) ->
+                            {Serial, _} = string:to_integer(Name),
+                            case maps:find({Serial, filename:extension(Name)}, Lengths) of
+                                {ok, Length} -> {true, {Name, Length}};
+                                error -> false
+                            end
+                    end, Files).
 
 offered(none, Reading) ->
     Reading;

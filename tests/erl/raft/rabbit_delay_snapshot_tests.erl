@@ -22,6 +22,7 @@ snapshot_test_() ->
               || {Title, Test} <-
                      [{"only what the receiver lacks is sent, whatever it has", fun any_files/1},
                       {"a file of the same name and length is sent if its bytes are others", fun other_bytes/1},
+                      {"what has come to a file since the snapshot is not sent", fun since/1},
                       {"a receiver that says nothing is sent all, in chunks that all versions know", fun earlier/1},
                       {"one that cannot be asked is sent all", fun cannot_be_asked/1},
                       {"chunks of another transfer are not taken", fun another_transfer/1},
@@ -115,6 +116,17 @@ other_bytes(#{sender := Sender} = S) ->
     ok = has(S, lists:keystore(Name, 1, All, {Name, rand:bytes(byte_size(Bytes))})),
     {Others, _} = transfer(S, offering()),
     ?assertEqual(Manifest + byte_size(Bytes), sent(Others)).
+
+since(#{sender := Sender} = S) ->
+    ok = has(S, []),
+    Before = contents(Sender),
+    [ok = file:write_file(filename:join(Sender, Name), <<"more">>, [append]) || {Name, _} <- Before,
+                                                                                is_partition(Name)],
+    _ = [begin
+             {_, Copy} = transfer(S, Context),
+             ?assertEqual(Before, contents(Copy))
+         end || Context <- [#{}, offering()]],
+    [ok = file:write_file(filename:join(Sender, Name), Bytes) || {Name, Bytes} <- Before].
 
 earlier(#{sender := Sender} = S) ->
     ok = has(S, [One || {Name, _} = One <- contents(Sender), is_partition(Name)]),
