@@ -25,7 +25,7 @@
 -spec hold(file:filename_all(), [file:filename_all()], pid()) -> {ok, held()} | {error, term()}.
 hold(MemberDir, Files, For) ->
     begin_hold(MemberDir, For, fun (Dir) ->
-                                       {ok, [One || File <- Files, {ok, One} <- [link(File, Dir)]]}
+                                       {ok, [One || File <- Files, {ok, One} <- [linked(File, Dir)]]}
                                end).
 
 %% All of these files or none; where the file system has no hard links they are copied.
@@ -61,7 +61,7 @@ all([File | Files], Dir, Held) ->
     end.
 
 link_or_copy(File, Dir) ->
-    case link(File, Dir) of
+    case linked(File, Dir) of
         {error, Reason} when Reason =:= exdev; Reason =:= eperm; Reason =:= emlink; Reason =:= enotsup;
                              Reason =:= eopnotsupp ->
             To = filename:join(Dir, filename:basename(File)),
@@ -73,7 +73,7 @@ link_or_copy(File, Dir) ->
             Result
     end.
 
-link(File, Dir) ->
+linked(File, Dir) ->
     To = filename:join(Dir, filename:basename(File)),
     case file:make_link(File, To) of
         ok -> sized(To);
