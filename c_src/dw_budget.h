@@ -4,6 +4,7 @@
 
 #include "dw_alloc.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* What all stores of a process share: how many file descriptors they keep open, and how much of
@@ -26,6 +27,12 @@ struct dw_budget_use {
 dw_budget *dw_budget_new(const struct dw_alloc *alloc, uint32_t limit); /* NULL: no memory */
 void dw_budget_keep(dw_budget *budget);
 void dw_budget_drop(dw_budget *budget);
+
+/* One more for a descriptor that the caller opens beside the stores', if none of theirs must be
+ * closed that is in use; false otherwise. To be given back when it is closed. May take as long as
+ * to sync a file. */
+bool dw_budget_borrow(dw_budget *budget);
+void dw_budget_give_back(dw_budget *budget);
 
 /* May be less than what is open: then files are closed as others are opened. */
 void dw_budget_limit(dw_budget *budget, uint32_t limit);

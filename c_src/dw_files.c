@@ -239,6 +239,22 @@ bool dw_files_make_room(struct dw_files *files, int error) {
     return made;
 }
 
+bool dw_budget_borrow(dw_budget *budget) {
+    pthread_mutex_lock(&budget->lock);
+    while (budget->use.open >= budget->use.limit && close_one_locked(budget)) {
+    }
+    const bool one = budget->use.open < budget->use.limit;
+    budget->use.open += one ? 1 : 0;
+    pthread_mutex_unlock(&budget->lock);
+    return one;
+}
+
+void dw_budget_give_back(dw_budget *budget) {
+    pthread_mutex_lock(&budget->lock);
+    budget->use.open -= DW_INVARIANT(budget->use.open > 0) ? 1 : 0;
+    pthread_mutex_unlock(&budget->lock);
+}
+
 /* Opens with a descriptor out of the budget: it, or -1 and errno. */
 static int open_counted(dw_budget *budget, const struct dw_io *io, int dirfd, const char *name,
                         int flags) {

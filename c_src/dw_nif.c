@@ -54,17 +54,27 @@ static void checkpoint_destroyed(ErlNifEnv *env, void *p) {
     object_gone(object->module);
 }
 
+static void borrowed_destroyed(ErlNifEnv *env, void *p) {
+    const struct nif_borrowed *object = p;
+    (void)env;
+    dw_budget_give_back(dw_leases_budget(object->module->leases));
+    object_gone(object->module);
+}
+
 static bool open_types(ErlNifEnv *env, struct nif_module *module) {
     ErlNifResourceFlags flags = ERL_NIF_RT_CREATE | ERL_NIF_RT_TAKEOVER;
     ErlNifResourceType *store_type =
         enif_open_resource_type(env, NULL, "store", store_destroyed, flags, NULL);
     ErlNifResourceType *checkpoint_type =
         enif_open_resource_type(env, NULL, "checkpoint", checkpoint_destroyed, flags, NULL);
-    if (store_type == NULL || checkpoint_type == NULL) {
+    ErlNifResourceType *borrowed_type =
+        enif_open_resource_type(env, NULL, "borrowed", borrowed_destroyed, flags, NULL);
+    if (store_type == NULL || checkpoint_type == NULL || borrowed_type == NULL) {
         return false;
     }
     module->store_type = store_type;
     module->checkpoint_type = checkpoint_type;
+    module->borrowed_type = borrowed_type;
     return true;
 }
 
@@ -170,6 +180,7 @@ static ErlNifFunc functions[] = {
     {"claim_nif", 1, nif_claim, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"give_back", 0, nif_give_back, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"limit_open_files", 1, nif_limit_open_files, 0},
+    {"borrow_open_file", 0, nif_borrow_open_file, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"shared", 0, nif_shared, 0},
     {"descriptors", 0, nif_descriptors, ERL_NIF_DIRTY_JOB_IO_BOUND},
     {"disk_free_nif", 1, nif_disk_free, ERL_NIF_DIRTY_JOB_IO_BOUND},

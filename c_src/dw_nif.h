@@ -29,6 +29,7 @@ struct nif_module {
     dw_leases *leases;
     ErlNifResourceType *store_type;
     ErlNifResourceType *checkpoint_type;
+    ErlNifResourceType *borrowed_type;
     size_t build_length;
     unsigned char build[NIF_BUILD_MAX]; /* which library this is: what the Erlang side says */
 };
@@ -42,6 +43,11 @@ struct nif_checkpoint {
     struct nif_module *module;
     dw_lease *lease;
     uint64_t number;
+};
+
+/* A file descriptor out of the budget that stores share. */
+struct nif_borrowed {
+    struct nif_module *module;
 };
 
 /* Where the log's messages are sent from: the environment of the call that this thread is in, NULL
@@ -117,7 +123,8 @@ typedef ERL_NIF_TERM nif_call(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[
 
 /* dw_nif_store.c */
 nif_call nif_open, nif_close, nif_peek_applied, nif_restore, nif_validate;
-nif_call nif_claim, nif_give_back, nif_limit_open_files, nif_shared, nif_descriptors, nif_disk_free;
+nif_call nif_claim, nif_give_back, nif_limit_open_files, nif_borrow_open_file, nif_shared,
+    nif_descriptors, nif_disk_free;
 /* dw_nif_writer.c */
 nif_call nif_insert, nif_insert_keyed, nif_check_batch, nif_check_keyed_batch;
 nif_call nif_settle, nif_settle_due, nif_settle_due_by, nif_purge, nif_reschedule,

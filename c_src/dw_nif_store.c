@@ -182,6 +182,27 @@ ERL_NIF_TERM nif_limit_open_files(ErlNifEnv *env, int argc, const ERL_NIF_TERM a
     return nif_atoms.ok;
 }
 
+/* borrow_open_file(): {ok, Borrowed}, until nobody refers to it; or `none'. */
+ERL_NIF_TERM nif_borrow_open_file(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    struct nif_module *module = enif_priv_data(env);
+    (void)argc;
+    (void)argv;
+    nif_calling = env;
+    if (!dw_budget_borrow(dw_leases_budget(module->leases))) {
+        return nif_atoms.none;
+    }
+    struct nif_borrowed *object = enif_alloc_resource(module->borrowed_type, sizeof *object);
+    if (object == NULL) {
+        dw_budget_give_back(dw_leases_budget(module->leases));
+        return nif_atoms.none;
+    }
+    *object = (struct nif_borrowed){module};
+    nif_object_made(module);
+    ERL_NIF_TERM term = enif_make_resource(env, object);
+    enif_release_resource(object);
+    return nif_ok2(env, term);
+}
+
 ERL_NIF_TERM nif_shared(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     const struct nif_module *module = enif_priv_data(env);
     struct dw_budget_use use;

@@ -1,12 +1,13 @@
 %% SPDX-License-Identifier: MPL-2.0
 
-%% What all who look at messages may use together, so that many who ask at a time take no more of the
-%% node than a few do. Who finds too little left waits for a while, in the order of asking, and is
-%% told then that it is busy. What a process has is given back when it ends.
+%% What all who look at messages or read much else may use together, so that many who ask at a time take
+%% no more of the node than a few do. Who finds too little left waits for a while, in the order of
+%% asking, and is told then that it is busy. What a process has is given back when it ends.
 %%
 %%   bytes   memory for messages that are read and shown
 %%   looks   queues that are looked at, each of which then has less time for its own work
 %%   counts  of all that is pending, each of which has a dirty scheduler meanwhile
+%%   blocks  members' files that are read through (rabbit_delay_blocks)
 %%
 %% The process of this module owns what is left and who waits; Fun of with/3 runs in the process that
 %% asks.
@@ -19,10 +20,10 @@
 
 -export_type([kind/0]).
 
--type kind() :: bytes | looks | counts.
+-type kind() :: bytes | looks | counts | blocks.
 -type waiting() :: {gen_server:from(), reference(), kind(), pos_integer()}.
 
--define(TOTALS, #{bytes => 134217728, looks => 4, counts => 1}).
+-define(TOTALS, #{bytes => 134217728, looks => 4, counts => 1, blocks => 2}).
 -define(WAIT_MS, 15000).
 -define(MAX_WAITING, 1000).
 

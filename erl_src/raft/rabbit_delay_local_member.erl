@@ -8,7 +8,8 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([here/1, is_draining/0, start_added/3, end_member/3, look_at/2, damaged/2, is_damaged/1]).
+-export([here/1, is_draining/0, start_added/3, end_member/3, look_at/2]).
+-export([damaged/2, found_damaged/2, look_for_damage/2, is_damaged/1]).
 
 -export_type([here/0, state/0]).
 
@@ -59,6 +60,21 @@ damaged(XName, Why) ->
         none ->
             ok
     end.
+
+%% As damaged/2, of what is found when a member's files are opened; a group of one has nobody who would know better.
+-spec found_damaged(rabbit_exchange:name(), Why :: iodata()) -> ok.
+found_damaged(XName, Why) ->
+    case rabbit_delay_registry:group_size(XName) of
+        1 -> ok;
+        _ -> damaged(XName, Why)
+    end.
+
+%% What the opening of a store says that it found.
+-spec look_for_damage(#{atom() => non_neg_integer()}, rabbit_exchange:name()) -> ok.
+look_for_damage(#{corrupt_records := Records, rebuilt_indexes := Indexes}, XName) when Records + Indexes > 0 ->
+    found_damaged(XName, io_lib:format("~b records, ~b indexes", [Records, Indexes]));
+look_for_damage(_, _) ->
+    ok.
 
 %% This node's member, if it has one.
 -spec is_damaged(rabbit_exchange:name()) -> boolean().

@@ -580,21 +580,11 @@ open_store(Dir, XName) ->
                        [rabbit_delay_text:rs(XName), Report], ?LOG_DOMAIN),
             _ = put({?MODULE, opened}, XName),
             ok = rabbit_delay_registry:register_store(XName, Store),
-            ok = look_for_damage(Report, XName),
+            ok = rabbit_delay_local_member:look_for_damage(Report, XName),
             Store;
         {error, ecorrupt} ->
-            ok = look_for_damage(#{corrupt_records => 0, rebuilt_indexes => 1}, XName),
+            ok = rabbit_delay_local_member:found_damaged(XName, "its manifest, or a file that it names"),
             exit({delay_store, open, Dir, ecorrupt});
         {error, Reason} ->
             exit({delay_store, open, Dir, Reason})
     end.
-
-%% A group of one has nobody who would know better.
-look_for_damage(#{corrupt_records := Records, rebuilt_indexes := Indexes}, XName) when Records + Indexes > 0 ->
-    case rabbit_delay_registry:group_size(XName) of
-        1 -> ok;
-        _ -> rabbit_delay_local_member:damaged(
-               XName, io_lib:format("~b records, ~b indexes", [Records, Indexes]))
-    end;
-look_for_damage(_, _) ->
-    ok.

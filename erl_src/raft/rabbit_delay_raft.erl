@@ -9,6 +9,7 @@
 %%   *.wal, meta.dets, names.dets   Ra's, for the whole system
 %%   D<hash>_<random>/              one member: Ra's segments, snapshots and config, and
 %%     delay_store/                 the delay store's files (c_src/)
+%%     held/                        links to some of them, while they are read (rabbit_delay_held_files)
 %%     deleted                      there if its exchange has been deleted
 %%   deleted-D<hash>_<random>/      what is being removed
 %%   quarantine/                    members whose exchange no longer exists
@@ -25,7 +26,7 @@
          new_member/3, added_member/3, register_members/0, members/0, find_member/1, start_member/2,
          start_member/4, start_new_member/4, start_new_member/5, stop_member/1, remove_member/1, put_aside_member/1,
          mark_deleted/1, delete_member/2, sweep/0, discard_member/1, quarantine_member/1,
-         key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1]).
+         key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1, member_dir_of_snapshot/1]).
 
 -type uid() :: binary().
 -export_type([uid/0]).
@@ -243,6 +244,7 @@ start_stopped_server(XName, Durable, {{Name, _} = ServerId, Uid} = Member, Membe
              machine => {module, rabbit_delay_machine,
                          #{exchange => XName, durable => Durable, uid => Uid, key_salt => Salt}}},
     ok = forget_other_registration(Name, Uid),
+    ok = rabbit_delay_held_files:sweep(server_dir(Uid)),
     ok = rabbit_delay_registry:permit_start(XName),
     case ra:start_server(?RA_SYSTEM, maps:merge(maps:merge(Conf, More), initial_version())) of
         ok ->
@@ -503,7 +505,11 @@ store_dir(Uid) ->
 %% A snapshot lies in <member>/snapshots/<term>_<index>.
 -spec store_dir_of_snapshot(file:filename_all()) -> file:filename_all().
 store_dir_of_snapshot(SnapshotDir) ->
-    filename:join(filename:dirname(filename:dirname(SnapshotDir)), "delay_store").
+    filename:join(member_dir_of_snapshot(SnapshotDir), "delay_store").
+
+-spec member_dir_of_snapshot(file:filename_all()) -> file:filename_all().
+member_dir_of_snapshot(SnapshotDir) ->
+    filename:dirname(filename:dirname(SnapshotDir)).
 
 hash(#resource{virtual_host = VHost, kind = exchange, name = Name}) ->
     <<Hash:?HASH_BYTES/binary, _/binary>> = crypto:hash(sha256, [VHost, 0, Name]),

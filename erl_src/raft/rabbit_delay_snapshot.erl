@@ -29,7 +29,7 @@
 -export([prepare/2, write/3, write/4, sync/1, begin_accept/2, accept_chunk/2, complete_accept/2,
          begin_read/1, begin_read/2, read_chunk/3, recover/1, validate/1, read_meta/1,
          context/0, get_size/1]).
--export([versions/1, version/0, replace_file/2, sync_dir/1]).
+-export([versions/1, version/0, files/1, read_state/1, write_state/2, replace_file/2, sync_dir/1]).
 
 -define(STATE_FILE, "delay_snapshot").
 -define(MAGIC, "DWSN").
@@ -50,7 +50,7 @@ write(Dir, Meta, {{ok, Checkpoint, _Applied}, #{exchange := XName} = Snapshot}) 
         ok ->
             ok = rabbit_delay_registry:checkpointed(
                    XName, erlang:monotonic_time(millisecond) - Began),
-            write_file(Dir, term_to_binary({Meta, Snapshot}));
+            write_state(Dir, term_to_binary({Meta, Snapshot}));
         Error ->
             Error
     end;
@@ -75,27 +75,61 @@ get_size(Dir) ->
 sync(_Dir) -> ok.
 
 -spec context() -> map().
-context() -> #{}.
+context() -> rabbit_delay_snapshot_sender:context().
 
-%% Ra deletes a snapshot that is not valid, and then has no use for a log that begins after it. Its
-%% files are the live store's own, under other names: damage to one is no reason to lose the others,
-%% and is found when the store is opened. So only what was written last is looked at; and what cannot
-%% be read at present, or is of a later version, keeps the server from starting and is left alone.
+%% Ra deletes a snapshot that is not valid, and begins afresh where its log no longer does: what it then takes
+%% in, the store has had by its index. So only one that was not finished is not valid, as nothing relies on it.
+%% What cannot be read, now or any more, or is of a later version, keeps the server from starting and is left
+%% alone. Its files are the live store's own, under other names: damage to one is no reason to lose the others,
+%% and is found when the store is opened. So only what was written last is looked at.
 -spec validate(file:filename_all()) -> ok | {error, term()}.
 validate(Dir) ->
-    case read_file(Dir) of
-        {ok, {#{index := Index}, _}} ->
-            case rabbit_delay_store:peek_applied(Dir) of
-                {ok, Applied} when Applied >= Index -> ok;
-                {ok, Applied} -> {error, {manifest_behind, Applied}};
-                {error, ecorrupt} = Error -> Error;
+    case read_state(Dir) of
+        {ok, {#{index := Index}, #{exchange := XName}}} ->
+            case first_at([Dir, rabbit_delay_raft:store_dir_of_snapshot(Dir)], Index) of
+                ok -> ok;
+                {error, ecorrupt} -> damaged(Dir, XName, ecorrupt);
                 {error, Reason} -> unusable(Dir, Reason)
             end;
-        {error, Reason} = Error when Reason =:= enoent; Reason =:= checksum_error;
-                                     Reason =:= invalid_format ->
+        {error, enoent} = Error ->
             Error;
         {error, Reason} ->
-            unusable(Dir, Reason)
+            unreadable(Dir, Reason)
+    end.
+
+%% Whether in one of these directories there is a checkpoint that recovery can go on from.
+first_at([], _) ->
+    {error, ecorrupt};
+first_at([Dir | Dirs], Index) ->
+    case rabbit_delay_store:peek_applied(Dir) of
+        {ok, Applied} when Applied >= Index -> ok;
+        Other when element(1, Other) =:= ok; Other =:= {error, ecorrupt} -> first_at(Dirs, Index);
+        Error -> Error
+    end.
+
+-spec unreadable(file:filename_all(), term()) -> no_return().
+unreadable(Dir, Reason) when Reason =:= checksum_error; Reason =:= invalid_format ->
+    damaged(Dir, exchange(Dir), Reason);
+unreadable(Dir, Reason) ->
+    unusable(Dir, Reason).
+
+%% Other members have what is damaged here.
+-spec damaged(file:filename_all(), rabbit_exchange:name() | none, term()) -> no_return().
+damaged(Dir, XName, Reason) ->
+    ?LOG_ERROR("delayed messages: the snapshot in ~ts is damaged (~0p): its member is not started, and nothing is deleted",
+               [Dir, Reason], ?LOG_DOMAIN),
+    ok = case XName of
+             none -> ok;
+             _ -> rabbit_delay_local_member:found_damaged(XName, ["its snapshot ", filename:basename(Dir)])
+         end,
+    unusable(Dir, Reason).
+
+%% The one whose member it is that is being started.
+exchange(Dir) ->
+    Uid = iolist_to_binary(filename:basename(rabbit_delay_raft:member_dir_of_snapshot(Dir))),
+    case [XName || {XName, {_, Of}} <- rabbit_delay_table:members(), Of =:= Uid] of
+        [XName] -> XName;
+        [] -> none
     end.
 
 -spec unusable(file:filename_all(), term()) -> no_return().
@@ -107,7 +141,7 @@ unusable(Dir, Reason) ->
 -spec versions(file:filename_all()) ->
           #{file => byte(), machine => ra_machine:version(), state => pos_integer()}.
 versions(Dir) ->
-    case read_file(Dir) of
+    case read_state(Dir) of
         {ok, {Meta, Snapshot}} ->
             #{file => ?VERSION, machine => maps:get(machine_version, Meta, 0),
               state => maps:get(version, Snapshot, 1)};
@@ -123,26 +157,28 @@ version() -> ?VERSION.
 
 -spec read_meta(file:filename_all()) -> {ok, ra_snapshot:meta()} | {error, term()}.
 read_meta(Dir) ->
-    case read_file(Dir) of
+    case read_state(Dir) of
         {ok, {Meta, _}} -> {ok, Meta};
         Error -> Error
     end.
 
--spec recover(file:filename_all()) ->
-          {ok, ra_snapshot:meta(), rabbit_delay_machine:state()} | {error, term()}.
+%% Where this answers with an error, Ra 3 begins afresh.
+-spec recover(file:filename_all()) -> {ok, ra_snapshot:meta(), rabbit_delay_machine:state()}.
 recover(Dir) ->
-    case read_file(Dir) of
+    case read_state(Dir) of
         {ok, {#{index := Index} = Meta, #{exchange := XName} = Snapshot}} ->
             Live = rabbit_delay_raft:store_dir_of_snapshot(Dir),
             case ensure_live(Live, Dir, Index, XName) of
                 ok ->
                     Store = rabbit_delay_machine:open_store(Live, XName),
                     {ok, Meta, rabbit_delay_machine:from_snapshot(Snapshot, Store)};
-                Error ->
-                    Error
+                {error, ecorrupt} ->
+                    damaged(Dir, XName, ecorrupt);
+                {error, Reason} ->
+                    unusable(Dir, Reason)
             end;
-        Error ->
-            Error
+        {error, Reason} ->
+            unreadable(Dir, Reason)
     end.
 
 ensure_live(Live, Dir, Index, XName) ->
@@ -156,144 +192,38 @@ ensure_live(Live, Dir, Index, XName) ->
             rabbit_delay_store:restore(Live, Dir)
     end.
 
-%% Sending. Every file is opened before the first is sent: Ra may delete the directory meanwhile.
+%% Before Ra 2.10, which does not say to whom.
 -spec begin_read(file:filename_all()) -> {ok, ra_snapshot:meta(), term()} | {error, term()}.
 begin_read(Dir) ->
-    case read_file(Dir) of
-        {error, enoent} -> begin_read_newest(Dir);
-        Read -> open_all(Dir, Read)
-    end.
-
-%% A newer one may have replaced it meanwhile, which Ra sends as well: it takes the index from here.
-begin_read_newest(Dir) ->
-    Snapshots = filename:dirname(Dir),
-    case file:list_dir(Snapshots) of
-        {ok, [_ | _] = Names} ->
-            Newest = filename:join(Snapshots, lists:max(Names)),
-            open_all(Newest, read_file(Newest));
-        _ ->
-            {error, enoent}
-    end.
-
-open_all(Dir, Read) ->
-    case Read of
-        {ok, {Meta, _} = Content} ->
-            %% If it is whole now, it was whole when its files were opened.
-            case {open_all(files(Dir)), rabbit_delay_store:validate(Dir)} of
-                {{ok, Opened}, {ok, _Applied}} ->
-                    {ok, Meta, {term_to_binary(Content), Opened}};
-                {{ok, Opened}, Error} ->
-                    close_all(Opened),
-                    Error;
-                {Error, _} ->
-                    Error
-            end;
-        Error ->
-            Error
-    end.
+    rabbit_delay_snapshot_sender:begin_read(Dir, none).
 
 -spec begin_read(file:filename_all(), map()) -> {ok, ra_snapshot:meta(), term()} | {error, term()}.
-begin_read(Dir, _Context) ->
-    begin_read(Dir).
-
-%% All of them, or none.
-open_all(Files) ->
-    lists:foldr(fun (File, {ok, Opened}) ->
-                        case open_to_read(File) of
-                            {ok, One} ->
-                                {ok, [One | Opened]};
-                            Error ->
-                                close_all(Opened),
-                                Error
-                        end;
-                    (_, Error) ->
-                        Error
-                end, {ok, []}, Files).
-
-close_all(Opened) -> lists:foreach(fun ({_, Fd, _, _}) -> file:close(Fd) end, Opened).
-
-open_to_read(File) ->
-    case file:open(File, [raw, binary, read]) of
-        {ok, Fd} ->
-            case file:position(Fd, eof) of
-                {ok, Size} ->
-                    {ok, {iolist_to_binary(filename:basename(File)), Fd, 0, Size}};
-                Error ->
-                    _ = file:close(Fd),
-                    Error
-            end;
-        Error ->
-            Error
-    end.
+begin_read(Dir, Context) ->
+    rabbit_delay_snapshot_sender:begin_read(Dir, Context).
 
 -spec read_chunk(term(), pos_integer(), file:filename_all()) ->
           {ok, term(), {next, term()} | last} | {error, term()}.
-read_chunk({Content, []}, _, _) ->
-    {ok, {content, Content}, last};
-read_chunk({Content, [{Name, Fd, Offset, Size} | Rest]}, ChunkSize, _) ->
-    Length = min(ChunkSize, Size - Offset),
-    case read_at(Fd, Offset, Length) of
-        {ok, Data} when Offset + Length =:= Size ->
-            ok = file:close(Fd),
-            {ok, {file, Name, Offset, Data}, {next, {Content, Rest}}};
-        {ok, Data} ->
-            {ok, {file, Name, Offset, Data},
-             {next, {Content, [{Name, Fd, Offset + Length, Size} | Rest]}}};
-        Error ->
-            Error
-    end.
+read_chunk(Reading, ChunkSize, _) ->
+    rabbit_delay_snapshot_sender:read_chunk(Reading, ChunkSize).
 
-read_at(_, _, 0) ->
-    {ok, <<>>};
-read_at(Fd, Offset, Length) ->
-    case file:pread(Fd, Offset, Length) of
-        {ok, Data} when byte_size(Data) =:= Length -> {ok, Data};
-        {ok, _} -> {error, short_read};
-        eof -> {error, short_read};
-        Error -> Error
-    end.
-
-%% Receiving.
 -spec begin_accept(file:filename_all(), ra_snapshot:meta()) -> {ok, term()}.
 begin_accept(Dir, _Meta) ->
-    lists:foreach(fun file:delete/1, files(Dir)),
+    %% First: with that, and without the others, it would be a damaged one.
     _ = file:delete(filename:join(Dir, ?STATE_FILE)),
-    {ok, {Dir, none}}.
+    ok = sync_dir(Dir),
+    lists:foreach(fun file:delete/1, files(Dir)),
+    {ok, rabbit_delay_snapshot_receiver:begin_accept(Dir)}.
 
 -spec accept_chunk(term(), term()) -> {ok, term()} | {error, term()}.
-accept_chunk({file, Name, Offset, Data}, {Dir, Open}) ->
-    case open_to_write(Name, Dir, Open) of
-        {ok, Fd} ->
-            case file:pwrite(Fd, Offset, Data) of
-                ok -> {ok, {Dir, {Name, Fd}}};
-                Error -> Error
-            end;
-        Error ->
-            Error
-    end.
+accept_chunk(Chunk, Accepting) ->
+    rabbit_delay_snapshot_receiver:accept_chunk(Chunk, Accepting).
 
 -spec complete_accept(term(), term()) -> ok | {error, term()}.
-complete_accept({content, Content}, {Dir, Open}) ->
-    ok = close_written(Open),
-    ok = sync_dir(Dir),
-    write_file(Dir, Content).
-
-open_to_write(Name, _, {Name, Fd}) ->
-    {ok, Fd};
-open_to_write(Name, Dir, Open) ->
-    ok = close_written(Open),
-    case filename:basename(Name) of
-        Name -> file:open(filename:join(Dir, Name), [raw, binary, read, write]);
-        _ -> {error, {bad_file_name, Name}}
-    end.
-
-close_written(none) ->
-    ok;
-close_written({_, Fd}) ->
-    ok = file:sync(Fd),
-    file:close(Fd).
+complete_accept(Chunk, Accepting) ->
+    rabbit_delay_snapshot_receiver:complete_accept(Chunk, Accepting).
 
 %% The store's files in a snapshot, its MANIFEST last.
+-spec files(file:filename_all()) -> [file:filename_all()].
 files(Dir) ->
     case file:list_dir(Dir) of
         {ok, Names} ->
@@ -308,7 +238,9 @@ files(Dir) ->
 is_store_file("MANIFEST") -> true;
 is_store_file(Name) -> lists:member(filename:extension(Name), [".rec", ".idx"]).
 
-write_file(Dir, Content) ->
+%% Makes what is in the directory a snapshot.
+-spec write_state(file:filename_all(), Content :: binary()) -> ok | {error, file:posix() | badarg | terminated}.
+write_state(Dir, Content) ->
     replace_file(filename:join(Dir, ?STATE_FILE),
                  [<<?MAGIC, ?VERSION, (erlang:crc32(Content)):32>>, Content]).
 
@@ -329,7 +261,9 @@ replace_file(File, Bytes) ->
 tmp(File) when is_binary(File) -> <<File/binary, ".tmp">>;
 tmp(File) -> File ++ ".tmp".
 
-read_file(Dir) ->
+-spec read_state(file:filename_all()) ->
+          {ok, {ra_snapshot:meta(), rabbit_delay_machine:snapshot()}} | {error, term()}.
+read_state(Dir) ->
     case file:read_file(filename:join(Dir, ?STATE_FILE)) of
         {ok, <<?MAGIC, ?VERSION, Crc:32, Content/binary>>} ->
             case erlang:crc32(Content) of

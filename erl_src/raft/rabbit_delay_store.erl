@@ -52,9 +52,9 @@
 -export([take/4, keep_aside/3, postpone/3, postpone_many/2, untake/1, next_due/1, applied/1, stat/1, read/2,
          read_many/3,
          page/3, places/4, count/3, count_until/2, find/3, record_header/5]).
--export([disk_free/1, claim/1, give_back/0, limit_open_files/1, shared/0, descriptors/0]).
+-export([disk_free/1, claim/1, give_back/0, limit_open_files/1, borrow_open_file/0, shared/0, descriptors/0]).
 
--export_type([store/0, checkpoint/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
+-export_type([store/0, checkpoint/0, borrowed/0, index/0, id/0, ms/0, encoding/0, key_hash/0, taken/0,
               stored/0, by_key/0, keyed_version/0, error/0]).
 
 -on_load(init/0).
@@ -63,6 +63,7 @@
 
 -opaque store() :: reference().
 -opaque checkpoint() :: reference().
+-opaque borrowed() :: reference().
 -type index() :: 0..16#ffffffffffff.
 -type id() :: 0..16#ffffffffffffffff.
 -type ms() :: 0..16#ffffffffffff.
@@ -370,6 +371,12 @@ give_back() ->
 %% a number of its own for.
 -spec limit_open_files(pos_integer()) -> ok.
 limit_open_files(_Limit) ->
+    ?NOT_LOADED.
+
+%% One of these for a file that the caller opens itself, for as long as anybody refers to what is answered.
+%% none: all are in use.
+-spec borrow_open_file() -> {ok, borrowed()} | none.
+borrow_open_file() ->
     ?NOT_LOADED.
 
 %% Of those stores: open_files and max_open_files; failing: how many could not be written to at the

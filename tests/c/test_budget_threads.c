@@ -117,6 +117,33 @@ static void test_one_budget(void **state) {
     assert_int_equal(most, LIMIT);
 }
 
+/* What others have open counts, and is refused where the stores need what is left. */
+static void test_borrowed(void **state) {
+    struct world *w = *state;
+    for (unsigned i = 0; i < STORES; i++) {
+        insert_n(&w->stores[i], 8, 1000, 10000000);
+        assert_int_equal(dw_store_flush(w->stores[i].f.store), DW_OK);
+    }
+    assert_int_equal(use_of(w).open, LIMIT);
+    for (unsigned i = 0; i < LIMIT; i++) {
+        assert_true(dw_budget_borrow(w->budget));
+        assert_int_equal(use_of(w).open, LIMIT);
+    }
+    assert_false(dw_budget_borrow(w->budget));
+    assert_int_equal(use_of(w).open, LIMIT);
+    /* The stores go on beside that. */
+    insert_n(&w->stores[0], 8, 1000, 10000000);
+    assert_int_equal(dw_store_flush(w->stores[0].f.store), DW_OK);
+    model_compare(&w->stores[0].model, w->stores[0].f.store, true);
+    dw_budget_give_back(w->budget);
+    assert_true(dw_budget_borrow(w->budget));
+    assert_int_equal(use_of(w).open, LIMIT);
+    for (unsigned i = 0; i < LIMIT; i++) {
+        dw_budget_give_back(w->budget);
+    }
+    assert_int_equal(use_of(w).open, 0);
+}
+
 static void test_idle_stores_hold_none(void **state) {
     struct world *w = *state;
     for (unsigned i = 0; i < STORES; i++) {
@@ -261,6 +288,7 @@ static void test_many_threads(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(test_one_budget),
+        TEST(test_borrowed),
         TEST(test_idle_stores_hold_none),
         TEST(test_the_system_has_no_more),
         TEST(test_a_directory_is_replaced),

@@ -5,6 +5,7 @@ that was confirmed is lost, nothing is early, and all members that there are hol
 CLUSTER_METADATA=khepri has a 4.0 cluster on Khepri.
 """
 
+import glob
 import os
 import shutil
 
@@ -272,7 +273,7 @@ def checkpointed(cluster, group, n):
             #{{checkpoint_applied := A, applied := B}} -> A >= B - 1 end.""") == "true", f"a checkpoint on {n}")
 
 
-@pytest.mark.parametrize("how", ["flipped", "cut"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "snapshot"])
 def test_a_damaged_follower_is_found_and_replaced(cluster, group, how):
     damaged = next(n for n in cluster.others(group.leading()) if n != 0)
     group.traffic.stop_publishing()
@@ -289,6 +290,9 @@ def test_a_damaged_follower_is_found_and_replaced(cluster, group, how):
             byte = file.read(1)
             file.seek(-40, os.SEEK_END)
             file.write(bytes([byte[0] ^ 1]))
+    elif how == "snapshot":
+        member = os.path.dirname(os.path.dirname(records[0]))
+        assert [flip(path, b"DWSN\1") for path in glob.glob(os.path.join(member, "snapshots", "*", "delay_snapshot"))]
     else:
         os.truncate(records[-1], os.path.getsize(records[-1]) - 20)
     cluster.start(damaged)

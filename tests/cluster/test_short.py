@@ -6,6 +6,7 @@ and all members hold the same. With Khepri, that is on 4.0 (CLUSTER_METADATA=khe
 
 import concurrent.futures
 import itertools
+import re
 import threading
 import uuid
 
@@ -18,6 +19,7 @@ from test_membership import Group, made, say
 
 NO_SPACE = 1 << 50
 SNAPSHOT_MESSAGES = 300
+LARGE, LARGE_BYTES = 400, 20_000
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +229,30 @@ def test_a_follower_is_killed_and_caught_up_by_a_snapshot(cluster, group):
     again.await_held(5)
 
 
+def test_a_follower_that_is_sent_a_snapshot_is_sent_what_it_lacks(cluster, group):
+    """It has most of it, as it was there when that was published."""
+    leader = group.leading()
+    again = Again(cluster)
+    again.publish(leader, LARGE, bytes(LARGE_BYTES))
+    again.await_held(LARGE)
+    killed = next(n for n in cluster.others(again.leading(leader)))
+    for n in range(3):
+        again.await_checkpoint(n)
+    cluster.kill9(killed)
+    by = cluster.others(killed)[0]
+    last = cluster.snapshot_index(by, again.resource)
+    again.publish(by, 2 * SNAPSHOT_MESSAGES)
+    leads = cluster.eventually(lambda: [n for n in [again.leading(by)] if n is not None], f"one leads {again.name}")[0]
+    cluster.eventually(lambda: cluster.snapshot_index(leads, again.resource) > last + SNAPSHOT_MESSAGES,
+                       f"a snapshot beyond {last}")
+    cluster.start(killed)
+    again.await_held(LARGE + 2 * SNAPSHOT_MESSAGES)
+    sent, had = again.was_sent(killed)
+    assert sent < LARGE * LARGE_BYTES / 4 and had > LARGE * LARGE_BYTES / 2, (sent, had)
+    again.await_same()
+    group.accounted_for()
+
+
 class Again:
     """Another exchange, with messages that stay pending."""
 
@@ -247,14 +273,14 @@ class Again:
                                  arguments={"x-delayed-type": "direct"})
         connection.close()
 
-    def publish(self, n, count):
+    def publish(self, n, count, body=b"x"):
         """What is refused, as it is where the last one's end has not been heard of, is sent again."""
         connection, channel = self.channel(n)
         channel.confirm_delivery()
 
         def taken():
             try:
-                channel.basic_publish(self.name, "k", b"x", pika.BasicProperties(
+                channel.basic_publish(self.name, "k", body, pika.BasicProperties(
                     delivery_mode=2, headers={"x-delay": LONG}))
                 return True
             except pika.exceptions.NackError:
@@ -284,6 +310,36 @@ class Again:
     @property
     def resource(self):
         return f'rabbit_misc:r(<<"/">>, exchange, <<"{self.name}">>)'
+
+    def leading(self, asked):
+        """The node whose member leads, as that one knows it."""
+        name = self.cluster.nodes[asked].ask(
+            f"case rabbit_delay_registry:leader_of({self.resource}) of {{_, Node}} -> Node; _ -> none end.")
+        return next((n for n, node in enumerate(self.cluster.nodes) if node.nodename == name), None)
+
+    def await_checkpoint(self, n):
+        """Until what is pending is in a snapshot of a node's member."""
+        self.cluster.eventually(lambda: self.cluster.nodes[n].ask(
+            f"""case rabbit_delay_store:stat(rabbit_delay_registry:store({self.resource})) of
+                #{{checkpoint_applied := A, applied := B}} -> A >= B - 1 end.""") == "true",
+                                f"a checkpoint of {self.name} on {n}")
+
+    def await_same(self):
+        """Until all members are at the same index and hold the same."""
+        def equal():
+            said = [node.ask(f"""case catch rabbit_delay_store:stat(rabbit_delay_registry:store({self.resource})) of
+                #{{applied := Applied, digest := Digest}} -> {{Applied, Digest}}; _ -> none end.""")
+                for node in self.cluster.nodes]
+            return len(set(said)) == 1 and said[0] not in (None, "none")
+        self.cluster.eventually(equal, f"members of {self.name} hold the same")
+
+    def was_sent(self, n):
+        """Bytes of the last snapshot that a node's member was sent, and bytes of it that were there."""
+        sent = re.findall(rf"'{self.name}'.*another node has sent the snapshot at index \d+: (\d+) bytes, and (\d+) bytes",
+                          self.cluster.nodes[n].log())
+        assert sent, f"no snapshot of {self.name} was sent to {n}"
+        print(f"{self.name}: snapshots sent to {n}, bytes sent and bytes there: {sent}")
+        return tuple(int(each) for each in sent[-1])
 
     def transfer(self, n):
         """That node's member is to lead."""

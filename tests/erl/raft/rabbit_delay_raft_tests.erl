@@ -30,6 +30,7 @@ raft_test_() ->
               {"a snapshot of a later version is refused, and kept", fun later_snapshot/0},
               {"a store of a later version is refused, and kept", fun later_store/0},
               {"a snapshot that cannot be read at present is kept", fun unreadable_snapshot/0},
+              {"a snapshot that is damaged is kept, and nothing begins afresh", fun damaged_snapshot/0},
               {"snapshots whose directories are binaries", fun binary_dirs/0},
               {"a batch before its turn is not applied", fun gap/0},
               {"a malformed batch is refused and changes nothing", fun malformed/0},
@@ -257,6 +258,20 @@ unreadable_snapshot() ->
     ok = file:rename(Away, File),
     start_member(),
     ?assertEqual(2500, pending()).
+
+%% A group of one has it nowhere else. Begun afresh it would take in what its store then passes over.
+damaged_snapshot() ->
+    Snapshot = snapshot_of_stopped(),
+    File = filename:join(Snapshot, "delay_snapshot"),
+    {ok, <<Before:20/binary, Byte, After/binary>> = Whole} = file:read_file(File),
+    ok = file:write_file(File, Damaged = <<Before/binary, (Byte bxor 1), After/binary>>),
+    ?assertMatch({error, _}, rabbit_delay_raft:start_member(?X, true)),
+    ?assertEqual({ok, Damaged}, file:read_file(File)),
+    ?assertNot(rabbit_delay_local_member:is_damaged(?X)),
+    ok = file:write_file(File, Whole),
+    start_member(),
+    ?assertEqual(ok, enqueue(26, records(7, ?HOUR))),
+    ?assertEqual(2507, pending()).
 
 %% As Ra gives them from 2.16 on.
 binary_dirs() ->
