@@ -19,7 +19,7 @@
 -export([status/0, ready/0, check_space/0, look_at_space/0, log_pid/0, has_library/0, server_failed/2,
          start_member/2, start_member/4, store_dir/1, store_dir_of_snapshot/1]).
 %% rabbit_delay_local_member, rabbit_delay_newer
--export([is_damaged/1, damaged/2, refuse/2, words/3]).
+-export([is_damaged/1, damaged/2, found_damaged/2, look_for_damage/2, refuse/2, words/3]).
 
 -define(X, #resource{virtual_host = <<"/">>, kind = exchange, name = <<"delayed">>}).
 -define(LIFE, <<"life">>).
@@ -146,6 +146,11 @@ store_dir_of_snapshot(Dir) -> filename:join(filename:dirname(filename:dirname(Di
 is_damaged(_) -> false.
 -spec damaged(term(), term()) -> no_return().
 damaged(_, What) -> error({damaged, What}).
+-spec found_damaged(term(), term()) -> no_return().
+found_damaged(_, What) -> error({damaged, What}).
+-spec look_for_damage(map(), term()) -> ok.
+look_for_damage(#{corrupt_records := 0, rebuilt_indexes := 0}, _) -> ok;
+look_for_damage(Report, _) -> error({damaged, Report}).
 words(What, Format, Args) -> [What, io_lib:format(Format, Args)].
 -spec refuse(term(), term()) -> no_return().
 refuse(_, Why) -> error({refused, Why}).
