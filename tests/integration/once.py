@@ -11,6 +11,7 @@ import os
 ONCE = {
     "test_after_delay.py": ["3.10", "4.3"],
     "test_archives.py": ["3.10", "4.0"],
+    "test_broken_store.py": ["3.10", "4.3"],
     "test_commands.py": ["4.0"],
     "test_configuration.py": ["4.0"],
     "test_delay_header.py": ["3.10", "4.3"],
@@ -23,6 +24,7 @@ ONCE = {
     "test_faults.py": ["3.10", "4.3"],
     "test_fixtures.py": ["3.10", "4.3"],
     "test_from_one_node.py": ["4.0"],
+    "test_full_store.py": ["3.10", "4.3"],
     "test_keys.py": ["4.0"],
     "test_library.py": ["4.0"],
     "test_lifecycle.py": ["3.10", "4.3"],
