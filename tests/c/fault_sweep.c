@@ -98,7 +98,7 @@ static bool takes_all(void) {
 }
 
 bool fault_is_drawn(unsigned of) {
-    return takes_all() || model_random(&seed) % of == 0;
+    return takes_all() || model_random(&seed) % (fixture_rounds(100) < 100 ? 4 * of : of) == 0;
 }
 
 static void sweep(fault_run *run, const void *arg, struct fault fault, unsigned every) {
