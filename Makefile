@@ -85,7 +85,8 @@ deps-clients:
 
 # ---------------------------------------------------------------------------- C
 C_CORE := $(filter-out c_src/dw_nif%.c,$(sort $(wildcard c_src/*.c)))
-C_ALL := $(wildcard c_src/*.c c_src/*.h include/*.h tests/c/*.c tests/c/*.h tests/bench/*.c tests/simulation/*.h)
+C_ALL := $(wildcard c_src/*.c c_src/*.h include/*.h tests/c/*.c tests/c/*.h tests/bench/*.c \
+                    tests/integration/*.c tests/simulation/*.h)
 # Programs of one module's tests each; what has no main is support for them.
 C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
 C_TESTS_THREADED := $(filter %_threads,$(C_TESTS))
@@ -422,9 +423,10 @@ pytest_cluster = env BROKER_SERIES=$(firstword $(subst -, ,$1)) CLUSTER_METADATA
     CLUSTER_SECONDS=$(SECONDS) PYTHONPATH=tests/integration $(PYTHON) -m pytest -q -rP --show-capture=stdout \
     -p no:cacheprovider --junitxml=$(RESULTS)/$2/cluster.xml
 
-# Every place and every errno of tests/c/test_store_faults.c, of which make check draws some, and ten
-# times as many power cuts and broken invariants.
-soak-faults: _build/c/plain/test_store_faults _build/c/asan/test_store_crash _build/c/asan/test_store_broken
+# Every place and every errno of tests/c/fault_sweep.c, of which make check draws some, and ten times as many
+# power cuts and broken invariants.
+soak-faults: _build/c/plain/test_store_faults _build/c/plain/test_store_damage _build/c/asan/test_store_crash \
+             _build/c/asan/test_store_broken
 	@for t in $^; do DW_TEST_ROUNDS=10 $$t || exit; done
 
 suites-c:
@@ -458,6 +460,19 @@ $(SANITIZED)/$(NIF): $(wildcard c_src/*.c c_src/*.h include/*.h) Makefile
 	@mkdir -p $(@D)
 	$(call say,CC) $(CC) $(C_NIF_FLAGS) $(call flags_of,$(HOST)) $(c_flags_asan) -UDW_TESTS $(CORE_WARNINGS) -shared \
 	    -Wl,-z,nodelete -o $@ $(wildcard c_src/*.c) $(LIBCK) -lpthread
+
+# For tests/integration/native.py, each of its own sources: other suites may be compiling meanwhile.
+BROKEN_CALLS := insert settle_due_by take
+_build/c/broken_store/rabbit_delay_store.so: tests/integration/broken_store.c \
+                                             $(wildcard c_src/*.[ch] include/*.h) Makefile
+	@mkdir -p $(@D)
+	$(call say,CC) $(CC) $(C_NIF_FLAGS) $(call flags_of,$(HOST)) $(nif_flags_$(call last_of,$(HOST))) -DDW_TESTS \
+	    $(CORE_WARNINGS) -shared -Wl,-z,nodelete $(BROKEN_CALLS:%=-Wl,--wrap=dw_store_%) -o $@ $< \
+	    $(filter-out c_src/dw_invariant.c,$(wildcard c_src/*.c)) -lpthread
+
+_build/c/spread_store/spread_store: tests/integration/spread_store.c $(wildcard c_src/*.[ch] include/*.h) Makefile
+	@mkdir -p $(@D)
+	$(call say,CC) $(CC) $(C_STANDARD) $(c_flags_plain) $(CORE_WARNINGS) -o $@ $< $(C_CORE) $(LIBCK) -lpthread
 
 # The protocol of the replicated exchange, checked by exhaustive search: tests/model/README.md. CASE=release/B4
 # shows how those cases break whose names begin so.

@@ -102,7 +102,11 @@ int dw_rec_file_read(struct dw_store *store, int fd, void *to, size_t bytes, uin
     if (n < 0) {
         return errno;
     }
-    return (size_t)n == bytes ? 0 : DW_TOO_SHORT;
+    if ((size_t)n < bytes) {
+        memset((char *)to + n, 0, bytes - (size_t)n);
+        return DW_TOO_SHORT;
+    }
+    return 0;
 }
 
 /* ----------------------------------------------------------------- reading */

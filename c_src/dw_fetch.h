@@ -94,7 +94,8 @@ void dw_fetch_check(struct dw_wanted *wanted, const uint8_t *bytes);
 
 /* The descriptor of the partition's record file, pinned until dw_files_release(); -1 with errno. */
 int dw_rec_file_acquire(struct dw_store *store, struct dw_partition *partition);
-/* Reads from it: 0, an errno, or DW_TOO_SHORT. From the disk if it is read `again`. */
+/* Reads from it: 0, an errno, or DW_TOO_SHORT, and then what it does not have is zeros. From the
+ * disk if it is read `again`. */
 int dw_rec_file_read(struct dw_store *store, int fd, void *to, size_t bytes, uint64_t off,
                      bool again);
 

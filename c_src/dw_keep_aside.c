@@ -44,7 +44,8 @@ static int sync_kept(struct dw_store *store, const struct keeping *keeping) {
     if (store->io->fdatasync(keeping->fd) != 0) {
         return dw_io_error(errno);
     }
-    if (keeping->from > 0) {
+    /* Its name may be what an earlier call could not make durable. */
+    if (keeping->from > 0 && store->kept_named) {
         return DW_OK;
     }
     const int dirfd = dw_files_dir(&store->files);
@@ -52,6 +53,7 @@ static int sync_kept(struct dw_store *store, const struct keeping *keeping) {
         return dw_io_error(errno);
     }
     const int result = store->io->fsync(dirfd) == 0 ? DW_OK : dw_io_error(errno);
+    store->kept_named = result == DW_OK;
     dw_files_release(&store->files.dir);
     return result;
 }

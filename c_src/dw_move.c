@@ -55,8 +55,8 @@ struct window {
     uint32_t records;
 };
 
-/* The file's part of the window: 0, an errno, or DW_TOO_SHORT. From the disk if it is read `again`.
- */
+/* The file's part of the window: 0 or an errno. From the disk if it is read `again`. Where the file
+ * ends before, what it does have counts: zeros are no record. */
 static int read_file(struct dw_store *store, struct dw_partition *partition, uint8_t *to,
                      size_t bytes, uint64_t from, bool again) {
     const int fd = dw_rec_file_acquire(store, partition);
@@ -65,7 +65,7 @@ static int read_file(struct dw_store *store, struct dw_partition *partition, uin
     }
     const int err = dw_rec_file_read(store, fd, to, bytes, from, again);
     dw_files_release(&partition->rec.file);
-    return err;
+    return err == DW_TOO_SHORT ? 0 : err;
 }
 
 /* Copies what a buffer has of the window. */
@@ -253,11 +253,11 @@ static int open_window(struct dw_store *store, struct dw_partition *partition, s
         if (err == 0 && !is_sound(window)) {
             err = read_window(store, partition, window, true);
         }
-        if (err > 0 && dw_is_scarcity(err)) {
+        if (err != 0 && dw_is_scarcity(err)) {
             return dw_io_error(err);
         }
         if (err != 0) {
-            store->moving_err = err > 0 ? err : store->moving_err;
+            store->moving_err = err;
             window->consumed = window->length;
             return DW_OK;
         }

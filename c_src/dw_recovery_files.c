@@ -453,6 +453,9 @@ static int open_files(struct reading *reading, const struct dw_manifest_part *na
     if (result == DW_OK) {
         result = open_file(reading, DW_FILE_IDX, named->idx_bytes, (listed & DW_LISTED_IDX) != 0,
                            &reading->idx_fd, &reading->idx_there);
+        /* Where it is missing, it is made for notes of what is dead, or no checkpoint could be:
+         * what comes before them is a hole in it, and damaged. */
+        reading->partition->idx.created = reading->idx_fd >= 0;
     }
     return result;
 }

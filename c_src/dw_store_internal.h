@@ -91,6 +91,7 @@ struct dw_store {
     uint64_t corrupt_records;
     uint64_t read_errors;
     bool keeping;         /* corrupt records are being kept aside */
+    bool kept_named;      /* who is doing that: the name of their file is durable */
     uint64_t total_bytes; /* of all files, buffers included */
     uint64_t rec_bytes;   /* of records in these */
     uint64_t live_bytes;  /* of these, pending */

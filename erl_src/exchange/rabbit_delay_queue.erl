@@ -475,12 +475,11 @@ applied({SeqNo, {error, unknown_session}}, #state{batches = Batches} = State)
         true -> exit({session_lost, SeqNo, unknown});
         false -> State
     end;
-applied({SeqNo, {error, Reason}}, #state{name = QName} = State) ->
+applied({SeqNo, {error, Reason}}, State) ->
     ?LOG_ERROR("delayed messages of ~ts: a batch was refused by the store: ~p",
                [rabbit_delay_text:rs(State#state.exchange), Reason], ?LOG_DOMAIN),
     ok = count_refused(SeqNo, State),
-    answered(SeqNo, {error, Reason},
-             fun (Sender, SeqNos) -> rabbit_delay_intake:reject_all(Sender, QName, SeqNos) end, State);
+    answered(SeqNo, {error, Reason}, nack(State), State);
 applied({Ref, {gap, _} = Gap}, State) when is_reference(Ref) ->
     imported(Ref, Gap, State);
 applied({SeqNo, {gap, Last}}, #state{batches = Batches} = State) ->
@@ -535,12 +534,15 @@ ended(SeqNo, Answer, #state{batches = Batches, batches_bytes = All} = State) ->
     end.
 
 %% Nothing that has come will be taken.
-reject_all(#state{name = QName, batches = Batches} = State0) ->
+reject_all(#state{batches = Batches} = State0) ->
     State = rabbit_delay_intake:reject_waiting(State0),
-    lists:foldl(fun (Key, S) ->
-                        answered(Key, {error, refused},
-                                 fun (Sender, SeqNos) -> rabbit_delay_intake:reject_all(Sender, QName, SeqNos) end, S)
-                end, State, maps:keys(Batches)).
+    lists:foldl(fun (Key, S) -> answered(Key, {error, refused}, nack(State), S) end, State, maps:keys(Batches)).
+
+nack(#state{name = QName, counters = Counters}) ->
+    fun (Sender, SeqNos) ->
+            rabbit_delay_counters:add(Counters, rejected, length(SeqNos)),
+            rabbit_delay_intake:reject_all(Sender, QName, SeqNos)
+    end.
 
 resend_soon(#state{resend_timer = undefined} = State) ->
     State#state{resend_timer = erlang:send_after(?RESEND_MS, self(), resend)};

@@ -450,10 +450,10 @@ with_started(XName, Fun) ->
     end.
 
 with_dispatcher(XName, Fun) ->
-    case rabbit_delay_registry:dispatcher(XName) of
-        undefined ->
+    case {rabbit_delay_registry:refusal(XName), rabbit_delay_registry:dispatcher(XName)} of
+        {undefined, undefined} ->
             not_ready(XName);
-        Dispatcher ->
+        {undefined, Dispatcher} ->
             case rabbit_delay_dispatcher:await_ready(Dispatcher, ?READY_MS) of
                 ok ->
                     case rabbit_delay_registry:store(XName) of
@@ -462,7 +462,10 @@ with_dispatcher(XName, Fun) ->
                     end;
                 {error, not_ready} ->
                     not_ready(XName)
-            end
+            end;
+        {Why, _} ->
+            {error, {unavailable, text("the delayed messages of ~ts are not available: ~ts",
+                                       [rabbit_delay_text:rs(XName), Why])}}
     end.
 
 not_ready(XName) ->

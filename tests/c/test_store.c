@@ -5,6 +5,7 @@
 #include "dw_le.h"
 #include "dw_store_internal.h"
 #include "fault_io.h"
+#include "kept_aside.h"
 #include "store_fixture.h"
 #include "store_model.h"
 
@@ -1916,14 +1917,7 @@ static void test_two_records_of_one_id(void **state) {
         fixture_open(&w->f);
         assert_int_equal(w->f.report.pending, 1000);
         model_compare(&w->model, w->f.store, true);
-        /* What is noted of what is moved cannot be written to a file that is lost. */
-        int result = DW_EIO;
-        more = true;
-        for (unsigned i = 0; more || result != DW_OK; i++) {
-            assert_true(i < 1000);
-            result = dw_store_maintain(w->f.store, NOW + 900000, 1, &more);
-            assert_true(result == DW_OK || result == DW_EIO);
-        }
+        maintain_all(w, NOW + 900000);
         model_compare(&w->model, w->f.store, true);
         checkpoint(w);
         reopen(w);
@@ -2174,49 +2168,8 @@ static void test_a_read_that_is_wrong_once(void **state) {
     fault_io_flip(0, false);
 }
 
-/* What CORRUPT has, read by its description alone. */
-struct kept {
-    uint64_t id, due, key_hash, off;
-    uint32_t length, there;
-    char name[DW_FILE_NAME_BYTES];
-    const uint8_t *bytes;
-};
-
-static unsigned read_kept(const uint8_t *p, size_t size, struct kept *out, unsigned max) {
-    unsigned n = 0;
-    for (size_t at = 0; at + 64 <= size && n < max;) {
-        if (memcmp(p + at, "DWK1", 4) != 0) {
-            at += 8;
-            continue;
-        }
-        const uint32_t there = dw_le32(p + at + 52), name = dw_le16(p + at + 56);
-        const size_t bytes = 64 + name + there;
-        if (at + bytes > size || dw_crc32c(0, p + at + 8, bytes - 8) != dw_le32(p + at + 4)) {
-            at += 8;
-            continue;
-        }
-        out[n] = (struct kept){.id = dw_le64(p + at + 16),
-                               .due = dw_le64(p + at + 24),
-                               .key_hash = dw_le64(p + at + 32),
-                               .off = dw_le64(p + at + 40),
-                               .length = dw_le32(p + at + 48),
-                               .there = there,
-                               .bytes = p + at + 64 + name};
-        snprintf(out[n++].name, DW_FILE_NAME_BYTES, "%.*s", (int)name, (const char *)p + at + 64);
-        at += (bytes + 7) / 8 * 8;
-    }
-    return n;
-}
-
 static unsigned kept_of(struct world *w, uint8_t *bytes, size_t max, struct kept *out) {
-    int fd = open(in_dir(w, DW_KEPT_NAME), O_RDONLY);
-    if (fd < 0) {
-        return 0;
-    }
-    const ssize_t n = read(fd, bytes, max);
-    close(fd);
-    assert_true(n >= 0 && (size_t)n < max);
-    return read_kept(bytes, (size_t)n, out, 16);
+    return read_kept_of(w->f.dir, bytes, max, out, 16);
 }
 
 static void test_corrupt_records_are_kept_aside(void **state) {

@@ -1,14 +1,10 @@
 /* SPDX-License-Identifier: MPL-2.0 */
-/* One scenario that uses all of the store, run over and over: each time another allocation fails,
- * or another system call, with each errno that it can have, once or from then on until the
- * operation has failed. What fails must say why and change nothing, and succeed when it is tried
- * again. What is open then, and what is there after a kill and a clean opening, is what the model
- * has: nothing less, nothing more, nothing of it corrupt.
- *
- * All of it takes long: `make soak-faults`. Otherwise places are drawn from a seed, which is
- * printed; DW_FAULT_SEED repeats it. */
+/* One scenario that uses all of the store, with each fault (fault_sweep.h). What fails must say why
+ * and change nothing, and succeed when it is tried again. What is open then, and what is there
+ * after a kill and a clean opening, is what the model has: nothing less, nothing more, nothing of
+ * it corrupt. All of it: `make soak-faults`. */
 #include "dw_store_internal.h"
-#include "fault_io.h"
+#include "fault_sweep.h"
 #include "store_fixture.h"
 #include "store_model.h"
 
@@ -24,84 +20,19 @@
 
 #define NOW UINT64_C(1700000000000)
 
-enum fault_kind { FAULT_NONE, FAULT_ALLOC, FAULT_IO };
-
 struct world {
     struct fixture f;
     struct model model;
     struct collected collected;
-    enum fault_kind kind;
-    unsigned calls; /* FAULT_IO: which */
-    int err;
-    bool on;     /* all that follow fail too, until the operation has failed */
-    bool kill;   /* after that operation, or what it took to make it succeed, the process ends */
-    uint64_t at; /* the call that fails */
-    bool fired;
-};
-
-static const unsigned all_calls[] = {FAULT_OPEN,      FAULT_PREAD,     FAULT_PWRITE, FAULT_FSTAT,
-                                     FAULT_FTRUNCATE, FAULT_FDATASYNC, FAULT_FSYNC,  FAULT_MKDIR,
-                                     FAULT_RENAME,    FAULT_LINK,      FAULT_UNLINK, FAULT_LIST,
-                                     FAULT_CLOSE,     FAULT_ADVISE};
-enum { CALLS = sizeof all_calls / sizeof *all_calls, ERRNOS = 12 };
-
-/* What each call can fail with, on one file system or another. */
-static const int errnos[CALLS][ERRNOS] = {
-    {EMFILE, ENFILE, ENOMEM, EIO, EACCES, ESTALE, ETIMEDOUT, ENOSPC, EDQUOT, EROFS, ENXIO},
-    {EIO, ESTALE, ETIMEDOUT, ENOMEM, EACCES, EBADMSG, ENXIO, EREMOTEIO, ENOTCONN},
-    {ENOSPC, EIO, EDQUOT, EROFS, EFBIG, ESTALE, ETIMEDOUT, EACCES, EPERM, ENOMEM},
-    {EIO, ENOMEM, ESTALE, EOVERFLOW, EACCES},
-    {EIO, EROFS, ENOSPC, EPERM, EINTR},
-    {EIO, ENOSPC, EDQUOT, EROFS, ESTALE},
-    {EIO, ENOSPC, EDQUOT, EROFS, ESTALE},
-    {EACCES, ENOSPC, EROFS, EIO, EMLINK, EDQUOT, ENOMEM},
-    {EIO, ENOSPC, EACCES, EROFS, EDQUOT, ESTALE},
-    {EIO, EXDEV, EMLINK, EPERM, ENOSPC, EACCES, EROFS, EDQUOT},
-    {EIO, EACCES, EROFS, EBUSY, EPERM, ESTALE},
-    {EIO, ENOMEM, EACCES, ESTALE},
-    {EIO, ENOSPC, EINTR},
-    {EINVAL, ESPIPE},
+    struct fault fault;
 };
 
 static void arm(struct world *w) {
-    if (w->fired) {
-        return;
-    }
-    if (w->kind == FAULT_ALLOC) {
-        fault_alloc_fail(&w->f.alloc, w->at, w->on);
-        w->f.alloc.calls = 0;
-        w->f.alloc.fail_at = w->at;
-        w->f.alloc.failed = 0;
-    } else if (w->kind == FAULT_IO) {
-        fault_io_fail(w->calls, w->at, w->on, w->err);
-    }
+    fault_arm(&w->fault, &w->f.alloc);
 }
 
-/* Counts up to the one that fails over all operations of the scenario. True if this one had it. */
 static bool disarm(struct world *w) {
-    if (w->fired || w->kind == FAULT_NONE) {
-        return false;
-    }
-    const uint64_t n = w->kind == FAULT_ALLOC ? w->f.alloc.calls : fault_io_counted();
-    w->fired = w->kind == FAULT_ALLOC ? w->f.alloc.failed > 0 : fault_io_failed() > 0;
-    w->at = w->fired ? 0 : w->at - n;
-    fault_alloc_fail(&w->f.alloc, 0, false);
-    fault_io_fail(0, 0, false, 0);
-    return w->fired;
-}
-
-static void check_error(const struct world *w, int result) {
-    if (w->kind == FAULT_ALLOC) {
-        assert_int_equal(result, DW_ENOMEM);
-    } else {
-        assert_int_equal(w->kind, FAULT_IO);
-        assert_true(result == DW_EIO || result == DW_ENOSPC || result == DW_EACCES);
-        /* Where a sync has failed before, there is no errno of its own. */
-        if (w->calls != FAULT_FDATASYNC || dw_store_errno() != EIO) {
-            assert_int_equal(dw_store_errno(), w->err);
-            assert_int_equal(dw_io_error(w->err), result);
-        }
-    }
+    return fault_disarm(&w->fault, &w->f.alloc);
 }
 
 static void open_again(struct world *w) {
@@ -119,7 +50,7 @@ static bool again(struct world *w, int result) {
     const bool fired = disarm(w);
     if (result != DW_OK) {
         assert_true(fired);
-        check_error(w, result);
+        fault_check(&w->fault, result);
     }
     if (fired && w->f.store != NULL) {
         model_compare(&w->model, w->f.store, true);
@@ -130,12 +61,12 @@ static bool again(struct world *w, int result) {
 /* Tries `call` under the fault and, if it fails, once more without. */
 #define TRY(w, call)                                                                               \
     do {                                                                                           \
-        const bool before = (w)->fired;                                                            \
+        const bool before = (w)->fault.fired;                                                      \
         arm(w);                                                                                    \
         if (again(w, call)) {                                                                      \
             assert_int_equal(call, DW_OK);                                                         \
         }                                                                                          \
-        if ((w)->fired && !before && (w)->kill && (w)->f.store != NULL) {                          \
+        if ((w)->fault.fired && !before && (w)->fault.kill && (w)->f.store != NULL) {              \
             open_again(w);                                                                         \
         }                                                                                          \
     } while (0)
@@ -211,15 +142,15 @@ static void take_and_settle(struct world *w, uint64_t now, size_t kept) {
     const bool fired = disarm(w);
     if (result != DW_OK) {
         assert_true(fired);
-        check_error(w, result);
+        fault_check(&w->fault, result);
         model_compare(&w->model, w->f.store, true);
     } else if (count_due(w, now) > 0) {
-        assert_true(fired && w->kind == FAULT_IO && !dw_is_scarcity(w->err));
+        assert_true(fired && w->fault.kind == FAULT_IO && !dw_is_scarcity(w->fault.err));
         put_off(w, now);
         model_compare(&w->model, w->f.store, true);
     }
     if (fired) {
-        if (w->kill) {
+        if (w->fault.kill) {
             open_again(w);
         }
         assert_int_equal(take_due(w, now), DW_OK);
@@ -307,7 +238,7 @@ static int read_many(struct world *w) {
         assert_false(w->collected.corrupt[i]);
     }
     assert_true(result != DW_OK || seen == n);
-    assert_true(w->collected.count == n || w->kind != FAULT_NONE);
+    assert_true(w->collected.count == n || w->fault.kind != FAULT_NONE);
     return result;
 }
 
@@ -403,7 +334,7 @@ static void reopen(struct world *w) {
     const int result = fixture_try_open(&w->f);
     if (disarm(w) && result != DW_OK) {
         assert_null(w->f.store);
-        check_error(w, result);
+        fault_check(&w->fault, result);
         fixture_open(&w->f);
     } else {
         assert_int_equal(result, DW_OK);
@@ -427,7 +358,7 @@ static int restore(struct world *w) {
 /* After a failed fsync the checkpoint is tried again, in vain, until records were moved. */
 static int checkpoint(struct world *w, const char *snapshot_dir) {
     int result = fixture_checkpoint(&w->f, snapshot_dir);
-    if (result != DW_OK && w->fired) {
+    if (result != DW_OK && w->fault.fired) {
         assert_int_equal(maintain(w, NOW), DW_OK);
         result = fixture_checkpoint(&w->f, snapshot_dir);
     }
@@ -482,99 +413,52 @@ static void scenario(struct world *w) {
     open_again(w);
 }
 
-static struct world what = {.kind = FAULT_NONE}; /* said if a test fails */
-
-/* Runs the scenario with one fault; false if it had no call of that number. */
-static bool run(enum fault_kind kind, unsigned calls, int err, bool on, bool kill, uint64_t at) {
-    what =
-        (struct world){.kind = kind, .calls = calls, .err = err, .on = on, .kill = kill, .at = at};
-    struct world w = what;
+static bool run(const void *arg, struct fault fault) {
+    struct world w = {.fault = fault};
+    (void)arg;
     fixture_init(&w.f);
     w.f.config.split_bytes = 1000;
     scenario(&w);
     fixture_end(&w.f);
     model_free(&w.model);
     collected_free(&w.collected);
-    return w.fired;
+    return w.fault.fired;
 }
 
 static void test_no_fault(void **state) {
     (void)state;
-    assert_false(run(FAULT_NONE, 0, 0, false, false, 0));
-}
-
-static uint64_t seed;
-
-/* Every place, or some that are drawn: one of every so many, with each way of going on. */
-static void sweep(enum fault_kind kind, unsigned calls, int err, unsigned every) {
-    const bool all = fixture_rounds(100) >= 1000;
-    const unsigned step = all ? 1 : fixture_rounds(100) < 100 ? 20 * every : every;
-    for (unsigned way = 0; way < 4; way++) {
-        if (!all && model_random(&seed) % 4 > 1) {
-            continue;
-        }
-        uint64_t at = 1 + (all ? 0 : model_random(&seed) % step);
-        while (run(kind, calls, err, way % 2 == 1, way / 2 == 1, at)) {
-            at += all ? 1 : 1 + model_random(&seed) % (2 * step - 1);
-        }
-    }
+    assert_false(run(NULL, (struct fault){.kind = FAULT_NONE}));
 }
 
 static void test_each_allocation(void **state) {
     (void)state;
-    sweep(FAULT_ALLOC, 0, 0, 60);
+    fault_sweep_allocations(run, NULL, 60);
 }
 
-/* With every errno in the long form, else two of them. */
-static void sweep_call(unsigned i, unsigned every) {
-    unsigned count = 0;
-    while (count < ERRNOS && errnos[i][count] != 0) {
-        count++;
-    }
-    const bool all = fixture_rounds(100) >= 1000;
-    const unsigned first = all ? 0 : (unsigned)(model_random(&seed) % count);
-    for (unsigned j = 0; j < (all || count < 2 ? count : 2); j++) {
-        sweep(FAULT_IO, all_calls[i], errnos[i][(first + j) % count], every);
-    }
-}
-
-#define TEST_CALL(name, i, every)                                                                  \
+#define TEST_CALL(name, call, every)                                                               \
     static void test_each_##name(void **state) {                                                   \
         (void)state;                                                                               \
-        sweep_call(i, every);                                                                      \
+        fault_sweep_calls(run, NULL, call, every);                                                 \
     }
-TEST_CALL(open, 0, 25)
-TEST_CALL(read, 1, 25)
-TEST_CALL(write, 2, 12)
-TEST_CALL(fstat, 3, 12)
-TEST_CALL(truncation, 4, 2)
-TEST_CALL(fdatasync, 5, 9)
-TEST_CALL(fsync, 6, 4)
-TEST_CALL(mkdir, 7, 2)
-TEST_CALL(rename, 8, 2)
-TEST_CALL(link, 9, 6)
-TEST_CALL(unlink, 10, 9)
-TEST_CALL(listing, 11, 9)
-TEST_CALL(close, 12, 40)
-TEST_CALL(advice, 13, 2)
+TEST_CALL(open, FAULT_OPEN, 25)
+TEST_CALL(read, FAULT_PREAD, 25)
+TEST_CALL(write, FAULT_PWRITE, 12)
+TEST_CALL(fstat, FAULT_FSTAT, 12)
+TEST_CALL(truncation, FAULT_FTRUNCATE, 2)
+TEST_CALL(fdatasync, FAULT_FDATASYNC, 9)
+TEST_CALL(fsync, FAULT_FSYNC, 4)
+TEST_CALL(mkdir, FAULT_MKDIR, 2)
+TEST_CALL(rename, FAULT_RENAME, 2)
+TEST_CALL(link, FAULT_LINK, 6)
+TEST_CALL(unlink, FAULT_UNLINK, 9)
+TEST_CALL(listing, FAULT_LIST, 9)
+TEST_CALL(close, FAULT_CLOSE, 40)
+TEST_CALL(advice, FAULT_ADVISE, 2)
 
-static int say_what(void **state) {
-    (void)state;
-    if (what.at > 0) {
-        print_message("last: kind %d, calls %#x, %s, %s, %s, number %llu\n", what.kind, what.calls,
-                      strerror(what.err), what.on ? "from then on" : "once",
-                      what.kill ? "then killed" : "then going on", (unsigned long long)what.at);
-    }
-    return 0;
-}
-
-#define TEST(name) cmocka_unit_test_teardown(name, say_what)
+#define TEST(name) cmocka_unit_test_teardown(name, fault_say)
 
 int main(void) {
-    const char *given = getenv("DW_FAULT_SEED");
-    seed = given != NULL ? strtoull(given, NULL, 10) : (uint64_t)time(NULL);
-    seed = seed == 0 ? 1 : seed;
-    print_message("seed %llu\n", (unsigned long long)seed);
+    fault_seed();
     const struct CMUnitTest tests[] = {
         TEST(test_no_fault),        TEST(test_each_allocation), TEST(test_each_open),
         TEST(test_each_read),       TEST(test_each_write),      TEST(test_each_fstat),
