@@ -16,7 +16,7 @@
 -include("rabbit_delay.hrl").
 
 -export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2, raft_member/1]).
--export([delayed_exchanges/0, durable_delayed_exchanges/0]).
+-export([delayed_exchanges/0, durable_delayed_exchanges/0, is_khepri/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
 -export([message_of/1, if_storable/3, confirms/1, parsed/1, headers/1, field_word/2, message_id/1,
@@ -121,6 +121,7 @@ restore_bindings(rabbit_exchange_type_topic, #exchange{name = Name}) -> index_ag
 restore_bindings(_, _) -> ok.
 
 %% 4.3 has nothing else, and no way to fill the index of topics that Mnesia has.
+-spec is_khepri() -> boolean().
 is_khepri() ->
     not rabbit_delay_series:has(?INDEX_TOPIC) orelse rabbit_khepri:get_feature_state() =:= enabled.
 
@@ -133,8 +134,7 @@ index_again(Name) ->
 
 is_indexed(Name) ->
     [] =/= mnesia:dirty_match_object(
-             rabbit_topic_trie_node,
-             #topic_trie_node{trie_node = #trie_node{exchange_name = Name, _ = '_'}, _ = '_'}).
+             rabbit_topic_trie_node, #topic_trie_node{trie_node = #trie_node{exchange_name = Name, _ = '_'}, _ = '_'}).
 
 -spec add_binding(module(), none | pos_integer(), exchange(), rabbit_types:binding()) -> ok.
 add_binding(Type, Serial, #exchange{name = Name} = X, Binding) ->
