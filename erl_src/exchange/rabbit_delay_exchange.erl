@@ -386,7 +386,11 @@ validate_binding(X, Binding) ->
 
 -spec create(transaction | none | pos_integer(), rabbit_delay_broker:exchange()) -> ok.
 create(Serial, X) ->
-    (underlying_type(X)):create(Serial, X).
+    ok = (underlying_type(X)):create(Serial, X),
+    case Serial of
+        transaction -> ok;
+        _ -> rabbit_delay_lost_record:mark(rabbit_delay_broker:exchange_name(X))
+    end.
 
 %% From 3.13 on.
 -spec delete(none | pos_integer(), rabbit_delay_broker:exchange()) -> ok.

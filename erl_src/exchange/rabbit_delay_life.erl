@@ -201,7 +201,7 @@ has_home({XName, IsDurable, Uid}, Durable) ->
                              Life when Life =/= undefined, Life =:= Own ->
                                  rabbit_delay_reconciler:unnamed(XName, Uid);
                              _ ->
-                                 put_aside_other(XName, Uid)
+                                 unnamed(XName, Own, Uid)
                          end,
                     {true, XName}
             end;
@@ -216,6 +216,14 @@ has_home({XName, IsDurable, Uid}, Durable) ->
                          "~0p. Delete that directory to be rid of them.",
                          [rabbit_delay_text:rs(XName), Result], ?LOG_DOMAIN),
             false
+    end.
+
+%% A group whose record was lost is not put aside before the exchange has another.
+unnamed(XName, Own, Uid) ->
+    case rabbit_delay_lost_record:may_be_of(XName, Own)
+        andalso lists:member(Uid, rabbit_delay_raft:complete_members(XName)) of
+        true -> rabbit_delay_reconciler:unnamed(XName, Uid);
+        false -> put_aside_other(XName, Uid)
     end.
 
 %% An exchange of this name was deleted and declared again while this node was away, or another group

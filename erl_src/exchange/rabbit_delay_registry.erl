@@ -78,6 +78,7 @@ recover() ->
       fun (X) ->
               rabbit_delay_broker:restore_bindings(rabbit_delay_exchange:underlying_type(X), X)
       end, rabbit_delay_broker:delayed_exchanges()),
+    ok = rabbit_delay_lost_record:mark_all(),
     persistent_term:put(?RECOVERED, true),
     ok = rabbit_delay_official_tables:announce(),
     gen_server:cast(?MODULE, start_members).

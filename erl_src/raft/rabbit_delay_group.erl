@@ -10,7 +10,11 @@
 %%
 %% A new group is formed in two steps: it is named, then all its members are started; only when all are
 %% there does the record say so, and only then do clients send anything. A member without its files is
-%% started while the group is being formed and never after that.
+%% started while the group is being formed and never after that. What cannot be formed is replaced, by a side
+%% of the network that a majority of the nodes is on.
+%%
+%% Mnesia may lose the record when it takes a part of a split cluster back: the members have kept what they
+%% hold, and the group is named again (rabbit_delay_lost_record).
 %%
 %% A node that is alone has a group of one, which needs no record. When it is in a cluster, it names that
 %% group (adopt/1).
@@ -21,22 +25,22 @@
 -include_lib("kernel/include/logger.hrl").
 -include("rabbit_delay.hrl").
 
--export([find/1, of_record/1, life_of/1, life_of_id/1, is_of/3, obtain/1, adopt/1, is_named/2, ids/1,
+-export([find/1, of_record/1, life_of/1, life_of_id/1, is_of/3, obtain/1, adopt/1, learn/1, is_named/2, ids/1,
          member/1, life/1, salt/1, key_salt/1, leader/1, may_lead/3, configuration/1, target/2, size_of/1,
          nodes_of/1, aim_of/1]).
 -export([named/3, unnamed/3, aimed_at/3]).
--export([held/1, start_new/3, await_named/3]).
+-export([held/1, start_new/3, complete/1, await_named/3]).
 
 -export_type([group/0, member/0]).
 
 %% A later version of the plugin adds keys, or raises the version and is refused.
-%% target: how many members an operator wants, if one has said so.
+%% target: how many members an operator wants, if one has said so. lost: it had been formed before its record was
+%% lost, and its members have their files.
 -type group() :: #{version := 1, life := binary(), salt := rabbit_delay_key:salt(),
-                   formed := boolean(), members := [member(), ...], target => pos_integer()}.
+                   formed := boolean(), members := [member(), ...], target => pos_integer(), lost => true}.
 -type member() :: {ra:server_id(), rabbit_delay_raft:uid()}.
 
 -define(APP, rabbitmq_delay_wheel).
--define(LIFE_BYTES, 6).
 -define(SALT_BYTES, 16).
 %% How long others are waited for: that they say what they hold, that they have started a member, and that
 %% their copy of the record is the present one.
@@ -178,31 +182,59 @@ adopt(XName) ->
             ok
     end.
 
+%% Another node leads groups of these exchanges, which this one's own copy of the record may not name.
+-spec learn([rabbit_exchange:name()]) -> ok.
+learn(XNames) ->
+    lists:foreach(fun (XName) ->
+                          case find(XName) of
+                              {ok, #{formed := true}} -> ok;
+                              _ -> obtain(XName)
+                          end
+                  end, [XName || XName <- XNames, {ok, _} <- [rabbit_delay_broker:lookup_exchange(XName)]]).
+
 %% ------------------------------------------------------------------------------ proposing
 
 %% Every node that can be asked says what it holds of the exchange, and they must be a majority: what a
 %% node that is away holds from before the exchange had a group is not known.
 propose(XName, Nodes) ->
+    case asked(XName, Nodes) of
+        {ok, #{formed := _} = Lost} ->
+            name(XName, Lost);
+        {ok, Known} ->
+            name(XName, case [{Id, Uid, Salt} || {_, #{member := {Id, Uid, Salt}}} <- Known] of
+                            [{Id, Uid, Salt} | _] ->
+                                #{version => 1, life => rabbit_delay_lost_record:new_life(XName), salt => Salt,
+                                  formed => true, members => [{Id, Uid}]};
+                            [] ->
+                                Loads = [{Node, Load} || {Node, #{load := Load, ready := true}} <- Known],
+                                new_group(XName, choose(node(), size_of(XName), Loads))
+                        end);
+        Error ->
+            Error
+    end.
+
+%% What those of the nodes hold that answer; or the group whose record was lost.
+asked(XName, Nodes) ->
     Answers = lists:zip(Nodes, erpc:multicall(Nodes, ?MODULE, held, [XName], ?ASK_MS)),
     Known = [{Node, Held} || {Node, {ok, #{} = Held}} <- Answers],
     Without = [Node || {Node, {error, {exception, undef, _}}} <- Answers],
-    case {[{Id, Uid, Salt} || {_, #{member := {Id, Uid, Salt}}} <- Known],
-          2 * (length(Known) + length(Without)) > length(Nodes)} of
-        {[{Id, Uid, Salt} | _], true} ->
-            name(XName, #{version => 1, life => new_life(), salt => Salt, formed => true,
-                          members => [{Id, Uid}]});
-        {[], true} ->
-            Chosen = choose(node(), size_of(XName),
-                            [{Node, Load} || {Node, #{load := Load, ready := true}} <- Known]),
-            name(XName, new_group(XName, Chosen));
-        {_, false} ->
-            {error, no_majority}
+    case 2 * (length(Known) + length(Without)) > length(Nodes) andalso lost(XName, Known) of
+        false -> {error, no_majority};
+        none -> {ok, Known};
+        unknown -> {error, forming};
+        Lost -> {ok, Lost}
     end.
 
-new_life() -> binary:encode_hex(crypto:strong_rand_bytes(?LIFE_BYTES)).
+lost(XName, Known) ->
+    case rabbit_delay_lost_record:find(XName, [{Node, maps:get(complete, Held, [])} || {Node, Held} <- Known]) of
+        {ok, Life, Salt, Members} ->
+            #{version => 1, life => Life, salt => Salt, formed => false, lost => true, members => Members};
+        Other ->
+            Other
+    end.
 
 new_group(XName, Nodes) ->
-    Life = new_life(),
+    Life = rabbit_delay_lost_record:new_life(XName),
     #{version => 1, life => Life, salt => crypto:strong_rand_bytes(?SALT_BYTES), formed => false,
       members => [rabbit_delay_raft:new_member(XName, Node, Life) || Node <- Nodes]}.
 
@@ -210,7 +242,8 @@ new_group(XName, Nodes) ->
 -spec held(rabbit_exchange:name()) -> map().
 held(XName) ->
     Held = #{load => length(rabbit_delay_table:members()),
-             ready => rabbit_delay_system:status() =:= up},
+             ready => rabbit_delay_system:status() =:= up,
+             complete => rabbit_delay_lost_record:held(XName)},
     case rabbit_delay_raft:find_member(XName) of
         {ok, Uid} ->
             %% One of a group is not an exchange's that has none: that group's is being deleted.
@@ -288,23 +321,69 @@ await_formed(XName, #{life := Life} = Group, Deadline) ->
             {error, forming}
     end.
 
+form(XName, #{lost := true} = Group) ->
+    form_again(XName, Group);
+form(XName, #{life := Life} = Group) ->
+    %% Mnesia may have brought this record back in place of a later group's.
+    Nodes = rabbit_delay_broker:cluster_nodes(),
+    Here = [Node || Node <- Nodes, Node =:= node() orelse lists:member(Node, nodes())],
+    Answers = lists:zip(Here, erpc:multicall(Here, ?MODULE, held, [XName], ?ASK_MS)),
+    case lost(XName, [{Node, Held} || {Node, {ok, #{} = Held}} <- Answers]) of
+        #{life := Other} = Lost when Other =/= Life -> place(XName, Life, Lost);
+        unknown -> {error, forming};
+        _ -> form_new(XName, Group)
+    end.
+
 %% What cannot be formed has confirmed nothing, and another group takes its place.
-form(XName, #{life := Life, members := Members} = Group) ->
+form_new(XName, #{life := Life, members := Members} = Group) ->
     Nodes = [Node || {{_, Node}, _} <- Members],
+    Answers = started(XName, Nodes, Group),
+    case [{Node, Answer} || {Node, Answer} <- Answers, Answer =/= {ok, ok}] of
+        [] ->
+            ok = completed(Members),
+            _ = ra:trigger_election(first(Members)),
+            formed(XName, Life);
+        Failed ->
+            ?LOG_WARNING("delayed messages of ~ts: a group of ~0p cannot be formed, and another is to "
+                         "be named: ~0P", [rabbit_delay_text:rs(XName), Nodes, Failed, 20], ?LOG_DOMAIN),
+            replace(XName, Life, Nodes -- [Node || {Node, _} <- Failed])
+    end.
+
+started(XName, Nodes, Group) ->
     Durable = case rabbit_delay_broker:lookup_exchange(XName) of
                   {ok, X} -> rabbit_delay_broker:is_durable(X);
                   {error, not_found} -> true
               end,
-    Answers = lists:zip(Nodes, erpc:multicall(Nodes, ?MODULE, start_new, [XName, Durable, Group],
-                                              ?START_MS)),
-    case [{Node, Answer} || {Node, Answer} <- Answers, Answer =/= {ok, ok}] of
-        [] ->
-            _ = ra:trigger_election(first(Members)),
+    lists:zip(Nodes, erpc:multicall(Nodes, ?MODULE, start_new, [XName, Durable, Group], ?START_MS)).
+
+%% Its members know it before anything is confirmed. An earlier version of the plugin does not know of that.
+completed(Members) ->
+    _ = erpc:multicall([Node || {{_, Node}, _} <- Members], ?MODULE, complete, [Members], ?ASK_MS),
+    ok.
+
+%% Of these, this node's.
+-spec complete([member(), ...]) -> ok.
+complete(Members) ->
+    [Uid] = [Uid || {{_, Node}, Uid} <- Members, Node =:= node()],
+    ok = rabbit_delay_raft:mark_complete(Uid).
+
+%% Of one whose record was lost most members are enough; who else there is their leader knows.
+form_again(XName, #{life := Life, members := Members} = Group) ->
+    Nodes = [Node || {{_, Node}, _} <- Members],
+    Answers = started(XName, Nodes, Group),
+    case 2 * length([Node || {Node, {ok, ok}} <- Answers]) > length(Members) of
+        true ->
+            ?LOG_WARNING("delayed messages of ~ts: the broker's metadata had lost the record of their group, as "
+                         "it does when it takes a part of a split cluster back; it is made again, with members "
+                         "on ~0p", [rabbit_delay_text:rs(XName), Nodes], ?LOG_DOMAIN),
             formed(XName, Life);
-        Failed ->
-            ?LOG_WARNING("delayed messages of ~ts: a group of ~0p cannot be formed, and another is "
-                         "named: ~0P", [rabbit_delay_text:rs(XName), Nodes, Failed, 20], ?LOG_DOMAIN),
-            replace(XName, Life, Nodes -- [Node || {Node, _} <- Failed])
+        false ->
+            case asked(XName, rabbit_delay_broker:cluster_nodes()) of
+                {ok, #{life := Life}} -> {error, forming};
+                {ok, #{formed := _} = Lost} -> place(XName, Life, Lost);
+                {ok, _} -> place(XName, Life, new_group(XName, [node()]));
+                Error -> Error
+            end
     end.
 
 first(Members) ->
@@ -314,19 +393,28 @@ first(Members) ->
     end.
 
 formed(XName, Life) ->
-    ok = update_of(XName, Life, fun (Group) -> Group#{formed := true} end),
+    ok = update_of(XName, Life, fun (Group) -> maps:remove(lost, Group#{formed := true}) end),
     case find(XName) of
         {ok, #{life := Life, formed := true} = Group} -> {ok, Group};
         _ -> {error, not_formed}
     end.
 
-%% By one of those that are there.
+%% By one of those that are there, if a majority of all nodes is: another part of the network may replace it, too.
 replace(XName, Life, There) ->
-    Next = new_group(XName, choose(node(), length(There), [{Node, 0} || Node <- There])),
+    case asked(XName, rabbit_delay_broker:cluster_nodes()) of
+        {ok, #{formed := _} = Lost} ->
+            place(XName, Life, Lost);
+        {ok, _} ->
+            place(XName, Life, new_group(XName, choose(node(), length(There), [{Node, 0} || Node <- There])));
+        Error ->
+            Error
+    end.
+
+place(XName, Life, Next) ->
     ok = update_of(XName, Life, fun (#{formed := false}) -> Next;
                                     (Formed) -> Formed
                                 end),
-    {error, not_formed}.
+    {error, forming}.
 
 update_of(XName, Life, Fun) ->
     rabbit_exchange:update_scratch(XName, ?APP, fun (#{life := L} = Group) when L =:= Life -> Fun(Group);
@@ -381,9 +469,7 @@ start_new(XName, Durable, #{life := Life} = Group) ->
                 ok ->
                     {ok, {Id, _} = Member} = member(Group),
                     %% Whoever else forms it asks for the same.
-                    Start = fun () ->
-                                    rabbit_delay_raft:start_new_member(XName, Durable, Member, Group)
-                            end,
+                    Start = fun () -> start_first(XName, Durable, Member, Group) end,
                     case global:trans({Id, self()}, Start, [node()]) of
                         ok -> rabbit_delay_registry:start_later(XName);
                         Error -> Error
@@ -396,6 +482,11 @@ start_new(XName, Durable, #{life := Life} = Group) ->
         Error ->
             Error
     end.
+
+start_first(XName, Durable, Member, #{lost := true} = Group) ->
+    rabbit_delay_raft:start_member(XName, Durable, Member, Group);
+start_first(XName, Durable, Member, Group) ->
+    rabbit_delay_raft:start_new_member(XName, Durable, Member, Group).
 
 %% A member is started only if this node's own copy of the record names it.
 await_copy(XName, Life, Deadline) ->

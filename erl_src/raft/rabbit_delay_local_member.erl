@@ -106,18 +106,13 @@ start_added(XName, Life, {Id, Uid} = Member) ->
             ok = rabbit_delay_registry:end_other(XName, Life),
             Start = fun () ->
                             case put_aside_other(XName, Uid, Group) of
-                                ok -> rabbit_delay_raft:start_new_member(
-                                        XName, rabbit_delay_broker:is_durable(X), Member, Group,
-                                        #{membership => promotable});
+                                ok -> start_new(XName, rabbit_delay_broker:is_durable(X), Member, Group);
                                 Error -> Error
                             end
                     end,
             case global:trans({Id, self()}, Start, [node()]) of
                 ok ->
-                    _ = case rabbit_delay_registry:queue(XName) of
-                            Pid when is_pid(Pid) -> rabbit_delay_queue:has_member(Pid);
-                            undefined -> ok
-                        end,
+                    ok = has_member(XName),
                     rabbit_delay_registry:start_later(XName);
                 Error ->
                     Error
@@ -126,6 +121,12 @@ start_added(XName, Life, {Id, Uid} = Member) ->
             {error, not_ready};
         {Error, _, _} ->
             Error
+    end.
+
+start_new(XName, Durable, {_, Uid} = Member, Group) ->
+    case rabbit_delay_raft:start_new_member(XName, Durable, Member, Group, #{membership => promotable}) of
+        ok -> rabbit_delay_raft:mark_complete(Uid);
+        Error -> Error
     end.
 
 %% An earlier member of this node: only one has a place here.
@@ -181,15 +182,45 @@ end_files(XName, {_, Uid} = Member, How) ->
 -spec look_at(rabbit_exchange:name(), rabbit_delay_group:member()) -> done | unknown.
 look_at(XName, {_, Uid} = Member) ->
     case rabbit_delay_group:find(XName) of
-        {ok, #{formed := true, members := Members}} ->
+        {ok, #{formed := true, members := Members} = Group} ->
             case lists:member(Member, Members) orelse end_member(XName, Member, put_aside) of
-                true -> done;
-                ok -> done;
-                {error, _} -> unknown
+                true ->
+                    done;
+                ok ->
+                    done;
+                {error, {in_group, unknown}} ->
+                    ok = start_unnamed(XName, Member, Group),
+                    unknown;
+                {error, _} ->
+                    unknown
             end;
         _ ->
             case filelib:is_dir(rabbit_delay_raft:store_dir(Uid)) of
                 true -> unknown;
                 false -> done
             end
+    end.
+
+%% Nobody leads its group: it may be this one's vote that is missing, as the metadata store has set the record
+%% back. Whoever leads then names it again, or has it end.
+start_unnamed(XName, {_, Uid} = Member, #{life := Life, members := Named} = Group) ->
+    Here = rabbit_delay_table:member(XName),
+    case rabbit_delay_raft:life_of(Uid) =:= Life andalso not rabbit_delay_raft:is_running(Uid)
+        andalso (Here =:= none orelse Here =:= {ok, Member})
+        andalso {rabbit_delay_system:ready(), rabbit_delay_broker:lookup_exchange(XName)} of
+        {{ok, _}, {ok, X}} ->
+            Result = rabbit_delay_raft:start_member(XName, rabbit_delay_broker:is_durable(X), Member, Group),
+            ok = rabbit_delay_table:group_grows(XName, length(Named) + 1),
+            ?LOG_WARNING("delayed messages of ~ts: the exchange's record does not name the member that this node "
+                         "has of their group, and nobody leads that: it is started: ~0p",
+                         [rabbit_delay_text:rs(XName), Result], ?LOG_DOMAIN),
+            has_member(XName);
+        _ ->
+            ok
+    end.
+
+has_member(XName) ->
+    case rabbit_delay_registry:queue(XName) of
+        Pid when is_pid(Pid) -> rabbit_delay_queue:has_member(Pid);
+        undefined -> ok
     end.

@@ -9,7 +9,8 @@
 %% names all that Raft knows; what is interrupted is found by the next who looks, and undone or gone on
 %% with. All is decided from what the local server says, and done by it: if it leads no more, nothing is.
 %%
-%% It owns no process. Everything here may take seconds.
+%% It owns no process. Everything here may take seconds. Longer than other files are, as each change is decided from
+%% one view, and made with one lock.
 -module(rabbit_delay_member_changes).
 
 -include_lib("kernel/include/logger.hrl").
@@ -236,7 +237,7 @@ one_at_a_time(XName, Fun) ->
 %% --------------------------------------------------------------------- what is needed
 
 %% Of the exchanges that this node leads. All says that they are looked at closely, even where nothing
-%% seems to be wrong.
+%% seems to be wrong, and that all nodes are to know them.
 -spec reconcile(All :: boolean()) -> ok.
 reconcile(All) ->
     case rabbit_delay_broker:cluster_nodes() of
@@ -246,11 +247,27 @@ reconcile(All) ->
             Groups = lists:filtermap(fun group/1, rabbit_delay_table:led()),
             Peers = ask(Nodes, lists:append([Members || {_, #{members := Members}} <- Groups])),
             lists:foreach(fun ({XName, Group}) ->
-                                  All orelse not seems_right(XName, Group, Nodes, Peers)
-                                      andalso steps(XName)
+                                  case seems_right(XName, Group, Nodes, Peers)
+                                      andalso not (All andalso differs(XName, Group)) of
+                                      true -> ok;
+                                      false -> steps(XName)
+                                  end
                           end, Groups),
+            _ = All andalso not rabbit_delay_broker:is_khepri()
+                andalso tell(maps:keys(Peers) -- [node()], [XName || {XName, _} <- Groups]),
             ok
     end.
+
+%% A change was interrupted, or Mnesia has set the record back.
+differs(XName, Group) ->
+    case overview(XName) of
+        {ok, _, #{cluster := Cluster}} -> lists:sort(maps:keys(Cluster)) =/= lists:sort(rabbit_delay_group:ids(Group));
+        not_leading -> false
+    end.
+
+%% Where databases have been apart since a split, others may know nothing of groups that have been formed.
+tell(Nodes, XNames) ->
+    lists:foreach(fun (Node) -> erpc:cast(Node, rabbit_delay_group, learn, [XNames]) end, Nodes).
 
 group(XName) ->
     case rabbit_delay_group:find(XName) of
@@ -321,12 +338,13 @@ step({remove, Id}, XName, Group, View) ->
     done(remove_member(XName, Id, Group, View));
 step({unname, Ids}, XName, Group, _) ->
     done(unname(XName, Ids, Group));
-step({name, Ids}, XName, Group, _) ->
-    %% The record has been set back by the metadata store.
+step({name, Ids}, XName, Group, #{members := All}) ->
+    %% The record has been set back by the metadata store, and may have said that there are fewer.
     Members = [{Id, Uid} || Id <- Ids, {ok, Uid} <- [uid_of(Id)]],
     case Members of
         [] -> rest;
-        _ -> done(result(rabbit_delay_group:named(XName, Group, Members)))
+        _ -> done(first_error([fun () -> group_grows(XName, length(All)) end,
+                               fun () -> result(rabbit_delay_group:named(XName, Group, Members)) end]))
     end.
 
 %% Of a member that the record does not name; none if its node knows of no such.

@@ -11,6 +11,7 @@
 %%     delay_store/                 the delay store's files (c_src/)
 %%     held/                        links to some of them, while they are read (rabbit_delay_held_files)
 %%     deleted                      there if its exchange has been deleted
+%%     complete                     there once all members of its group have been started
 %%   deleted-D<hash>_<random>/      what is being removed
 %%   quarantine/                    members whose exchange no longer exists
 %%
@@ -27,6 +28,7 @@
          start_member/4, start_new_member/4, start_new_member/5, stop_member/1, remove_member/1, put_aside_member/1,
          mark_deleted/1, delete_member/2, sweep/0, discard_member/1, quarantine_member/1,
          key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1, member_dir_of_snapshot/1]).
+-export([mark_complete/1, complete_members/1, initial_members/1]).
 
 -type uid() :: binary().
 -export_type([uid/0]).
@@ -46,6 +48,8 @@
 -define(NAMES_FILE, "names.dets").
 %% In the directory of a member whose exchange has been deleted.
 -define(DELETED_MARK, "deleted").
+%% In that of one whose group has been complete: it may hold what was confirmed.
+-define(COMPLETE_MARK, "complete").
 
 %% Our own Ra system, so that delayed messages neither slow nor endanger quorum queues.
 -spec system_config() -> ra_system:config().
@@ -374,6 +378,28 @@ remove_member(Uid) ->
 %% Of the group that a member was made for, which is in its name; none in one that was alone.
 -spec life_of(uid()) -> binary() | undefined.
 life_of(Uid) -> rabbit_delay_group:life_of_id(id_of(Uid)).
+
+%% All first members of this one's group have been started; in a moment the record says so.
+-spec mark_complete(uid()) -> ok | {error, file:posix()}.
+mark_complete(Uid) ->
+    case file:write_file(filename:join(server_dir(Uid), ?COMPLETE_MARK), <<>>) of
+        ok -> rabbit_delay_snapshot:sync_dir(server_dir(Uid));
+        Error -> Error
+    end.
+
+%% Those that the node has of an exchange and are marked so, the newest last.
+-spec complete_members(rabbit_exchange:name()) -> [uid()].
+complete_members(XName) ->
+    [uid_of_dir(Dir) || {_, Dir} <- lists:sort([{filelib:last_modified(Dir), Dir} || Dir <- wildcard(pattern(XName))]),
+                        filelib:is_file(filename:join(Dir, ?COMPLETE_MARK))].
+
+%% Who the members of a group were when this one was made.
+-spec initial_members(uid()) -> [ra:server_id()].
+initial_members(Uid) ->
+    case ra_log:read_config(server_dir(Uid)) of
+        {ok, #{initial_members := Ids}} -> Ids;
+        _ -> [id_of(Uid)]
+    end.
 
 %% The member that holds the messages of an exchange that has been deleted, which is not found any
 %% more, not even after a crash.

@@ -58,6 +58,9 @@ type creationRules struct {
 	quarantineAcked bool
 	// The leader of a group that has been formed does not write the record again where it is wrong.
 	noReassert bool
+	// The record stands, and a member goes into quarantine, if it names another group all of whose members
+	// have been there.
+	followsComplete bool
 	// Nodes 1 and 2 come with a single-member group each, from before there was a record.
 	twoOld bool
 	// One of them may become the exchange's group, not only be brought into a new one.
@@ -87,6 +90,7 @@ type creationState struct {
 	acked    [maxNodes + 1]uint8 // groups of which it may hold what was confirmed
 	dropped  [maxNodes + 1]uint8 // groups whose member was put aside: it never comes back empty
 	accepted uint8               // groups that have confirmed something
+	complete uint8               // groups of which all members have been there
 }
 
 // side is the set of nodes that node n reaches, itself included.
@@ -331,8 +335,19 @@ func (r creationRules) startMembers(s creationState, n, g int8, to func(Label, c
 		}
 		n1 := s
 		n1.holds[m] |= 1 << g
+		n1.noteComplete(r, g)
 		to(L("node %d has node %d start its member of group %d", int(n), int(m), int(g)), n1)
 	}
+}
+
+// noteComplete is for the cases that look at it: others need no more states for it.
+func (s *creationState) noteComplete(r creationRules, g int8) {
+	for m := int8(1); m <= r.nodes; m++ {
+		if !r.followsComplete || has(s.members[g], m) && s.holds[m]&(1<<g) == 0 {
+			return
+		}
+	}
+	s.complete |= 1 << g
 }
 
 // tidy is what a node does about members that its copy of the record does not name.
@@ -341,7 +356,8 @@ func (r creationRules) tidy(s creationState, n int8, to func(Label, creationStat
 		if s.holds[n]&(1<<g) == 0 || s.copies[n] == g {
 			continue
 		}
-		if s.copies[n] != 0 && (s.acked[n]&(1<<g) == 0 || r.quarantineAcked) {
+		stands := s.complete&(1<<s.copies[n]) != 0
+		if s.copies[n] != 0 && (s.acked[n]&(1<<g) == 0 || r.quarantineAcked || stands) {
 			n1 := s
 			n1.holds[n] &^= 1 << g
 			n1.acked[n] &^= 1 << g
@@ -359,7 +375,7 @@ func (r creationRules) tidy(s creationState, n int8, to func(Label, creationStat
 			}
 			continue
 		}
-		if !r.noReassert && s.acked[n]&(1<<g) != 0 && r.formed(&s, g, n) && r.store != khepri {
+		if !r.noReassert && s.acked[n]&(1<<g) != 0 && r.formed(&s, g, n) && r.store != khepri && !stands {
 			n1 := s
 			for m := int8(1); m <= r.nodes; m++ {
 				if has(r.side(n, s.dbSplit), m) {
@@ -481,7 +497,13 @@ func creationCases() []Case {
 		build("mnesia, asks once, opens whole", "", mnesia(func(r *creationRules) {
 			r.members, r.opensWhole, r.asksOnce = byReach, true, true
 		})),
-		build("not promised: mnesia, the record of another group comes back", two, mnesia(func(r *creationRules) {
+		build("mnesia, a complete group's record stands", "", mnesia(func(r *creationRules) {
+			r.members, r.opensWhole, r.asksOnce, r.followsComplete = byReach, true, true, true
+		})),
+		build("mnesia, a complete group's record stands, ignore", "", mnesia(func(r *creationRules) {
+			r.members, r.opensWhole, r.asksOnce, r.followsComplete, r.autoheal = byReach, true, true, true, false
+		})),
+		build("C4: mnesia, a complete group's is put aside", two, mnesia(func(r *creationRules) {
 			r.members, r.opensWhole, r.asksOnce, r.quarantineAcked, r.noReassert = byReach, true, true, true, true
 		})),
 		build("C7: two groups from 0.1 go on", two,

@@ -24,6 +24,8 @@ type recordRules struct {
 	deletesUnasked, takesUnasked bool
 	// The leader does not name again what the record lacks.
 	noNaming bool
+	// What a node has, and the record does not name, is not started where nobody leads.
+	awaitsLeader bool
 	// What the record lacks is to be named before it is removed, though nobody has it any more.
 	namesFirst bool
 	// A leader that was replaced has its request to Raft passed on to the present one.
@@ -322,6 +324,10 @@ func (r recordRules) look(s recordState, id int8, to func(Label, recordState)) {
 	case has(s.files, id) && !has(s.record, id) && (r.goesByRecord || s.isOut(id)):
 		n.takeAway(id)
 		to(L("member %d, which is not named, is put aside", int(id)), n)
+	case has(s.files, id) && !has(s.record, id) && s.running&(0b10001<<(nodeOf(id)-1)) == 0 && !s.led() &&
+		!r.awaitsLeader:
+		n.running |= bit(id)
+		to(L("member %d, which is not named, is started, as nobody leads", int(id)), n)
 	}
 }
 
@@ -420,8 +426,10 @@ func recordCases() []Case {
 			asked(r)
 			r.filesFirst = true
 		}),
-		build("not promised: the record of two is set back", stuck, one, func(r *recordRules) {
+		build("rules, the record of two is set back", "", one, func(r *recordRules) {
 			r.failures, r.leaders = 1, 1
 		}),
+		build("C4: the record of two is set back, and the second waits for a leader", stuck, one,
+			func(r *recordRules) { r.failures, r.leaders, r.awaitsLeader = 1, 1, true }),
 	}
 }

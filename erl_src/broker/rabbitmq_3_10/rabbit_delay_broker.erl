@@ -13,7 +13,7 @@
 
 -export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2, raft_member/1,
          raft_alone/1]).
--export([delayed_exchanges/0, durable_delayed_exchanges/0]).
+-export([delayed_exchanges/0, durable_delayed_exchanges/0, is_khepri/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
 -export([message_of/1, if_storable/3, confirms/1, parsed/1, headers/1, field_word/2, message_id/1,
@@ -91,6 +91,9 @@ delayed_exchanges() ->
 durable_delayed_exchanges() ->
     mnesia:dirty_match_object(rabbit_durable_exchange,
                               #exchange{type = 'x-delayed-message', _ = '_'}).
+
+-spec is_khepri() -> false.
+is_khepri() -> false.
 
 %% The topic type's index of an exchange's bindings is not filled when the broker recovers while
 %% our exchange type is unknown to it: fill it if it is empty.

@@ -6,6 +6,7 @@
 %%
 %% It owns no process and no table: its functions run in whoever calls them.
 %% include/rabbit_delay_broker.hrl has what is the same in all adapters.
+%% Longer than other files are, as all that differs is here.
 -module(rabbit_delay_broker).
 
 -include_lib("kernel/include/logger.hrl").
@@ -17,7 +18,7 @@
 
 -export([ready/0, data_dir/0, segment_config/1, machine_state/1, raft_overview/2, raft_member/1,
          raft_alone/1]).
--export([delayed_exchanges/0, durable_delayed_exchanges/0]).
+-export([delayed_exchanges/0, durable_delayed_exchanges/0, is_khepri/0]).
 -export([restore_bindings/2, topic_bindings/1, add_binding/4, remove_bindings/4, delete_exchange/4,
          route_by/4]).
 -export([message_of/1, if_storable/3, confirms/1, parsed/1, headers/1, field_word/2, message_id/1,
@@ -101,10 +102,7 @@ raft_member({Id, Uid}) -> #{id => Id, uid => Uid, membership => promotable}.
 %% Has a server of this node be the only member of its cluster, whatever became of the others.
 -spec raft_alone(ra:server_id()) -> ok | {error, not_supported | term()}.
 raft_alone(ServerId) ->
-    case ra_server_proc:force_shrink_members_to_current_member(ServerId) of
-        ok -> ok;
-        Failure -> {error, Failure}
-    end.
+    ra_server_proc:force_shrink_members_to_current_member(ServerId).
 
 %% ---------------------------------------------------------------------------- exchanges
 
@@ -130,6 +128,7 @@ restore_bindings(rabbit_exchange_type_topic, #exchange{name = Name}) -> index_ag
 restore_bindings(_, _) -> ok.
 
 %% 4.3 has nothing else, and no way to fill the index of topics that Mnesia has.
+-spec is_khepri() -> boolean().
 is_khepri() ->
     not rabbit_delay_series:has(?INDEX_TOPIC) orelse rabbit_khepri:get_feature_state() =:= enabled.
 
@@ -142,8 +141,7 @@ index_again(Name) ->
 
 is_indexed(Name) ->
     [] =/= mnesia:dirty_match_object(
-             rabbit_topic_trie_node,
-             #topic_trie_node{trie_node = #trie_node{exchange_name = Name, _ = '_'}, _ = '_'}).
+             rabbit_topic_trie_node, #topic_trie_node{trie_node = #trie_node{exchange_name = Name, _ = '_'}, _ = '_'}).
 
 -spec add_binding(module(), none | pos_integer(), exchange(), rabbit_types:binding()) -> ok.
 add_binding(Type, Serial, #exchange{name = Name} = X, Binding) ->

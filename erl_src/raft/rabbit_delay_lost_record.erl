@@ -1,0 +1,128 @@
+%% SPDX-License-Identifier: MPL-2.0
+
+%% Groups whose record the broker's metadata has lost: on Mnesia, when a cluster was split and one part is
+%% taken back to what the other has (autoheal, or nodes that an operator starts again).
+%%
+%% Nothing but the exchange's mark tells such a group from one of an earlier exchange of the same name, which
+%% was deleted while a node was away. The mark is random, made when the exchange is declared, and goes with it;
+%% the life of each of its groups begins with it. What is on Khepri is not lost, and is not marked.
+%%
+%% It owns no process.
+-module(rabbit_delay_lost_record).
+
+-export([mark/1, mark_all/0, new_life/1, may_be_of/2, held/1, find/2]).
+-export([chosen/3]).
+
+-export_type([held/0]).
+
+%% This node's members of groups that were complete, the newest last.
+-type held() :: [{ra:server_id(), rabbit_delay_raft:uid(), rabbit_delay_key:salt(), Initial :: [ra:server_id()]}].
+
+%% Of the scratch in the exchange's record.
+-define(APP, rabbitmq_delay_wheel_mark).
+-define(MARK_BYTES, 6).
+-define(LIFE_BYTES, 6).
+
+%% An exchange that has been declared.
+-spec mark(rabbit_exchange:name()) -> ok.
+mark(XName) ->
+    try rabbit_delay_broker:is_khepri() orelse of_exchange(XName) of
+        undefined ->
+            Mark = random(?MARK_BYTES),
+            rabbit_exchange:update_scratch(XName, ?APP, fun (undefined) -> Mark;
+                                                            (Present) -> Present
+                                                        end);
+        _ ->
+            ok
+    catch
+        %% It is as one that was declared by an earlier version.
+        _:_ -> ok
+    end.
+
+%% Those that an earlier version has declared.
+-spec mark_all() -> ok.
+mark_all() ->
+    lists:foreach(fun (X) -> mark(rabbit_delay_broker:exchange_name(X)) end,
+                  rabbit_delay_broker:delayed_exchanges()).
+
+of_exchange(XName) ->
+    case rabbit_exchange:lookup_scratch(XName, ?APP) of
+        {ok, Mark} -> Mark;
+        {error, not_found} -> undefined
+    end.
+
+random(Bytes) -> binary:encode_hex(crypto:strong_rand_bytes(Bytes)).
+
+%% Of a new group.
+-spec new_life(rabbit_exchange:name()) -> binary().
+new_life(XName) ->
+    case of_exchange(XName) of
+        undefined -> random(?LIFE_BYTES);
+        Mark -> <<Mark/binary, (random(?LIFE_BYTES))/binary>>
+    end.
+
+%% Whether a group of that life is this very exchange's, and may be named by its record again.
+-spec may_be_of(rabbit_exchange:name(), Life :: binary() | undefined) -> boolean().
+may_be_of(_, undefined) ->
+    false;
+may_be_of(XName, Life) ->
+    case rabbit_delay_group:find(XName) of
+        {ok, #{formed := true}} -> false;
+        {later, _} -> false;
+        _ -> is_marked(Life, of_exchange(XName))
+    end.
+
+is_marked(_, undefined) -> false;
+is_marked(Life, Mark) -> binary:longest_common_prefix([Life, Mark]) =:= byte_size(Mark).
+
+-spec held(rabbit_exchange:name()) -> held().
+held(XName) ->
+    [{rabbit_delay_raft:id_of(Uid), Uid, rabbit_delay_raft:salt_of(Uid), rabbit_delay_raft:initial_members(Uid)}
+     || Uid <- rabbit_delay_raft:complete_members(XName)].
+
+%% The group that the record of the exchange is to name again, as nodes answer what they hold. unknown: it may be
+%% one of which not enough members are there at present.
+-spec find(rabbit_exchange:name(), [{node(), held()}]) ->
+          {ok, Life :: binary(), rabbit_delay_key:salt(), [rabbit_delay_group:member(), ...]} | none | unknown.
+find(XName, Answers) ->
+    chosen(of_exchange(XName), lists:append([Members || {_, Members} <- Answers]),
+           rabbit_delay_broker:cluster_nodes() -- [Node || {Node, _} <- Answers]).
+
+%% The same of what all hold that have answered, and the nodes of the cluster that have not.
+-spec chosen(Mark :: binary() | undefined, held(), Away :: [node()]) ->
+          {ok, Life :: binary(), rabbit_delay_key:salt(), [rabbit_delay_group:member(), ...]} | none | unknown.
+chosen(Mark, Held, Away) ->
+    Lives = lists:usort([Life || {Id, _, _, _} <- Held, Life <- [rabbit_delay_group:life_of_id(Id)],
+                                 Life =/= undefined, is_marked(Life, Mark)]),
+    Groups = [group(Life, Held, Away) || Life <- Lives],
+    case {[Group || {ok, _, _, _} = Group <- Groups], lists:member(unknown, Groups)} of
+        {[Group | _], _} -> Group;
+        {[], true} -> unknown;
+        {[], false} -> none
+    end.
+
+%% Any of its members says who they were when that one was made; a majority of these must have their files. Who the
+%% others are its leader knows.
+group(Life, Held, Away) ->
+    Own = [Member || {Id, _, _, _} = Member <- Held, rabbit_delay_group:life_of_id(Id) =:= Life],
+    Present = maps:from_list([{Node, {Id, Uid}} || {{_, Node} = Id, Uid, _, _} <- Held,
+                                                   is_in(Id, Own)]),
+    Ids = [Id || {Id, _} <- maps:values(Present)],
+    Said = [majority(Initial, Ids, Away) || {_, _, _, Initial} <- Own],
+    [{_, _, Salt, _} | _] = Own,
+    case {lists:member(there, Said), lists:member(away, Said)} of
+        {true, _} -> {ok, Life, Salt, lists:sort(maps:values(Present))};
+        {false, true} -> unknown;
+        {false, false} -> none
+    end.
+
+is_in(Id, Own) -> lists:any(fun ({Other, _, _, Initial}) -> Id =:= Other orelse lists:member(Id, Initial) end, Own).
+
+majority(Initial, Ids, Away) ->
+    There = length([Id || Id <- Initial, lists:member(Id, Ids)]),
+    Gone = length([Id || {_, Node} = Id <- Initial, not lists:member(Id, Ids), lists:member(Node, Away)]),
+    case {2 * There > length(Initial), 2 * (There + Gone) > length(Initial)} of
+        {true, _} -> there;
+        {false, true} -> away;
+        {false, false} -> none
+    end.
