@@ -9,8 +9,8 @@
 %% names all that Raft knows; what is interrupted is found by the next who looks, and undone or gone on
 %% with. All is decided from what the local server says, and done by it: if it leads no more, nothing is.
 %%
-%% It owns no process. Everything here may take seconds. Longer than other files are, as each change is decided from
-%% one view, and made with one lock.
+%% It owns no process. Everything here may take seconds.
+%% Longer than other files are, as each change is decided from one view, and made with one lock.
 -module(rabbit_delay_member_changes).
 
 -include_lib("kernel/include/logger.hrl").
