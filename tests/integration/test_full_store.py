@@ -24,6 +24,9 @@ from test_snapshots import Log
 # DW_FULL_PARTITIONS: so many make it full. There can be 4,095.
 FULL = 3071
 SPREAD = FULL - 4
+# Far enough for a slice that can be split, whatever time it is now; just behind where a coarse one begins it is in a
+# fine one, as if the clock stood there (c_src/dw_partition.h).
+SPREAD_MS, COARSE_MS, FINE_MS = 10 * HOUR_MS, 1 << 24, 1 << 21
 DELAYS = [2, 6, 12, 18, 24, 48, 72, 150, 300, 500, 1500, 2500, 4000, 6000, 8000]
 REASON = "its store is full: there are as many messages, or files of them, as it can have"
 
@@ -111,7 +114,8 @@ def test_a_full_store(node, then):
     exchange, queue = client.delayed_and_queue()
     other, others_queue = client.delayed_and_queue()
     bodies = [f"held {n}" for n in range(SPREAD)]
-    due = int(time.time() * 1000) + HOUR_MS
+    due = int(time.time() * 1000) + SPREAD_MS
+    due += FINE_MS if due % COARSE_MS < FINE_MS else 0
     with wire.Publisher(node) as publisher:
         publisher.publish(exchange, "k", bodies, headers={"x-opt-delivery-time": wire.signed_long(due)})
         assert len(publisher.confirmed) == SPREAD
@@ -137,7 +141,7 @@ def test_a_full_store(node, then):
         assert f"{len(confirmed)} messages cancelled" in node.ctl("--quiet", "purge_delayed_messages", exchange)
         confirmed = []
     else:
-        set_clock(node, HOUR_MS + HOUR_MS // 2)
+        set_clock(node, SPREAD_MS + 2 * HOUR_MS)
     eventually(lambda: publishes(node, exchange), bool)
     again = f"delayed messages of exchange '{exchange}' in vhost '/' are accepted again"
     log = eventually(lambda: node.log()[before:], lambda log: again in log)
