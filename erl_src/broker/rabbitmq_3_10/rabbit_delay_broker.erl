@@ -5,7 +5,6 @@
 %%
 %% It owns no process and no table: its functions run in whoever calls them.
 %% include/rabbit_delay_broker.hrl has what is the same in all adapters.
-%% Longer than other files are, as all that differs is here.
 -module(rabbit_delay_broker).
 
 -include_lib("rabbit_common/include/rabbit.hrl").
@@ -76,14 +75,9 @@ machine_state(State) -> State.
 -spec raft_member(rabbit_delay_group:member()) -> ra:server_id().
 raft_member({Id, _}) -> Id.
 
-%% Has a server of this node be the only member of its cluster, whatever became of the others, with an Ra that can.
--spec raft_alone(ra:server_id()) -> ok | {error, not_supported | term()}.
-raft_alone(ServerId) ->
-    Function = force_shrink_members_to_current_member,
-    case erlang:function_exported(ra_server_proc, Function, 1) of
-        true -> ra_server_proc:Function(ServerId);
-        false -> {error, not_supported}
-    end.
+%% Has a server of this node be the only member of its cluster, whatever became of the others. This Ra cannot.
+-spec raft_alone(ra:server_id()) -> {error, not_supported}.
+raft_alone(_) -> {error, not_supported}.
 
 %% ---------------------------------------------------------------------------- exchanges
 
