@@ -76,11 +76,13 @@ ascii(C) -> units(C).
 
 %% By characters: what reads as one can be a letter with any number of accents.
 cut(Text) ->
-    Chars = unicode:characters_to_list(Text),
-    case length(Chars) > ?SHOWN_CHARS of
-        true -> unicode:characters_to_binary(lists:sublist(Chars, ?SHOWN_CHARS - 3) ++ "...");
-        false -> Text
+    case {after_chars(Text, ?SHOWN_CHARS), after_chars(Text, ?SHOWN_CHARS - 3)} of
+        {<<>>, _} -> Text;
+        {_, Rest} -> <<(binary:part(Text, 0, byte_size(Text) - byte_size(Rest)))/binary, "...">>
     end.
+
+after_chars(<<_/utf8, Rest/binary>>, N) when N > 0 -> after_chars(Rest, N - 1);
+after_chars(Rest, _) -> Rest.
 
 written(Text) when is_binary(Text) -> [$", Text, $"];
 written(Value) when is_integer(Value) -> integer_to_list(Value);

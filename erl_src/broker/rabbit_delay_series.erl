@@ -17,10 +17,15 @@
 -export([look/0, takes_part/0, status/0, has/1]).
 -export_type([status/0]).
 -export([varying/0, verdict/3, missing/2]).
+-export([log_no_part/1]).
 
 -define(APP, rabbitmq_delay_wheel).
 -define(ADAPTER, rabbit_delay_broker).
 -define(KEY(What), {?MODULE, What}).
+
+%% In a boot it is said a second time: of more than 500 events in a second the broker's log drops the rest, and
+%% each module that does not load is told of in six.
+-define(AGAIN_MS, 3000).
 
 %% Whether the plugin takes part in this broker; or cannot; or its archive is not for this broker at all,
 %% and few of its modules may be loaded.
@@ -89,11 +94,18 @@ look_at_calls(Version, IsKnown) ->
 
 take_no_part({_, Why} = Status) ->
     persistent_term:put(?KEY(status), Status),
-    ?LOG_ERROR("rabbitmq_delay_wheel does not take part in this broker: ~ts", [Why], ?LOG_DOMAIN),
+    ok = log_no_part(Why),
     case rabbit:is_booted() of
-        true -> throw({error, format("rabbitmq_delay_wheel does not take part: ~ts", [Why])});
-        false -> ok
+        true ->
+            throw({error, format("rabbitmq_delay_wheel does not take part: ~ts", [Why])});
+        false ->
+            {ok, _} = timer:apply_after(?AGAIN_MS, ?MODULE, log_no_part, [Why]),
+            ok
     end.
+
+-spec log_no_part(Why :: string()) -> ok.
+log_no_part(Why) ->
+    ?LOG_ERROR("rabbitmq_delay_wheel does not take part in this broker: ~ts", [Why], ?LOG_DOMAIN).
 
 %% Of a broker's version, of the series that are known, in ascending order.
 -spec verdict(Version :: string(), Known :: [string(), ...], IsAllowed :: boolean()) -> status().
