@@ -251,9 +251,10 @@ bool dw_budget_borrow(dw_budget *budget) {
 
 void dw_budget_give_back(dw_budget *budget) {
     pthread_mutex_lock(&budget->lock);
-    /* No store's call: an invariant broken here would be taken for that of the thread's next one. */
-    budget->use.open -= budget->use.open > 0 ? 1 : 0;
+    budget->use.open -= DW_INVARIANT(budget->use.open > 0) ? 1 : 0;
     pthread_mutex_unlock(&budget->lock);
+    /* It is no store's, as this is no call of one. */
+    dw_broken_forget();
 }
 
 /* Opens with a descriptor out of the budget: it, or -1 and errno. */

@@ -15,7 +15,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/* How a lease ends. `refs` counts who can name it. At 0 it is ending: put on a list that a thread
+/* Longer than other files are, as it is one structure: what opens, fences, restores and ends has
+ * its locks and counts in common.
+ *
+ * How a lease ends. `refs` counts who can name it. At 0 it is ending: put on a list that a thread
  * of its own works through, closing the store and then, if still nobody names it, taking the lease
  * off its directory and freeing it. Until then the directory's list still shows it, so that an
  * opening which comes meanwhile finds it, takes a reference (refs may go from 0 to 1: what is
@@ -68,8 +71,9 @@ struct dw_leases {
     unsigned refs; /* its owners, its leases, and the thread that ends them */
     struct directory *directories;
     dw_budget *budget;
-    struct root *root;  /* what is claimed at present */
-    struct root *roots; /* and those that stores still use */
+    bool (*is_gone)(void); /* NULL: whoever calls stays */
+    struct root *root;     /* what is claimed at present */
+    struct root *roots;    /* and those that stores still use */
     dw_lease *ending;
     bool reaping;
 };
@@ -93,6 +97,10 @@ dw_leases *dw_leases_new(const struct dw_alloc *alloc) {
 
 dw_budget *dw_leases_budget(const dw_leases *leases) {
     return leases->budget;
+}
+
+void dw_leases_ask(dw_leases *leases, bool (*is_gone)(void)) {
+    leases->is_gone = is_gone;
 }
 
 void dw_leases_keep(dw_leases *leases) {
@@ -469,6 +477,15 @@ static int lease_make_locked(dw_leases *leases, struct directory *d, const struc
     return DW_OK;
 }
 
+/* A caller that has gone must not fence: its successor may have opened meanwhile. */
+static int fence_locked(dw_leases *leases, struct directory *d) {
+    if (leases->is_gone != NULL && leases->is_gone()) {
+        return DW_ECLOSED;
+    }
+    directory_fence(leases, d);
+    return DW_OK;
+}
+
 int dw_lease_open(dw_leases *leases, const char *dir, const struct dw_config *config,
                   dw_lease **out, struct dw_recovery *report, int *os_error) {
     char path[PATH_MAX];
@@ -479,8 +496,10 @@ int dw_lease_open(dw_leases *leases, const char *dir, const struct dw_config *co
     }
     if (result == DW_OK) {
         pthread_mutex_lock(&d->opening);
-        directory_fence(leases, d);
-        result = lease_make_locked(leases, d, config, out, report, os_error);
+        result = fence_locked(leases, d);
+        if (result == DW_OK) {
+            result = lease_make_locked(leases, d, config, out, report, os_error);
+        }
         pthread_mutex_unlock(&d->opening);
         if (result != DW_OK) {
             directory_leave(leases, d);
@@ -492,21 +511,11 @@ int dw_lease_open(dw_leases *leases, const char *dir, const struct dw_config *co
     return result;
 }
 
-int dw_lease_restore(dw_leases *leases, const char *dir, const char *snapshot_dir, int *os_error) {
-    char path[PATH_MAX];
+static int restore_locked(dw_leases *leases, struct directory *d, const char *snapshot_dir,
+                          int *os_error) {
     int fd = -1;
-    int result = true_path(dir, path, os_error);
-    if (result != DW_OK) {
-        return result;
-    }
-    struct directory *d = directory_use(leases, path);
-    if (d == NULL) {
-        return DW_ENOMEM;
-    }
-    pthread_mutex_lock(&d->opening);
-    directory_fence(leases, d);
     struct root *root = root_use(leases, d->path);
-    result = root != NULL ? DW_OK : directory_lock(d->path, &fd, os_error);
+    int result = root != NULL ? DW_OK : directory_lock(d->path, &fd, os_error);
     if (result == DW_OK) {
         result = dw_store_restore(d->path, snapshot_dir);
         *os_error = dw_store_errno();
@@ -516,6 +525,24 @@ int dw_lease_restore(dw_leases *leases, const char *dir, const char *snapshot_di
     }
     if (root != NULL) {
         root_leave(leases, root);
+    }
+    return result;
+}
+
+int dw_lease_restore(dw_leases *leases, const char *dir, const char *snapshot_dir, int *os_error) {
+    char path[PATH_MAX];
+    int result = true_path(dir, path, os_error);
+    if (result != DW_OK) {
+        return result;
+    }
+    struct directory *d = directory_use(leases, path);
+    if (d == NULL) {
+        return DW_ENOMEM;
+    }
+    pthread_mutex_lock(&d->opening);
+    result = fence_locked(leases, d);
+    if (result == DW_OK) {
+        result = restore_locked(leases, d, snapshot_dir, os_error);
     }
     pthread_mutex_unlock(&d->opening);
     directory_leave(leases, d);

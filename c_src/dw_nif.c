@@ -84,6 +84,9 @@ static dw_leases *the_leases;
 static struct nif_module *module_new(const ErlNifBinary *build) {
     if (the_leases == NULL) {
         the_leases = dw_leases_new(NIF_ALLOC);
+        if (the_leases != NULL) {
+            dw_leases_ask(the_leases, nif_caller_is_gone);
+        }
     }
     struct nif_module *module = the_leases == NULL ? NULL : enif_alloc(sizeof *module);
     if (module == NULL) {

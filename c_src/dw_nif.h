@@ -53,6 +53,7 @@ struct nif_borrowed {
 /* Where the log's messages are sent from: the environment of the call that this thread is in, NULL
  * in a thread that is not the VM's. */
 extern __thread ErlNifEnv *nif_calling;
+bool nif_caller_is_gone(void); /* killed, but for this call */
 
 /* Made when the library is loaded, and never changed. */
 extern struct nif_atoms {

@@ -14,6 +14,10 @@ struct nif_atoms nif_atoms;
 
 __thread ErlNifEnv *nif_calling;
 
+bool nif_caller_is_gone(void) {
+    return !enif_is_current_process_alive(nif_calling);
+}
+
 void nif_make_atoms(ErlNifEnv *env) {
     nif_atoms.ok = enif_make_atom(env, "ok");
     nif_atoms.error = enif_make_atom(env, "error");

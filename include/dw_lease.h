@@ -32,6 +32,11 @@ dw_budget *dw_leases_budget(const dw_leases *leases);
 void dw_leases_keep(dw_leases *leases);
 void dw_leases_drop(dw_leases *leases); /* freed with the last reference and the last lease */
 
+/* Whether who calls, in this thread, is no longer there to take an answer: an Erlang process that
+ * is killed leaves a call that waits or runs behind, and what follows it may be first. Asked when
+ * it is the call's turn in its directory. Set before the first opening. */
+void dw_leases_ask(dw_leases *leases, bool (*is_gone)(void));
+
 /* flock()s `root` against other processes, for all stores below it that are opened from then on:
  * they hold no lock, and so no descriptor, of their own. Until it is given back and these are
  * closed. One at a time. DW_OK, DW_ENOMEM, DW_EIO, DW_EACCES; *os_error EWOULDBLOCK: another
@@ -41,11 +46,13 @@ void dw_leases_give_back(dw_leases *leases);
 
 /* Opens the store in `dir`, fencing any older lease on it. As dw_store_open(); config->log_ctx, if
  * any, must come from `alloc` and is the lease's from here on, also on failure. *os_error is the
- * errno behind DW_EIO, DW_ENOSPC, DW_EACCES; EWOULDBLOCK: another process has it. [I/O] */
+ * errno behind DW_EIO, DW_ENOSPC, DW_EACCES; EWOULDBLOCK: another process has it. DW_ECLOSED: the
+ * caller has gone, and nothing is fenced. [I/O] */
 int dw_lease_open(dw_leases *leases, const char *dir, const struct dw_config *config,
                   dw_lease **out, struct dw_recovery *report, int *os_error);
 
-/* dw_store_restore() on a directory whose lease, if there is one, is fenced first. [I/O] */
+/* dw_store_restore() on a directory whose lease, if there is one, is fenced first. DW_ECLOSED: the
+ * caller has gone, and nothing is changed. [I/O] */
 int dw_lease_restore(dw_leases *leases, const char *dir, const char *snapshot_dir, int *os_error);
 
 /* The store; its calls answer DW_ECLOSED once it was fenced or closed. */

@@ -74,11 +74,12 @@ start_link() ->
 -spec recover() -> ok.
 recover() ->
     _ = rabbit_delay_life:put_aside_homeless(),
+    Exchanges = rabbit_delay_broker:delayed_exchanges(),
     lists:foreach(
       fun (X) ->
               rabbit_delay_broker:restore_bindings(rabbit_delay_exchange:underlying_type(X), X)
-      end, rabbit_delay_broker:delayed_exchanges()),
-    ok = rabbit_delay_lost_record:mark_all(),
+      end, Exchanges),
+    ok = rabbit_delay_lost_record:mark_all([rabbit_delay_broker:exchange_name(X) || X <- Exchanges]),
     persistent_term:put(?RECOVERED, true),
     ok = rabbit_delay_official_tables:announce(),
     gen_server:cast(?MODULE, start_members).

@@ -11,7 +11,7 @@
 %% it. It takes so long and no longer, and offers what it has read until then.
 -module(rabbit_delay_blocks).
 
--export([version/0, ask/3, offer/2, lengths/3, blocks/2, find/2, index/1, is_empty/1, read_here/2, digest/1]).
+-export([version/0, ask/3, offer/2, lengths/3, blocks/2, find/2, index/1, is_empty/1, read/3, read_here/2, digest/1]).
 
 -export_type([offer/0, index/0, block/0]).
 
@@ -78,12 +78,12 @@ borrow_and_read(Store, Files, Sender) ->
     case rabbit_delay_store:borrow_open_file() of
         {ok, Borrowed} ->
             _ = put({?MODULE, borrowed}, Borrowed),
-            read(Store, Files, Sender);
+            offer_of(Store, Files, Sender);
         none ->
             {error, no_descriptor_left}
     end.
 
-read(Store, Files, Sender) ->
+offer_of(Store, Files, Sender) ->
     MemberDir = filename:dirname(Store),
     case rabbit_delay_held_files:hold(MemberDir, Files, Sender) of
         {ok, {Held, Sized}} ->
@@ -109,8 +109,8 @@ read_files(_, _, _, _, _) ->
 
 read_blocks(Fd, Offset, Size, Number, Until, Room) when Offset < Size, Room > 0 ->
     Length = length_at(Offset, Size),
-    case erlang:monotonic_time(millisecond) < Until andalso file:pread(Fd, Offset, Length) of
-        {ok, Data} when byte_size(Data) =:= Length ->
+    case erlang:monotonic_time(millisecond) < Until andalso read(Fd, Offset, Length) of
+        {ok, Data} ->
             [<<(hash(Data))/binary, Number:32, Offset:64, Length:32>>
              | read_blocks(Fd, Offset + Length, Size, Number, Until, Room - 1)];
         _ ->
@@ -170,16 +170,24 @@ digest(#{files := Files, blocks := Blocks}) -> hash([lists:join(0, Files), 0, Bl
 %% The bytes of a block in this open file, if they are what they were.
 -spec read_here(file:fd(), block()) -> {ok, binary()} | {error, term()}.
 read_here(Fd, {Hash, _, Offset, Length}) ->
-    case file:pread(Fd, Offset, Length) of
-        {ok, Data} when byte_size(Data) =:= Length ->
+    case read(Fd, Offset, Length) of
+        {ok, Data} ->
             case hash(Data) of
                 Hash -> {ok, Data};
                 _ -> {error, other_bytes}
             end;
-        {ok, _} ->
-            {error, short_read};
-        eof ->
-            {error, short_read};
         Error ->
             Error
+    end.
+
+%% So many bytes and no less.
+-spec read(file:fd(), Offset :: non_neg_integer(), Length :: non_neg_integer()) -> {ok, binary()} | {error, term()}.
+read(_, _, 0) ->
+    {ok, <<>>};
+read(Fd, Offset, Length) ->
+    case file:pread(Fd, Offset, Length) of
+        {ok, Data} when byte_size(Data) =:= Length -> {ok, Data};
+        {ok, _} -> {error, short_read};
+        eof -> {error, short_read};
+        Error -> Error
     end.

@@ -215,15 +215,19 @@ propose(XName, Nodes) ->
 
 %% What those of the nodes hold that answer; or the group whose record was lost.
 asked(XName, Nodes) ->
-    Answers = lists:zip(Nodes, erpc:multicall(Nodes, ?MODULE, held, [XName], ?ASK_MS)),
-    Known = [{Node, Held} || {Node, {ok, #{} = Held}} <- Answers],
-    Without = [Node || {Node, {error, {exception, undef, _}}} <- Answers],
+    {Known, Without} = said(XName, Nodes),
     case 2 * (length(Known) + length(Without)) > length(Nodes) andalso lost(XName, Known) of
         false -> {error, no_majority};
         none -> {ok, Known};
         unknown -> {error, forming};
         Lost -> {ok, Lost}
     end.
+
+%% What nodes hold, and those that do not run this plugin.
+said(XName, Nodes) ->
+    Answers = lists:zip(Nodes, erpc:multicall(Nodes, ?MODULE, held, [XName], ?ASK_MS)),
+    {[{Node, Held} || {Node, {ok, #{} = Held}} <- Answers],
+     [Node || {Node, {error, {exception, undef, _}}} <- Answers]}.
 
 lost(XName, Known) ->
     case rabbit_delay_lost_record:find(XName, [{Node, maps:get(complete, Held, [])} || {Node, Held} <- Known]) of
@@ -325,10 +329,9 @@ form(XName, #{lost := true} = Group) ->
     form_again(XName, Group);
 form(XName, #{life := Life} = Group) ->
     %% Mnesia may have brought this record back in place of a later group's.
-    Nodes = rabbit_delay_broker:cluster_nodes(),
-    Here = [Node || Node <- Nodes, Node =:= node() orelse lists:member(Node, nodes())],
-    Answers = lists:zip(Here, erpc:multicall(Here, ?MODULE, held, [XName], ?ASK_MS)),
-    case lost(XName, [{Node, Held} || {Node, {ok, #{} = Held}} <- Answers]) of
+    {Known, _} = said(XName, [Node || Node <- rabbit_delay_broker:cluster_nodes(),
+                                      Node =:= node() orelse lists:member(Node, nodes())]),
+    case lost(XName, Known) of
         #{life := Other} = Lost when Other =/= Life -> place(XName, Life, Lost);
         unknown -> {error, forming};
         _ -> form_new(XName, Group)

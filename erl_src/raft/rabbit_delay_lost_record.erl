@@ -10,7 +10,7 @@
 %% It owns no process.
 -module(rabbit_delay_lost_record).
 
--export([mark/1, mark_all/0, new_life/1, may_be_of/2, held/1, find/2]).
+-export([mark/1, mark_all/1, new_life/1, may_be_of/2, held/1, find/2]).
 -export([chosen/3]).
 
 -export_type([held/0]).
@@ -26,7 +26,16 @@
 %% An exchange that has been declared.
 -spec mark(rabbit_exchange:name()) -> ok.
 mark(XName) ->
-    try rabbit_delay_broker:is_khepri() orelse of_exchange(XName) of
+    mark_all([XName]).
+
+%% Those of these that an earlier version has declared.
+-spec mark_all([rabbit_exchange:name()]) -> ok.
+mark_all(XNames) ->
+    _ = rabbit_delay_broker:is_khepri() orelse lists:foreach(fun mark_unmarked/1, XNames),
+    ok.
+
+mark_unmarked(XName) ->
+    try of_exchange(XName) of
         undefined ->
             Mark = random(?MARK_BYTES),
             rabbit_exchange:update_scratch(XName, ?APP, fun (undefined) -> Mark;
@@ -38,12 +47,6 @@ mark(XName) ->
         %% It is as one that was declared by an earlier version.
         _:_ -> ok
     end.
-
-%% Those that an earlier version has declared.
--spec mark_all() -> ok.
-mark_all() ->
-    lists:foreach(fun (X) -> mark(rabbit_delay_broker:exchange_name(X)) end,
-                  rabbit_delay_broker:delayed_exchanges()).
 
 of_exchange(XName) ->
     case rabbit_exchange:lookup_scratch(XName, ?APP) of

@@ -179,7 +179,7 @@ read_chunk(#reading{open = {Name, Fd, Offset, Size}, index = Index} = Reading, C
                             Lengths = rabbit_delay_blocks:lengths(Offset, Size, ChunkSize),
                             {lists:sum(Lengths), Lengths}
                     end,
-    case read_at(Fd, Offset, Length) of
+    case rabbit_delay_blocks:read(Fd, Offset, Length) of
         {ok, Data} ->
             {Part, Taken} = part(Name, Offset, Data, Cut, Reading),
             {ok, chunk(Part, Reading), {next, after_part(Offset + Taken, Reading)}};
@@ -210,13 +210,3 @@ after_part(Size, #reading{open = {_, Fd, _, Size}} = Reading) ->
     Reading#reading{open = none};
 after_part(Offset, #reading{open = {Name, Fd, _, Size}} = Reading) ->
     Reading#reading{open = {Name, Fd, Offset, Size}}.
-
-read_at(_, _, 0) ->
-    {ok, <<>>};
-read_at(Fd, Offset, Length) ->
-    case file:pread(Fd, Offset, Length) of
-        {ok, Data} when byte_size(Data) =:= Length -> {ok, Data};
-        {ok, _} -> {error, short_read};
-        eof -> {error, short_read};
-        Error -> Error
-    end.

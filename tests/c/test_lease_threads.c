@@ -270,6 +270,36 @@ static void restoring_fences_too(void **state) {
     dw_lease_drop(restored);
 }
 
+static bool gone;
+
+static bool is_gone(void) {
+    return gone;
+}
+
+/* It was killed while it waited for its turn, and another one has opened meanwhile. */
+static void a_caller_that_has_gone_fences_nobody(void **state) {
+    struct fixture *f = *state;
+    char snapshot[128];
+    uint64_t number, applied;
+    dw_lease *late;
+    int os_error;
+    snprintf(snapshot, sizeof snapshot, "%s/snapshot", f->root);
+    dw_leases_ask(f->leases, is_gone);
+    gone = false;
+    dw_lease *lease = open_lease(f);
+    assert_int_equal(insert(lease, 1), DW_OK);
+    assert_int_equal(dw_lease_checkpoint(lease, &number, &applied, &os_error), DW_OK);
+    assert_int_equal(dw_lease_finish(lease, number, snapshot, &os_error), DW_OK);
+    assert_int_equal(insert(lease, 2), DW_OK);
+    gone = true;
+    assert_int_equal(try_open(f, f->dir, &late, &os_error), DW_ECLOSED);
+    assert_int_equal(dw_lease_restore(f->leases, f->dir, snapshot, &os_error), DW_ECLOSED);
+    assert_int_equal(insert(lease, 3), DW_OK);
+    assert_int_equal(dw_store_flush(dw_lease_store(lease)), DW_OK);
+    assert_int_equal(dw_store_applied(dw_lease_store(lease)), 3);
+    dw_lease_drop(lease);
+}
+
 static void writing_is_for_one(void **state) {
     struct fixture *f = *state;
     dw_lease *lease = open_lease(f);
@@ -479,6 +509,7 @@ int main(void) {
         TEST(leases_outlive_their_table),
         TEST(checkpoints_go_by_number),
         TEST(restoring_fences_too),
+        TEST(a_caller_that_has_gone_fences_nobody),
         TEST(writing_is_for_one),
         TEST(another_process_is_kept_out),
         TEST(a_claim_is_for_all_below),

@@ -19,6 +19,8 @@ import sys
 import time
 import uuid
 
+import pika
+
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "integration"))
 
 from namespaces import Network  # noqa: E402
@@ -42,6 +44,11 @@ class Node(PrivateBroker):
         self.amqp_port, self.dist_port, self.epmd_port = AMQP, DISTRIBUTION, EPMD
         self._network = network
         self.paused = False
+
+    def connected(self):
+        """A client's connection, which outlives a node that stands still."""
+        return pika.BlockingConnection(pika.ConnectionParameters(
+            self.address, heartbeat=0, blocked_connection_timeout=WITHIN))
 
     def environment(self):
         env = super().environment()

@@ -10,7 +10,6 @@ import pytest
 
 from cluster import Cluster
 from management import eventually
-from private_broker import default_series
 
 NUMBER = 200
 SOON_MS, LATER_MS = 30_000, 7_200_000
@@ -24,19 +23,10 @@ def cluster_of_three(directory):
         yield cluster
 
 
-def is_khepri():
-    return default_series() == "4.3" or os.environ.get("CLUSTER_METADATA") == "khepri"
-
-
-def connected(node):
-    return pika.BlockingConnection(pika.ConnectionParameters(
-        node.address, heartbeat=0, blocked_connection_timeout=WITHIN))
-
-
 def published(node, exchange, bodies, delay):
     """Those that were confirmed; each is tried once."""
     confirmed = []
-    with connected(node) as connection:
+    with node.connected() as connection:
         channel = connection.channel()
         channel.confirm_delivery()
         for body in bodies:
@@ -52,7 +42,7 @@ def published(node, exchange, bodies, delay):
 def taken(node, queue, count):
     """So many messages, and what else there is then."""
     got = []
-    with connected(node) as connection:
+    with node.connected() as connection:
         channel = connection.channel()
 
         def all_came():
@@ -67,7 +57,7 @@ def taken(node, queue, count):
 def test_the_only_member_that_is_left_goes_on_alone(cluster):
     left = cluster.nodes[LEFT]
     name = f"f-{uuid.uuid4().hex[:8]}"
-    with connected(left) as connection:
+    with left.connected() as connection:
         channel = connection.channel()
         channel.queue_declare(name, durable=True)
         channel.exchange_declare(name, "x-delayed-message", durable=True, arguments={"x-delayed-type": "direct"})
@@ -89,7 +79,7 @@ def test_the_only_member_that_is_left_goes_on_alone(cluster):
     # Nor one whose nodes may come back.
     assert left.rows("force_shrink_delayed_exchanges", left.nodename) == []
     assert published(left, name, ["unheard"], SOON_MS) == []
-    if is_khepri():
+    if cluster.metadata == "khepri":
         left.ctl("force_standalone_khepri_boot")
     for n in LOST:
         if cluster.nodes[n].nodename in left.ctl("cluster_status"):

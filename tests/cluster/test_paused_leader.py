@@ -33,7 +33,7 @@ class Exchange:
     def __init__(self, cluster):
         self.cluster = cluster
         self.name = f"p-{uuid.uuid4().hex[:8]}"
-        with self.at(0) as connection:
+        with self.cluster.nodes[0].connected() as connection:
             channel = connection.channel()
             channel.queue_declare(self.name, durable=True, arguments={
                 "x-queue-type": "quorum", "x-quorum-initial-group-size": len(cluster.nodes)})
@@ -48,10 +48,6 @@ class Exchange:
         self.leader = cluster.await_leader(self.server)
         cluster.await_caught_up(self.server)
 
-    def at(self, n):
-        return pika.BlockingConnection(pika.ConnectionParameters(
-            self.cluster.nodes[n].address, heartbeat=0, blocked_connection_timeout=WITHIN))
-
     def pending(self, n):
         """How many its member on that node holds."""
         said = self.cluster.nodes[n].ask(
@@ -61,7 +57,7 @@ class Exchange:
 
     def publish(self, n, body, headers):
         """Confirmed, however often it takes; when it was."""
-        with self.at(n) as connection:
+        with self.cluster.nodes[n].connected() as connection:
             channel = connection.channel()
             channel.confirm_delivery()
 
@@ -77,7 +73,7 @@ class Exchange:
 
     def take_until(self, n, enough):
         """What is in the queue, until that is enough and it is empty."""
-        with self.at(n) as connection:
+        with self.cluster.nodes[n].connected() as connection:
             channel = connection.channel()
 
             def emptied():

@@ -193,7 +193,13 @@ snapshot_of_stopped() ->
     [ok = enqueue(N, records(100, ?HOUR)) || N <- lists:seq(1, 25)],
     await(fun () -> snapshots() =/= [] end),
     stop_member(),
+    await(fun () -> writers() =:= [] end),
     hd(snapshots()).
+
+%% Processes that write a snapshot, which a member that stops leaves behind.
+writers() ->
+    [Pid || Pid <- processes(), {current_stacktrace, Calls} <- [process_info(Pid, current_stacktrace)],
+            {Module, _, _, _} <- Calls, lists:member(Module, [ra_snapshot, rabbit_delay_snapshot])].
 
 later_snapshot() ->
     Snapshot = snapshot_of_stopped(),
