@@ -42,6 +42,7 @@ import uuid
 
 import kept_rabbitmqctl
 import loaded_modules
+import stuck_node
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -446,6 +447,11 @@ class PrivateBroker:
 
     def _end_node(self, timeout):
         forced = self._beam is not None and not self._beam.wait(timeout)
+        stuck = ""
+        if forced and timeout > 0:
+            self._beam.signal(signal.SIGUSR1)
+            self._beam.wait(60)
+            stuck = stuck_node.report(self.path("log", "erl_crash.dump"))
         if forced:
             self._beam.signal(signal.SIGKILL)
             self._beam.wait(120)
@@ -455,7 +461,7 @@ class PrivateBroker:
             _end_at_exit.remove(self)
         if forced and timeout > 0:
             raise BrokerFailed(f"{self.nodename} had to be killed: it did not stop within "
-                               f"{timeout} s\n{self.log_tail()}")
+                               f"{timeout} s\n{stuck}\n{self.log_tail()}")
 
     def upgrade(self, series, plugin_dirs):
         """What the next start() runs on the same files: RabbitMQ of another series."""
