@@ -290,24 +290,24 @@ join(Queue, XName, Durable) ->
     case rabbit_delay_group:obtain(XName) of
         alone ->
             start_member(Queue, XName, fun () -> rabbit_delay_raft:start_member(XName, Durable) end,
-                         fun () -> leader([rabbit_delay_raft:server_id(XName)]) end);
+                         fun (Own) -> [Own] end);
         {ok, Group} ->
             Queue ! {group, rabbit_delay_group:life(Group), rabbit_delay_group:salt(Group)},
-            Leader = fun () -> leader(rabbit_delay_group:ids(Group)) end,
+            Ids = rabbit_delay_group:ids(Group),
             case rabbit_delay_group:member(Group) of
                 {ok, Member} ->
                     start_member(Queue, XName,
                                  fun () ->
                                          rabbit_delay_raft:start_member(XName, Durable, Member, Group)
-                                 end, Leader);
+                                 end, fun (_) -> Ids end);
                 none ->
-                    Leader()
+                    leader(rabbit_delay_group:leader(Ids))
             end;
         {error, _} = Error ->
             Error
     end.
 
-start_member(Queue, XName, Start, Leader) ->
+start_member(Queue, XName, Start, Ids) ->
     case rabbit_delay_system:status() of
         Down when Down =:= starting; element(1, Down) =:= down ->
             not_ready;
@@ -317,13 +317,13 @@ start_member(Queue, XName, Start, Leader) ->
                     Queue ! {generation, Generation},
                     case Start() of
                         ok ->
-                            {Name, _} = rabbit_delay_raft:server_id(XName),
+                            {Name, _} = Own = rabbit_delay_raft:server_id(XName),
                             case whereis(Name) of
                                 undefined ->
                                     not_ready;
                                 Pid ->
                                     Queue ! {member, Pid},
-                                    Leader()
+                                    leader(rabbit_delay_group:leader(Own, Ids(Own)))
                             end;
                         {error, _} = Error ->
                             Error
@@ -333,8 +333,8 @@ start_member(Queue, XName, Start, Leader) ->
             end
     end.
 
-leader(Ids) ->
-    case rabbit_delay_group:leader(Ids) of
+leader(Led) ->
+    case Led of
         {ok, Leader} -> {leader, Leader};
         none -> not_ready
     end.

@@ -26,8 +26,8 @@
 -include("rabbit_delay.hrl").
 
 -export([find/1, of_record/1, life_of/1, life_of_id/1, is_of/3, obtain/1, adopt/1, learn/1, is_named/2, ids/1,
-         member/1, life/1, salt/1, key_salt/1, leader/1, may_lead/3, configuration/1, target/2, size_of/1,
-         nodes_of/1, aim_of/1]).
+         member/1, life/1, salt/1, key_salt/1, leader/1, leader/2, may_lead/3, configuration/1,
+         target/2, size_of/1, nodes_of/1, aim_of/1]).
 -export([named/3, unnamed/3, aimed_at/3]).
 -export([held/1, start_new/3, complete/1, await_named/3]).
 
@@ -50,6 +50,9 @@
 %% How long the first member's node has for forming the group before others do it.
 -define(FORM_MS, 10000).
 -define(COPY_AGAIN_MS, 20).
+%% How long nobody leads before a member stands, and how often it is asked meanwhile.
+-define(STAND_MS, 3000).
+-define(LEADER_AGAIN_MS, 500).
 
 %% What the exchange's record says.
 -spec find(rabbit_exchange:name()) -> {ok, group()} | none | {later, Version :: pos_integer()}.
@@ -550,6 +553,23 @@ leader(Ids) ->
     case led(Ids) of
         {ok, _, Leader} -> {ok, Leader};
         none -> none
+    end.
+
+%% The same, on the node of a member, which stands for election where nobody leads for a while: servers that have
+%% never heard of a leader await one without a bound in Ra, and the first may be lost before.
+-spec leader(Own :: ra:server_id(), [ra:server_id()]) -> {ok, ra:server_id()} | none.
+leader(Own, Ids) ->
+    leader(Own, Ids, erlang:monotonic_time(millisecond) + ?STAND_MS).
+
+leader(Own, Ids, Until) ->
+    case {leader(Ids), erlang:monotonic_time(millisecond) < Until} of
+        {none, true} ->
+            receive after ?LEADER_AGAIN_MS -> leader(Own, Ids, Until) end;
+        {none, false} ->
+            _ = try ra:trigger_election(Own) catch exit:_ -> gone end,
+            none;
+        {Led, _} ->
+            Led
     end.
 
 %% The ids of all members in Raft's configuration, as the leader has it.

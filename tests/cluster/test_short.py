@@ -253,6 +253,16 @@ def test_a_follower_that_is_sent_a_snapshot_is_sent_what_it_lacks(cluster, group
     group.accounted_for()
 
 
+def test_the_leader_of_a_new_group_is_lost_before_it_was_heard(cluster, group):
+    """Its members have started and await a first leader, as Ra's servers do without a bound."""
+    again = Again(cluster)
+    again.begin_group()
+    assert all(again.leading(n) is None for n in range(3))
+    again.publish(group.leading(), 3)
+    again.await_held(3)
+    group.accounted_for()
+
+
 class Again:
     """Another exchange, with messages that stay pending."""
 
@@ -306,6 +316,16 @@ class Again:
                 delivery_mode=2, headers={"x-delay": LONG}))
         channel.exchange_declare(self.name, passive=True)
         connection.close()
+
+    def begin_group(self):
+        """As its first message does, but that nobody stands for election."""
+        nodes = ", ".join(f"'{node.nodename}'" for node in self.cluster.nodes)
+        assert self.cluster.nodes[0].ask(f"""begin
+            Nodes = [{nodes}], X = {self.resource}, Life = rabbit_delay_lost_record:new_life(X),
+            Group = #{{version => 1, life => Life, salt => crypto:strong_rand_bytes(16), formed => true,
+                       members => [rabbit_delay_raft:new_member(X, Node, Life) || Node <- Nodes]}},
+            ok = rabbit_exchange:update_scratch(X, rabbitmq_delay_wheel, fun (_) -> Group end),
+            [erpc:call(Node, rabbit_delay_group, start_new, [X, true, Group]) || Node <- Nodes] end.""") == "[ok, ok, ok]"
 
     @property
     def resource(self):

@@ -48,7 +48,7 @@ class Fresh(Group):
 
     delays, rate = (1, 2000), 50
 
-    def __init__(self, cluster, directory, request, handling):
+    def __init__(self, cluster, directory, request, handling, away):
         Subject.__init__(self, cluster, directory, request)
         for node in cluster.nodes:
             evaluate(node, f"application:set_env(rabbit, cluster_partition_handling, {handling}).")
@@ -58,9 +58,10 @@ class Fresh(Group):
         channel.queue_declare(self.name, durable=True, arguments=self.arguments)
         self.declare(channel)
         connection.close()
-        here = self.at(*self.clients)
-        self.traffic = Traffic(self.record, here, here, self.name, exchange=self.name, key="k",
-                               delays=self.delays, rate=self.rate)
+        # A quorum queue gives messages to a consumer whose channel ended while its node was away, too, and what one of
+        # such a node had it gives to others without a mark.
+        self.traffic = Traffic(self.record, self.at(*self.clients), self.at(*(n for n in self.clients if n not in away)),
+                               self.name, exchange=self.name, key="k", delays=self.delays, rate=self.rate)
 
     def begin(self):
         self.cluster.record = self.record
@@ -160,8 +161,8 @@ def split(cluster, part, noticed=True):
 def fresh(whole, directory, request):
     subjects = []
 
-    def make(handling, kind=Fresh):
-        subjects.append(kind(whole, directory, request, handling))
+    def make(handling, away, kind=Fresh):
+        subjects.append(kind(whole, directory, request, handling, away))
         return subjects[-1]
     yield make
     for subject in subjects:
@@ -178,7 +179,7 @@ def quarantined(cluster, n):
 @pytest.mark.parametrize("handling", ["autoheal", "ignore", "pause_minority"])
 def test_a_group_is_formed_in_the_part_that_is_taken_back(whole, fresh, handling):
     """Its record is lost with that part's metadata, its messages are not."""
-    subject = fresh(handling)
+    subject = fresh(handling, [0])
     before = [quarantined(whole, n) for n in range(3)]
     if handling == "autoheal":
         subject.wins(0)
@@ -198,7 +199,7 @@ def test_both_parts_use_an_exchange_as_their_databases_stay_apart(whole, fresh):
     goes on then."""
     if whole.metadata == "khepri":
         pytest.skip("Khepri has one record")
-    subject = fresh("ignore")
+    subject = fresh("ignore", [0])
     split(whole, [0])
     subject.begin()
     for n in (1, 2):
@@ -228,7 +229,7 @@ class Drawn:
 def test_a_split_as_groups_are_formed(whole, fresh, handling):
     for number, part, after, wins in Drawn(handling).rounds():
         others = [n for n in range(3) if n not in part]
-        subject = fresh(handling)
+        subject = fresh(handling, part)
         stays = part if wins == "those" else others
         if handling == "autoheal":
             subject.wins(stays[0])
@@ -255,10 +256,10 @@ def test_a_split_as_groups_are_formed(whole, fresh, handling):
 class Grown(Fresh):
     """A group of one, on the node that is given, to which members are added by command."""
 
-    def __init__(self, cluster, directory, request, handling):
+    def __init__(self, cluster, directory, request, handling, away):
         for node in cluster.nodes:
             evaluate(node, "application:set_env(rabbitmq_delay_wheel, initial_group_size, 1).")
-        super().__init__(cluster, directory, request, handling)
+        super().__init__(cluster, directory, request, handling, away)
 
     def add(self, n, asked):
         name = self.cluster.nodes[n].nodename
@@ -273,7 +274,7 @@ class Grown(Fresh):
 
 def test_a_member_is_added_in_the_part_that_is_taken_back(whole, fresh):
     """The record is set back to one member, and a majority of the two takes both."""
-    subject = fresh("autoheal", Grown)
+    subject = fresh("autoheal", [0], Grown)
     subject.expected = 1
     kept = subject.kept(1)
     subject.begin()
@@ -292,7 +293,7 @@ def test_a_member_is_added_in_the_part_that_is_taken_back(whole, fresh):
 @pytest.mark.parametrize("handling", ["autoheal", "ignore"])
 def test_a_split_as_a_member_is_added(whole, fresh, handling):
     for number, part, after, wins in Drawn(f"member {handling}").rounds():
-        subject = fresh(handling, Grown)
+        subject = fresh(handling, part, Grown)
         subject.expected = 1
         others = [n for n in range(3) if n not in part]
         has, gets = (part[0], others[0]) if wins == "those" else (others[0], part[0])
