@@ -323,7 +323,7 @@ start_member(Queue, XName, Start, Ids) ->
                                     not_ready;
                                 Pid ->
                                     Queue ! {member, Pid},
-                                    leader(rabbit_delay_group:leader(Own, Ids(Own)))
+                                    leader(rabbit_delay_group:led_or_stand(Own, Ids(Own)))
                             end;
                         {error, _} = Error ->
                             Error

@@ -26,7 +26,7 @@
 -include("rabbit_delay.hrl").
 
 -export([find/1, of_record/1, life_of/1, life_of_id/1, is_of/3, obtain/1, adopt/1, learn/1, is_named/2, ids/1,
-         member/1, life/1, salt/1, key_salt/1, leader/1, leader/2, may_lead/3, configuration/1,
+         member/1, life/1, salt/1, key_salt/1, leader/1, led_or_stand/2, may_lead/3, configuration/1,
          target/2, size_of/1, nodes_of/1, aim_of/1]).
 -export([named/3, unnamed/3, aimed_at/3]).
 -export([held/1, start_new/3, complete/1, await_named/3]).
@@ -557,14 +557,14 @@ leader(Ids) ->
 
 %% The same, on the node of a member, which stands for election where nobody leads for a while: servers that have
 %% never heard of a leader await one without a bound in Ra, and the first may be lost before.
--spec leader(Own :: ra:server_id(), [ra:server_id()]) -> {ok, ra:server_id()} | none.
-leader(Own, Ids) ->
-    leader(Own, Ids, erlang:monotonic_time(millisecond) + ?STAND_MS).
+-spec led_or_stand(Own :: ra:server_id(), [ra:server_id()]) -> {ok, ra:server_id()} | none.
+led_or_stand(Own, Ids) ->
+    led_or_stand(Own, Ids, erlang:monotonic_time(millisecond) + ?STAND_MS).
 
-leader(Own, Ids, Until) ->
+led_or_stand(Own, Ids, Until) ->
     case {leader(Ids), erlang:monotonic_time(millisecond) < Until} of
         {none, true} ->
-            receive after ?LEADER_AGAIN_MS -> leader(Own, Ids, Until) end;
+            receive after ?LEADER_AGAIN_MS -> led_or_stand(Own, Ids, Until) end;
         {none, false} ->
             _ = try ra:trigger_election(Own) catch exit:_ -> gone end,
             none;

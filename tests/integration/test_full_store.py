@@ -44,12 +44,18 @@ def node(brokers, request):
 def spread(node, exchange, due_ms):
     """Has each of its messages in files of its own."""
     log = Log(node, exchange)
-    eventually(log.rest, lambda n: n < 5, within=60)
+    eventually(lambda: has_checkpoint(node, exchange), bool)
     node.stop()
     done = subprocess.run([built("_build/c/spread_store/spread_store"), os.path.join(log.member, "delay_store"),
                            str(due_ms - 1000)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0 and done.stdout.split() == [str(SPREAD)] * 2, done
     node.start()
+
+
+def has_checkpoint(node, exchange):
+    """Whether all that was published is in the store's files as its manifest has them."""
+    return evaluate(node, f'''begin #{{checkpoint_applied := Checkpoint, applied := Applied}} = rabbit_delay_registry:stat(
+        rabbit_misc:r(<<"/">>, exchange, <<"{exchange}">>)), Checkpoint >= Applied end.''') == "true"
 
 
 def fill(node, exchange):

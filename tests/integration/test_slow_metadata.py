@@ -152,7 +152,7 @@ def test_the_internal_queue_is_declared_again_by_itself(own, client):
     client.publish(exchange, body=b"held", delay=HOUR_MS)
     with unanswering_metadata(own):
         evaluate(own, f"exit(rabbit_delay_registry:queue({named(exchange)}), kill).")
-        with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):
+        with contextlib.suppress(pika.exceptions.ChannelClosedByBroker, pika.exceptions.NackError):
             client.publish(exchange, body=b"perhaps", delay=HOUR_MS)
     eventually(lambda: publishes(client, exchange, b"after"), bool, within=90)
     set_clock(own, 2 * HOUR_MS)

@@ -14,7 +14,7 @@
          pending/1, stat/1, group_size/1, refusal/1, leader/2, leader/3, no_leader/1, take_permit/1,
          checkpointed/2]).
 %% rabbit_delay_group
--export([obtain/1, salt/1, ids/1, member/1, is_of/3, of_record/1, key_salt/1, leader/1]).
+-export([obtain/1, salt/1, ids/1, member/1, is_of/3, of_record/1, key_salt/1, leader/1, led_or_stand/2]).
 %% rabbit_delay_system, rabbit_delay_raft
 -export([status/0, ready/0, check_space/0, look_at_space/0, log_pid/0, has_library/0, server_failed/2,
          start_member/2, start_member/4, store_dir/1, store_dir_of_snapshot/1]).
@@ -129,6 +129,7 @@ member(group) -> {ok, {{member, simulated_process:node()}, <<"uid">>}}.
 
 %% Whom the first of them that answers takes for the leader.
 leader(Ids) -> simulated_raft:who_leads(simulated_process:node(), Ids).
+led_or_stand(_, Ids) -> leader(Ids).
 
 server_id(_) -> {member, simulated_process:node()}.
 status() -> up.
