@@ -271,8 +271,7 @@ class Again:
         self.declare(0)
 
     def channel(self, n):
-        connection = pika.BlockingConnection(pika.ConnectionParameters(
-            self.cluster.nodes[n].address, heartbeat=0, blocked_connection_timeout=300))
+        connection = self.cluster.nodes[n].connected()
         return connection, connection.channel()
 
     def declare(self, n, anew=False):

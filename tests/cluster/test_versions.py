@@ -116,8 +116,7 @@ class Operated:
         assert self.publish(0, {"x-delay": LONG, "x-delay-key": "first"})
 
     def channel(self, n):
-        connection = pika.BlockingConnection(pika.ConnectionParameters(
-            self.cluster.nodes[n].address, heartbeat=0, blocked_connection_timeout=300))
+        connection = self.cluster.nodes[n].connected()
         channel = connection.channel()
         channel.confirm_delivery()
         return connection, channel

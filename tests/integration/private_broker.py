@@ -447,11 +447,10 @@ class PrivateBroker:
 
     def _end_node(self, timeout):
         forced = self._beam is not None and not self._beam.wait(timeout)
-        stuck = ""
-        if forced and timeout > 0:
+        late = forced and timeout > 0
+        if late:
             self._beam.signal(signal.SIGUSR1)
             self._beam.wait(60)
-            stuck = stuck_node.report(self.path("log", "erl_crash.dump"))
         if forced:
             self._beam.signal(signal.SIGKILL)
             self._beam.wait(120)
@@ -459,9 +458,9 @@ class PrivateBroker:
             self._epmd.end()
         if self in _end_at_exit:
             _end_at_exit.remove(self)
-        if forced and timeout > 0:
-            raise BrokerFailed(f"{self.nodename} had to be killed: it did not stop within "
-                               f"{timeout} s\n{stuck}\n{self.log_tail()}")
+        if late:
+            raise BrokerFailed(f"{self.nodename} had to be killed: it did not stop within {timeout} s\n"
+                               f"{stuck_node.report(self.path('log', 'erl_crash.dump'))}\n{self.log_tail()}")
 
     def upgrade(self, series, plugin_dirs):
         """What the next start() runs on the same files: RabbitMQ of another series."""

@@ -3,8 +3,8 @@
 
 import re
 
-# Functions of what stops others; a process that is in one is told of, with those that have a name.
-STOPS = re.compile(r"\b(?:application_controller|application_master|supervisor2?|init|rabbit|rabbit_\w*|ra\w*|rabbit_delay_\w+):"
+# Functions of what stops others: a process that is in one is told of. All of RabbitMQ's modules, Ra's and ours begin with ra.
+STOPS = re.compile(r"\b(?:application_controller|application_master|supervisor2?|init|ra\w*):"
                    r"\S*(?:stop|shutdown|terminat|monitor_child|down|wait|call)\w*/")
 
 
@@ -15,20 +15,19 @@ def report(path, most=60):
             text = dump.read()
     except OSError as error:
         return f"no crash dump: {error}"
-    sections = re.split(r"^=", text, flags=re.M)
-    stacks = {}
-    for section in sections:
-        if section.startswith("proc_stack:"):
-            pid = section.split(":", 1)[1].split("\n", 1)[0]
-            stacks[pid] = re.findall(r"Return addr \S+ \((\S+)", section)
+    stacks = {pid: re.findall(r"Return addr \S+ \((\S+)", section) for pid, section in sections(text, "proc_stack")}
     lines = []
-    for section in sections:
-        if not section.startswith("proc:"):
-            continue
-        pid = section.split(":", 1)[1].split("\n", 1)[0]
+    for pid, section in sections(text, "proc"):
         name = re.search(r"^Name: (.*)$", section, re.M)
-        at = re.search(r"^Program counter: \S+ \((\S+)", section, re.M)
-        stack = ([at.group(1)] if at else []) + stacks.get(pid, [])
+        stack = re.findall(r"^Program counter: \S+ \((\S+)", section, re.M) + stacks.get(pid, [])
         if any(STOPS.search(function) for function in stack):
             lines.append(f"{pid} {name.group(1) if name else ''}: {' < '.join(stack[:8])}")
     return "\n".join(lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else []))
+
+
+def sections(text, kind):
+    """Of that kind, each with the process that it is of."""
+    for section in re.split(r"^=", text, flags=re.M):
+        head, _, body = section.partition("\n")
+        if head.startswith(f"{kind}:"):
+            yield head.removeprefix(f"{kind}:"), body
