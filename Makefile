@@ -57,7 +57,8 @@ say = $(if $(V),,@echo "  $(1) $@" &&)
 .PHONY: soak-api soak-cluster release check-release deb check-install check-arm64 deps deps-build deps-release deps-demo deps-bench deps-clients check-clients build nif libraries archive erl $(ARCHIVES:%=erl-%) demo demo-stop bench-core screenshots format clean \
         dist $(SERIES:%=dist-%) dist-3.13-4.x $(SERIES:%=broker-%) \
         check check-c check-erl check-integration check-static check-model check-simulation check-cluster $(SERIES:%=check-%) \
-        suites-c suites-erl suites-integration suites-cluster suites-static suites-model suites-simulation model model-trace \
+        suites-c suites-erl suites-integration suites-cluster suites-brokers prepared-integration prepared-cluster \
+        suites-static suites-model suites-simulation model model-trace \
         simulation-trace soak-simulation c-tests soak-faults
 .DELETE_ON_ERROR:
 
@@ -317,27 +318,45 @@ RESULTS := _build/results
 # Brokers wait more than they work: what needs none runs beside them, on the time that they leave (BESIDE), and must
 # not change what they are made of.
 BESIDE := nice -n 19
-ends_after = $(if $(MINUTES),CHECK_ENDS=$$((began + $(MINUTES) * 60 * $1 / 3)))
-# With MINUTES=70 no test begins after so long, and what did not is named as skipped. Brokers' end at two thirds, for clusters
-# to have their time.
+ends_after = $(if $(MINUTES),$1=$$((began + $(MINUTES) * 60 * $2 / 3)))
+# With MINUTES=70 no test begins after so long, and what did not is named as skipped. Those of one broker end at
+# two thirds, for clusters to have their time.
 check: deps
 	@rm -rf $(RESULTS)
 	@$(NEED) libraries-of-other-machines -- scripts/sysroot || true
 	@began=$$(date +%s); { $(MAKE) --no-print-directory dist-3.10 && { \
-	    $(call ends_after,3) $(BESIDE) $(MAKE) --no-print-directory -j2 -Otarget suites-c suites-erl suites-static \
-	        suites-model suites-simulation & beside=$$!; \
-	    $(call ends_after,2) $(MAKE) --no-print-directory suites-integration; brokers=$$?; \
-	    $(call ends_after,3) $(MAKE) --no-print-directory SHORT=1 AS_BUILT=1 suites-cluster; clusters=$$?; \
-	    wait $$beside && [ $$brokers = 0 ] && [ $$clusters = 0 ]; }; } || $(FAIL) check "stopped, see above"
+	    $(call ends_after,CHECK_ENDS,3) $(BESIDE) $(MAKE) --no-print-directory -j2 -Otarget suites-c suites-erl \
+	        suites-static suites-model suites-simulation & beside=$$!; \
+	    $(call ends_after,INTEGRATION_ENDS,2) $(call ends_after,CHECK_ENDS,3) \
+	        $(MAKE) --no-print-directory SHORT=1 suites-brokers; brokers=$$?; \
+	    wait $$beside && [ $$brokers = 0 ]; }; } || $(FAIL) check "stopped, see above"
 	@$(SUM)
 
-# Most of an integration suite's time is waiting: those of all series share the machine, and each runs
-# two files at a time. Where a series cannot be had (not root, no mounts allowed, Debian sid has another
-# one by now, ...) the sum says that it was skipped, and why. Erlang that 4.3 runs on comes with 4.0.
+# Most of a broker's tests' time is waiting: three suites share the machine, of which those of one broker run two
+# files at a time each, and a cluster's begins when one of them has ended. Where a series cannot be had (not root,
+# no mounts allowed, Debian sid has another one by now, ...) the sum says that it was skipped, and why.
+suites-brokers: prepared-integration prepared-cluster
+	@$(SUITES_OF_SERIES) -j3 $(INTEGRATION_SUITES) $(CLUSTER_SUITES)
+	@$(integration_again)
+	@$(cluster_again)
+
+suites-integration: prepared-integration
+	@$(SUITES_OF_SERIES) -j3 $(INTEGRATION_SUITES)
+	@$(integration_again)
+
 # What is the same on every series (tests/integration/once.py) runs on one of them here.
+SUITES_OF_SERIES = CHECKED_SERIES="$$(cat $(RESULTS)/series)" $(MAKE) --no-print-directory
+INTEGRATION_SUITES = $$(printf 'suite-integration-%s ' $$(cat $(RESULTS)/series))
+CLUSTER_SUITES = $$(cat $(RESULTS)/clusters)
+
 # With SECOND_LOOK=1 up to five tests of a series that failed among all the others run once more alone, and are named in
 # the sum as unsteady if they pass then.
-suites-integration:
+integration_again = $(if $(SECOND_LOOK),$(foreach series,$(SERIES),\
+    $(AGAIN) integration-$(series) --junit "$(RESULTS)/pytest-$(series)-again/*.xml" -- \
+        $(call pytest_integration,$(series),pytest-$(series)-again);))
+
+# Erlang that 4.3 runs on comes with 4.0.
+prepared-integration:
 	@$(PYTHON) tests/integration/programs.py || $(FAIL) integration-programs "npm packages, see above"
 	@checked=3.10; for series in 4.0 4.3; do \
 	    $(NEED) integration-$$series -- sh -c "scripts/broker 4.0 && scripts/broker $$series" || continue; \
@@ -347,11 +366,7 @@ suites-integration:
 	        $(FAIL) integration-$$series "it cannot be built, see above"; \
 	    fi; \
 	done; \
-	CHECKED_SERIES="$$checked" $(MAKE) --no-print-directory -j3 \
-	    $$(printf 'suite-integration-%s ' $$checked)
-	@$(if $(SECOND_LOOK),$(foreach series,$(SERIES),\
-	    $(AGAIN) integration-$(series) --junit "$(RESULTS)/pytest-$(series)-again/*.xml" -- \
-	        $(call pytest_integration,$(series),pytest-$(series)-again);))
+	mkdir -p $(RESULTS) && echo $$checked >$(RESULTS)/series
 
 check-static check-c check-erl check-integration check-model check-simulation: check-%: deps
 	@rm -f $(RESULTS)/$*-*.json
@@ -385,43 +400,7 @@ suite-clients-%:
 	    PYTHONPATH=tests/integration $(PYTHON) -m pytest -q -p no:cacheprovider \
 	    --junitxml=$(RESULTS)/pytest-clients-$*/clients.xml $(CLIENTS)
 
-# Three nodes in namespaces, killed, paused and cut off from each other. SERIES=4.0 runs one series (4.0 on
-# Mnesia and on Khepri), SECONDS=60 has each fault last so much longer, SHORT=1 runs what make check does.
-# Where namespaces are not allowed the sum says so.
-CLUSTER_TESTS := $(if $(SHORT),tests/cluster/test_short.py,tests/cluster)
-CLUSTERS := $(foreach series,$(SERIES),$(if $(filter 4.0,$(series)),4.0-mnesia 4.0-khepri,$(series)))
-SHORT_KHEPRI := the_leader or drained
-check-cluster: deps
-	@rm -f $(RESULTS)/cluster-*.json
-	@$(MAKE) --no-print-directory suites-cluster
-	@$(SUM) cluster-
-
-# Two at a time in short: most of it is waiting, too.
-suites-cluster:
-	@clusters=; for series in $(SERIES); do \
-	    $(NEED) cluster-$$series -- $(PYTHON) tests/cluster/namespaces.py --allowed || continue; \
-	    [ $$series = 3.10 ] || \
-	        $(NEED) cluster-$$series -- sh -c "scripts/broker 4.0 && scripts/broker $$series" || continue; \
-	    if [ -n "$(AS_BUILT)" ] || $(MAKE) --no-print-directory dist-$$series; then \
-	        clusters="$$clusters $$(printf 'suite-cluster-%s\n' $(CLUSTERS) | grep -F -- "-$$series" | tr '\n' ' ')"; \
-	    else \
-	        $(FAIL) cluster-$$series "it cannot be built, see above"; \
-	    fi; \
-	done; \
-	[ -z "$$clusters" ] || $(MAKE) --no-print-directory $(if $(SHORT),-j2) $$clusters
-	@$(if $(SECOND_LOOK),$(foreach cluster,$(CLUSTERS),\
-	    $(AGAIN) cluster-$(cluster) --junit "$(RESULTS)/pytest-cluster-$(cluster)-again/*.xml" -- \
-	        $(call pytest_cluster,$(cluster),pytest-cluster-$(cluster)-again);))
-
-suite-cluster-%:
-	@$(RUN) cluster-$* --junit "$(RESULTS)/pytest-cluster-$*/*.xml" -- \
-	    $(call pytest_cluster,$*,pytest-cluster-$*) \
-	    $(if $(SHORT),$(if $(filter 4.0-khepri 4.3,$*),-k "$(SHORT_KHEPRI)")) $(CLUSTER_TESTS)
-
-# Of the cluster $1, with a JUnit file in the directory $2 of the results.
-pytest_cluster = env BROKER_SERIES=$(firstword $(subst -, ,$1)) CLUSTER_METADATA=$(word 2,$(subst -, ,$1)) \
-    CLUSTER_SECONDS=$(SECONDS) PYTHONPATH=tests/integration $(PYTHON) -m pytest -q -rP --show-capture=stdout \
-    -p no:cacheprovider --junitxml=$(RESULTS)/$2/cluster.xml
+-include tests/cluster/cluster.mk
 
 # Every place and every errno of tests/c/fault_sweep.c, of which make check draws some, and ten times as many
 # power cuts and broken invariants.
@@ -534,7 +513,8 @@ test-erl: nif
 # TESTS=tests/integration/test_X.py... runs some of them.
 TESTS := tests/integration
 suite-integration-%:
-	@$(RUN) integration-$* --junit "$(RESULTS)/pytest-$*/*.xml" -- \
+	@$(if $(INTEGRATION_ENDS),CHECK_ENDS=$(INTEGRATION_ENDS)) \
+	    $(RUN) integration-$* --junit "$(RESULTS)/pytest-$*/*.xml" -- \
 	    $(call pytest_integration,$*,pytest-$*) -p workers -n 2 $(TESTS)
 
 # Of the series $1, with a JUnit file in the directory $2 of the results.
@@ -565,10 +545,6 @@ suites-static:
 	@$(RUN) static-xref -- $(REBAR3) xref
 	@$(RUN) static-arrows -- tests/static/arrows $(EBIN)
 	@$(RUN) static-dialyzer -- $(REBAR3) dialyzer
-
-# Three nodes and one random fault after the other: CLUSTER_SOAK_ARGS="--minutes 30 --seed 1".
-soak-cluster: deps dist-$(BROKER_SERIES)
-	BROKER_SERIES=$(BROKER_SERIES) $(PYTHON) tests/cluster/soak.py $(CLUSTER_SOAK_ARGS)
 
 # What the HTTP API says, tried out at length, and who may do what of it. API_SEED=N draws other requests of our own.
 soak-api: deps dist-$(BROKER_SERIES)
