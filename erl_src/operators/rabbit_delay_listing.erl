@@ -9,6 +9,8 @@
 -module(rabbit_delay_listing).
 
 -include_lib("rabbit_common/include/resource.hrl").
+-include("rabbit_delay.hrl").
+-include("rabbit_delay_table.hrl").
 
 -export([rows/2, pending/1, lateness/1]).
 -export([figures/2]).
@@ -73,7 +75,7 @@ together([XName | XNames], Items, [Here | Heres], Answers) ->
     Leaders = [Values || {true, Values} <- Each],
     Gauges = case Leaders =:= [] andalso rabbit_delay_group:find(XName) of
                  false -> hd(Leaders);
-                 none -> element(2, Here);
+                 none -> hd([Values || {unknown, Values} <- Each] ++ [element(2, Here)]);
                  _ -> ['' || _ <- Items]
              end,
     Counts = transposed([Values || {_, Values} <- Each]),
@@ -92,10 +94,28 @@ sum({message_stats, _}, Each) -> rabbit_delay_statistics:sum(Each);
 sum(Item, Each) when Item =:= publish_rate; Item =:= release_rate -> tenths(lists:sum(Each));
 sum(_, Each) -> lists:sum(Each).
 
-%% Of each exchange, whether this node leads it, and what this node knows of these items. Asked by others.
--spec figures([rabbit_exchange:name()], [item()]) -> [{Leads :: boolean(), [Value :: term()]}].
+%% Of each exchange, whether this node leads it, and what this node knows of these items; `unknown' where it
+%% has a member, or files of one, that it cannot read. Asked by others.
+-spec figures([rabbit_exchange:name()], [item()]) -> [{Leads :: boolean() | unknown, [Value :: term()]}].
 figures(XNames, Items) ->
-    [{rabbit_delay_table:leads(XName), values(XName, Items)} || XName <- XNames].
+    [case leads(XName) of
+         unknown -> {unknown, lists:zipwith(fun without_member/2, Items, values(XName, Items))};
+         Leads -> {Leads, values(XName, Items)}
+     end || XName <- XNames].
+
+leads(XName) ->
+    case rabbit_delay_table:row(XName) of
+        #row{refusal = Why} when Why =/= undefined -> unknown;
+        #row{leads = true} -> true;
+        #row{server_id = {_, _}} -> unknown;
+        _ -> false
+    end.
+
+without_member(Item, Value) ->
+    case lists:member(Item, ?GAUGES) of
+        true -> '';
+        false -> Value
+    end.
 
 values(_, []) ->
     [];

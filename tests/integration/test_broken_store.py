@@ -91,6 +91,11 @@ def assert_broken_alone(node, broken, other, store, said_before):
     # Who looks is told, too.
     [member] = node.rows("delayed_exchange_status", broken.name)
     assert member["state"] == "not_started"
+    # How many it holds cannot be known, and is not said to be none.
+    listed = {row["name"]: row["messages_delayed"] for row in node.rows(
+        "list_delayed_exchanges", "name", "messages_delayed")}
+    assert listed[broken.name] == "" and listed[other.name] != "", listed
+    assert Management(node).get(f"delayed-exchanges/%2F/{broken.name}")["messages_delayed"] is None
     for command in ["list_delayed_messages", broken.name], ["purge_delayed_messages", broken.name]:
         done = node.ctl(*command, check=False)
         assert done.returncode == 69 and REASON in done.stderr, done
