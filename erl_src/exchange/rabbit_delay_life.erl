@@ -220,8 +220,7 @@ has_home({XName, IsDurable, Uid}, Durable) ->
 
 %% A group whose record was lost is not put aside before the exchange has another.
 unnamed(XName, Own, Uid) ->
-    case rabbit_delay_lost_record:may_be_of(XName, Own)
-        andalso lists:member(Uid, rabbit_delay_raft:complete_members(XName)) of
+    case rabbit_delay_lost_record:may_be_of(XName, Own) of
         true -> rabbit_delay_reconciler:unnamed(XName, Uid);
         false -> put_aside_other(XName, Uid)
     end.

@@ -11,7 +11,7 @@
 -include("rabbit_delay_table.hrl").
 
 -export([create/0, row/1, rows/0, lookup/2, update/2, update_known/2, take/1]).
--export([leads/1, is_led_elsewhere/1, led/0, member/1, members/0, following/0, needs/2,
+-export([leads/1, leads_as_far_as_known/1, is_led_elsewhere/1, led/0, member/1, members/0, following/0, needs/2,
          forget_member/2, group_grows/2]).
 
 %% The registry's name is the table's.
@@ -71,6 +71,16 @@ take(XName) ->
 %% Whether this node's member leads the exchange's group, as far as it knows.
 -spec leads(rabbit_exchange:name()) -> boolean().
 leads(XName) -> lookup(XName, #row.leads) =:= true.
+
+%% The same, but unknown where this node has a member that does not, or has files that it cannot read.
+-spec leads_as_far_as_known(rabbit_exchange:name()) -> boolean() | unknown.
+leads_as_far_as_known(XName) ->
+    case row(XName) of
+        #row{refusal = Why} when Why =/= undefined -> unknown;
+        #row{leads = true} -> true;
+        #row{server_id = {_, _}} -> unknown;
+        _ -> false
+    end.
 
 %% Whether the exchange has a group in a cluster, and this node's member, if there is one, does not lead it.
 -spec is_led_elsewhere(rabbit_exchange:name()) -> boolean().

@@ -9,8 +9,6 @@
 -module(rabbit_delay_listing).
 
 -include_lib("rabbit_common/include/resource.hrl").
--include("rabbit_delay.hrl").
--include("rabbit_delay_table.hrl").
 
 -export([rows/2, pending/1, lateness/1]).
 -export([figures/2]).
@@ -98,18 +96,10 @@ sum(_, Each) -> lists:sum(Each).
 %% has a member, or files of one, that it cannot read. Asked by others.
 -spec figures([rabbit_exchange:name()], [item()]) -> [{Leads :: boolean() | unknown, [Value :: term()]}].
 figures(XNames, Items) ->
-    [case leads(XName) of
+    [case rabbit_delay_table:leads_as_far_as_known(XName) of
          unknown -> {unknown, lists:zipwith(fun without_member/2, Items, values(XName, Items))};
          Leads -> {Leads, values(XName, Items)}
      end || XName <- XNames].
-
-leads(XName) ->
-    case rabbit_delay_table:row(XName) of
-        #row{refusal = Why} when Why =/= undefined -> unknown;
-        #row{leads = true} -> true;
-        #row{server_id = {_, _}} -> unknown;
-        _ -> false
-    end.
 
 without_member(Item, Value) ->
     case lists:member(Item, ?GAUGES) of

@@ -233,7 +233,8 @@ said(XName, Nodes) ->
      [Node || {Node, {error, {exception, undef, _}}} <- Answers]}.
 
 lost(XName, Known) ->
-    case rabbit_delay_lost_record:find(XName, [{Node, maps:get(complete, Held, [])} || {Node, Held} <- Known]) of
+    case rabbit_delay_lost_record:find(XName, [{Node, maps:get(complete, Held, []), maps:get(others, Held, [])}
+                                               || {Node, Held} <- Known]) of
         {ok, Life, Salt, Members} ->
             #{version => 1, life => Life, salt => Salt, formed => false, lost => true, members => Members};
         Other ->
@@ -248,9 +249,11 @@ new_group(XName, Nodes) ->
 %% What this node holds of the exchange, and how much of others; asked by others.
 -spec held(rabbit_exchange:name()) -> map().
 held(XName) ->
+    {Complete, Others} = rabbit_delay_lost_record:held(XName),
     Held = #{load => length(rabbit_delay_table:members()),
              ready => rabbit_delay_system:status() =:= up,
-             complete => rabbit_delay_lost_record:held(XName)},
+             complete => Complete,
+             others => Others},
     case rabbit_delay_raft:find_member(XName) of
         {ok, Uid} ->
             %% One of a group is not an exchange's that has none: that group's is being deleted.

@@ -11,11 +11,11 @@
 -module(rabbit_delay_lost_record).
 
 -export([mark/1, mark_all/1, new_life/1, may_be_of/2, held/1, find/2]).
--export([chosen/3]).
+-export([chosen/4]).
 
 -export_type([held/0]).
 
-%% This node's members of groups that were complete, the newest last.
+%% This node's members of groups that were complete, the newest last; or of others, as far as is known here.
 -type held() :: [{ra:server_id(), rabbit_delay_raft:uid(), rabbit_delay_key:salt(), Initial :: [ra:server_id()]}].
 
 %% Of the scratch in the exchange's record.
@@ -78,26 +78,32 @@ may_be_of(XName, Life) ->
 is_marked(_, undefined) -> false;
 is_marked(Life, Mark) -> binary:longest_common_prefix([Life, Mark]) =:= byte_size(Mark).
 
--spec held(rabbit_exchange:name()) -> held().
+-spec held(rabbit_exchange:name()) -> {Complete :: held(), Others :: held()}.
 held(XName) ->
-    [{rabbit_delay_raft:id_of(Uid), Uid, rabbit_delay_raft:salt_of(Uid), rabbit_delay_raft:initial_members(Uid)}
-     || Uid <- rabbit_delay_raft:complete_members(XName)].
+    {Complete, Others} = lists:partition(fun ({_, IsComplete}) -> IsComplete end,
+                                         rabbit_delay_raft:members_of_groups(XName)),
+    {[described(Uid) || {Uid, _} <- Complete], [described(Uid) || {Uid, _} <- Others]}.
+
+described(Uid) ->
+    {rabbit_delay_raft:id_of(Uid), Uid, rabbit_delay_raft:salt_of(Uid), rabbit_delay_raft:initial_members(Uid)}.
 
 %% The group that the record of the exchange is to name again, as nodes answer what they hold. unknown: it may be
 %% one of which not enough members are there at present.
--spec find(rabbit_exchange:name(), [{node(), held()}]) ->
+-spec find(rabbit_exchange:name(), [{node(), Complete :: held(), Others :: held()}]) ->
           {ok, Life :: binary(), rabbit_delay_key:salt(), [rabbit_delay_group:member(), ...]} | none | unknown.
 find(XName, Answers) ->
-    chosen(of_exchange(XName), lists:append([Members || {_, Members} <- Answers]),
-           rabbit_delay_broker:cluster_nodes() -- [Node || {Node, _} <- Answers]).
+    chosen(of_exchange(XName), lists:append([Complete || {_, Complete, _} <- Answers]),
+           lists:append([Others || {_, _, Others} <- Answers]),
+           rabbit_delay_broker:cluster_nodes() -- [Node || {Node, _, _} <- Answers]).
 
-%% The same of what all hold that have answered, and the nodes of the cluster that have not.
--spec chosen(Mark :: binary() | undefined, held(), Away :: [node()]) ->
+%% The same of what all hold that have answered, and the nodes of the cluster that have not. Where one member of a
+%% group knows that it was complete, all have been started: the others need not have been told.
+-spec chosen(Mark :: binary() | undefined, Complete :: held(), Others :: held(), Away :: [node()]) ->
           {ok, Life :: binary(), rabbit_delay_key:salt(), [rabbit_delay_group:member(), ...]} | none | unknown.
-chosen(Mark, Held, Away) ->
-    Lives = lists:usort([Life || {Id, _, _, _} <- Held, Life <- [rabbit_delay_group:life_of_id(Id)],
+chosen(Mark, Complete, Others, Away) ->
+    Lives = lists:usort([Life || {Id, _, _, _} <- Complete, Life <- [rabbit_delay_group:life_of_id(Id)],
                                  Life =/= undefined, is_marked(Life, Mark)]),
-    Groups = [group(Life, Held, Away) || Life <- Lives],
+    Groups = [group(Life, Complete, Others, Away) || Life <- Lives],
     case {[Group || {ok, _, _, _} = Group <- Groups], lists:member(unknown, Groups)} of
         {[Group | _], _} -> Group;
         {[], true} -> unknown;
@@ -106,9 +112,9 @@ chosen(Mark, Held, Away) ->
 
 %% Any of its members says who they were when that one was made; a majority of these must have their files. Who the
 %% others are its leader knows.
-group(Life, Held, Away) ->
-    Own = [Member || {Id, _, _, _} = Member <- Held, rabbit_delay_group:life_of_id(Id) =:= Life],
-    Present = maps:from_list([{Node, {Id, Uid}} || {{_, Node} = Id, Uid, _, _} <- Held,
+group(Life, Complete, Others, Away) ->
+    Own = [Member || {Id, _, _, _} = Member <- Complete, rabbit_delay_group:life_of_id(Id) =:= Life],
+    Present = maps:from_list([{Node, {Id, Uid}} || {{_, Node} = Id, Uid, _, _} <- Others ++ Complete,
                                                    is_in(Id, Own)]),
     Ids = [Id || {Id, _} <- maps:values(Present)],
     Said = [majority(Initial, Ids, Away) || {_, _, _, Initial} <- Own],

@@ -28,7 +28,7 @@
          start_member/4, start_new_member/4, start_new_member/5, stop_member/1, remove_member/1, put_aside_member/1,
          mark_deleted/1, delete_member/2, sweep/0, discard_member/1, quarantine_member/1,
          key_salt/1, last_seq_no/2, store_dir/1, store_dir_of_snapshot/1, member_dir_of_snapshot/1]).
--export([mark_complete/1, complete_members/1, initial_members/1]).
+-export([mark_complete/1, members_of_groups/1, initial_members/1]).
 
 -type uid() :: binary().
 -export_type([uid/0]).
@@ -208,9 +208,16 @@ start_member(XName, Durable, {_, Uid} = Member, Group) ->
     case filelib:is_dir(server_dir(Uid))
         andalso rabbit_delay_newer:in_files(server_dir(Uid), store_dir(Uid)) of
         false -> {error, {no_files, Uid}};
-        none -> start_new_member(XName, Durable, Member, Group);
+        none -> complete_if_formed(start_new_member(XName, Durable, Member, Group), Uid, Group);
         Why -> rabbit_delay_newer:refused(XName, Why)
     end.
+
+%% Whoever formed the group may have been cut off before this node was told.
+complete_if_formed(ok, Uid, #{formed := true}) ->
+    _ = is_complete(Uid) orelse mark_complete(Uid),
+    ok;
+complete_if_formed(Started, _, _) ->
+    Started.
 
 %% The same of one that may have none yet, as its group is being formed.
 -spec start_new_member(rabbit_exchange:name(), Durable :: boolean(), rabbit_delay_group:member(),
@@ -387,11 +394,14 @@ mark_complete(Uid) ->
         Error -> Error
     end.
 
-%% Those that the node has of an exchange and are marked so, the newest last.
--spec complete_members(rabbit_exchange:name()) -> [uid()].
-complete_members(XName) ->
-    [uid_of_dir(Dir) || {_, Dir} <- lists:sort([{filelib:last_modified(Dir), Dir} || Dir <- wildcard(pattern(XName))]),
-                        filelib:is_file(filename:join(Dir, ?COMPLETE_MARK))].
+%% Those that the node has of an exchange's groups in a cluster, the newest last, and whether each is marked so.
+-spec members_of_groups(rabbit_exchange:name()) -> [{uid(), IsComplete :: boolean()}].
+members_of_groups(XName) ->
+    [{Uid, is_complete(Uid)}
+     || {_, Dir} <- lists:sort([{filelib:last_modified(Dir), Dir} || Dir <- wildcard(pattern(XName))]),
+        Uid <- [uid_of_dir(Dir)], is_complete(Uid) orelse life_of(Uid) =/= undefined].
+
+is_complete(Uid) -> filelib:is_file(filename:join(server_dir(Uid), ?COMPLETE_MARK)).
 
 %% Who the members of a group were when this one was made.
 -spec initial_members(uid()) -> [ra:server_id()].
@@ -508,14 +518,10 @@ await_start(ServerId) ->
 quarantine_member(Uid) ->
     From = server_dir(Uid),
     To = filename:join([filename:dirname(From), "quarantine", binary_to_list(Uid)]),
-    case filelib:ensure_dir(To) of
-        ok ->
-            case file:rename(From, To) of
-                ok -> {ok, To};
-                Error -> Error
-            end;
-        Error ->
-            Error
+    _ = filelib:ensure_dir(To),
+    case file:rename(From, To) of
+        ok -> {ok, To};
+        Error -> Error
     end.
 
 %% Whether a server of this node has these files open.

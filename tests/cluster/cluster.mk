@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: MPL-2.0
 # Three nodes in namespaces, killed, paused and cut off from each other. SERIES=4.0 runs one series (4.0 on
-# Mnesia and on Khepri), SECONDS=60 has each fault last so much longer, SHORT=1 runs what make check does.
-# Where namespaces are not allowed the sum says so.
-CLUSTER_TESTS := $(if $(SHORT),tests/cluster/test_short.py,tests/cluster)
+# Mnesia and on Khepri), SECONDS=60 has each fault last so much longer, SHORT=1 runs what make check does: one
+# fault of each kind, an upgrade and a restoration. Where namespaces are not allowed the sum says so.
 CLUSTERS := $(foreach series,$(SERIES),$(if $(filter 4.0,$(series)),4.0-mnesia 4.0-khepri,$(series)))
-SHORT_KHEPRI := the_leader or drained
+SHORT_3.10 := tests/cluster/test_short.py
+SHORT_4.0-mnesia := tests/cluster/test_short.py
+SHORT_4.0-khepri := tests/cluster/test_short.py tests/cluster/test_versions.py \
+    -k "the_leader or drained or to_a_later_version"
+SHORT_4.3 := tests/cluster/test_short.py tests/cluster/test_recoveries.py \
+    -k "the_leader or drained or (restored_from_files and killed)"
 check-cluster: deps
 	@rm -f $(RESULTS)/cluster-*.json
 	@$(MAKE) --no-print-directory suites-cluster
@@ -33,8 +37,7 @@ prepared-cluster:
 
 suite-cluster-%:
 	@$(RUN) cluster-$* --junit "$(RESULTS)/pytest-cluster-$*/*.xml" -- \
-	    $(call pytest_cluster,$*,pytest-cluster-$*) \
-	    $(if $(SHORT),$(if $(filter 4.0-khepri 4.3,$*),-k "$(SHORT_KHEPRI)")) $(CLUSTER_TESTS)
+	    $(call pytest_cluster,$*,pytest-cluster-$*) $(if $(SHORT),$(SHORT_$*),tests/cluster)
 
 # Of the cluster $1, with a JUnit file in the directory $2 of the results.
 pytest_cluster = env BROKER_SERIES=$(firstword $(subst -, ,$1)) CLUSTER_METADATA=$(word 2,$(subst -, ,$1)) \

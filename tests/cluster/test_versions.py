@@ -24,12 +24,24 @@ from test_short import Short
 OURS = versions.version()
 
 
+class Archives(dict):
+    """By the version of the machine, where an archive is, which is made when it is first asked for."""
+
+    def __init__(self, directory):
+        super().__init__()
+        self.directory = directory
+
+    def __missing__(self, version):
+        series = default_series()
+        made_by = {OURS - 1: versions.earlier, OURS + 1: versions.later}
+        self[version] = (dist_of(series) if version == OURS
+                         else made_by[version](series, os.path.join(self.directory, str(version))))
+        return self[version]
+
+
 @pytest.fixture(scope="module")
 def archives(directory):
-    """By the version of the machine, where an archive is."""
-    series = default_series()
-    return {OURS - 1: versions.earlier(series, os.path.join(directory, "earlier")), OURS: dist_of(series),
-            OURS + 1: versions.later(series, os.path.join(directory, "later"))}
+    return Archives(directory)
 
 
 class Versions:
@@ -48,8 +60,9 @@ class Versions:
 
     def change(self, n, version):
         """As an operator would: the node is stopped, given another archive, and started."""
+        archive = self.archives[version]
         self.cluster.stop(n)
-        self.cluster.nodes[n].plugin_dirs = [self.archives[version]]
+        self.cluster.nodes[n].plugin_dirs = [archive]
         self.cluster.start(n)
         assert evaluate(self.cluster.nodes[n], "rabbit_delay_machine:version().") == str(version)
 

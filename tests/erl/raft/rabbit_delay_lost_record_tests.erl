@@ -23,7 +23,9 @@ of_group(There, Nodes) -> [held(id(Node, ?LIFE), group(Nodes)) || Node <- There]
 
 members(Nodes) -> [{id(Node, ?LIFE), uid(Node)} || Node <- Nodes].
 
-chosen(Held, Away) -> rabbit_delay_lost_record:chosen(?MARK, Held, Away).
+chosen(Complete, Away) -> chosen(Complete, [], Away).
+
+chosen(Complete, Others, Away) -> rabbit_delay_lost_record:chosen(?MARK, Complete, Others, Away).
 
 %% Every part of a group of three, and who of the others does not answer.
 parts_of_a_group_test_() ->
@@ -38,6 +40,27 @@ parts_of_a_group_test_() ->
      || There <- [[], [a], [b], [c], [a, b], [a, c], [b, c], Nodes],
         Away <- [[], [a], [b], [c], [a, b], [a, c], [b, c]], Away -- There =:= Away].
 
+%% The same where only some of those that are there have been told that the group was complete: if one has, as if all had.
+not_all_were_told_test_() ->
+    Nodes = [a, b, c],
+    [{lists:flatten(io_lib:format("~p told, ~p not, ~p away", [Told, NotTold, Away])),
+      ?_assertEqual(case Told of
+                        [] -> none;
+                        _ -> chosen(of_group(lists:sort(Told ++ NotTold), Nodes), Away)
+                    end, chosen(of_group(Told, Nodes), of_group(NotTold, Nodes), Away))}
+     || Told <- parts(Nodes), NotTold <- parts(Nodes -- Told), Away <- parts(Nodes -- (Told ++ NotTold))].
+
+parts([]) -> [[]];
+parts([Node | Nodes]) -> [Part || Rest <- parts(Nodes), Part <- [Rest, [Node | Rest]]].
+
+%% Of another group, that was never complete, there is more.
+others_of_another_test() ->
+    Other = <<?MARK/binary, "00000000AAAA">>,
+    Others = [held(id(Node, Other), group(Other, [a, b, c])) || Node <- [a, b, c]],
+    ?assertEqual(none, chosen([], Others, [])),
+    ?assertEqual(unknown, chosen(of_group([a], [a, b, c]), Others, [b])),
+    ?assertEqual({ok, ?LIFE, <<"salt">>, members([a, b])}, chosen(of_group([a, b], [a, b, c]), Others, [c])).
+
 of_one_test() ->
     ?assertEqual({ok, ?LIFE, <<"salt">>, members([a])}, chosen(of_group([a], [a]), [b, c])).
 
@@ -45,7 +68,7 @@ of_one_test() ->
 of_another_mark_test() ->
     Held = [held(id(Node, ?OTHER), group(?OTHER, [a, b, c])) || Node <- [a, b, c]],
     ?assertEqual(none, chosen(Held, [])),
-    ?assertEqual(none, rabbit_delay_lost_record:chosen(undefined, of_group([a, b, c], [a, b, c]), [])),
+    ?assertEqual(none, rabbit_delay_lost_record:chosen(undefined, of_group([a, b, c], [a, b, c]), [], [])),
     ?assertEqual({ok, ?LIFE, <<"salt">>, members([b])}, chosen(Held ++ of_group([b], [b]), [])).
 
 %% A member that was made on a node that was alone, to which others have been added.
