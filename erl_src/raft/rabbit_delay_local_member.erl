@@ -185,6 +185,8 @@ look_at(XName, {_, Uid} = Member) ->
         {ok, #{formed := true, members := Members} = Group} ->
             case lists:member(Member, Members) orelse end_member(XName, Member, put_aside) of
                 true ->
+                    %% Named again: what runs here for the exchange may have begun without it.
+                    _ = rabbit_delay_raft:is_running(Uid) orelse has_member(XName),
                     done;
                 ok ->
                     done;
