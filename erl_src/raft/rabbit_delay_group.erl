@@ -349,9 +349,13 @@ form_new(XName, #{life := Life, members := Members} = Group) ->
     Answers = started(XName, Nodes, Group),
     case [{Node, Answer} || {Node, Answer} <- Answers, Answer =/= {ok, ok}] of
         [] ->
-            ok = completed(Members),
-            _ = ra:trigger_election(first(Members)),
-            formed(XName, Life);
+            case completed(Members) of
+                true ->
+                    _ = ra:trigger_election(first(Members)),
+                    formed(XName, Life);
+                false ->
+                    {error, forming}
+            end;
         Failed ->
             ?LOG_WARNING("delayed messages of ~ts: a group of ~0p cannot be formed, and another is to "
                          "be named: ~0P", [rabbit_delay_text:rs(XName), Nodes, Failed, 20], ?LOG_DOMAIN),
@@ -365,10 +369,11 @@ started(XName, Nodes, Group) ->
               end,
     lists:zip(Nodes, erpc:multicall(Nodes, ?MODULE, start_new, [XName, Durable, Group], ?START_MS)).
 
-%% Its members know it before anything is confirmed. An earlier version of the plugin does not know of that.
+%% Most of its members know it before anything is confirmed. An earlier version of the plugin does not know of that.
 completed(Members) ->
-    _ = erpc:multicall([Node || {{_, Node}, _} <- Members], ?MODULE, complete, [Members], ?ASK_MS),
-    ok.
+    Answers = erpc:multicall([Node || {{_, Node}, _} <- Members], ?MODULE, complete, [Members], ?ASK_MS),
+    2 * length([told || {ok, ok} <- Answers] ++ [earlier || {error, {exception, undef, _}} <- Answers])
+        > length(Members).
 
 %% Of these, this node's.
 -spec complete([member(), ...]) -> ok.
@@ -380,7 +385,7 @@ complete(Members) ->
 form_again(XName, #{life := Life, members := Members} = Group) ->
     Nodes = [Node || {{_, Node}, _} <- Members],
     Answers = started(XName, Nodes, Group),
-    case 2 * length([Node || {Node, {ok, ok}} <- Answers]) > length(Members) of
+    case 2 * length([Node || {Node, {ok, ok}} <- Answers]) > length(Members) andalso completed(Members) of
         true ->
             ?LOG_WARNING("delayed messages of ~ts: the broker's metadata had lost the record of their group, as "
                          "it does when it takes a part of a split cluster back; it is made again, with members "

@@ -96,42 +96,49 @@ find(XName, Answers) ->
            lists:append([Others || {_, _, Others} <- Answers]),
            rabbit_delay_broker:cluster_nodes() -- [Node || {Node, _, _} <- Answers]).
 
-%% The same of what all hold that have answered, and the nodes of the cluster that have not. Where one member of a
-%% group knows that it was complete, all have been started: the others need not have been told.
+%% The same of what all hold that have answered, and the nodes of the cluster that have not. Groups that most members
+%% know to have been complete go before such as may have been: of these that may be, who is away may know.
 -spec chosen(Mark :: binary() | undefined, Complete :: held(), Others :: held(), Away :: [node()]) ->
           {ok, Life :: binary(), rabbit_delay_key:salt(), [rabbit_delay_group:member(), ...]} | none | unknown.
 chosen(Mark, Complete, Others, Away) ->
     Lives = lists:usort([Life || {Id, _, _, _} <- Complete, Life <- [rabbit_delay_group:life_of_id(Id)],
                                  Life =/= undefined, is_marked(Life, Mark)]),
     Groups = [group(Life, Complete, Others, Away) || Life <- Lives],
-    case {[Group || {ok, _, _, _} = Group <- Groups], lists:member(unknown, Groups)} of
-        {[Group | _], _} -> Group;
-        {[], true} -> unknown;
-        {[], false} -> none
+    case {[Group || {complete, Group} <- Groups], lists:member(unknown, Groups),
+          [Group || {may_be, Group} <- Groups]} of
+        {[{Life, Salt, Members} | _], _, _} -> {ok, Life, Salt, Members};
+        {[], true, _} -> unknown;
+        {[], false, [{Life, Salt, Members} | _]} -> {ok, Life, Salt, Members};
+        {[], false, []} -> none
     end.
 
-%% Any of its members says who they were when that one was made; a majority of these must have their files. Who the
-%% others are its leader knows.
+%% Any of its members that knows says who they were when that one was made. All were started before one could know, so
+%% the files of a majority are enough, whether these know or not. Who the others are its leader knows.
 group(Life, Complete, Others, Away) ->
     Own = [Member || {Id, _, _, _} = Member <- Complete, rabbit_delay_group:life_of_id(Id) =:= Life],
     Present = maps:from_list([{Node, {Id, Uid}} || {{_, Node} = Id, Uid, _, _} <- Others ++ Complete,
                                                    is_in(Id, Own)]),
     Ids = [Id || {Id, _} <- maps:values(Present)],
-    Said = [majority(Initial, Ids, Away) || {_, _, _, Initial} <- Own],
+    Know = [Id || Id <- Ids, lists:keymember(Id, 1, Complete)],
+    Said = [said(Initial, Know, Ids, Away) || {_, _, _, Initial} <- Own],
     [{_, _, Salt, _} | _] = Own,
-    case {lists:member(there, Said), lists:member(away, Said)} of
-        {true, _} -> {ok, Life, Salt, lists:sort(maps:values(Present))};
-        {false, true} -> unknown;
-        {false, false} -> none
+    Group = {Life, Salt, lists:sort(maps:values(Present))},
+    case [Word || Word <- [complete, may_be, unknown], lists:member(Word, Said)] of
+        [unknown | _] -> unknown;
+        [Word | _] -> {Word, Group};
+        [] -> none
     end.
 
 is_in(Id, Own) -> lists:any(fun ({Other, _, _, Initial}) -> Id =:= Other orelse lists:member(Id, Initial) end, Own).
 
-majority(Initial, Ids, Away) ->
+said(Initial, Know, Ids, Away) ->
+    All = length(Initial),
+    Knowing = length([Id || Id <- Initial, lists:member(Id, Know)]),
     There = length([Id || Id <- Initial, lists:member(Id, Ids)]),
     Gone = length([Id || {_, Node} = Id <- Initial, not lists:member(Id, Ids), lists:member(Node, Away)]),
-    case {2 * There > length(Initial), 2 * (There + Gone) > length(Initial)} of
-        {true, _} -> there;
-        {false, true} -> away;
-        {false, false} -> none
+    case {2 * Knowing > All, 2 * (Knowing + Gone) > All, 2 * There > All} of
+        {true, _, _} -> complete;
+        {false, true, true} -> may_be;
+        {false, true, false} -> unknown;
+        {false, false, _} -> none
     end.

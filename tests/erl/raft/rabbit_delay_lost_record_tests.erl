@@ -40,15 +40,23 @@ parts_of_a_group_test_() ->
      || There <- [[], [a], [b], [c], [a, b], [a, c], [b, c], Nodes],
         Away <- [[], [a], [b], [c], [a, b], [a, c], [b, c]], Away -- There =:= Away].
 
-%% The same where only some of those that are there have been told that the group was complete: if one has, as if all had.
-not_all_were_told_test_() ->
-    Nodes = [a, b, c],
-    [{lists:flatten(io_lib:format("~p told, ~p not, ~p away", [Told, NotTold, Away])),
-      ?_assertEqual(case Told of
-                        [] -> none;
-                        _ -> chosen(of_group(lists:sort(Told ++ NotTold), Nodes), Away)
-                    end, chosen(of_group(Told, Nodes), of_group(NotTold, Nodes), Away))}
-     || Told <- parts(Nodes), NotTold <- parts(Nodes -- Told), Away <- parts(Nodes -- (Told ++ NotTold))].
+%% Who may know that a group was complete, who has its files, and which majority of the nodes is there: all of these.
+%% One of which most members know is never passed over for another, one is named again only with most members' files,
+%% and always if these are there and most know.
+parts_that_were_told_test() ->
+    [part_that_was_told(Nodes, Told, NotTold, There)
+     || Nodes <- [[a], [a, b, c], [a, b, c, d, e]], Told <- parts(Nodes), NotTold <- parts(Nodes -- Told),
+        There <- parts(Nodes), 2 * length(There) > length(Nodes)].
+
+part_that_was_told(Nodes, Told, NotTold, There) ->
+    Of = fun (Some) -> of_group([Node || Node <- Some, lists:member(Node, There)], Nodes) end,
+    Files = [Node || Node <- Nodes, lists:member(Node, Told ++ NotTold), lists:member(Node, There)],
+    IsMost = fun (Some) -> 2 * length(Some) > length(Nodes) end,
+    case chosen(Of(Told), Of(NotTold), Nodes -- There) of
+        none -> ?assertNot(IsMost(Told), {Told, NotTold, There});
+        unknown -> ?assertNot(IsMost(Files), {Told, NotTold, There});
+        {ok, ?LIFE, _, Members} -> ?assertEqual({true, members(Files)}, {IsMost(Files), Members})
+    end.
 
 parts([]) -> [[]];
 parts([Node | Nodes]) -> [Part || Rest <- parts(Nodes), Part <- [Rest, [Node | Rest]]].
@@ -60,6 +68,19 @@ others_of_another_test() ->
     ?assertEqual(none, chosen([], Others, [])),
     ?assertEqual(unknown, chosen(of_group([a], [a, b, c]), Others, [b])),
     ?assertEqual({ok, ?LIFE, <<"salt">>, members([a, b])}, chosen(of_group([a, b], [a, b, c]), Others, [c])).
+
+%% One that may have been complete is not named where another may have been, and who is away may know; and not before
+%% one that was.
+one_of_two_test() ->
+    Nodes = [a, b, c],
+    Second = <<?MARK/binary, "00000000AAAA">>,
+    OfSecond = fun (There) -> [held(id(Node, Second), group(Second, Nodes)) || Node <- There] end,
+    MayBe = of_group([b], Nodes),
+    ?assertEqual({ok, ?LIFE, <<"salt">>, members([a, b])}, chosen(MayBe, of_group([a], Nodes), [c])),
+    ?assertEqual(unknown, chosen(MayBe ++ OfSecond([a]), of_group([a], Nodes), [c])),
+    ?assertMatch({ok, Second, _, _}, chosen(MayBe ++ OfSecond([a, b]), of_group([a], Nodes), [c])),
+    OfOne = held(id(a, Second), group(Second, [a])),
+    ?assertMatch({ok, Second, _, _}, chosen([OfOne | MayBe], of_group([a], Nodes), [c])).
 
 of_one_test() ->
     ?assertEqual({ok, ?LIFE, <<"salt">>, members([a])}, chosen(of_group([a], [a]), [b, c])).
