@@ -39,11 +39,12 @@ def payloads(broker, exchange, *arguments):
 
 
 def counted(broker, exchange, column):
-    """A column of list_delayed_exchanges, without the command-line tool's start."""
+    """A column of list_delayed_exchanges, without the command-line tool's start. None where it is empty: the exchange's
+    member has not started yet."""
     answer = evaluate(broker, 'rabbit_delay_exchange:show(rabbit_misc:r(<<"/">>, exchange, '
                       f'<<"{exchange}">>), [{column}]).')
-    value = re.fullmatch(rf"{{ok,\s*\[{{{column},\s*(\w+)}}\]}}", answer).group(1)
-    return {"true": True, "false": False}[value] if value.isalpha() else int(value)
+    value = re.fullmatch(rf"{{ok,\s*\[{{{column},\s*(\w+|'')}}\]}}", answer).group(1)
+    return {"true": True, "false": False, "''": None}[value] if not value.isdecimal() else int(value)
 
 
 def done(broker, *arguments):

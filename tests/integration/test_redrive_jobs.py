@@ -108,7 +108,8 @@ def test_it_moves_what_is_there_and_is_remembered(broker, local, vhost, jobs, ki
     everywhere = openapi.call(management, "GET", EVERYWHERE)[1]["redrives"]
     assert [one["id"] for one in everywhere if one["queue"] == queue] == [other["id"], job["id"]]
     lines = eventually(lambda: [line for line in broker.log()[before:].splitlines()
-                                if "dead letters of queue" in line], lambda found: len(found) >= 2)
+                                if "dead letters of queue" in line and vhost in line],
+                       lambda found: len(found) >= 2)
     assert f"to be redriven to queue {work}, asked for by user 'guest' over HTTP" in lines[0]
     assert "2 of 2 redriven" in lines[1]
 
